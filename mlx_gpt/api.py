@@ -1,0 +1,101 @@
+"""The Python interface: load a checkpoint of any format, call the model, generate text."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_gpt.backend import mx
+from mlx_gpt.checkpoint import rgpt, store
+from mlx_gpt.checkpoint.store import Checkpoint, Header
+from mlx_gpt.config import Config, ModelConfig, load_toml
+from mlx_gpt.data.corpus import open_corpus
+from mlx_gpt.data.tokenizer import CharTokenizer
+from mlx_gpt.errors import BadFile, ResumeRefused, UserError
+from mlx_gpt.generation.engine import TextStream
+from mlx_gpt.generation.sampling import Sampling
+from mlx_gpt.model.gpt import GPT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A loaded checkpoint. `model(tokens)` gives logits (B, T, V) of ids (B, T); `tokenizer` is None if unknown."""
+
+    model: GPT
+    tokenizer: CharTokenizer | None
+    header: Header
+
+    @property
+    def config(self) -> Config:
+        return self.header.config
+
+
+def load(path, preset: str | None = None, n_embd: int | None = None, n_head: int | None = None,
+         n_layer: int | None = None, block_size: int | None = None, corpus: str | Sequence[str] | None = None) -> Run:
+    """Loads our safetensors or a randyGPT .bin file, verified.
+
+    A .bin file names no shape: it follows from the preset, the sizes given, or the file's length. It holds no tokenizer
+    either: `corpus` is the text it was trained on. Raises UserError, BadFile (corrupt) or ResumeRefused (another shape).
+    """
+    sizes = {"n_embd": n_embd, "n_head": n_head, "n_layer": n_layer, "block_size": block_size}
+    checkpoint = read_checkpoint(Path(path), preset, {k: v for k, v in sizes.items() if v is not None})
+    if corpus is not None:
+        checkpoint = with_tokenizer(checkpoint, [corpus] if isinstance(corpus, str) else corpus)
+    return to_run(checkpoint)
+
+
+def generate(run: Run, prompt: str = "", *, max_tokens: int = 200, temperature: float = 0.8, top_p: float = 0.9,
+             top_k: int = 0, seed: int = 0, stop: Sequence[str] = ()) -> Iterator[str]:
+    """Text that follows the prompt, in pieces as they are drawn. Raises UserError for a character the model never saw."""
+    return iter(stream(run, prompt, Sampling(temperature=temperature, top_p=top_p, top_k=top_k), max_tokens, stop, seed))
+
+
+def stream(run: Run, prompt: str, how: Sampling, max_tokens: int, stop: Sequence[str] = (), seed: int = 0) -> TextStream:
+    """generate() as an object that tells afterwards how it ended."""
+    if run.tokenizer is None:
+        raise UserError("this checkpoint holds no tokenizer; name the text it was trained on with --corpus")
+    try:
+        ids = run.tokenizer.encode(prompt).tolist()
+    except UserError as error:
+        raise UserError(f"prompt: {error}; use characters of the training text") from None
+    return TextStream(model=run.model, tokenizer=run.tokenizer, prompt=ids, how=how, max_tokens=max_tokens,
+                      stop=tuple([stop] if isinstance(stop, str) else stop), seed=seed)
+
+
+def read_checkpoint(path: Path, preset: str | None = None, sizes: dict[str, int] | None = None) -> Checkpoint:
+    """A checkpoint of any format. A shape said by preset or sizes must be the file's own."""
+    wanted = (ModelConfig(**load_toml("presets", preset)["model"]).shape() if preset else {}) | (sizes or {})
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; give a checkpoint file in it")
+    try:
+        if rgpt.is_rgpt(path):
+            return rgpt.read(path, wanted)
+        if path.suffix != ".safetensors" and not store.is_safetensors(path):
+            raise BadFile(f"{path}: neither an RGPT file nor a safetensors file")
+        checkpoint = store.load(path)
+    except OSError as error:
+        raise BadFile(f"{path}: {error.strerror}") from None
+    shape = checkpoint.header.config.model.shape()
+    if shape | wanted != shape:
+        raise ResumeRefused(f"{path}: asked for {store.differences(wanted, shape)}; leave the shape to the file")
+    return checkpoint
+
+
+def with_tokenizer(checkpoint: Checkpoint, corpus: Sequence[str]) -> Checkpoint:
+    """The checkpoint with the character vocabulary of its training text."""
+    tokenizer = CharTokenizer.from_documents(open_corpus(corpus).documents)
+    header = checkpoint.header
+    if tokenizer.vocab_size != header.vocab_size:
+        raise ResumeRefused(f"corpus {', '.join(corpus)} has a vocabulary of {tokenizer.vocab_size}, the checkpoint "
+                            f"{header.vocab_size}; name the text it was trained on")
+    return dataclasses.replace(checkpoint, header=dataclasses.replace(header, tokenizer=tokenizer.to_dict()))
+
+
+def to_run(checkpoint: Checkpoint) -> Run:
+    header = checkpoint.header
+    model = GPT(header.config.model, header.vocab_size)
+    model.set_weights({name: mx.array(w) for name, w in checkpoint.weights.items()})
+    tokenizer = CharTokenizer.from_dict(header.tokenizer) if header.tokenizer else None
+    return Run(model=model, tokenizer=tokenizer, header=header)

@@ -1,0 +1,93 @@
+"""The device: MLX with a fast BLAS under it, limits, memory, compute types.
+
+Every other module takes `mx` and `nn` from here, so that the BLAS is always in place before MLX is loaded.
+"""
+
+import platform
+import shutil
+import time
+import warnings
+from importlib.metadata import version
+
+from mlx_gpt import blas
+
+BLAS = blas.preload()
+
+import mlx.core as mx  # noqa: E402
+import mlx.nn as nn  # noqa: E402
+
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+
+
+def prepare() -> None:
+    """Sets what a fresh MLX gets wrong for training on this device; warns of what makes it slow."""
+    if on_gpu():
+        return
+    # The CPU allocator gives large buffers back to the system after each use by default, and faults them in again.
+    mx.set_cache_limit(mx.get_memory_limit() // 2)
+    if not BLAS.fast:
+        warnings.warn(f"matrix products run on {BLAS.name} BLAS, some 70x too slow; {blas.CURE}", stacklevel=2)
+    if not can_compile():
+        mx.disable_compile()
+        warnings.warn("no C++ compiler (g++): MLX runs uncompiled on this CPU, slower; install g++", stacklevel=2)
+
+
+def on_gpu() -> bool:
+    return mx.default_device().type == mx.DeviceType.gpu
+
+
+def can_compile() -> bool:
+    """MLX compiles for the CPU by calling g++ at run time; GPUs need nothing."""
+    return on_gpu() or shutil.which("g++") is not None
+
+
+def peak_memory() -> int:
+    """Bytes of the largest footprint of MLX arrays so far."""
+    return mx.get_peak_memory()
+
+
+def device_report() -> dict:
+    """What `doctor` and `bench` say of this machine."""
+    info = mx.device_info()
+    gib = 1 << 30
+    limits = {k: round(info[k] / gib, 2) for k in ("memory_size", "max_recommended_working_set_size") if k in info}
+    return {
+        "device": "gpu" if on_gpu() else "cpu",
+        "name": info.get("device_name", info.get("architecture", "unknown")),
+        "backend": "metal" if mx.metal.is_available() else "cuda" if mx.cuda.is_available() else "cpu",
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "mlx": version("mlx"),
+        "numpy": version("numpy"),
+        "blas": BLAS.name,
+        "blas_fast": BLAS.fast,
+        "blas_path": BLAS.path,
+        "compile": can_compile(),
+        "memory_limit_gib": round(mx.get_memory_limit() / gib, 2),
+        **{f"{k}_gib": v for k, v in limits.items()},
+    }
+
+
+def matmul_rate(size: int = 1024, seconds: float = 0.5) -> float:
+    """Measured float32 matrix product of MLX on its default device, in GFLOP/s: the best of repeated runs."""
+    a = mx.random.normal((size, size), key=mx.random.key(0))
+    mx.eval(a, a @ a)
+    return _best_rate(lambda: mx.eval(a @ a), size, seconds)
+
+
+def numpy_matmul_rate(size: int = 1024, seconds: float = 0.5) -> float:
+    """The same product by NumPy, in GFLOP/s: what this CPU can do."""
+    import numpy as np
+
+    a = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
+    a @ a
+    return _best_rate(lambda: a @ a, size, seconds)
+
+
+def _best_rate(product, size: int, seconds: float) -> float:
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        start = time.perf_counter()
+        product()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9

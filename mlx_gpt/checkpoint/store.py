@@ -1,0 +1,168 @@
+"""The checkpoint: one safetensors file with a header in its metadata.
+
+Tensors are the weights by name and the optimizer's state as `optimizer.<part>.<weight>`, all float32. The metadata
+holds `format`, `format_version`, `header` (JSON) and `sha256`, of the header and of every tensor in order of name.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from mlx_gpt.checkpoint.files import write_atomic
+from mlx_gpt.config import Config
+from mlx_gpt.errors import BadFile, UserError
+
+FORMAT, FORMAT_VERSION = "mlxgpt", 1
+OPTIMIZER = "optimizer."
+MAX_VOCAB = 1 << 21  # above every code point and every published vocabulary
+
+Tensors = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """Everything of a run that is not a tensor.
+
+    `iteration` counts finished iterations, `step` the optimizer's updates among them. Losses are in nats per token.
+    """
+
+    config: Config
+    vocab_size: int
+    iteration: int
+    step: int
+    best_loss: float = math.inf
+    best_iteration: int = 0
+    bad_evals: int = 0
+    lr_cuts: int = 0
+    last_eval: int = -1
+    planned: bool = False
+    tokens: int = 0
+    elapsed: float = 0.0
+    tokenizer: dict | None = None
+    corpus: str | None = None
+
+    def to_json(self) -> str:
+        data = dataclasses.asdict(self) | {"best_loss": _json_float(self.best_loss)}
+        return json.dumps(data, sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Header":
+        data = json.loads(text)
+        return cls(**data | {"config": Config.from_dict(data["config"]), "best_loss": float(data["best_loss"])})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A run at one moment: its header, its weights, and the optimizer's tensors as {"m.wte.weight": ...}."""
+
+    header: Header
+    weights: Tensors
+    optimizer: Tensors
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.nbytes for t in (*self.weights.values(), *self.optimizer.values()))
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes the checkpoint atomically. Raises OutOfRoom on a full disk; what was there stays."""
+    tensors = checkpoint.weights | {OPTIMIZER + k: t for k, t in checkpoint.optimizer.items()}
+    header = checkpoint.header.to_json()
+    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "header": header,
+                "sha256": _digest(header, tensors)}
+    write_atomic(path, [safetensors.numpy.save(tensors, metadata)])
+
+
+def load(path: Path) -> Checkpoint:
+    """Reads and verifies a checkpoint: container, header, names, shapes, types, checksum, finiteness.
+
+    Raises BadFile, naming what is wrong, or UserError where there is no such file.
+    """
+    header, tensors = _read(path)
+    weights = {k: t for k, t in tensors.items() if not k.startswith(OPTIMIZER)}
+    optimizer = {k.removeprefix(OPTIMIZER): t for k, t in tensors.items() if k.startswith(OPTIMIZER)}
+    return Checkpoint(header=header, weights=weights, optimizer=optimizer)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether the file begins as a safetensors file does: a length and an opening brace."""
+    with open(path, "rb") as f:
+        return f.read(9)[8:] == b"{"
+
+
+def require_finite(path: Path, tensors: Tensors) -> None:
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise BadFile(f"{path}: {name} holds values that are not finite; take an earlier checkpoint")
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """"n_embd 256, file has 128", for the keys whose values differ."""
+    return "; ".join(f"{k} {ours[k]}, the file has {theirs[k]}" for k in ours if ours[k] != theirs[k])
+
+
+def _read(path: Path) -> tuple[Header, Tensors]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safetensors.safe_open(path, "np") as f:
+            metadata = f.metadata() or {}
+            header = _header(path, metadata)
+            _require_layout(path, header, {name: f.get_slice(name) for name in f.keys()})
+            tensors = {name: f.get_tensor(name) for name in sorted(f.keys())}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise BadFile(f"{path}: not a whole safetensors file ({error}); take an earlier checkpoint") from None
+    if metadata.get("sha256") != _digest(metadata["header"], tensors):
+        raise BadFile(f"{path}: its contents don't match their SHA-256, the file is corrupt; take an earlier checkpoint")
+    require_finite(path, tensors)
+    return header, tensors
+
+
+def _header(path: Path, metadata: dict[str, str]) -> Header:
+    if metadata.get("format") != FORMAT or "header" not in metadata:
+        raise BadFile(f"{path}: a safetensors file, but not an mlxgpt checkpoint")
+    version = metadata.get("format_version", "")
+    if not version.isdecimal() or int(version) > FORMAT_VERSION:
+        raise BadFile(f"{path}: format version {version}, this mlxgpt reads up to {FORMAT_VERSION}; upgrade mlxgpt")
+    try:
+        header = Header.from_json(metadata["header"])
+        if not 1 <= header.vocab_size <= MAX_VOCAB:
+            raise ValueError(f"vocab_size {header.vocab_size}")
+        return header
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadFile(f"{path}: its header can't be read: {error}") from None
+
+
+def _require_layout(path: Path, header: Header, slices: dict[str, Any]) -> None:
+    """Every weight with its shape; each optimizer tensor shaped as its weight; float32 throughout."""
+    expected = header.config.model.weight_shapes(header.vocab_size)
+    for name in expected.keys() - slices.keys():
+        raise BadFile(f"{path}: {name} is missing")
+    for name, found in slices.items():
+        weight = name.removeprefix(OPTIMIZER).partition(".")[2] if name.startswith(OPTIMIZER) else name
+        if weight not in expected:
+            raise BadFile(f"{path}: {name} does not belong to this model")
+        shape, dtype = tuple(found.get_shape()), found.get_dtype()
+        if shape != expected[weight] or dtype != "F32":
+            raise BadFile(f"{path}: {name} is {dtype} {shape}, expected F32 {expected[weight]}")
+
+
+def _digest(header: str, tensors: Tensors) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensors[name]).data)
+    return digest.hexdigest()
+
+
+def _json_float(x: float) -> float | str:
+    """JSON has no infinity and no NaN; their names read back as floats."""
+    return x if math.isfinite(x) else str(x)

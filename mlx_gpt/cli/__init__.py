@@ -1,0 +1,1 @@
+"""The command line: it joins the rooms. The only room that prints and exits."""

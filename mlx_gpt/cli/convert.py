@@ -1,0 +1,85 @@
+"""`mlxgpt convert` and `mlxgpt inspect`: checkpoints from one format to another, and what is in them."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import click
+
+from mlx_gpt.cli.options import corpus_option, echo_json, json_option, overrides_of, preset_option, set_option
+
+FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003"]
+
+
+@click.command()
+@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("dst", type=click.Path(path_type=Path))
+@click.option("--format", "format", type=click.Choice(FORMATS),
+              help="Format of DST.  [default: safetensors, or rgpt0003 where DST ends in .bin]")
+@click.option("--force", is_flag=True, help="Overwrite DST.")
+@preset_option
+@corpus_option
+@set_option
+def convert(src, dst, format, force, preset, corpus, sets):
+    """Translate a checkpoint between safetensors and RGPT0001, RGPT0002, RGPT0003.
+
+    \b
+    mlxgpt convert model.bin model.safetensors --preset model-l --corpus shakespeare
+    mlxgpt convert runs/model-l-shakespeare/best.safetensors model.bin --format rgpt0003
+
+    An RGPT file holds no tokenizer: --corpus rebuilds it from the training text.
+    """
+    from mlx_gpt.api import read_checkpoint, with_tokenizer
+    from mlx_gpt.checkpoint import rgpt, store
+    from mlx_gpt.cli.options import sizes_of
+    from mlx_gpt.errors import UserError
+
+    if dst.exists() and (not force or dst.is_dir() or dst.samefile(src)):
+        raise UserError(f"{dst}: already there; name another file, or overwrite it with --force")
+    checkpoint = read_checkpoint(src, preset, sizes_of(overrides_of(sets, {})))
+    if corpus:
+        checkpoint = with_tokenizer(checkpoint, corpus)
+    format = format or ("rgpt0003" if dst.suffix == ".bin" else "safetensors")
+    if format == "safetensors":
+        store.save(dst, checkpoint)
+    else:
+        rgpt.write(dst, checkpoint, format)
+    click.echo(f"{dst}: {format}, {dst.stat().st_size:,} bytes", err=True)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@preset_option
+@set_option
+@json_option
+def inspect(file, preset, sets, as_json):
+    """Header, shape, tensors and checks of a checkpoint, without building the model."""
+    from mlx_gpt.api import read_checkpoint
+    from mlx_gpt.checkpoint import rgpt
+    from mlx_gpt.cli.options import sizes_of
+    from mlx_gpt.config import preset_of
+
+    checkpoint = read_checkpoint(file, preset, sizes_of(overrides_of(sets, {})))
+    header, model = checkpoint.header, checkpoint.header.config.model
+    with open(file, "rb") as f:
+        format = f.read(8).decode() if rgpt.is_rgpt(file) else "safetensors"
+    tensors = checkpoint.weights | {f"optimizer.{k}": t for k, t in checkpoint.optimizer.items()}
+    facts = {
+        "file": str(file), "format": format, "bytes": file.stat().st_size, "vocab_size": header.vocab_size,
+        "preset": preset_of(model), **model.shape(), "parameters": model.num_params(header.vocab_size),
+        "iteration": header.iteration, "step": header.step,
+        "best_loss": header.best_loss if math.isfinite(header.best_loss) else None,
+        "tokenizer": header.tokenizer["kind"] if header.tokenizer else None,
+        "optimizer": bool(checkpoint.optimizer),
+        "checks": ["length", "names and shapes", "finite"] + ["SHA-256"] * (format == "safetensors"),
+    }
+    if as_json:
+        config = None if header.tokenizer is None else dataclasses.asdict(header.config)
+        echo_json(facts | {"config": config, "tensors": {k: list(t.shape) for k, t in tensors.items()}})
+        return
+    for name, value in facts.items():
+        click.echo(f"{name:<12} {', '.join(value) if isinstance(value, list) else value}")
+    click.echo(f"{'tensors':<12} {len(tensors)}")
+    for name, tensor in tensors.items():
+        click.echo(f"  {name:<34} {' x '.join(map(str, tensor.shape)):>12}   "
+                   f"mean {tensor.mean():+.5f}  std {tensor.std():.5f}")

@@ -1,0 +1,27 @@
+"""`mlxgpt doctor`: what this machine brings, and what it lacks."""
+
+import click
+
+from mlx_gpt.cli.options import echo_json, json_option
+
+
+@click.command()
+@json_option
+def doctor(as_json):
+    """Device, versions, BLAS, memory limits, and the measured rate of a matrix product."""
+    from mlx_gpt import backend, blas
+
+    facts = backend.device_report() | {"matmul_gflops": round(backend.matmul_rate(), 1)}
+    if facts["backend"] == "cpu":
+        facts["numpy_matmul_gflops"] = round(backend.numpy_matmul_rate(), 1)
+    advice = []
+    if not facts["blas_fast"]:
+        advice.append(f"matrix products are slow: {blas.CURE}")
+    if not facts["compile"]:
+        advice.append("no C++ compiler, MLX runs uncompiled: install g++")
+    if as_json:
+        echo_json(facts | {"advice": advice})
+        return
+    for name, value in facts.items():
+        click.echo(f"{name:<20} {value}")
+    click.echo("\n".join(advice) or "all well")

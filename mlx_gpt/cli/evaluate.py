@@ -1,0 +1,50 @@
+"""`mlxgpt eval`: how well a checkpoint predicts text it has not trained on."""
+
+from pathlib import Path
+
+import click
+
+from mlx_gpt.cli.options import corpus_option, echo_json, json_option, overrides_of, preset_option, set_option
+
+
+@click.command("eval")
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@corpus_option
+@click.option("--split", type=click.Choice(["val", "train", "all"]), default="val", help="Which part of the corpus.")
+@click.option("--batch", type=click.IntRange(1, 4096), default=16, help="Windows at a time.")
+@preset_option
+@set_option
+@json_option
+def evaluate(checkpoint, corpus, split, batch, preset, sets, as_json):
+    """Loss, perplexity and bits per byte over a whole split.
+
+    CHECKPOINT is the best of the newest run by default, the corpus its own. A randyGPT .bin needs its --corpus.
+    """
+    from mlx_gpt import backend
+    from mlx_gpt.api import load
+    from mlx_gpt.cli.options import sizes_of
+    from mlx_gpt.cli.session import newest_checkpoint
+    from mlx_gpt.data.corpus import open_corpus
+    from mlx_gpt.data.tokens import Windows, encode
+    from mlx_gpt.errors import UserError
+    from mlx_gpt.train.loss import Evaluator
+
+    backend.prepare()
+    path = checkpoint or newest_checkpoint()
+    run = load(path, preset, corpus=None, **sizes_of(overrides_of(sets, {})))
+    if run.tokenizer is None:
+        if not corpus:
+            raise UserError(f"{path}: holds no tokenizer; name the text it was trained on with --corpus")
+        run = load(path, preset, corpus=corpus, **sizes_of(overrides_of(sets, {})))
+    text = open_corpus(corpus or run.config.data.corpus)
+    tokens = encode(text, run.tokenizer)
+    train, val = tokens.split(run.config.data.val_fraction)
+    windows = Windows({"train": train, "val": val, "all": tokens}[split], run.config.model.block_size)
+    evaluator = Evaluator(run.model, windows, run.tokenizer.token_bytes(), run.config.train.dtype)
+    result = evaluator(run.model.weights(), windows.sweep(batch))
+    if as_json:
+        echo_json({"checkpoint": path, "corpus": text.name, "split": split, "loss": result.loss, "ppl": result.ppl,
+                   "bits_per_byte": result.bits_per_byte, "tokens": result.tokens})
+    else:
+        click.echo(f"{path} on {text.name} ({split}): loss {result.loss:.4f} nats/token, ppl {result.ppl:.2f}, "
+                   f"{result.bits_per_byte:.3f} bits/byte, {result.tokens:,} tokens")

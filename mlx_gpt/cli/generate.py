@@ -1,0 +1,63 @@
+"""`mlxgpt generate`: writes text."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from mlx_gpt.cli.options import corpus_option, echo_json, json_option, overrides_of, preset_option, set_option
+
+
+@click.command()
+@click.argument("prompt", default="")
+@click.option("--checkpoint", "-c", type=click.Path(path_type=Path),
+              help="A checkpoint or a randyGPT .bin.  [default: the best of the newest run]")
+@click.option("--max-tokens", type=int, default=200, help="Tokens to write.")
+@click.option("--temp", "--temperature", "temperature", type=float, default=0.8, help="0 takes the likeliest token.")
+@click.option("--top-p", type=float, default=0.9, help="Nucleus: the likeliest tokens up to this probability.")
+@click.option("--top-k", type=int, default=0, help="Only the k likeliest tokens; 0 keeps all.")
+@click.option("--seed", type=int, help="Repeats a text.  [default: a new one each time]")
+@click.option("--stop", multiple=True, help="End at this string; repeatable.")
+@click.option("--samples", "-n", type=click.IntRange(1), default=1, help="Texts to write.")
+@preset_option
+@corpus_option
+@set_option
+@json_option
+def generate(prompt, checkpoint, max_tokens, temperature, top_p, top_k, seed, stop, samples, preset, corpus, sets, as_json):
+    """Write text that follows PROMPT ("-" reads it from stdin).
+
+    \b
+    mlxgpt generate --top-p 0.9 --temp 0.8
+    mlxgpt generate "ROMEO:" --samples 3 --seed 1
+    """
+    import secrets
+    import time
+
+    from mlx_gpt.api import load, stream
+    from mlx_gpt.cli.options import sizes_of
+    from mlx_gpt.cli.session import newest_checkpoint
+    from mlx_gpt.generation.sampling import Sampling
+
+    how = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+    path = checkpoint or newest_checkpoint()
+    run = load(path, preset, corpus=corpus or None, **sizes_of(overrides_of(sets, {})))
+    prompt = sys.stdin.read() if prompt == "-" else prompt
+    seed = secrets.randbits(32) if seed is None else seed
+    for i in range(samples):
+        text = stream(run, prompt, how, max_tokens, stop, seed + i)
+        start = time.perf_counter()
+        if as_json:
+            completion = "".join(text)
+            echo_json({"prompt": prompt, "completion": completion, "tokens": text.num_tokens, "seed": seed + i,
+                       "finish_reason": text.finish_reason, "checkpoint": path,
+                       "tokens_per_second": round(text.num_tokens / (time.perf_counter() - start), 1)})
+            continue
+        if samples > 1:
+            click.echo(f"--- sample {i + 1} of {samples}, seed {seed + i}", err=True)
+        click.echo(prompt, nl=False)
+        for piece in text:
+            click.echo(piece, nl=False)
+            sys.stdout.flush()
+        click.echo()
+        rate = text.num_tokens / (time.perf_counter() - start)
+        click.echo(f"[{path}: {text.num_tokens} tokens at {rate:.0f}/s, seed {seed + i}]", err=True)

@@ -1,0 +1,45 @@
+"""Options that several commands share, and how they become a config."""
+
+import json
+
+import click
+
+from mlx_gpt.config import parse_set
+from mlx_gpt.errors import UserError
+
+# Short flags and the settings they stand for; every other setting is reached by --set.
+FLAGS = {
+    "iters": "train.iters", "minutes": "train.minutes", "batch": "train.batch_size", "accum": "train.grad_accum_steps",
+    "seed": "train.seed", "dtype": "train.dtype", "eval_every": "train.eval_every",
+    "sample_every": "train.sample_every", "lr": "optimizer.learning_rate", "min_lr": "optimizer.min_learning_rate",
+    "corpus": "data.corpus",
+}
+
+set_option = click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE",
+                          help="Any setting, as model.n_head=4; repeatable.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output on stdout.")
+preset_option = click.option("--preset", metavar="NAME", help="A preset's shape, as model-l, or a TOML file.")
+corpus_option = click.option("--corpus", multiple=True, metavar="NAME|PATH",
+                             help="A named corpus, a file or a folder of UTF-8 text; repeatable.")
+
+
+def overrides_of(sets: tuple[str, ...], flags: dict) -> dict:
+    """Dotted settings from --set and from the flags that were given; one setting given twice is refused."""
+    overrides = {}
+    given = [parse_set(text) for text in sets]
+    given += [(FLAGS[name], value) for name, value in flags.items() if value not in (None, ())]
+    for key, value in given:
+        if key in overrides:
+            raise UserError(f"{key} is given twice, as {overrides[key]} and {value}; give it once")
+        overrides[key] = value
+    return overrides
+
+
+def sizes_of(overrides: dict) -> dict[str, int]:
+    """The parts of the shape among dotted settings, as {"n_head": 4}."""
+    shape = ("n_embd", "n_head", "n_layer", "block_size")
+    return {k: overrides[f"model.{k}"] for k in shape if f"model.{k}" in overrides}
+
+
+def echo_json(data) -> None:
+    click.echo(json.dumps(data, allow_nan=False, default=str))

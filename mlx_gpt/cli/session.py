@@ -1,0 +1,216 @@
+"""Where a run begins: its folder, its config, its checkpoint, its text; everything a trainer is given."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_gpt import backend
+from mlx_gpt.api import read_checkpoint
+from mlx_gpt.backend import mx
+from mlx_gpt.checkpoint import store
+from mlx_gpt.checkpoint.store import Checkpoint, Header
+from mlx_gpt.cli.options import sizes_of
+from mlx_gpt.config import Config, load_toml, merge, nest, preset_of, resolve
+from mlx_gpt.data.corpus import Corpus, corpus_name, open_corpus
+from mlx_gpt.data.tokenizer import CharTokenizer
+from mlx_gpt.data.tokens import Windows, encode
+from mlx_gpt.errors import BadFile, ResumeRefused, UserError
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.optim.optimizers import AdamW
+from mlx_gpt.train.trainer import BEST, LATEST, Trainer
+
+RUNS = Path("runs")
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wish:
+    """What the user asked for on the command line."""
+
+    preset: str | None
+    recipe: str | None
+    overrides: dict[str, Any]
+    out: Path | None
+    resume: str | None  # "" is the newest run
+    fine_tune: Path | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """The run's first state, its text, and its folder, which is None until a new one is made."""
+
+    header: Header
+    weights: store.Tensors | None
+    optimizer: store.Tensors | None
+    corpus: Corpus
+    tokenizer: CharTokenizer
+    folder: Path | None
+
+
+def begin(wish: Wish, note: Note) -> Start:
+    """Finds out what to train from what. Raises ResumeRefused where a checkpoint does not belong."""
+    if wish.resume is not None and wish.fine_tune:
+        raise UserError("--resume goes on with a run, --fine-tune starts a new one from its weights; give one of them")
+    if wish.resume is not None:
+        return _resumed(wish, note)
+    if wish.fine_tune:
+        return _fine_tuned(wish, note)
+    config = resolve(wish.preset or "model-l", wish.recipe, wish.overrides)
+    corpus = open_corpus(config.data.corpus)
+    tokenizer = CharTokenizer.from_documents(corpus.documents)
+    return Start(header=_fresh_header(config, corpus, tokenizer), weights=None, optimizer=None, corpus=corpus,
+                 tokenizer=tokenizer, folder=None)
+
+
+def new_folder(wish: Wish, config: Config) -> Path:
+    """--out, or runs/<preset>-<corpus>, numbered if taken. A folder that holds a run already is refused."""
+    if wish.out:
+        if _is_run(wish.out):
+            raise UserError(f"{wish.out}: already holds a run; go on with it by --resume, or choose another --out")
+        return wish.out
+    preset = Path(wish.preset).stem if wish.preset else preset_of(config.model) or "custom"
+    name = f"{preset}-{corpus_name(config.data.corpus)}"
+    numbered = (RUNS / (name if n == 1 else f"{name}-{n}") for n in range(1, 1 << 20))
+    return next(folder for folder in numbered if not folder.exists())
+
+
+def newest_run(folder: Path = RUNS) -> Path:
+    """The run whose files changed last."""
+    runs = [p.parent for p in folder.glob("*/run.toml")]
+    if not runs:
+        raise UserError(f"no runs in {folder}/; make one with: mlxgpt train")
+    return max(runs, key=lambda run: max(p.stat().st_mtime for p in run.iterdir()))
+
+
+def newest_checkpoint() -> Path:
+    """The best checkpoint of the newest run that has one."""
+    runs = sorted(RUNS.glob("*/*.safetensors"), key=lambda p: p.stat().st_mtime)
+    if not runs:
+        raise UserError(f"no checkpoints in {RUNS}/; make one with: mlxgpt train, or name a file")
+    best = runs[-1].parent / BEST
+    return best if best.exists() else runs[-1]
+
+
+def make_trainer(start: Start, folder: Path) -> Trainer:
+    """The trainer of a run that begins at `start`. Puts the model and the text on the device."""
+    config, tokenizer = start.header.config, start.tokenizer
+    backend.prepare()
+    tokens = encode(start.corpus, tokenizer)
+    train, val = tokens.split(config.data.val_fraction)
+    block_size = config.model.block_size
+    if len(train) <= block_size or len(val) < 2:
+        raise UserError(
+            f"corpus {start.corpus.name}: {len(train)} training and {len(val)} validation tokens, a window needs "
+            f"{block_size + 1}; give a longer text, or --set model.block_size={max(min(len(train), len(val)) // 2, 1)}"
+        )
+    model = GPT(config.model, tokenizer.vocab_size, config.train.seed)
+    if start.weights:
+        model.set_weights({name: mx.array(w) for name, w in start.weights.items()})
+    return Trainer(
+        header=start.header, model=model, optimizer=AdamW(config.optimizer), optimizer_state=start.optimizer,
+        train=Windows(train, block_size), val=Windows(val, block_size), token_bytes=tokenizer.token_bytes(),
+        folder=folder,
+    )
+
+
+def _fresh_header(config: Config, corpus: Corpus, tokenizer: CharTokenizer) -> Header:
+    return Header(config=config, vocab_size=tokenizer.vocab_size, iteration=0, step=0,
+                  tokenizer=tokenizer.to_dict(), corpus=corpus.fingerprint())
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("run.toml", LATEST, BEST))
+
+
+def _resumed(wish: Wish, note: Note) -> Start:
+    checkpoint, folder = _checkpoint_to_resume(wish, note)
+    header = checkpoint.header
+    config = _resumed_config(checkpoint, wish)
+    corpus = open_corpus(config.data.corpus)
+    if header.tokenizer:
+        tokenizer = CharTokenizer.from_dict(header.tokenizer)
+        if corpus.fingerprint() != header.corpus:
+            raise ResumeRefused(
+                f"corpus {corpus.name} is not the text of this run: SHA-256 {corpus.fingerprint()[:12]}..., the "
+                f"checkpoint has {str(header.corpus)[:12]}...; give the same --corpus, or start anew with --fine-tune"
+            )
+    else:  # an RGPT file
+        tokenizer = CharTokenizer.from_documents(corpus.documents)
+        if tokenizer.vocab_size != header.vocab_size:
+            raise ResumeRefused(f"corpus {corpus.name} has a vocabulary of {tokenizer.vocab_size}, the checkpoint "
+                                f"{header.vocab_size}; name the text it was trained on with --corpus")
+    if not checkpoint.optimizer:
+        note("no optimizer moments in this file: they start afresh")
+    header = dataclasses.replace(
+        header, config=config, tokenizer=tokenizer.to_dict(), corpus=corpus.fingerprint(),
+        planned=header.planned and not {"train.iters", "train.minutes"} & wish.overrides.keys(),
+        step=header.step if checkpoint.optimizer else 0,
+    )
+    return Start(header=header, weights=checkpoint.weights, optimizer=checkpoint.optimizer or None, corpus=corpus,
+                 tokenizer=tokenizer, folder=folder)
+
+
+def _checkpoint_to_resume(wish: Wish, note: Note) -> tuple[Checkpoint, Path | None]:
+    """The checkpoint, and the run folder to go on in; None for a new one."""
+    path = Path(wish.resume) if wish.resume else wish.out or newest_run()
+    if path.is_dir():
+        return _newest_valid(path, wish, note), path
+    checkpoint = read_checkpoint(path, wish.preset, sizes_of(wish.overrides))
+    goes_on = wish.out is None and path.name == LATEST and _is_run(path.parent)
+    return checkpoint, path.parent if goes_on else None
+
+
+def _newest_valid(folder: Path, wish: Wish, note: Note) -> Checkpoint:
+    """The furthest of a run's checkpoints that is whole. A corrupt one is put aside, never written over."""
+    found, broken = [], []
+    for path in (folder / LATEST, folder / BEST):
+        if path.exists():
+            try:
+                found.append(read_checkpoint(path, wish.preset, sizes_of(wish.overrides)))
+            except BadFile as error:
+                broken.append((path, error))
+    if not found:
+        raise broken[0][1] if broken else UserError(f"{folder}: no checkpoint to resume from; start anew without --resume")
+    for path, error in broken:
+        aside = path.with_name(path.name + ".corrupt")
+        path.rename(aside)
+        note(f"{error}; kept as {aside.name}, going on from the other one")
+    return max(found, key=lambda checkpoint: checkpoint.header.iteration)
+
+
+def _resumed_config(checkpoint: Checkpoint, wish: Wish) -> Config:
+    """The run's own config with what was given anew; the shape and the split can't change."""
+    header = checkpoint.header
+    if header.tokenizer is None:  # an RGPT file holds a shape and nothing else
+        overrides = {k: v for k, v in wish.overrides.items() if k.removeprefix("model.") not in header.config.model.shape()}
+        shape = {f"model.{k}": v for k, v in header.config.model.shape().items()}
+        return resolve(None, wish.recipe, overrides | shape)
+    tables = header.config.to_dict()
+    if wish.recipe and wish.recipe != "default":
+        tables = merge(tables, load_toml("presets/recipes", wish.recipe))
+    config = Config.from_dict(merge(tables, nest(wish.overrides)))
+    old, new = header.config, config
+    if old.data.val_fraction != new.data.val_fraction:
+        raise ResumeRefused(f"data.val_fraction {new.data.val_fraction}, the checkpoint has {old.data.val_fraction}; "
+                            "another split would validate on what was trained on")
+    return config
+
+
+def _fine_tuned(wish: Wish, note: Note) -> Start:
+    """Weights and tokenizer of a checkpoint; everything else starts afresh."""
+    checkpoint = read_checkpoint(wish.fine_tune, wish.preset, sizes_of(wish.overrides))
+    shape = {f"model.{k}": v for k, v in checkpoint.header.config.model.shape().items()}
+    config = resolve(None, wish.recipe, wish.overrides | shape)
+    corpus = open_corpus(config.data.corpus)
+    if checkpoint.header.tokenizer:
+        tokenizer = CharTokenizer.from_dict(checkpoint.header.tokenizer)
+    else:
+        tokenizer = CharTokenizer.from_documents(corpus.documents)
+    if tokenizer.vocab_size != checkpoint.header.vocab_size:
+        raise ResumeRefused(f"corpus {corpus.name} has a vocabulary of {tokenizer.vocab_size}, the checkpoint "
+                            f"{checkpoint.header.vocab_size}; convert it with the --corpus it was trained on first")
+    note(f"fine-tuning the weights of {wish.fine_tune}")
+    return Start(header=_fresh_header(config, corpus, tokenizer), weights=checkpoint.weights, optimizer=None,
+                 corpus=corpus, tokenizer=tokenizer, folder=None)

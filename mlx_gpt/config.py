@@ -1,0 +1,319 @@
+"""What a run is: frozen dataclasses, TOML presets and recipes, `--set`, and every rejection.
+
+Defaults live here and nowhere else. A preset or recipe is a TOML file holding only what differs. Values are
+laid over each other in this order: defaults, preset, recipe, command line.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import sys
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from mlx_gpt.errors import BadFile, UserError
+
+
+def setting(default, help: str, *, low=None, high=None, choices=None):
+    """One configurable value: its default, its meaning with its unit, and what is allowed."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """A group of settings. Types and ranges are checked once, when it is made."""
+
+    def __post_init__(self):
+        for f in fields(self):
+            object.__setattr__(self, f.name, _checked(f"{self.name()}.{f.name}", getattr(self, f.name), f))
+
+    @classmethod
+    def name(cls) -> str:
+        return cls.__name__.removesuffix("Config").lower()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig(Table):
+    """The shape of the network. The vocabulary size belongs to the tokenizer."""
+
+    n_embd: int = setting(256, "width of the residual stream", low=1, high=65536)
+    n_head: int = setting(8, "attention heads; must divide n_embd", low=1, high=1024)
+    n_layer: int = setting(6, "transformer blocks", low=1, high=1024)
+    block_size: int = setting(256, "longest context, in tokens", low=1, high=1 << 20)
+    dropout: float = setting(0.1, "share of each block's output dropped in training", low=0.0, high=0.99)
+
+    def __post_init__(self):
+        Table.__post_init__(self)
+        if self.n_embd % self.n_head:
+            divisors = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0 and h <= 64]
+            raise UserError(
+                f"model.n_head={self.n_head} does not divide model.n_embd={self.n_embd}; "
+                f"choose n_head from {', '.join(map(str, divisors))}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def mlp_dim(self) -> int:
+        return 4 * self.n_embd
+
+    def shape(self) -> dict[str, int]:
+        """The sizes that decide which weights fit: everything but dropout."""
+        return {k: getattr(self, k) for k in ("n_embd", "n_head", "n_layer", "block_size")}
+
+    def weight_shapes(self, vocab_size: int) -> dict[str, tuple[int, ...]]:
+        """The name and shape of every weight, sorted by name."""
+        C, F = self.n_embd, self.mlp_dim
+        block = {f"attn.{w}.weight": (C, C) for w in ("wq", "wk", "wv", "wo")}
+        block |= {"mlp.fc1.weight": (F, C), "mlp.fc2.weight": (C, F)}
+        shapes = {f"layers.{i}.{name}": shape for i in range(self.n_layer) for name, shape in block.items()}
+        shapes |= {"wte.weight": (vocab_size, C), "lm_head.weight": (vocab_size, C)}
+        shapes |= {"wpe.weight": (self.block_size, C)}
+        return dict(sorted(shapes.items()))
+
+    def num_params(self, vocab_size: int) -> int:
+        return sum(map(math.prod, self.weight_shapes(vocab_size).values()))
+
+    def flops_per_token(self, vocab_size: int) -> float:
+        """Floating-point operations of one training step, per token: matmuls forward and backward."""
+        matmul_params = self.num_params(vocab_size) - (vocab_size + self.block_size) * self.n_embd
+        return 6 * matmul_params + 12 * self.n_layer * self.n_embd * self.block_size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig(Table):
+    """How long, how much at a time, how often to look."""
+
+    batch_size: int = setting(16, "sequences per micro-batch", low=1, high=1 << 16)
+    grad_accum_steps: int = setting(1, "micro-batches per update", low=1, high=4096)
+    iters: int = setting(2000, "updates to reach, counted from the run's start", low=1, high=(1 << 32) - 1)
+    minutes: float = setting(0.0, "time budget in minutes; 0 is none", low=0.0, high=1e6)
+    seed: int = setting(1337, "decides weights, batches and dropout", low=0, high=(1 << 63) - 1)
+    dtype: str = setting("float32", "compute type; weights stay float32", choices=("float32", "bfloat16", "float16"))
+    eval_every: int = setting(100, "updates between evaluations", low=1, high=1 << 31)
+    eval_windows: int = setting(0, "random windows per evaluation; 0 reads the whole split", low=0, high=1 << 20)
+    eval_at_start: bool = setting(False, "evaluate before the first update too")
+    sample_every: int = setting(-1, "updates between samples of text; 0 is never, -1 at each evaluation", low=-1)
+    save_minutes: float = setting(5.0, "minutes between checkpoints; 0 saves only at a best and at the end", low=0.0)
+    log_every: int = setting(10, "updates between plain log lines", low=1, high=1 << 31)
+    patience: int = setting(10, "evaluations without a new best before stopping; 0 is never", low=0, high=1 << 31)
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.batch_size * self.grad_accum_steps
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig(Table):
+    """AdamW, its learning-rate schedule and the gradient clip."""
+
+    learning_rate: float = setting(2e-3, "the schedule's peak", low=0.0, high=10.0)
+    min_learning_rate: float = setting(0.0, "the schedule's end", low=0.0, high=10.0)
+    warmup_steps: int = setting(20, "updates of linear warm-up from a tenth of the peak", low=0, high=1 << 31)
+    decay_start: float = setting(0.4, "share of the run after which the cosine decay begins", low=0.0, high=1.0)
+    lr_cuts: int = setting(0, "times the peak is cut when patience runs out, before stopping", low=0, high=100)
+    lr_cut: float = setting(0.5, "factor of each such cut", low=0.0, high=1.0)
+    beta1: float = setting(0.9, "decay of the first moment", low=0.0, high=0.999999)
+    beta2: float = setting(0.99, "decay of the second moment", low=0.0, high=0.999999)
+    eps: float = setting(1e-8, "added to the root of the second moment", low=0.0, high=1.0)
+    weight_decay: float = setting(0.1, "decoupled decay, on every tensor", low=0.0, high=10.0)
+    clip_mode: str = setting(
+        "global", "what max_grad_norm bounds", choices=("global", "tensor", "element", "none")
+    )
+    max_grad_norm: float = setting(1.0, "bound of the L2 norm, or of each element", low=1e-9, high=1e9)
+
+    def __post_init__(self):
+        Table.__post_init__(self)
+        for name in ("learning_rate", "lr_cut"):
+            if getattr(self, name) == 0:
+                raise UserError(f"optimizer.{name}=0 would never learn; give a positive number, as 1e-3")
+        if self.min_learning_rate > self.learning_rate:
+            raise UserError(
+                f"optimizer.min_learning_rate={self.min_learning_rate:g} is above "
+                f"optimizer.learning_rate={self.learning_rate:g}; lower it with --min-lr"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig(Table):
+    """What is read."""
+
+    corpus: tuple[str, ...] = setting(("pydocs",), "corpus names, files or folders")
+    val_fraction: float = setting(0.1, "last share of the tokens, kept for validation", low=1e-6, high=0.9)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    @classmethod
+    def from_dict(cls, tables: dict[str, dict[str, Any]]) -> Self:
+        """Builds a config from plain tables; an unknown table or key is refused with the nearest name."""
+        made = {}
+        for name, values in tables.items():
+            table = _lookup(TABLES, name, "table")
+            if not isinstance(values, dict):
+                raise UserError(f"{name}={values!r} is not a table; settings look like {name}.key = value")
+            known = {f.name: f for f in fields(table)}
+            for key in values:
+                _lookup(known, key, f"setting in [{name}]", prefix=f"{name}.")
+            made[name] = table(**values)
+        return cls(**made)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        return dataclasses.asdict(self)
+
+    def replace(self, overrides: dict[str, Any]) -> Self:
+        """The same run with dotted keys changed, as {"train.iters": 500}."""
+        return self.from_dict(merge(self.to_dict(), nest(overrides)))
+
+    def to_toml(self) -> str:
+        lines = []
+        for name, values in self.to_dict().items():
+            lines += [f"[{name}]"] + [f"{k} = {_toml_value(v)}" for k, v in values.items()] + [""]
+        return "\n".join(lines)
+
+
+TABLES: dict[str, type[Table]] = {
+    "model": ModelConfig, "train": TrainConfig, "optimizer": OptimizerConfig, "data": DataConfig,
+}
+
+
+def resolve(preset: str | None = None, recipe: str | None = None, overrides: dict[str, Any] | None = None) -> Config:
+    """Lays preset, recipe and dotted overrides over the defaults."""
+    tables: dict[str, dict[str, Any]] = {}
+    if preset:
+        tables = merge(tables, load_toml("presets", preset))
+    if recipe and recipe != "default":
+        tables = merge(tables, load_toml("presets/recipes", recipe))
+    return Config.from_dict(merge(tables, nest(overrides or {})))
+
+
+def parse_set(text: str) -> tuple[str, Any]:
+    """Reads one `--set`, as "model.n_head=4" -> ("model.n_head", 4)."""
+    key, equals, value = text.partition("=")
+    key, value = key.strip(), value.strip()
+    table_name, dot, name = key.partition(".")
+    if not (equals and dot):
+        raise UserError(f"--set {text!r} is not TABLE.KEY=VALUE; write it as --set model.n_head=4")
+    known = {f.name: f for f in fields(_lookup(TABLES, table_name, "table"))}
+    kind = _lookup(known, name, f"setting in [{table_name}]", prefix=f"{table_name}.").type
+    if kind is str:
+        return key, value.strip("\"'")
+    if kind == tuple[str, ...] and not value.startswith("["):
+        return key, tuple(value.split(","))
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        raise UserError(f"--set {key}: {value!r} is not a number; {_allowed(known[name])}") from None
+
+
+def resource_dir(name: str) -> Path:
+    """`presets` or `corpus`: inside an installed package, else at the top of the checkout."""
+    package = Path(__file__).parent
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def cache_dir() -> Path:
+    """The user's cache folder for mlxgpt."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches/mlxgpt"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlxgpt"
+
+
+def names_of(folder: str) -> list[str]:
+    return sorted(p.stem for p in resource_dir(folder).glob("*.toml"))
+
+
+def load_toml(folder: str, name: str) -> dict[str, Any]:
+    """Reads `name` from a resource folder, or a path that ends in .toml."""
+    path = Path(name)
+    if path.suffix != ".toml" or path.stem in names_of(folder):
+        kind = {"presets": "preset", "presets/recipes": "recipe"}.get(folder, folder)
+        known = {n: resource_dir(folder) / f"{n}.toml" for n in names_of(folder)}
+        path = _lookup(known, name.removesuffix(".toml"), kind)
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadFile(f"{path}: not a readable TOML file: {error}") from None
+
+
+def preset_of(config: ModelConfig) -> str | None:
+    """The name of the preset with this shape, if there is one."""
+    for name in names_of("presets"):
+        if ModelConfig(**load_toml("presets", name)["model"]).shape() == config.shape():
+            return name
+    return None
+
+
+def merge(under: dict, over: dict) -> dict:
+    """Two levels of tables, `over` winning key by key."""
+    merged = dict(under)
+    for name, values in over.items():
+        both = isinstance(values, dict) and isinstance(merged.get(name), dict)
+        merged[name] = {**merged[name], **values} if both else values
+    return merged
+
+
+def nest(dotted: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{"a.b": 1} -> {"a": {"b": 1}}"""
+    tables: dict[str, dict[str, Any]] = {}
+    for key, value in dotted.items():
+        table, _, name = key.partition(".")
+        tables.setdefault(table, {})[name] = value
+    return tables
+
+
+def _lookup(known: dict, name: str, kind: str, prefix: str = ""):
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {prefix}{near[0]}?" if near else f"choose from {', '.join(known)}"
+    raise UserError(f"unknown {kind} {prefix}{name}; {hint}")
+
+
+def _allowed(f: dataclasses.Field) -> str:
+    low, high, choices = f.metadata["low"], f.metadata["high"], f.metadata["choices"]
+    if choices:
+        return f"choose from {', '.join(choices)}"
+    kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(f.type, "a list of text")
+    if low is not None and high is not None:
+        return f"it takes {kind} from {low:g} to {high:g}"
+    return f"it takes {kind}" + (f" of at least {low:g}" if low is not None else "")
+
+
+def _checked(name: str, value, f: dataclasses.Field):
+    """`value` in the field's own type, or a UserError that names the key, the value and what is allowed."""
+    wrong = UserError(f"{name}={value!r} is not allowed; {_allowed(f)}")
+    if f.type == tuple[str, ...]:
+        if isinstance(value, str) or not all(isinstance(v, str) and v for v in value) or not value:
+            raise wrong
+        return tuple(value)
+    if f.type is float and type(value) is int:
+        value = float(value)
+    if type(value) is not f.type or (f.type is float and not math.isfinite(value)):
+        raise wrong
+    low, high, choices = f.metadata["low"], f.metadata["high"], f.metadata["choices"]
+    if (low is not None and value < low) or (high is not None and value > high) or (choices and value not in choices):
+        raise wrong
+    return value
+
+
+def _toml_value(value) -> str:
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,110 @@
+"""The randyGPT network: weightless RMSNorm, causal attention, squared ReLU, untied head, no final norm.
+
+Shapes: B batch, T time, C n_embd, V vocabulary.
+"""
+
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_gpt import rng
+from mlx_gpt.backend import mx, nn
+from mlx_gpt.config import ModelConfig
+from mlx_gpt.errors import UserError
+from mlx_gpt.model.attention import CausalSelfAttention
+from mlx_gpt.model.cache import KVCache
+from mlx_gpt.model.mlp import MLP
+
+RMS_EPS = 1e-5
+
+
+def rms_norm(x: mx.array) -> mx.array:
+    """x / sqrt(mean(x^2) + eps) over the last axis; statistics in float32."""
+    return mx.fast.rms_norm(x, None, RMS_EPS)
+
+
+class Block(nn.Module):
+    """x + drop(attn(rms(x))), then x + drop(mlp(rms(x)))."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attn = CausalSelfAttention(config)
+        self.mlp = MLP(config)
+
+    def __call__(self, x: mx.array, drop, cache=None) -> mx.array:
+        x = x + drop(self.attn(rms_norm(x), cache))
+        return x + drop(self.mlp(rms_norm(x)))
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer with learned positions.
+
+    Weights are named as in the public export: wte, wpe, lm_head, layers.{i}.attn.{wq,wk,wv,wo}, layers.{i}.mlp.{fc1,fc2}.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, seed: int = 0):
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.wte = nn.Embedding(vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.layers = [Block(config) for _ in range(config.n_layer)]
+        self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
+        self.set_weights(initial_weights(config, vocab_size, seed))
+
+    def __call__(self, tokens) -> mx.array:
+        """Logits (B, T, V) of token ids (B, T). Raises UserError for ids or lengths out of range."""
+        tokens = mx.array(tokens)
+        if tokens.ndim != 2 or tokens.size == 0 or not mx.issubdtype(tokens.dtype, mx.integer):
+            raise UserError(f"tokens: {tokens.dtype} of shape {tokens.shape}; whole numbers of shape (B, T) are needed")
+        if tokens.shape[1] > self.config.block_size:
+            raise UserError(f"tokens: {tokens.shape[1]} positions, the model has block_size={self.config.block_size}")
+        low, high = mx.min(tokens).item(), mx.max(tokens).item()
+        if low < 0 or high >= self.vocab_size:
+            raise UserError(f"tokens: ids from {low} to {high}, the vocabulary has 0 to {self.vocab_size - 1}")
+        return self.forward(tokens)
+
+    def forward(self, tokens: mx.array, *, cache: KVCache | None = None, dropout_key: mx.array | None = None,
+                first_row: int = 0) -> mx.array:
+        """Logits (B, T, V). Nothing is checked: MLX reads garbage for an id or a position out of range.
+
+        Dropout acts where a key is given; `first_row` is this batch's place in a larger one.
+        """
+        offset = cache.offset if cache else 0
+        x = self.wte(tokens) + self.wpe.weight[offset : offset + tokens.shape[1]]  # (B, T, C)
+        drop = self._dropout(dropout_key, first_row)
+        for i, block in enumerate(self.layers):
+            x = block(x, drop, cache.layers[i] if cache else None)
+        return self.lm_head(x)
+
+    def apply(self, weights: dict[str, mx.array], tokens: mx.array, **options) -> mx.array:
+        """forward() as a pure function of the weights; the model keeps its own."""
+        own = self.weights()
+        self.set_weights(weights)
+        try:
+            return self.forward(tokens, **options)
+        finally:
+            self.set_weights(own)
+
+    def weights(self) -> dict[str, mx.array]:
+        """Every weight by its dotted name, sorted."""
+        return dict(sorted(tree_flatten(self.parameters())))
+
+    def set_weights(self, weights: dict[str, mx.array]) -> None:
+        self.update(tree_unflatten(list(weights.items())))
+
+    def _dropout(self, key: mx.array | None, first_row: int):
+        """A function that drops with a new mask each time it is called: twice a block."""
+        rate = self.config.dropout
+        if key is None or rate == 0:
+            return lambda x: x
+        keys = iter(rng.split(key, 2 * self.config.n_layer))
+        return lambda x: rng.dropout(x, rate, next(keys), first_row)
+
+
+def initial_weights(config: ModelConfig, vocab_size: int, seed: int) -> dict[str, mx.array]:
+    """Normal weights: 0.02, positions 0.01, the two matrices that write to the residual 0.02 / sqrt(2 * n_layer)."""
+    residual_std = 0.02 / (2 * config.n_layer) ** 0.5
+    stds = {"wpe": 0.01, "wo": residual_std, "fc2": residual_std}
+    return {
+        name: mx.random.normal(shape, key=rng.key(seed, rng.INIT, i)) * stds.get(name.split(".")[-2], 0.02)
+        for i, (name, shape) in enumerate(config.weight_shapes(vocab_size).items())
+    }

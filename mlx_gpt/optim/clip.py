@@ -1,0 +1,32 @@
+"""Bounds on the gradient: by its global norm, by each tensor's norm, or by each element."""
+
+from mlx_gpt.backend import mx
+
+Gradients = dict[str, mx.array]
+
+
+def global_norm(grads: Gradients) -> mx.array:
+    """L2 norm over all tensors, () float32."""
+    return mx.sqrt(sum(mx.square(g).sum() for g in grads.values()))
+
+
+def clip_global(grads: Gradients, bound: float, norm: mx.array) -> Gradients:
+    scale = mx.minimum(bound / (norm + 1e-6), 1.0)
+    return {name: g * scale for name, g in grads.items()}
+
+
+def clip_tensor(grads: Gradients, bound: float, norm: mx.array) -> Gradients:
+    return {name: clip_global({name: g}, bound, global_norm({name: g}))[name] for name, g in grads.items()}
+
+
+def clip_element(grads: Gradients, bound: float, norm: mx.array) -> Gradients:
+    return {name: mx.clip(g, -bound, bound) for name, g in grads.items()}
+
+
+# Each takes the gradients, the bound and the global norm, which the step knows already.
+CLIPS = {
+    "global": clip_global,
+    "tensor": clip_tensor,
+    "element": clip_element,
+    "none": lambda grads, bound, norm: grads,
+}

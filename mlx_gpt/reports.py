@@ -1,0 +1,75 @@
+"""What a run says of itself: frozen reports, consumed alike by the terminal, metrics.jsonl and the tests."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """The length of the run, and what it rests on. `step_seconds` is None where nothing was timed."""
+
+    iters: int
+    step_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepReport:
+    """One update. `step` counts finished updates, `loss` is in nats per token, `seconds` is this update's own time."""
+
+    step: int
+    iters: int
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    seconds: float
+    elapsed: float
+    skipped: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalReport:
+    """One evaluation of `eval_tokens` validation tokens; `loss` in nats per token."""
+
+    step: int
+    loss: float
+    ppl: float
+    bits_per_byte: float
+    eval_tokens: int
+    tokens: int
+    seconds: float
+    elapsed: float
+    best_loss: float
+    best_step: int
+    bad_evals: int
+    lr_cuts: int
+
+    @property
+    def is_best(self) -> bool:
+        return self.best_step == self.step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaveReport:
+    """One checkpoint written, or the reason why it could not be: the run goes on and tries again."""
+
+    step: int
+    path: str
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StopReport:
+    """The end. `reason` is one of iters, minutes, patience, signal, diverged; `steps` were made in this session."""
+
+    step: int
+    reason: str
+    tokens: int
+    steps: int
+    elapsed: float
+    best_loss: float
+    best_step: int
+    peak_memory: int
+    saved: bool
+
+
+Report = Plan | StepReport | EvalReport | SaveReport | StopReport

@@ -1,0 +1,1 @@
+"""The loop: one compiled step, repeated, and reports of what it does."""

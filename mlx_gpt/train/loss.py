@@ -1,0 +1,66 @@
+"""Cross-entropy in nats per token, and its sum over a split.
+
+Shapes: B batch, T time, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlx_gpt.backend import DTYPES, mx
+from mlx_gpt.data.tokens import Windows
+
+
+def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
+    """-log softmax(logits)[target], (B, T) float32, of logits (B, T, V) of any type."""
+    logits = logits.astype(mx.float32)
+    picked = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
+    return mx.logsumexp(logits, axis=-1) - picked
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Loss in nats per token, perplexity, bits per UTF-8 byte, and how many tokens were predicted."""
+
+    loss: float
+    ppl: float
+    bits_per_byte: float
+    tokens: int
+
+
+class Evaluator:
+    """Sums the loss of a model over windows of one split, in one compiled graph of fixed shape."""
+
+    def __init__(self, model, windows: Windows, token_bytes: np.ndarray, dtype: str):
+        lengths = mx.array(token_bytes)
+
+        def sums(weights, starts, ends):
+            batch = windows.gather(starts, ends)
+            weights = {name: w.astype(DTYPES[dtype]) for name, w in weights.items()}
+            losses = cross_entropy(model.apply(weights, batch.inputs), batch.targets) * batch.mask
+            num_bytes = lengths[batch.targets] * batch.mask
+            return mx.stack([losses.sum(), batch.mask.sum(), num_bytes.sum()])
+
+        self._sums = mx.compile(sums)
+
+    def __call__(self, weights: dict[str, mx.array], batches: Iterable[tuple[mx.array, mx.array]],
+                 stopped: Callable[[], bool] = lambda: False) -> Evaluation | None:
+        """Evaluates (starts, ends) batches; None if `stopped` turned true on the way."""
+        total, previous = np.zeros(3), None
+        for starts, ends in batches:
+            if stopped():
+                return None
+            current = self._sums(weights, starts, ends)
+            mx.async_eval(current)
+            total += 0 if previous is None else np.array(previous, np.float64)
+            previous = current
+        nats, tokens, num_bytes = (total + np.array(previous, np.float64)).tolist()
+        loss = nats / tokens
+        return Evaluation(loss=loss, ppl=_exp(loss), tokens=int(tokens),
+                          bits_per_byte=nats / math.log(2) / max(num_bytes, 1))
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf

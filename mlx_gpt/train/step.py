@@ -1,0 +1,70 @@
+"""The training step: one compiled function of explicit state.
+
+Gathers windows on the device, runs forward and backward, clips, and updates, or leaves everything as it was where the
+loss or the gradient is not finite. Traced once: whatever changes from step to step enters as an array.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from mlx.utils import tree_map
+
+from mlx_gpt import rng
+from mlx_gpt.backend import DTYPES, mx
+from mlx_gpt.config import Config
+from mlx_gpt.data.tokens import Batch
+from mlx_gpt.optim.clip import global_norm
+from mlx_gpt.train.loss import cross_entropy
+
+# float16 gradients of a mean over thousands of tokens would underflow; the other types have float32's range.
+LOSS_SCALE = {"float32": 1.0, "bfloat16": 1.0, "float16": 1024.0}
+
+State = dict[str, Any]
+
+
+class StepOutput(NamedTuple):
+    """Device scalars: mean loss (nats per token), gradient norm before the clip, and whether the update was made."""
+
+    loss: mx.array
+    grad_norm: mx.array
+    finite: mx.array
+
+
+def initial_state(weights: dict[str, mx.array], optimizer) -> State:
+    return {"weights": weights, "optimizer": optimizer.init(weights)}
+
+
+def make_step(model, optimizer, sample: Callable[[mx.array, int], Batch], clip, config: Config):
+    """Compiles step(state, lr, index) -> (state, StepOutput); `index` (uint32) decides windows and dropout.
+
+    `sample(key, size)` gives the batch, `clip(grads, bound, norm)` the bounded gradients.
+    """
+    train, bound = config.train, config.optimizer.max_grad_norm
+
+    def loss_fn(weights, batch: Batch, total: mx.array, dropout_key: mx.array, first_row: int):
+        weights = {name: w.astype(DTYPES[train.dtype]) for name, w in weights.items()}
+        logits = model.apply(weights, batch.inputs, dropout_key=dropout_key, first_row=first_row)
+        return (cross_entropy(logits, batch.targets) * batch.mask).sum() / total * LOSS_SCALE[train.dtype]
+
+    def gradients(weights, batch: Batch, dropout_key: mx.array):
+        """Loss and gradients of the whole batch, summed over micro-batches."""
+        total, size = batch.mask.sum(), train.batch_size
+        parts = []
+        for first in range(0, train.sequences_per_step, size):
+            part = Batch(*(a[first : first + size] for a in batch))
+            parts.append(mx.value_and_grad(loss_fn)(weights, part, total, dropout_key, first))
+        loss, grads = tree_map(lambda *xs: sum(xs) / LOSS_SCALE[train.dtype], *parts)
+        return loss, grads
+
+    @mx.compile
+    def step(state: State, lr: mx.array, index: mx.array) -> tuple[State, StepOutput]:
+        batch = sample(rng.key(train.seed, rng.WINDOWS, index), train.sequences_per_step)
+        loss, grads = gradients(state["weights"], batch, rng.key(train.seed, rng.DROPOUT, index))
+        norm = global_norm(grads)
+        finite = mx.isfinite(loss) & mx.isfinite(norm)
+        grads = clip(grads, bound, norm)
+        weights, opt_state = optimizer.update(state["weights"], grads, state["optimizer"], lr)
+        new = {"weights": weights, "optimizer": opt_state}
+        return tree_map(lambda a, b: mx.where(finite, a, b), new, state), StepOutput(loss, norm, finite)
+
+    return step

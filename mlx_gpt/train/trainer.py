@@ -1,0 +1,281 @@
+"""The training loop: a generator of reports over one compiled step.
+
+The device always has the next step queued while the host reads the last one's loss. Everything that decides the
+future of a run is in its checkpoint, so that a resumed run is the unbroken run.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_gpt import backend, rng
+from mlx_gpt.backend import mx
+from mlx_gpt.checkpoint import store
+from mlx_gpt.checkpoint.files import require_space
+from mlx_gpt.checkpoint.store import Checkpoint, Header
+from mlx_gpt.data.tokens import Windows
+from mlx_gpt.errors import OutOfRoom
+from mlx_gpt.optim.clip import CLIPS
+from mlx_gpt.optim.schedules import learning_rate
+from mlx_gpt.reports import EvalReport, Plan, Report, SaveReport, StepReport, StopReport
+from mlx_gpt.train.loss import Evaluator
+from mlx_gpt.train.step import StepOutput, initial_state, make_step
+
+MAX_SKIPPED = 5  # updates skipped in a row before the run stops
+PROBE_STEPS = 5  # updates timed before a time budget is turned into a number of updates
+LATEST, BEST = "checkpoint.safetensors", "best.safetensors"
+
+
+class Pending(NamedTuple):
+    """A submitted step, whose outputs are read later."""
+
+    step: int
+    tokens: int
+    lr: float
+    output: StepOutput
+
+
+class Trainer:
+    """Trains `model` from the state in `header`, writing checkpoints into `folder`."""
+
+    def __init__(self, *, header: Header, model, optimizer, optimizer_state: store.Tensors | None, train: Windows,
+                 val: Windows, token_bytes: np.ndarray, folder: Path):
+        """`optimizer_state`: the tensors of a checkpoint; None starts with fresh moments."""
+        self.header, self.folder, self.model, self._val = header, folder, model, val
+        self._optimizer, self._train = optimizer, train
+        self.state = initial_state(model.weights(), optimizer)
+        self.state["optimizer"]["step"] = mx.array(header.step, dtype=mx.int32)
+        if optimizer_state:
+            # By name and into the state's own order: what is compiled over a state goes by its order.
+            self.state["optimizer"] |= {
+                part: {name: mx.array(optimizer_state[f"{part}.{name}"]) for name in moments}
+                for part, moments in self.state["optimizer"].items() if isinstance(moments, dict)
+            }
+        self._step = make_step(model, optimizer, train.sample, CLIPS[self.config.optimizer.clip_mode], self.config)
+        self._evaluate = Evaluator(model, val, token_bytes, self.config.train.dtype)
+        self._sweep = val.sweep(self.config.train.batch_size)
+        self._pending: deque[Pending] = deque()
+        self._skipped = 0
+        self._signal = False
+        self._last_eval_seconds = 0.0
+        self._step_seconds: deque[float] = deque(maxlen=20)
+
+    @property
+    def config(self):
+        return self.header.config
+
+    @property
+    def train_tokens(self) -> int:
+        return self._train.num_tokens
+
+    @property
+    def val_tokens(self) -> int:
+        return self._val.num_tokens
+
+    def time_steps(self, count: int) -> list[float]:
+        """Seconds of each of `count` steps after the one that compiles; the run's state is left as it was."""
+        state, seconds = self.state, []
+        for i in range(count + 1):
+            start = time.perf_counter()
+            state, output = self._step(state, mx.array(self.config.optimizer.learning_rate), mx.array(i, dtype=mx.uint32))
+            mx.eval(state, output)
+            seconds.append(time.perf_counter() - start)
+        return seconds[1:]
+
+    def eval_seconds(self, step_seconds: float) -> float:
+        """What the next evaluation should take: as the last one, or half a step for as many tokens."""
+        if self._last_eval_seconds:
+            return self._last_eval_seconds
+        train = self.config.train
+        windows = train.eval_windows or len(self._sweep) * train.batch_size
+        return step_seconds / 2 * windows / train.sequences_per_step
+
+    def stop(self) -> None:
+        """Asks the loop to save and end after the current step; safe to call from a signal handler."""
+        self._signal = True
+
+    def run(self) -> Iterator[Report]:
+        """Trains to the end of the run. Rare things come first, then the step."""
+        self._begin()
+        require_space(self.folder, 2 * self.checkpoint().num_bytes)
+        while True:
+            if self._needs_plan():
+                yield self._plan()
+            if self._evaluation_due():
+                yield from self._drain()
+                yield from self._evaluation()
+            if reason := self._end():
+                break
+            if self._save_due():
+                yield from self._drain()
+                yield self._save(LATEST)
+            self._submit()
+            if len(self._pending) > 1:
+                yield self._read()
+        yield from self._drain()
+        yield from self._finish(reason)
+
+    def checkpoint(self) -> Checkpoint:
+        """The run at this moment, on the host."""
+        header = dataclasses.replace(
+            self.header, elapsed=self._elapsed(), step=self.state["optimizer"]["step"].item()
+        )
+        moments = {k: v for k, v in self.state["optimizer"].items() if isinstance(v, dict)}
+        return Checkpoint(
+            header=header,
+            weights={name: np.array(w) for name, w in self.state["weights"].items()},
+            optimizer={name: np.array(m) for name, m in tree_flatten(moments)},
+        )
+
+    # -- the step ------------------------------------------------------------------------------------------------
+
+    def _submit(self) -> None:
+        iteration, train = self.header.iteration, self.config.train
+        lr = learning_rate(self.config.optimizer, iteration, train.iters, self.header.lr_cuts)
+        self.state, output = self._step(self.state, mx.array(lr), mx.array(iteration, dtype=mx.uint32))
+        mx.async_eval(self.state, output)
+        tokens = self.header.tokens + train.sequences_per_step * self.config.model.block_size
+        self._advance(iteration=iteration + 1, tokens=tokens)
+        self._pending.append(Pending(iteration + 1, tokens, lr, output))
+
+    def _read(self) -> StepReport:
+        """Waits for the oldest submitted step."""
+        pending = self._pending.popleft()
+        finite = pending.output.finite.item()
+        self._skipped = 0 if finite else self._skipped + 1
+        now = time.perf_counter()
+        seconds, self._last_read = now - self._last_read, now
+        if pending.step > self._first_iteration + 1:  # the first one compiles
+            self._step_seconds.append(seconds)
+        return StepReport(
+            step=pending.step, iters=self.config.train.iters, lr=pending.lr, seconds=seconds, elapsed=self._elapsed(),
+            loss=pending.output.loss.item(), grad_norm=pending.output.grad_norm.item(), skipped=self._skipped,
+            tokens=pending.tokens,
+        )
+
+    def _drain(self) -> Iterator[StepReport]:
+        while self._pending:
+            yield self._read()
+
+    # -- rare things ---------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._started = self._last_read = self._last_save = time.perf_counter()
+        self._elapsed_before, self._first_iteration = self.header.elapsed, self.header.iteration
+
+    def _elapsed(self) -> float:
+        return self._elapsed_before + time.perf_counter() - self._started
+
+    def _advance(self, **changes) -> None:
+        self.header = dataclasses.replace(self.header, **changes)
+
+    def _needs_plan(self) -> bool:
+        return bool(self.config.train.minutes) and not self.header.planned and len(self._step_seconds) >= PROBE_STEPS
+
+    def _plan(self) -> Plan:
+        """Turns the time budget into a number of updates, so that the schedule ends when the time does."""
+        train = self.config.train
+        step_seconds = statistics.median(self._step_seconds)
+        eval_seconds = self.eval_seconds(step_seconds)
+        left = train.minutes * 60 - self._elapsed() - eval_seconds
+        more = int(left / (step_seconds + eval_seconds / train.eval_every))
+        iters = min(train.iters, self.header.iteration + max(more, 1))
+        self._advance(config=self.config.replace({"train.iters": iters}), planned=True)
+        return Plan(iters=iters, step_seconds=step_seconds)
+
+    def _end(self) -> str | None:
+        """Why the run should end now, if it should."""
+        train, header = self.config.train, self.header
+        if self._signal:
+            return "signal"
+        if self._skipped >= MAX_SKIPPED:
+            return "diverged"
+        if header.iteration >= train.iters:
+            return "iters"
+        if train.patience and header.bad_evals >= train.patience:
+            return "patience"
+        if train.minutes and self._step_seconds:
+            last_eval_seconds = self.eval_seconds(statistics.median(self._step_seconds))
+            if self._elapsed() + last_eval_seconds >= train.minutes * 60:
+                return "minutes"
+        return None
+
+    def _evaluation_due(self) -> bool:
+        iteration, train = self.header.iteration, self.config.train
+        if self.header.last_eval == iteration or self._signal:
+            return False
+        return iteration % train.eval_every == 0 and (iteration > 0 or train.eval_at_start)
+
+    def _evaluation(self) -> Iterator[Report]:
+        """Evaluates, keeps patience and best, and saves a new best. Nothing happens if it is interrupted."""
+        start = time.perf_counter()
+        result = self._evaluate(self.state["weights"], self._batches(), lambda: self._signal)
+        if result is None:
+            return
+        self._last_eval_seconds = time.perf_counter() - start
+        header, iteration = self.header, self.header.iteration
+        if result.loss < header.best_loss:
+            self._advance(best_loss=result.loss, best_iteration=iteration, bad_evals=0)
+        else:
+            self._advance(bad_evals=header.bad_evals + 1)
+            train, optimizer = self.config.train, self.config.optimizer
+            if train.patience and self.header.bad_evals >= train.patience and header.lr_cuts < optimizer.lr_cuts:
+                self._advance(lr_cuts=header.lr_cuts + 1, bad_evals=0)
+        self._advance(last_eval=iteration)
+        self.model.set_weights(self.state["weights"])
+        report = EvalReport(
+            step=iteration, loss=result.loss, ppl=result.ppl, bits_per_byte=result.bits_per_byte,
+            eval_tokens=result.tokens, tokens=self.header.tokens, seconds=self._last_eval_seconds,
+            elapsed=self._elapsed(), best_loss=self.header.best_loss, best_step=self.header.best_iteration,
+            bad_evals=self.header.bad_evals, lr_cuts=self.header.lr_cuts,
+        )
+        yield report
+        if report.is_best and iteration > 0:
+            yield self._save(BEST)
+        self._last_read = time.perf_counter()
+
+    def _batches(self) -> list[tuple[mx.array, mx.array]]:
+        train = self.config.train
+        if not train.eval_windows:
+            return self._sweep
+        key = rng.key(train.seed, rng.EVALUATION, self.header.iteration)
+        return self._val.draw_batches(key, train.eval_windows, train.batch_size)
+
+    def _save_due(self) -> bool:
+        minutes = self.config.train.save_minutes
+        return bool(minutes) and time.perf_counter() - self._last_save >= minutes * 60
+
+    def _save(self, name: str) -> SaveReport:
+        """A full disk does not end the run: the last good file stays and the next save tries again."""
+        path = self.folder / name
+        try:
+            store.save(path, self.checkpoint())
+            error = None
+        except OutOfRoom as full:
+            error = str(full)
+        self._last_save = self._last_read = time.perf_counter()
+        return SaveReport(step=self.header.iteration, path=str(path), error=error)
+
+    def _finish(self, reason: str) -> Iterator[Report]:
+        """Evaluates where the run is complete, saves where there is something new to keep, says why it ended."""
+        saved = True
+        if reason in ("iters", "minutes") and self.header.last_eval != self.header.iteration:
+            yield from self._evaluation()
+            reason = "signal" if self._signal else reason
+        if reason != "diverged" and self.header.iteration > 0:
+            save = self._save(LATEST)
+            saved = save.error is None
+            yield save
+        self.model.set_weights(self.state["weights"])
+        yield StopReport(
+            step=self.header.iteration, reason=reason, tokens=self.header.tokens, elapsed=self._elapsed(),
+            steps=self.header.iteration - self._first_iteration, best_loss=self.header.best_loss,
+            best_step=self.header.best_iteration, peak_memory=backend.peak_memory(), saved=saved,
+        )

@@ -1,0 +1,137 @@
+"""A run on the terminal: live where there is one, one plain line a report where there is not."""
+
+import math
+from collections import deque
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from mlx_gpt.reports import EvalReport, Plan, Report, SaveReport, StepReport, StopReport
+
+STOPPED = {
+    "iters": "reached its iterations",
+    "minutes": "reached its time",
+    "patience": "stopped early: no better validation loss in the last evaluations",
+    "signal": "interrupted; saved",
+    "diverged": "diverged: the loss or gradient is not finite, several updates in a row",
+}
+
+
+class RunConsole:
+    """Shows reports as they come. `close()` gives the terminal back."""
+
+    def __init__(self, console: Console, *, iters: int, tokens_per_step: int, log_every: int, patience: int,
+                 peak_memory):
+        """`peak_memory()`: bytes so far."""
+        self.console = console
+        self._iters, self._tokens_per_step = iters, tokens_per_step
+        self._log_every, self._patience, self._peak_memory = log_every, patience, peak_memory
+        self._step: StepReport | None = None
+        self._eval: EvalReport | None = None
+        self._seconds: deque[float] = deque(maxlen=20)
+        self._live: Live | None = None
+        if console.is_terminal:
+            self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=4)
+            self._live.start()
+
+    def close(self) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def note(self, text: str, style: str = "dim") -> None:
+        self.console.print(Text(text, style=style), soft_wrap=True)
+
+    def show(self, report: Report) -> None:
+        match report:
+            case StepReport():
+                self._step = report
+                if report.step > 1:  # the first one compiles
+                    self._seconds.append(report.seconds)
+                if report.skipped:
+                    self.note(f"update {report.step} skipped: its loss or gradient is not finite "
+                              f"({report.skipped} in a row)", "yellow")
+                if not self._live and report.step % self._log_every == 0:
+                    self.note(self._line(), "")
+            case EvalReport():
+                self._eval = report
+                mark = "  * best" if report.is_best else ""
+                self.note(
+                    f"eval @{report.step}: loss {report.loss:.4f}  ppl {report.ppl:.2f}  "
+                    f"{report.bits_per_byte:.3f} bits/byte  over {report.eval_tokens:,} tokens "
+                    f"in {report.seconds:.1f}s{mark}", "bold green" if report.is_best else "")
+            case SaveReport(error=None):
+                self.note(f"saved {report.path} @{report.step}")
+            case SaveReport():
+                self.note(f"not saved: {report.error}", "bold yellow")
+            case Plan():
+                self._iters = report.iters
+                self.note(f"planned {report.iters:,} iterations at {report.step_seconds * 1000:.0f} ms")
+            case StopReport():
+                self.close()
+                self._summary(report)
+
+    def sample(self, step: int, text: str) -> None:
+        self.note(f"--- sample @{step} " + "-" * 40)
+        self.console.print(Text(text), soft_wrap=True)
+        self.note("-" * 56)
+
+    def _summary(self, report: StopReport) -> None:
+        average = report.elapsed * 1000 / report.step if report.step else 0.0
+        best = f" | Best: {report.best_loss:.4f} @{report.best_step}" if math.isfinite(report.best_loss) else ""
+        self.note(f"{STOPPED[report.reason]} at iteration {report.step:,}", "bold")
+        self.note(f"Total time: {report.elapsed:.1f}s | Avg: {average:.0f}ms/iter ({report.step} iters) | "
+                  f"{report.tokens:,} tokens{best} | Peak: {report.peak_memory / 1e9:.2f}GB", "bold")
+
+    # What both displays say, computed once.
+
+    def _pace(self) -> tuple[float, float, float]:
+        """Milliseconds an update, tokens a second, seconds to go."""
+        seconds = sum(self._seconds) / len(self._seconds) if self._seconds else self._step.seconds
+        return seconds * 1000, self._tokens_per_step / seconds, (self._iters - self._step.step) * seconds
+
+    def _line(self) -> str:
+        step, last = self._step, self._eval
+        ms, rate, eta = self._pace()
+        parts = [f"Iter {step.step:4d}/{self._iters}", f"Loss: {step.loss:.4f}"]
+        if last:
+            parts.append(f"Val: {last.loss:.4f} (ppl {last.ppl:.1f})")
+        parts.append(f"LR: {step.lr:.6f}")
+        if last:
+            parts.append(f"Best: {last.best_loss:.4f} @{last.best_step}")
+        parts += [f"{ms:.0f}ms/iter", f"{rate:,.0f} tok/s", f"{step.elapsed:.0f}s elapsed", f"ETA {eta:.0f}s",
+                  f"{self._peak_memory() / 1e9:.2f}GB"]
+        if last and self._patience:
+            parts.append(f"patience {last.bad_evals}/{self._patience}" + (f" cuts {last.lr_cuts}" if last.lr_cuts else ""))
+        return " | ".join(parts)
+
+    def _panel(self):
+        if not self._step:
+            return Text("compiling the training step; the first run on a machine takes longest ...", style="dim")
+        step, last = self._step, self._eval
+        ms, rate, eta = self._pace()
+        facts = {
+            "step": f"{step.step:,}/{self._iters:,}", "loss": f"{step.loss:.4f}",
+            "val": f"{last.loss:.4f}" if last else "-", "ppl": f"{last.ppl:.2f}" if last else "-",
+            "best": f"{last.best_loss:.4f} @{last.best_step}" if last else "-",
+            "lr": f"{step.lr:.2e}", "ms/iter": f"{ms:.0f}", "tok/s": f"{rate:,.0f}", "ETA": _clock(eta),
+            "peak": f"{self._peak_memory() / 1e9:.2f} GB",
+            "patience": f"{last.bad_evals if last else 0}/{self._patience}" if self._patience else "off",
+        }
+        table = Table.grid(padding=(0, 2))
+        for _ in range((len(facts) + 1) // 2):
+            table.add_column(no_wrap=True)
+        cells = [Text.assemble((f"{name} ", "dim"), (value, "bold")) for name, value in facts.items()]
+        half = (len(cells) + 1) // 2
+        table.add_row(*cells[:half])
+        table.add_row(*cells[half:])
+        return Group(ProgressBar(total=self._iters, completed=min(step.step, self._iters)), table)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,66 @@
+"""metrics.jsonl: one JSON object a line for each update and each evaluation of a run."""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+from mlx_gpt.reports import EvalReport, Report, StepReport
+
+FLUSH_SECONDS = 1.0
+
+
+class MetricsFile:
+    """Appends reports. A run that went on from step n first drops the lines after n, which will come again."""
+
+    def __init__(self, path: Path, resumed_at: int = 0):
+        kept = [line for line in _lines(path) if line.get("step", 0) <= resumed_at]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(map(_text, kept)), encoding="utf-8")
+        os.replace(temporary, path)
+        self._file = open(path, "a", encoding="utf-8")
+        self._flushed = 0.0
+
+    def add(self, report: Report) -> None:
+        line = _line(report)
+        if line:
+            self._file.write(_text(line))
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """All lines of a run; a torn last line is left out."""
+    return list(_lines(path))
+
+
+def _lines(path: Path):
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8") as f:
+        for text in f:
+            try:
+                yield json.loads(text)
+            except json.JSONDecodeError:
+                return
+
+
+def _text(line: dict) -> str:
+    return json.dumps(line, allow_nan=False) + "\n"
+
+
+def _line(report: Report) -> dict | None:
+    if isinstance(report, StepReport):
+        line = dataclasses.asdict(report)
+    elif isinstance(report, EvalReport):
+        line = {"val_" + k if k in ("loss", "ppl", "bits_per_byte") else k: v
+                for k, v in dataclasses.asdict(report).items()}
+    else:
+        return None
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
