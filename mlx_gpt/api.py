@@ -87,6 +87,9 @@ def with_tokenizer(checkpoint: Checkpoint, corpus: Sequence[str]) -> Checkpoint:
     """The checkpoint with the character vocabulary of its training text."""
     tokenizer = CharTokenizer.from_documents(open_corpus(corpus).documents)
     header = checkpoint.header
+    if header.tokenizer and header.tokenizer != tokenizer.to_dict():
+        raise ResumeRefused(f"corpus {', '.join(corpus)} has another alphabet than the checkpoint's own tokenizer; "
+                            "leave --corpus out")
     if tokenizer.vocab_size != header.vocab_size:
         raise ResumeRefused(f"corpus {', '.join(corpus)} has a vocabulary of {tokenizer.vocab_size}, the checkpoint "
                             f"{header.vocab_size}; name the text it was trained on")

@@ -20,11 +20,9 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 def prepare() -> None:
-    """Sets what a fresh MLX gets wrong for training on this device; warns of what makes it slow."""
+    """Warns of what makes MLX slow on this machine, and does without compiled kernels where none can be built."""
     if on_gpu():
         return
-    # The CPU allocator gives large buffers back to the system after each use by default, and faults them in again.
-    mx.set_cache_limit(mx.get_memory_limit() // 2)
     if not BLAS.fast:
         warnings.warn(f"matrix products run on {BLAS.name} BLAS, some 70x too slow; {blas.CURE}", stacklevel=2)
     if not can_compile():

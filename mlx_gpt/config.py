@@ -18,6 +18,12 @@ from typing import Any, Self
 from mlx_gpt.errors import BadFile, UserError
 
 
+# Iterations of a run that only its time budget ends, until they are planned.
+UNTIL_TIME_IS_UP = (1 << 32) - 1
+# The sizes that decide which weights fit.
+SHAPE_KEYS = ("n_embd", "n_head", "n_layer", "block_size")
+
+
 def setting(default, help: str, *, low=None, high=None, choices=None):
     """One configurable value: its default, its meaning with its unit, and what is allowed."""
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
@@ -64,8 +70,8 @@ class ModelConfig(Table):
         return 4 * self.n_embd
 
     def shape(self) -> dict[str, int]:
-        """The sizes that decide which weights fit: everything but dropout."""
-        return {k: getattr(self, k) for k in ("n_embd", "n_head", "n_layer", "block_size")}
+        """The settings of SHAPE_KEYS."""
+        return {k: getattr(self, k) for k in SHAPE_KEYS}
 
     def weight_shapes(self, vocab_size: int) -> dict[str, tuple[int, ...]]:
         """The name and shape of every weight, sorted by name."""
@@ -92,8 +98,8 @@ class TrainConfig(Table):
 
     batch_size: int = setting(16, "sequences per micro-batch", low=1, high=1 << 16)
     grad_accum_steps: int = setting(1, "micro-batches per update", low=1, high=4096)
-    iters: int = setting(2000, "updates to reach, counted from the run's start", low=1, high=(1 << 32) - 1)
-    minutes: float = setting(0.0, "time budget in minutes; 0 is none", low=0.0, high=1e6)
+    iters: int = setting(2000, "updates to reach, counted from the run's start", low=1, high=UNTIL_TIME_IS_UP)
+    minutes: float = setting(0.0, "time budget in minutes, fitted to the pace; 0 is none", low=0.0, high=1e6)
     seed: int = setting(1337, "decides weights, batches and dropout", low=0, high=(1 << 63) - 1)
     dtype: str = setting("float32", "compute type; weights stay float32", choices=("float32", "bfloat16", "float16"))
     eval_every: int = setting(100, "updates between evaluations", low=1, high=1 << 31)

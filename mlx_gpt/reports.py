@@ -16,7 +16,6 @@ class StepReport:
     """One update. `step` counts finished updates, `loss` is in nats per token, `seconds` is this update's own time."""
 
     step: int
-    iters: int
     loss: float
     grad_norm: float
     lr: float

@@ -22,7 +22,6 @@ from mlx_gpt.errors import BadFile, UserError
 HEADER = struct.Struct("<8sIIIf")
 FORMATS = {"rgpt0001": b"RGPT0001", "rgpt0002": b"RGPT0002", "rgpt0003": b"RGPT0003"}
 U32_MAX = (1 << 32) - 1
-SHAPE_KEYS = ("n_embd", "n_head", "n_layer", "block_size")
 # Shapes of randyGPT before its presets.
 OLD_SHAPES = (
     {"n_embd": 128, "n_head": 8, "n_layer": 6, "block_size": 64},

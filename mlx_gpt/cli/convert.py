@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mlx_gpt.cli.options import corpus_option, echo_json, json_option, overrides_of, preset_option, set_option
+from mlx_gpt.cli.options import corpus_option, echo_json, json_option, preset_option, set_option, sizes_from
 
 FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003"]
 
@@ -31,12 +31,11 @@ def convert(src, dst, format, force, preset, corpus, sets):
     """
     from mlx_gpt.api import read_checkpoint, with_tokenizer
     from mlx_gpt.checkpoint import rgpt, store
-    from mlx_gpt.cli.options import sizes_of
     from mlx_gpt.errors import UserError
 
     if dst.exists() and (not force or dst.is_dir() or dst.samefile(src)):
         raise UserError(f"{dst}: already there; name another file, or overwrite it with --force")
-    checkpoint = read_checkpoint(src, preset, sizes_of(overrides_of(sets, {})))
+    checkpoint = read_checkpoint(src, preset, sizes_from(sets))
     if corpus:
         checkpoint = with_tokenizer(checkpoint, corpus)
     format = format or ("rgpt0003" if dst.suffix == ".bin" else "safetensors")
@@ -56,10 +55,9 @@ def inspect(file, preset, sets, as_json):
     """Header, shape, tensors and checks of a checkpoint, without building the model."""
     from mlx_gpt.api import read_checkpoint
     from mlx_gpt.checkpoint import rgpt
-    from mlx_gpt.cli.options import sizes_of
     from mlx_gpt.config import preset_of
 
-    checkpoint = read_checkpoint(file, preset, sizes_of(overrides_of(sets, {})))
+    checkpoint = read_checkpoint(file, preset, sizes_from(sets))
     header, model = checkpoint.header, checkpoint.header.config.model
     with open(file, "rb") as f:
         format = f.read(8).decode() if rgpt.is_rgpt(file) else "safetensors"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from mlx_gpt.cli.options import corpus_option, echo_json, json_option, overrides_of, preset_option, set_option
+from mlx_gpt.cli.options import corpus_option, echo_json, json_option, preset_option, set_option, sizes_from
 
 
 @click.command("eval")
@@ -21,8 +21,7 @@ def evaluate(checkpoint, corpus, split, batch, preset, sets, as_json):
     CHECKPOINT is the best of the newest run by default, the corpus its own. A randyGPT .bin needs its --corpus.
     """
     from mlx_gpt import backend
-    from mlx_gpt.api import load
-    from mlx_gpt.cli.options import sizes_of
+    from mlx_gpt.api import read_checkpoint, to_run, with_tokenizer
     from mlx_gpt.cli.session import newest_checkpoint
     from mlx_gpt.data.corpus import open_corpus
     from mlx_gpt.data.tokens import Windows, encode
@@ -31,11 +30,12 @@ def evaluate(checkpoint, corpus, split, batch, preset, sets, as_json):
 
     backend.prepare()
     path = checkpoint or newest_checkpoint()
-    run = load(path, preset, corpus=None, **sizes_of(overrides_of(sets, {})))
-    if run.tokenizer is None:
+    checkpoint = read_checkpoint(path, preset, sizes_from(sets))
+    if checkpoint.header.tokenizer is None:
         if not corpus:
             raise UserError(f"{path}: holds no tokenizer; name the text it was trained on with --corpus")
-        run = load(path, preset, corpus=corpus, **sizes_of(overrides_of(sets, {})))
+        checkpoint = with_tokenizer(checkpoint, corpus)
+    run = to_run(checkpoint)
     text = open_corpus(corpus or run.config.data.corpus)
     tokens = encode(text, run.tokenizer)
     train, val = tokens.split(run.config.data.val_fraction)

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import click
 
-from mlx_gpt.cli.options import corpus_option, echo_json, json_option, overrides_of, preset_option, set_option
+from mlx_gpt.cli.options import corpus_option, echo_json, json_option, preset_option, set_option, sizes_from
 
 
 @click.command()
-@click.argument("prompt", default="")
-@click.option("--checkpoint", "-c", type=click.Path(path_type=Path),
-              help="A checkpoint or a randyGPT .bin.  [default: the best of the newest run]")
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option("--prompt", "-p", default="", help='Text to go on from; "-" reads it from stdin.')
 @click.option("--max-tokens", type=int, default=200, help="Tokens to write.")
 @click.option("--temp", "--temperature", "temperature", type=float, default=0.8, help="0 takes the likeliest token.")
 @click.option("--top-p", type=float, default=0.9, help="Nucleus: the likeliest tokens up to this probability.")
@@ -23,24 +22,24 @@ from mlx_gpt.cli.options import corpus_option, echo_json, json_option, overrides
 @corpus_option
 @set_option
 @json_option
-def generate(prompt, checkpoint, max_tokens, temperature, top_p, top_k, seed, stop, samples, preset, corpus, sets, as_json):
-    """Write text that follows PROMPT ("-" reads it from stdin).
+def generate(checkpoint, prompt, max_tokens, temperature, top_p, top_k, seed, stop, samples, preset, corpus, sets, as_json):
+    """Write text with CHECKPOINT, or with the best checkpoint of the newest run.
 
     \b
     mlxgpt generate --top-p 0.9 --temp 0.8
-    mlxgpt generate "ROMEO:" --samples 3 --seed 1
+    mlxgpt generate --prompt "ROMEO:" --samples 3 --seed 1
+    mlxgpt generate model.bin --corpus shakespeare
     """
     import secrets
     import time
 
     from mlx_gpt.api import load, stream
-    from mlx_gpt.cli.options import sizes_of
     from mlx_gpt.cli.session import newest_checkpoint
     from mlx_gpt.generation.sampling import Sampling
 
     how = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
     path = checkpoint or newest_checkpoint()
-    run = load(path, preset, corpus=corpus or None, **sizes_of(overrides_of(sets, {})))
+    run = load(path, preset, corpus=corpus or None, **sizes_from(sets))
     prompt = sys.stdin.read() if prompt == "-" else prompt
     seed = secrets.randbits(32) if seed is None else seed
     for i in range(samples):

@@ -27,7 +27,7 @@ def cli():
 
     \b
     mlxgpt train --preset model-l --corpus shakespeare
-    mlxgpt generate --top-p 0.9 --temp 0.8 "ROMEO:"
+    mlxgpt generate --top-p 0.9 --temp 0.8
 
     Every option can also be set by an environment variable, as MLXGPT_TRAIN_PRESET. Exit codes: 2 usage, 3 bad file,
     4 resume refused, 5 diverged, 6 out of disk or memory, 130 and 143 interrupted.

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from mlx_gpt.config import parse_set
+from mlx_gpt.config import SHAPE_KEYS, UNTIL_TIME_IS_UP, parse_set
 from mlx_gpt.errors import UserError
 
 # Short flags and the settings they stand for; every other setting is reached by --set.
@@ -32,13 +32,22 @@ def overrides_of(sets: tuple[str, ...], flags: dict) -> dict:
         if key in overrides:
             raise UserError(f"{key} is given twice, as {overrides[key]} and {value}; give it once")
         overrides[key] = value
+    if overrides.get("train.minutes"):
+        overrides.setdefault("train.iters", UNTIL_TIME_IS_UP)
     return overrides
 
 
 def sizes_of(overrides: dict) -> dict[str, int]:
     """The parts of the shape among dotted settings, as {"n_head": 4}."""
-    shape = ("n_embd", "n_head", "n_layer", "block_size")
-    return {k: overrides[f"model.{k}"] for k in shape if f"model.{k}" in overrides}
+    return {k: overrides[f"model.{k}"] for k in SHAPE_KEYS if f"model.{k}" in overrides}
+
+
+def sizes_from(sets: tuple[str, ...]) -> dict[str, int]:
+    """The shape said by --set, where nothing else can be set."""
+    overrides = overrides_of(sets, {})
+    for key in overrides.keys() - {f"model.{k}" for k in SHAPE_KEYS}:
+        raise UserError(f"--set {key} does nothing here; only model.{', model.'.join(SHAPE_KEYS)} do")
+    return sizes_of(overrides)
 
 
 def echo_json(data) -> None:

@@ -68,7 +68,7 @@ def _train(wish, start, as_json: bool) -> int:
     """Runs the trainer in its folder and shows its reports; the exit code."""
     from mlx_gpt.checkpoint.files import FolderLock, make_folder, write_atomic
     from mlx_gpt.cli.session import make_trainer, new_folder
-    from mlx_gpt.reports import StopReport
+    from mlx_gpt.reports import Plan, StopReport
     from mlx_gpt.watch.metrics import MetricsFile
 
     config = start.header.config
@@ -86,6 +86,8 @@ def _train(wish, start, as_json: bool) -> int:
                 metrics.add(report)
             except OSError as error:
                 _note(f"warning: metrics.jsonl can't be written: {error.strerror}")
+            if isinstance(report, Plan):
+                write_atomic(folder / "run.toml", [trainer.config.to_toml().encode()])
             show(report)
         assert isinstance(report, StopReport)
     finally:
@@ -138,14 +140,15 @@ class _show_live:
         from rich.console import Console
 
         from mlx_gpt import backend
+        from mlx_gpt.config import UNTIL_TIME_IS_UP
         from mlx_gpt.watch.console import RunConsole
 
         config = start.header.config
         self._start, self._trainer = start, trainer
         self._view = RunConsole(
-            Console(highlight=False), iters=config.train.iters, log_every=config.train.log_every,
+            Console(highlight=False), log_every=config.train.log_every,
             tokens_per_step=config.train.sequences_per_step * config.model.block_size, patience=config.train.patience,
-            peak_memory=backend.peak_memory,
+            peak_memory=backend.peak_memory, iters=None if config.train.iters == UNTIL_TIME_IS_UP else config.train.iters,
         )
         for line in _headlines(start, trainer, folder):
             self._view.note(line, "")
@@ -183,6 +186,8 @@ def _headlines(start, trainer, folder: Path) -> list[str]:
         f"{device['name']} ({device['backend']}), MLX {device['mlx']}, {config.train.dtype}; "
         f"batch {config.train.batch_size} x {config.train.grad_accum_steps}; into {folder}",
     ]
+    if device["backend"] == "cpu":
+        lines.append("compiling the training step: half a minute the first time on a machine, then it is cached")
     if header.iteration:
         lines.append(f"going on from iteration {header.iteration} of {config.train.iters}")
     return lines

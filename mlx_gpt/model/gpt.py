@@ -52,7 +52,10 @@ class GPT(nn.Module):
 
     def __call__(self, tokens) -> mx.array:
         """Logits (B, T, V) of token ids (B, T). Raises UserError for ids or lengths out of range."""
-        tokens = mx.array(tokens)
+        try:
+            tokens = mx.array(tokens)
+        except (TypeError, ValueError):
+            raise UserError("tokens: not an array of whole numbers of shape (B, T)") from None
         if tokens.ndim != 2 or tokens.size == 0 or not mx.issubdtype(tokens.dtype, mx.integer):
             raise UserError(f"tokens: {tokens.dtype} of shape {tokens.shape}; whole numbers of shape (B, T) are needed")
         if tokens.shape[1] > self.config.block_size:

@@ -155,7 +155,7 @@ class Trainer:
         if pending.step > self._first_iteration + 1:  # the first one compiles
             self._step_seconds.append(seconds)
         return StepReport(
-            step=pending.step, iters=self.config.train.iters, lr=pending.lr, seconds=seconds, elapsed=self._elapsed(),
+            step=pending.step, lr=pending.lr, seconds=seconds, elapsed=self._elapsed(),
             loss=pending.output.loss.item(), grad_norm=pending.output.grad_norm.item(), skipped=self._skipped,
             tokens=pending.tokens,
         )

@@ -23,9 +23,9 @@ STOPPED = {
 class RunConsole:
     """Shows reports as they come. `close()` gives the terminal back."""
 
-    def __init__(self, console: Console, *, iters: int, tokens_per_step: int, log_every: int, patience: int,
+    def __init__(self, console: Console, *, iters: int | None, tokens_per_step: int, log_every: int, patience: int,
                  peak_memory):
-        """`peak_memory()`: bytes so far."""
+        """`iters` is None until a Plan says; `peak_memory()` gives bytes so far."""
         self.console = console
         self._iters, self._tokens_per_step = iters, tokens_per_step
         self._log_every, self._patience, self._peak_memory = log_every, patience, peak_memory
@@ -88,21 +88,22 @@ class RunConsole:
 
     # What both displays say, computed once.
 
-    def _pace(self) -> tuple[float, float, float]:
-        """Milliseconds an update, tokens a second, seconds to go."""
+    def _pace(self) -> tuple[float, float, str]:
+        """Milliseconds an update, tokens a second, time to go."""
         seconds = sum(self._seconds) / len(self._seconds) if self._seconds else self._step.seconds
-        return seconds * 1000, self._tokens_per_step / seconds, (self._iters - self._step.step) * seconds
+        eta = _clock((self._iters - self._step.step) * seconds) if self._iters else "?"
+        return seconds * 1000, self._tokens_per_step / seconds, eta
 
     def _line(self) -> str:
         step, last = self._step, self._eval
         ms, rate, eta = self._pace()
-        parts = [f"Iter {step.step:4d}/{self._iters}", f"Loss: {step.loss:.4f}"]
+        parts = [f"Iter {step.step:4d}/{self._iters or '?'}", f"Loss: {step.loss:.4f}"]
         if last:
             parts.append(f"Val: {last.loss:.4f} (ppl {last.ppl:.1f})")
         parts.append(f"LR: {step.lr:.6f}")
         if last:
             parts.append(f"Best: {last.best_loss:.4f} @{last.best_step}")
-        parts += [f"{ms:.0f}ms/iter", f"{rate:,.0f} tok/s", f"{step.elapsed:.0f}s elapsed", f"ETA {eta:.0f}s",
+        parts += [f"{ms:.0f}ms/iter", f"{rate:,.0f} tok/s", f"{step.elapsed:.0f}s elapsed", f"ETA {eta}",
                   f"{self._peak_memory() / 1e9:.2f}GB"]
         if last and self._patience:
             parts.append(f"patience {last.bad_evals}/{self._patience}" + (f" cuts {last.lr_cuts}" if last.lr_cuts else ""))
@@ -110,14 +111,14 @@ class RunConsole:
 
     def _panel(self):
         if not self._step:
-            return Text("compiling the training step; the first run on a machine takes longest ...", style="dim")
+            return Text("the first update ...", style="dim")
         step, last = self._step, self._eval
         ms, rate, eta = self._pace()
         facts = {
-            "step": f"{step.step:,}/{self._iters:,}", "loss": f"{step.loss:.4f}",
+            "step": f"{step.step:,}/{self._iters or '?'}", "loss": f"{step.loss:.4f}",
             "val": f"{last.loss:.4f}" if last else "-", "ppl": f"{last.ppl:.2f}" if last else "-",
             "best": f"{last.best_loss:.4f} @{last.best_step}" if last else "-",
-            "lr": f"{step.lr:.2e}", "ms/iter": f"{ms:.0f}", "tok/s": f"{rate:,.0f}", "ETA": _clock(eta),
+            "lr": f"{step.lr:.2e}", "ms/iter": f"{ms:.0f}", "tok/s": f"{rate:,.0f}", "ETA": eta,
             "peak": f"{self._peak_memory() / 1e9:.2f} GB",
             "patience": f"{last.bad_evals if last else 0}/{self._patience}" if self._patience else "off",
         }
@@ -128,7 +129,7 @@ class RunConsole:
         half = (len(cells) + 1) // 2
         table.add_row(*cells[:half])
         table.add_row(*cells[half:])
-        return Group(ProgressBar(total=self._iters, completed=min(step.step, self._iters)), table)
+        return Group(ProgressBar(total=self._iters, completed=step.step), table)
 
 
 def _clock(seconds: float) -> str:

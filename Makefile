@@ -1,0 +1,39 @@
+# The main job and the tests, from a fresh checkout: each target makes .venv first if need be.
+PYTHON  ?= python3
+PRESET  ?= model-s
+CORPUS  ?= pydocs
+MINUTES ?= 2
+ITERS   ?=
+
+BIN := .venv/bin
+
+.PHONY: train test test-all bench clean
+
+train: $(BIN)/mlxgpt
+	$(BIN)/mlxgpt train --preset $(PRESET) --corpus $(CORPUS) $(if $(ITERS),--iters $(ITERS),--minutes $(MINUTES))
+	$(BIN)/mlxgpt generate --max-tokens 400
+
+test: $(BIN)/.test
+	$(BIN)/python -m pytest
+
+test-all: $(BIN)/.test
+	$(BIN)/python -m pytest -m ""
+
+bench: $(BIN)/mlxgpt
+	$(BIN)/mlxgpt bench --preset $(PRESET) --corpus $(CORPUS)
+
+clean:
+	rm -rf .venv dist build
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "mlxgpt needs Python 3.11 or later; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+$(BIN)/mlxgpt: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(BIN)/.test: $(BIN)/mlxgpt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@

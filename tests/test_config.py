@@ -1,0 +1,101 @@
+"""Configuration: presets, layers of values, --set, and what is refused."""
+
+import tomllib
+
+import pytest
+
+from mlx_gpt.config import Config, ModelConfig, names_of, parse_set, preset_of, resolve
+from mlx_gpt.errors import BadFile, UserError
+
+# The table of the public system, at the 67 ids of tiny Shakespeare.
+PARAMETERS = {
+    "model-xs": 529_656, "model-s": 836_352, "model-s8": 1_622_784, "model-ds": 2_409_216, "model-m": 2_729_088,
+    "model-l": 4_818_432, "model-deep": 7_152_768, "model-xl": 14_305_536,
+}
+
+
+@pytest.mark.parametrize("preset", PARAMETERS)
+def test_presets_have_the_published_parameter_counts(preset):
+    model = resolve(preset).model
+    assert model.num_params(67) == PARAMETERS[preset]
+    assert preset_of(model) == preset
+
+
+def test_no_preset_is_left_out():
+    assert set(names_of("presets")) == set(PARAMETERS)
+
+
+def test_the_randygpt_recipe_is_the_seeds():
+    config = resolve("model-l", "randygpt")
+    assert (config.train.batch_size, config.model.block_size, config.model.dropout) == (64, 256, 0.1)
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.min_learning_rate) == (3e-5, 3e-6)
+    assert (optimizer.warmup_steps, optimizer.decay_start) == (100, 0.6)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay) == (0.9, 0.999, 1e-8, 0.01)
+    assert (optimizer.clip_mode, optimizer.max_grad_norm) == ("element", 1.0)
+    assert (config.train.eval_every, config.train.eval_windows, config.train.patience) == (10, 50, 20)
+
+
+def test_command_line_wins_over_recipe_over_preset_over_defaults(tmp_path):
+    preset, recipe = tmp_path / "p.toml", tmp_path / "r.toml"
+    preset.write_text("[model]\nn_layer = 2\n[train]\nseed = 1\niters = 1\n")
+    recipe.write_text("[train]\nseed = 2\niters = 2\n")
+    config = resolve(str(preset), str(recipe), {"train.seed": 3})
+    assert (config.model.n_layer, config.train.iters, config.train.seed) == (2, 2, 3)
+    assert config.model.n_embd == ModelConfig().n_embd
+
+
+def test_a_config_survives_toml_and_json():
+    config = resolve("model-m", "randygpt", {"data.corpus": ('a "b"\\c', "ü"), "optimizer.learning_rate": 1e-5})
+    assert Config.from_dict(tomllib.loads(config.to_toml())) == config
+    assert Config.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("model.n_head=4", ("model.n_head", 4)),
+    ("optimizer.learning_rate = 1e-5", ("optimizer.learning_rate", 1e-5)),
+    ("train.dtype=bfloat16", ("train.dtype", "bfloat16")),
+    ("train.eval_at_start=true", ("train.eval_at_start", True)),
+    ("data.corpus=a.txt,b.txt", ("data.corpus", ("a.txt", "b.txt"))),
+    ('data.corpus=["a,b.txt"]', ("data.corpus", ["a,b.txt"])),
+])
+def test_set_is_typed_by_its_field(text, expected):
+    assert parse_set(text) == expected
+
+
+@pytest.mark.parametrize("overrides, words", [
+    ({"model.n_head": 7}, ["model.n_head=7", "n_embd=256", "8"]),
+    ({"model.n_heads": 4}, ["model.n_heads", "did you mean model.n_head?"]),
+    ({"modle.n_head": 4}, ["modle", "did you mean model?"]),
+    ({"train.iters": 0}, ["train.iters=0", "from 1"]),
+    ({"train.iters": 2.5}, ["train.iters=2.5", "whole number"]),
+    ({"train.iters": True}, ["train.iters=True"]),
+    ({"optimizer.learning_rate": -1.0}, ["optimizer.learning_rate=-1.0", "from 0"]),
+    ({"optimizer.learning_rate": float("nan")}, ["optimizer.learning_rate=nan"]),
+    ({"optimizer.learning_rate": "fast"}, ["optimizer.learning_rate='fast'", "a number"]),
+    ({"optimizer.min_learning_rate": 1.0}, ["min_learning_rate=1", "--min-lr"]),
+    ({"train.dtype": "fp8"}, ["train.dtype='fp8'", "bfloat16"]),
+    ({"optimizer.clip_mode": "norm"}, ["clip_mode='norm'", "element"]),
+    ({"data.corpus": "oneletters"}, ["data.corpus"]),
+])
+def test_a_bad_value_is_named_with_what_is_allowed(overrides, words):
+    with pytest.raises(UserError) as error:
+        resolve(overrides=overrides)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("text", ["", "n_head=4", "model.n_head", "model.=4", "model.n_head=four"])
+def test_a_malformed_set_is_refused(text):
+    with pytest.raises(UserError):
+        parse_set(text)
+
+
+def test_unknown_presets_and_broken_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match="did you mean model-xl"):
+        resolve("model-xxl")
+    with pytest.raises(UserError, match="no such file"):
+        resolve(str(tmp_path / "absent.toml"))
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[model\n")
+    with pytest.raises(BadFile, match="TOML"):
+        resolve(str(broken))

@@ -1,0 +1,137 @@
+"""The network: parameters, causality, the cache, ranges, and an independent implementation in NumPy."""
+
+import numpy as np
+import pytest
+
+from mlx_gpt import rng
+from mlx_gpt.backend import mx
+from mlx_gpt.config import ModelConfig, resolve
+from mlx_gpt.errors import UserError
+from mlx_gpt.model.cache import KVCache
+from mlx_gpt.model.gpt import GPT
+
+CONFIG = ModelConfig(n_embd=24, n_head=3, n_layer=2, block_size=16)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Weights far from their small beginnings, so that attention and norms matter."""
+    model = GPT(CONFIG, 11, seed=3)
+    model.set_weights({k: w * 8 for k, w in model.weights().items()})
+    return model
+
+
+def numpy_gpt(w, tokens, config):
+    """The architecture once more, written from its rules, in float64."""
+    def rms(x):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+
+    w = {k: np.array(v, np.float64) for k, v in w.items()}
+    T, H, D = len(tokens), config.n_head, config.n_embd // config.n_head
+    x = w["wte.weight"][tokens] + w["wpe.weight"][:T]
+    for i in range(config.n_layer):
+        p, h = f"layers.{i}.", rms(x)
+        q, k, v = (h @ w[f"{p}attn.{n}.weight"].T for n in ("wq", "wk", "wv"))
+        out = np.zeros_like(x)
+        for head in range(H):
+            cut = slice(head * D, (head + 1) * D)
+            for t in range(T):
+                scores = k[: t + 1, cut] @ q[t, cut] / np.sqrt(D)
+                weights = np.exp(scores - scores.max())
+                out[t, cut] = weights / weights.sum() @ v[: t + 1, cut]
+        x = x + out @ w[f"{p}attn.wo.weight"].T
+        h = rms(x)
+        x = x + np.maximum(h @ w[f"{p}mlp.fc1.weight"].T, 0) ** 2 @ w[f"{p}mlp.fc2.weight"].T
+    return x @ w["lm_head.weight"].T
+
+
+def test_the_network_is_its_rules(model):
+    tokens = np.random.default_rng(0).integers(0, 11, 16)
+    expected = numpy_gpt(model.weights(), tokens, CONFIG)
+    np.testing.assert_allclose(model(tokens[None])[0], expected, rtol=2e-4, atol=2e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("preset", ["model-xs", "model-s"])
+def test_weights_are_named_shaped_and_counted_as_the_config_says(preset):
+    config = resolve(preset).model
+    weights = GPT(config, 67).weights()
+    assert {k: w.shape for k, w in weights.items()} == config.weight_shapes(67)
+    assert sum(w.size for w in weights.values()) == config.num_params(67)
+    assert list(weights) == sorted(weights)
+
+
+def test_initial_weights_have_their_spreads():
+    config = resolve("model-m").model
+    weights = GPT(config, 67, seed=1).weights()
+    for name, std in {"wte": 0.02, "wpe": 0.01, "lm_head": 0.02, "layers.0.attn.wq": 0.02, "layers.2.attn.wo": 0.02 / 12**0.5,
+                      "layers.0.mlp.fc1": 0.02, "layers.1.mlp.fc2": 0.02 / 12**0.5}.items():
+        assert weights[f"{name}.weight"].std().item() == pytest.approx(std, rel=0.03), name
+    again, other = GPT(config, 67, seed=1).weights(), GPT(config, 67, seed=2).weights()
+    assert mx.array_equal(weights["wte.weight"], again["wte.weight"])
+    assert not mx.array_equal(weights["wte.weight"], other["wte.weight"])
+
+
+def test_a_token_changes_no_logit_before_it(model):
+    tokens = np.random.default_rng(1).integers(0, 11, (1, 16))
+    before = np.array(model(tokens))
+    for t in range(16):
+        changed = tokens.copy()
+        changed[0, t] = (changed[0, t] + 1) % 11
+        after = np.array(model(changed))
+        np.testing.assert_array_equal(after[0, :t], before[0, :t])
+        assert np.abs(after[0, t:] - before[0, t:]).max() > 1e-3
+
+
+@pytest.mark.parametrize("prefill", [1, 2, 7, 15])
+def test_prefill_and_single_steps_give_the_full_pass(model, prefill):
+    tokens = mx.array(np.random.default_rng(2).integers(0, 11, (2, 16)))
+    full, cache = np.array(model.forward(tokens)), KVCache(CONFIG)
+    parts = [model.forward(tokens[:, :prefill], cache=cache)]
+    parts += [model.forward(tokens[:, t : t + 1], cache=cache) for t in range(prefill, 16)]
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), full, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("tokens", [[[11]], [[-1]], [[0] * 17], [0, 1], [[0.5]], [[]], [[1, 2], [3]], "text"])
+def test_ids_and_positions_out_of_range_are_refused(model, tokens):
+    with pytest.raises(UserError, match="tokens"):
+        model(tokens)
+
+
+def test_apply_leaves_the_models_own_weights(model):
+    before = model.weights()
+    zeros = {k: mx.zeros_like(w) for k, w in before.items()}
+    assert mx.abs(model.apply(zeros, mx.array([[1, 2]]))).max().item() == 0
+    assert all(mx.array_equal(w, before[k]) for k, w in model.weights().items())
+
+
+# -- dropout --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_keeps_its_share_and_the_mean(rate):
+    x = mx.ones((8, 64, 96))
+    y = np.array(rng.dropout(x, rate, rng.key(0, rng.DROPOUT, 3)))
+    n = y.size
+    assert (y == 0).mean() == pytest.approx(rate, abs=5 * (rate * (1 - rate) / n) ** 0.5)
+    assert np.allclose(y[y != 0], 1 / (1 - rate))
+    # No row and no column is dropped more than chance: five sigma of a binomial share.
+    for axis in (0, 1, 2):
+        others = tuple(i for i in range(3) if i != axis)
+        shares, size = (y == 0).mean(others), n // y.shape[axis]
+        assert np.abs(shares - rate).max() < 5 * (rate * (1 - rate) / size) ** 0.5
+
+
+def test_a_batch_in_parts_drops_what_the_whole_drops():
+    x, key = mx.ones((6, 5, 7)), rng.key(1, rng.DROPOUT, 2)
+    whole = rng.dropout(x, 0.3, key)
+    parts = mx.concatenate([rng.dropout(x[i : i + 2], 0.3, key, first_row=i) for i in (0, 2, 4)])
+    assert mx.array_equal(whole, parts)
+
+
+def test_masks_of_layers_and_steps_are_independent():
+    x, share = mx.ones((4, 32, 64)), 0.5
+    keys = [k for step in range(3) for k in rng.split(rng.key(0, rng.DROPOUT, step), 4)]
+    masks = [np.array(rng.dropout(x, share, k)).ravel() > 0 for k in keys]
+    for i, a in enumerate(masks):
+        for b in masks[i + 1 :]:
+            assert (a == b).mean() == pytest.approx(0.5, abs=0.03)
