@@ -1,0 +1,143 @@
+"""The compiled step and the evaluator: traced once, exact under accumulation, safe against non-finite numbers."""
+
+import numpy as np
+import pytest
+
+from mlx_gpt.backend import mx
+from mlx_gpt.data.tokens import Batch, Tokens, Windows
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.optim.clip import CLIPS
+from mlx_gpt.optim.optimizers import AdamW
+from mlx_gpt.train.loss import Evaluator, cross_entropy
+from mlx_gpt.train.step import initial_state, make_step
+
+V = 11
+
+
+def tokens(lengths=(300,), seed=0):
+    ids = np.random.default_rng(seed).integers(0, V, sum(lengths)).astype(np.uint8)
+    return Tokens(ids=ids, borders=np.cumsum([0, *lengths]))
+
+
+def run(config, steps=3, windows=None, lrs=None):
+    """State, losses and model after a few steps."""
+    model, optimizer = GPT(config.model, V, seed=1), AdamW(config.optimizer)
+    windows = windows or Windows(tokens(), config.model.block_size)
+    step = make_step(model, optimizer, windows.sample, CLIPS[config.optimizer.clip_mode], config)
+    state, outputs = initial_state(model.weights(), optimizer), []
+    for i in range(steps):
+        state, output = step(state, mx.array((lrs or [1e-3] * steps)[i]), mx.array(i, dtype=mx.uint32))
+        outputs.append(output)
+    return state, outputs, model
+
+
+def assert_close(a, b, atol):
+    for name, w in a["weights"].items():
+        np.testing.assert_allclose(w, b["weights"][name], atol=atol, rtol=0, err_msg=name)
+
+
+def test_the_step_is_traced_once(tiny_config, monkeypatch):
+    calls, forward = [], GPT.forward
+    monkeypatch.setattr(GPT, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
+    run(tiny_config, steps=6, lrs=[1e-3, 2e-3, 3e-3, 0.0, 1e-4, 1e-5])
+    assert len(calls) == 1
+
+
+def test_a_step_lowers_the_loss_on_what_it_saw(tiny_config):
+    _, outputs, _ = run(tiny_config, steps=30, windows=Windows(tokens((70,)), 64))
+    assert outputs[-1].loss.item() < outputs[0].loss.item() - 0.1
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("lengths", [(300,), (90, 20, 5, 70, 2, 100)])
+def test_accumulation_is_the_big_batch_dropout_included(tiny_config, parts, lengths):
+    windows = Windows(tokens(lengths), 64)
+    big = tiny_config.replace({"train.batch_size": 8, "model.dropout": 0.2})
+    small = big.replace({"train.batch_size": 8 // parts, "train.grad_accum_steps": parts})
+    (whole, losses, _), (split, split_losses, _) = run(big, windows=windows), run(small, windows=windows)
+    for a, b in zip(losses, split_losses, strict=True):
+        assert a.loss.item() == pytest.approx(b.loss.item(), abs=2e-6)
+        assert a.grad_norm.item() == pytest.approx(b.grad_norm.item(), rel=1e-4)
+    assert_close(whole, split, atol=2e-5)
+
+
+def test_masked_targets_weigh_nothing(tiny_config):
+    """A short document's padding changes neither loss nor update, whatever lies behind its end."""
+    one, other = tokens((20, 100)), tokens((20, 100))
+    other.ids[20:] = (other.ids[20:] + 1) % V
+    config = tiny_config.replace({"model.dropout": 0.0})
+    results = []
+    for data in (one, other):
+        windows = Windows(data, 64)
+        starts, ends = mx.array([0] * 4, dtype=mx.int32), mx.array([20] * 4, dtype=mx.int32)
+        windows.sample = lambda key, size, w=windows: w.gather(starts, ends)
+        results.append(run(config, windows=windows))
+    assert [o.loss.item() for o in results[0][1]] == [o.loss.item() for o in results[1][1]]
+    assert_close(results[0][0], results[1][0], atol=0)
+
+
+def test_a_step_that_is_not_finite_leaves_everything_as_it_was(tiny_config):
+    model, optimizer = GPT(tiny_config.model, V, seed=1), AdamW(tiny_config.optimizer)
+    step = make_step(model, optimizer, Windows(tokens(), 64).sample, CLIPS["global"], tiny_config)
+    state, _ = step(initial_state(model.weights(), optimizer), mx.array(1e-3), mx.array(0, dtype=mx.uint32))
+    poisoned = state | {"weights": state["weights"] | {"wpe.weight": state["weights"]["wpe.weight"] * float("inf")}}
+    after, output = step(poisoned, mx.array(1e-3), mx.array(1, dtype=mx.uint32))
+    assert not output.finite.item()
+    assert after["optimizer"]["step"].item() == 1
+    for part in ("m", "v"):
+        for name, moment in after["optimizer"][part].items():
+            assert mx.array_equal(moment, state["optimizer"][part][name]), name
+    assert mx.array_equal(after["weights"]["wte.weight"], state["weights"]["wte.weight"])
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 0.05), ("float16", 0.01)])
+def test_half_precision_computes_the_same_and_keeps_float32_weights(tiny_config, dtype, tolerance):
+    exact, losses, _ = run(tiny_config)
+    half, half_losses, _ = run(tiny_config.replace({"train.dtype": dtype}))
+    assert all(w.dtype == mx.float32 for w in half["weights"].values())
+    assert all(m.dtype == mx.float32 for m in half["optimizer"]["v"].values())
+    for a, b in zip(losses, half_losses, strict=True):
+        assert b.finite.item()
+        assert a.loss.item() == pytest.approx(b.loss.item(), abs=tolerance)
+        assert a.grad_norm.item() == pytest.approx(b.grad_norm.item(), rel=0.1)
+    assert_close(exact, half, atol=5e-3)
+
+
+def test_cross_entropy_is_its_definition():
+    draw = np.random.default_rng(0)
+    logits, targets = draw.normal(size=(2, 3, V)) * 5, draw.integers(0, V, (2, 3))
+    expected = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    np.testing.assert_allclose(cross_entropy(mx.array(logits.astype(np.float32)), mx.array(targets)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("lengths, size", [((300,), 4), ((90, 20, 5, 70, 2, 1, 100), 3)])
+def test_evaluation_is_the_mean_over_the_split(tiny_config, lengths, size):
+    """Against one window at a time, in float64, documents apart."""
+    T, data = tiny_config.model.block_size, tokens(lengths)
+    model, windows = GPT(tiny_config.model, V, seed=1), Windows(data, T)
+    token_bytes = np.arange(V, dtype=np.int32)
+    result = Evaluator(model, windows, token_bytes, "float32")(model.weights(), windows.sweep(size))
+    nats, count, size_bytes = 0.0, 0, 0
+    for begin, end in zip(data.borders, data.borders[1:], strict=False):
+        for start in range(begin, end - 1, T):
+            part = data.ids[start : min(start + T + 1, end)].astype(np.int32)
+            logits = np.array(model(part[None, :-1])[0], np.float64)
+            nats -= sum(row[t] - np.log(np.exp(row).sum()) for row, t in zip(logits, part[1:], strict=True))
+            count, size_bytes = count + len(part) - 1, size_bytes + token_bytes[part[1:]].sum()
+    assert result.tokens == count
+    assert result.loss == pytest.approx(nats / count, abs=1e-5)
+    assert result.ppl == pytest.approx(np.exp(nats / count), rel=1e-4)
+    assert result.bits_per_byte == pytest.approx(nats / np.log(2) / size_bytes, rel=1e-5)
+
+
+def test_evaluation_is_deterministic_and_can_be_stopped(tiny_config):
+    model, windows = GPT(tiny_config.model, V, seed=1), Windows(tokens(), 64)
+    evaluator, batches = Evaluator(model, windows, np.ones(V, np.int32), "float32"), windows.sweep(2)
+    assert evaluator(model.weights(), batches) == evaluator(model.weights(), batches)
+    assert evaluator(model.weights(), batches, lambda: True) is None
+
+
+def test_batches_are_data(tiny_config):
+    batch = Windows(tokens(), 64).sample(mx.array([1, 2], dtype=mx.uint32), 5)
+    assert isinstance(batch, Batch) and batch.inputs.shape == batch.targets.shape == batch.mask.shape == (5, 64)
+    assert mx.array_equal(batch.inputs[:, 1:], batch.targets[:, :-1])
