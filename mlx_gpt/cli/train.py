@@ -4,6 +4,7 @@ import os
 import signal
 import statistics
 import sys
+import threading
 from pathlib import Path
 
 import click
@@ -109,17 +110,26 @@ def _exit_code(report, received: list[int], folder: Path) -> int:
 
 
 def _stop_on_signals(trainer) -> list[int]:
-    """The first signal ends the run after its current step, saved; the second ends the process at once."""
+    """The first signal ends the run after its current step, saved; the second ends the process at once.
+
+    Python runs its handlers between bytecodes, so not while a step is computed: a thread hears of them at once.
+    """
     received: list[int] = []
-
-    def handle(number, _frame):
-        if received:
-            os._exit(EXIT_OF_SIGNAL[number])
-        received.append(number)
-        trainer.stop()
-
+    hear, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell)
     for number in EXIT_OF_SIGNAL:
-        signal.signal(number, handle)
+        signal.signal(number, lambda *_: None)
+
+    def watch():
+        while True:
+            received.extend(n for n in os.read(hear, 16) if n in EXIT_OF_SIGNAL)
+            if len(received) > 1:
+                os._exit(EXIT_OF_SIGNAL[received[1]])
+            if received:
+                trainer.stop()
+
+    threading.Thread(target=watch, daemon=True).start()
     return received
 
 

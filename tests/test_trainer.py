@@ -1,0 +1,258 @@
+"""The loop: a resumed run is the unbroken run, and a run ends when and how it should."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mlx_gpt.api import read_checkpoint
+from mlx_gpt.backend import mx
+from mlx_gpt.checkpoint import store
+from mlx_gpt.checkpoint.store import Header
+from mlx_gpt.data.tokens import Tokens, Windows
+from mlx_gpt.errors import OutOfRoom
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.optim.optimizers import AdamW
+from mlx_gpt.reports import EvalReport, Plan, SaveReport, StepReport, StopReport
+from mlx_gpt.train.trainer import BEST, LATEST, MAX_SKIPPED, Trainer
+
+from conftest import TINY
+
+V = 13
+
+
+def tokens(size, seed):
+    return Tokens(ids=np.random.default_rng(seed).integers(2, V, size).astype(np.uint8), borders=np.array([0, size]))
+
+
+def trainer(folder, config, checkpoint=None):
+    header = checkpoint.header if checkpoint else Header(config=config, vocab_size=V, iteration=0, step=0)
+    model, block_size = GPT(config.model, V, config.train.seed), config.model.block_size
+    if checkpoint:
+        model.set_weights({k: mx.array(w) for k, w in checkpoint.weights.items()})
+    return Trainer(header=header, model=model, optimizer=AdamW(config.optimizer),
+                   optimizer_state=checkpoint.optimizer if checkpoint else None, train=Windows(tokens(800, 0), block_size),
+                   val=Windows(tokens(200, 1), block_size), token_bytes=np.ones(V, np.int32), folder=folder)
+
+
+def timeless(reports):
+    """What is left of reports without clocks, paths and the reason of the stop."""
+    keep = {StepReport: ("step", "loss", "grad_norm", "lr", "tokens", "skipped"),
+            EvalReport: ("step", "loss", "best_loss", "best_step", "bad_evals", "lr_cuts")}
+    return [(type(r).__name__, *(getattr(r, k) for k in keep[type(r)])) for r in reports if type(r) in keep]
+
+
+def assert_same_state(a, b):
+    for ours, theirs in ((a.weights, b.weights), (a.optimizer, b.optimizer)):
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(t, theirs[k]) for k, t in ours.items())
+    for field in ("iteration", "step", "best_loss", "best_iteration", "bad_evals", "lr_cuts", "tokens"):
+        assert getattr(a.header, field) == getattr(b.header, field), field
+
+
+@pytest.fixture
+def config(tiny_config):
+    """Short evaluations, an early plateau and a cut, so that all of a run's state is in play."""
+    return tiny_config.replace({
+        "train.iters": 24, "train.eval_every": 3, "train.patience": 2, "optimizer.lr_cuts": 50,
+        "optimizer.learning_rate": 0.02, "optimizer.warmup_steps": 4,
+    })
+
+
+@pytest.fixture
+def unbroken(tmp_path, config):
+    folder = tmp_path / "unbroken"
+    folder.mkdir()
+    return list(trainer(folder, config).run()), store.load(folder / LATEST)
+
+
+def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tmp_path, config, unbroken):
+    reports, final = unbroken
+    assert final.header.lr_cuts > 0  # the plateau state matters in this run
+    for cut in random.Random(0).sample(range(1, 24), 5):
+        folder = tmp_path / f"cut-{cut}"
+        folder.mkdir()
+        first, seen = trainer(folder, config), []
+        for report in first.run():
+            seen.append(report)
+            if isinstance(report, StepReport) and report.step == cut:
+                first.stop()
+        assert seen[-1].reason == "signal" and seen[-1].saved
+        part = store.load(folder / LATEST)
+        assert cut <= part.header.iteration <= cut + 1  # one step was in flight
+        seen += trainer(folder, config, part).run()
+        assert timeless(seen) == timeless(reports), cut
+        assert_same_state(store.load(folder / LATEST), final)
+
+
+def test_two_cuts_and_the_best_file_are_whole_states_too(tmp_path, config, unbroken):
+    reports, final = unbroken
+    folder = tmp_path / "again"
+    folder.mkdir()
+    list(trainer(folder, config).run())
+    best = store.load(folder / BEST)
+    assert best.header.iteration == best.header.best_iteration < 24
+    list(trainer(folder, config, best).run())
+    assert_same_state(store.load(folder / LATEST), final)
+
+
+def test_losses_are_reported_in_order_each_once(unbroken):
+    reports, _ = unbroken
+    assert [r.step for r in reports if isinstance(r, StepReport)] == list(range(1, 25))
+    assert [r.step for r in reports if isinstance(r, EvalReport)] == list(range(3, 25, 3))
+    assert isinstance(reports[-1], StopReport) and reports[-1].reason == "iters"
+    assert sum(isinstance(r, StopReport) for r in reports) == 1
+
+
+def test_the_best_file_is_the_best_evaluation(tmp_path, config, unbroken):
+    reports, final = unbroken
+    evals = [r for r in reports if isinstance(r, EvalReport)]
+    best = min(evals, key=lambda r: r.loss)
+    assert (final.header.best_loss, final.header.best_iteration) == (best.loss, best.step)
+    assert store.load(tmp_path / "unbroken" / BEST).header.iteration == best.step
+
+
+def test_patience_cuts_the_rate_and_then_stops_the_run(tmp_path, config):
+    """Random tokens can't be learned: the plateau comes at once."""
+    config = config.replace({"train.iters": 2000, "train.eval_every": 1, "optimizer.lr_cuts": 3})
+    reports = list(trainer(tmp_path, config).run())
+    evals = [r for r in reports if isinstance(r, EvalReport)]
+    assert reports[-1].reason == "patience" and evals[-1].lr_cuts == 3 and evals[-1].bad_evals == 2
+    cuts = [r.lr_cuts for r in evals]
+    assert cuts == sorted(cuts) and set(cuts) == {0, 1, 2, 3}
+    since_best = 0
+    for r in evals:  # bad_evals counts evaluations since the best or the last cut
+        since_best = 0 if r.is_best else since_best + 1
+        if since_best == 2 and r.bad_evals == 0:
+            since_best = 0
+        assert r.bad_evals == since_best
+
+
+def test_iters_is_a_target(tmp_path, config):
+    short = config.replace({"train.iters": 6, "train.patience": 0})
+    list(trainer(tmp_path, short).run())
+    checkpoint = store.load(tmp_path / LATEST)
+    reports = list(trainer(tmp_path, short, checkpoint).run())
+    assert not [r for r in reports if isinstance(r, StepReport)] and reports[-1].steps == 0
+
+
+def test_a_time_budget_becomes_a_number_of_iterations_and_ends_the_run(tmp_path, config):
+    config = config.replace({"train.iters": (1 << 32) - 1, "train.minutes": 1.5 / 60, "train.patience": 0,
+                             "train.eval_every": 1000})
+    start = time.perf_counter()
+    reports = list(trainer(tmp_path, config).run())
+    plan = next(r for r in reports if isinstance(r, Plan))
+    assert 6 < plan.iters < 100_000 and reports[-1].step <= plan.iters
+    assert reports[-1].reason in ("iters", "minutes") and time.perf_counter() - start < 30
+    assert store.load(tmp_path / LATEST).header.planned
+
+
+def test_steps_that_are_not_finite_are_counted_and_end_the_run(tmp_path, config):
+    config = config.replace({"train.eval_every": 4, "train.patience": 0})
+    t, seen = trainer(tmp_path, config), []
+    for report in t.run():
+        seen.append(report)
+        if isinstance(report, SaveReport) and report.step == 4:
+            good = (tmp_path / BEST).read_bytes()
+            t.state["weights"]["wpe.weight"] = t.state["weights"]["wpe.weight"] * float("nan")
+    assert seen[-1].reason == "diverged"
+    skipped = [r.skipped for r in seen if isinstance(r, StepReport) and r.skipped]
+    assert skipped[:MAX_SKIPPED] == list(range(1, MAX_SKIPPED + 1))
+    assert (tmp_path / BEST).read_bytes() == good and not (tmp_path / LATEST).exists()
+
+
+def test_a_full_disk_does_not_end_the_run(tmp_path, config, monkeypatch):
+    def full(path, checkpoint):
+        raise OutOfRoom("no space left")
+
+    save = store.save
+    monkeypatch.setattr(store, "save", full)
+    seen = []
+    for report in trainer(tmp_path, config).run():
+        seen.append(report)
+        if isinstance(report, EvalReport) and report.step == 21:
+            monkeypatch.setattr(store, "save", save)
+    assert any(r.error for r in seen if isinstance(r, SaveReport)) and seen[-1].saved
+    assert store.load(tmp_path / LATEST).header.iteration == 24
+
+
+def test_the_seed_decides_everything(tmp_path, config):
+    def losses(seed):
+        reports = trainer(tmp_path, config.replace({"train.seed": seed, "train.iters": 4})).run()
+        return [r.loss for r in reports if isinstance(r, StepReport)]
+
+    assert losses(1) == losses(1) != losses(2)
+
+
+# -- the whole command, killed ---------------------------------------------------------------------------------------
+
+
+def command(folder, *more):
+    sets = [f"--set={k}={v}" for k, v in TINY.items()]
+    return [sys.executable, "-m", "mlx_gpt", "train", "--corpus", "pydocs", "--batch", "4", "--eval-every", "10", "--iters", "60",
+            "--sample-every", "0", "--set=train.save_minutes=0.001", "--json", *sets, *more, "--out", str(folder)]
+
+
+def curve(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line.get("loss"), line.get("val_loss")) for line in lines]
+
+
+def run_to(process, text):
+    """Reads the output up to a line that holds `text`."""
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"ended without {text!r}")
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    subprocess.run(command(folder), check=True, capture_output=True)
+    return folder
+
+
+def test_a_killed_run_resumes_as_if_nothing_had_happened(tmp_path, whole_run):
+    folder = tmp_path / "killed"
+    with subprocess.Popen(command(folder), stdout=subprocess.PIPE, text=True) as process:
+        run_to(process, '"report": "save"')
+        run_to(process, '"report": "step"')
+        process.kill()
+    done = subprocess.run(command(folder, "--resume"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert curve(folder) == curve(whole_run)
+    for name in (LATEST, BEST):
+        assert_same_state(read_checkpoint(folder / name), read_checkpoint(whole_run / name))
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_after_the_current_step(tmp_path, whole_run, number, code):
+    folder = tmp_path / "stopped"
+    with subprocess.Popen(command(folder), stdout=subprocess.PIPE, text=True) as process:
+        run_to(process, '"step": 7,')
+        process.send_signal(number)
+        rest = process.stdout.read().splitlines()
+    assert process.returncode == code
+    assert json.loads(rest[-1])["reason"] == "signal"
+    assert 7 <= read_checkpoint(folder / LATEST).header.iteration < 60
+    subprocess.run(command(folder, "--resume"), check=True, capture_output=True)
+    assert curve(folder) == curve(whole_run)
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    folder = tmp_path / "twice"
+    slow = [sys.executable, "-m", "mlx_gpt", "train", "--preset", "model-l", "--batch", "24", "--corpus", "pydocs", "--json", "--out", folder]
+    with subprocess.Popen(slow, stdout=subprocess.PIPE, text=True) as process:
+        run_to(process, '"step": 1,')
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    assert "checkpoint.safetensors" not in os.listdir(folder)
