@@ -1,9 +1,9 @@
 """Train a GPT from scratch on Apple Silicon, with MLX.
 
-    import mlx_gpt
-    run = mlx_gpt.load("runs/model-l-shakespeare/best.safetensors")
-    for piece in mlx_gpt.generate(run, "ROMEO:"):
-        print(piece, end="")
+import mlx_gpt
+run = mlx_gpt.load("runs/model-l-shakespeare/best.safetensors")
+for piece in mlx_gpt.generate(run, "ROMEO:"):
+    print(piece, end="")
 """
 
 __version__ = "0.1.0"

@@ -9,7 +9,7 @@ from mlx_gpt.backend import mx
 from mlx_gpt.checkpoint import rgpt, store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config import Config, ModelConfig, load_toml
-from mlx_gpt.data.corpus import open_corpus
+from mlx_gpt.data.corpus import Corpus, open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.errors import BadFile, ResumeRefused, UserError
 from mlx_gpt.generation.engine import TextStream
@@ -30,12 +30,19 @@ class Run:
         return self.header.config
 
 
-def load(path, preset: str | None = None, n_embd: int | None = None, n_head: int | None = None,
-         n_layer: int | None = None, block_size: int | None = None, corpus: str | Sequence[str] | None = None) -> Run:
+def load(
+    path,
+    preset: str | None = None,
+    n_embd: int | None = None,
+    n_head: int | None = None,
+    n_layer: int | None = None,
+    block_size: int | None = None,
+    corpus: str | Sequence[str] | None = None,
+) -> Run:
     """Loads our safetensors or a randyGPT .bin file, verified.
 
     A .bin file names no shape: it follows from the preset, the sizes given, or the file's length. It holds no tokenizer
-    either: `corpus` is the text it was trained on. Raises UserError, BadFile (corrupt) or ResumeRefused (another shape).
+    either: `corpus` is the text it was trained on. Raises UserError, BadFile (corrupt), ResumeRefused (another shape).
     """
     sizes = {"n_embd": n_embd, "n_head": n_head, "n_layer": n_layer, "block_size": block_size}
     checkpoint = read_checkpoint(Path(path), preset, {k: v for k, v in sizes.items() if v is not None})
@@ -44,13 +51,29 @@ def load(path, preset: str | None = None, n_embd: int | None = None, n_head: int
     return to_run(checkpoint)
 
 
-def generate(run: Run, prompt: str = "", *, max_tokens: int = 200, temperature: float = 0.8, top_p: float = 0.9,
-             top_k: int = 0, seed: int = 0, stop: Sequence[str] = ()) -> Iterator[str]:
-    """Text that follows the prompt, in pieces as they are drawn. Raises UserError for a character the model never saw."""
-    return iter(stream(run, prompt, Sampling(temperature=temperature, top_p=top_p, top_k=top_k), max_tokens, stop, seed))
+def generate(
+    run: Run,
+    prompt: str = "",
+    *,
+    max_tokens: int = 200,
+    temperature: float = 0.8,
+    top_p: float = 0.9,
+    top_k: int = 0,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+) -> Iterator[str]:
+    """Text that follows the prompt, in pieces as they are drawn.
+
+    Raises UserError for a character the model never saw, before anything is written.
+    """
+    return iter(
+        stream(run, prompt, Sampling(temperature=temperature, top_p=top_p, top_k=top_k), max_tokens, stop, seed)
+    )
 
 
-def stream(run: Run, prompt: str, how: Sampling, max_tokens: int, stop: Sequence[str] = (), seed: int = 0) -> TextStream:
+def stream(
+    run: Run, prompt: str, how: Sampling, max_tokens: int, stop: Sequence[str] = (), seed: int = 0
+) -> TextStream:
     """generate() as an object that tells afterwards how it ended."""
     if run.tokenizer is None:
         raise UserError("this checkpoint holds no tokenizer; name the text it was trained on with --corpus")
@@ -58,8 +81,15 @@ def stream(run: Run, prompt: str, how: Sampling, max_tokens: int, stop: Sequence
         ids = run.tokenizer.encode(prompt).tolist()
     except UserError as error:
         raise UserError(f"prompt: {error}; use characters of the training text") from None
-    return TextStream(model=run.model, tokenizer=run.tokenizer, prompt=ids, how=how, max_tokens=max_tokens,
-                      stop=tuple([stop] if isinstance(stop, str) else stop), seed=seed)
+    return TextStream(
+        model=run.model,
+        tokenizer=run.tokenizer,
+        prompt=ids,
+        how=how,
+        max_tokens=max_tokens,
+        stop=tuple([stop] if isinstance(stop, str) else stop),
+        seed=seed,
+    )
 
 
 def read_checkpoint(path: Path, preset: str | None = None, sizes: dict[str, int] | None = None) -> Checkpoint:
@@ -83,22 +113,45 @@ def read_checkpoint(path: Path, preset: str | None = None, sizes: dict[str, int]
     return checkpoint
 
 
-def with_tokenizer(checkpoint: Checkpoint, corpus: Sequence[str]) -> Checkpoint:
-    """The checkpoint with the character vocabulary of its training text."""
-    tokenizer = CharTokenizer.from_documents(open_corpus(corpus).documents)
-    header = checkpoint.header
+def with_tokenizer(checkpoint: Checkpoint, specs: Sequence[str]) -> Checkpoint:
+    """The checkpoint with the character vocabulary of the corpus it was trained on."""
+    corpus, header = open_corpus(specs), checkpoint.header
+    tokenizer = CharTokenizer.from_documents(corpus.documents)
     if header.tokenizer and header.tokenizer != tokenizer.to_dict():
-        raise ResumeRefused(f"corpus {', '.join(corpus)} has another alphabet than the checkpoint's own tokenizer; "
-                            "leave --corpus out")
-    if tokenizer.vocab_size != header.vocab_size:
-        raise ResumeRefused(f"corpus {', '.join(corpus)} has a vocabulary of {tokenizer.vocab_size}, the checkpoint "
-                            f"{header.vocab_size}; name the text it was trained on")
-    return dataclasses.replace(checkpoint, header=dataclasses.replace(header, tokenizer=tokenizer.to_dict()))
+        raise ResumeRefused(
+            f"corpus {corpus.name} has another alphabet than the checkpoint's own tokenizer; leave --corpus out"
+        )
+    require_vocab(corpus, tokenizer, header.vocab_size)
+    header = dataclasses.replace(
+        header,
+        tokenizer=tokenizer.to_dict(),
+        corpus=corpus.fingerprint(),
+        config=header.config.replace({"data.corpus": tuple(specs)}),
+    )
+    return dataclasses.replace(checkpoint, header=header)
+
+
+def require_vocab(corpus: Corpus, tokenizer: CharTokenizer, vocab_size: int) -> None:
+    """Raises ResumeRefused unless the tokenizer has as many ids as the checkpoint."""
+    if tokenizer.vocab_size != vocab_size:
+        raise ResumeRefused(
+            f"corpus {corpus.name} has a vocabulary of {tokenizer.vocab_size}, the checkpoint {vocab_size}; "
+            "name the text it was trained on with --corpus"
+        )
 
 
 def to_run(checkpoint: Checkpoint) -> Run:
     header = checkpoint.header
     model = GPT(header.config.model, header.vocab_size)
     model.set_weights({name: mx.array(w) for name, w in checkpoint.weights.items()})
-    tokenizer = CharTokenizer.from_dict(header.tokenizer) if header.tokenizer else None
-    return Run(model=model, tokenizer=tokenizer, header=header)
+    return Run(model=model, tokenizer=tokenizer_of(header), header=header)
+
+
+def tokenizer_of(header: Header) -> CharTokenizer | None:
+    """The checkpoint's own tokenizer; None where it holds none, as in an RGPT file."""
+    if header.tokenizer is None:
+        return None
+    tokenizer = CharTokenizer.from_dict(header.tokenizer)
+    if tokenizer.vocab_size != header.vocab_size:
+        raise BadFile(f"tokenizer of {tokenizer.vocab_size} ids in a checkpoint of {header.vocab_size}; it is corrupt")
+    return tokenizer

@@ -14,17 +14,19 @@ from mlx_gpt import blas
 BLAS = blas.preload()
 
 import mlx.core as mx  # noqa: E402
-import mlx.nn as nn  # noqa: E402
+import mlx.nn as nn  # noqa: E402, F401
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
-def prepare() -> None:
+def prepare(dtype: str = "float32") -> None:
     """Warns of what makes MLX slow on this machine, and does without compiled kernels where none can be built."""
     if on_gpu():
         return
     if not BLAS.fast:
         warnings.warn(f"matrix products run on {BLAS.name} BLAS, some 70x too slow; {blas.CURE}", stacklevel=2)
+    if dtype != "float32":
+        warnings.warn(f"MLX's CPU matrix products in {dtype} are some 25x slower than in float32", stacklevel=2)
     if not can_compile():
         mx.disable_compile()
         warnings.warn("no C++ compiler (g++): MLX runs uncompiled on this CPU, slower; install g++", stacklevel=2)

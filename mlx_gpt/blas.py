@@ -23,7 +23,12 @@ from mlx_gpt.config import cache_dir
 from mlx_gpt.errors import UserError
 
 SYSTEM_LIBRARIES = (
-    "libopenblas.so.0", "libopenblas.so", "libmkl_rt.so.2", "libmkl_rt.so", "libblis.so.4", "libblis.so",
+    "libopenblas.so.0",
+    "libopenblas.so",
+    "libmkl_rt.so.2",
+    "libmkl_rt.so",
+    "libblis.so.4",
+    "libblis.so",
 )
 CURE = "install a C compiler (gcc) or OpenBLAS (libopenblas0-pthread), or set MLXGPT_BLAS to a library with cblas_sgemm"
 SHIM = """
@@ -61,8 +66,7 @@ def preload() -> Blas:
     for name in SYSTEM_LIBRARIES:
         if _open(name):
             return Blas(name=name.partition(".")[0].removeprefix("lib"), fast=True, path=name)
-    shim = _numpy_shim()
-    if shim and _open(str(shim)):
+    if shim := _open_shim():
         return Blas(name="OpenBLAS of NumPy", fast=True, path=str(shim))
     return Blas(name="reference", fast=False)
 
@@ -84,13 +88,14 @@ def _multiplies(library: ctypes.CDLL) -> bool:
     four = ctypes.c_float * 4
     a, b, c = four(1, 2, 3, 4), four(5, 6, 7, 8), four()
     size, real, row_major, plain = ctypes.c_int, ctypes.c_float, 101, 111
-    library.cblas_sgemm(row_major, plain, plain, size(2), size(2), size(2), real(1), a, size(2), b, size(2),
-                        real(0), c, size(2))
+    library.cblas_sgemm(
+        row_major, plain, plain, size(2), size(2), size(2), real(1), a, size(2), b, size(2), real(0), c, size(2)
+    )
     return list(c) == [19, 22, 43, 50]
 
 
-def _numpy_shim() -> Path | None:
-    """The compiled shim over NumPy's OpenBLAS; None without that library or a C compiler."""
+def _open_shim() -> Path | None:
+    """Opens the shim over NumPy's OpenBLAS, compiled if need be; None without that library or a C compiler."""
     spec = importlib.util.find_spec("numpy")
     if not (spec and spec.origin):
         return None
@@ -100,10 +105,10 @@ def _numpy_shim() -> Path | None:
         return None
     key = hashlib.sha256(f"{SHIM}{openblas}{openblas.stat().st_mtime_ns}".encode()).hexdigest()[:16]
     shim = cache_dir() / f"blas-{key}.so"
-    if shim.exists():
+    if shim.exists() and _open(str(shim)):
         return shim
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    return shim if compiler and _compile(compiler, openblas, shim) else None
+    return shim if compiler and _compile(compiler, openblas, shim) and _open(str(shim)) else None
 
 
 def _compile(compiler: str, openblas: Path, shim: Path) -> bool:
@@ -115,7 +120,9 @@ def _compile(compiler: str, openblas: Path, shim: Path) -> bool:
             source.write_text(SHIM)
             subprocess.run(
                 [compiler, "-O2", "-shared", "-fPIC", "-o", built, source, openblas, f"-Wl,-rpath,{openblas.parent}"],
-                check=True, capture_output=True, timeout=60,
+                check=True,
+                capture_output=True,
+                timeout=60,
             )
             os.replace(built, shim)
         return True

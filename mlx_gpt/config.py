@@ -17,7 +17,6 @@ from typing import Any, Self
 
 from mlx_gpt.errors import BadFile, UserError
 
-
 # Iterations of a run that only its time budget ends, until they are planned.
 UNTIL_TIME_IS_UP = (1 << 32) - 1
 # The sizes that decide which weights fit.
@@ -129,9 +128,7 @@ class OptimizerConfig(Table):
     beta2: float = setting(0.99, "decay of the second moment", low=0.0, high=0.999999)
     eps: float = setting(1e-8, "added to the root of the second moment", low=0.0, high=1.0)
     weight_decay: float = setting(0.1, "decoupled decay, on every tensor", low=0.0, high=10.0)
-    clip_mode: str = setting(
-        "global", "what max_grad_norm bounds", choices=("global", "tensor", "element", "none")
-    )
+    clip_mode: str = setting("global", "what max_grad_norm bounds", choices=("global", "tensor", "element", "none"))
     max_grad_norm: float = setting(1.0, "bound of the L2 norm, or of each element", low=1e-9, high=1e9)
 
     def __post_init__(self):
@@ -192,7 +189,10 @@ class Config:
 
 
 TABLES: dict[str, type[Table]] = {
-    "model": ModelConfig, "train": TrainConfig, "optimizer": OptimizerConfig, "data": DataConfig,
+    "model": ModelConfig,
+    "train": TrainConfig,
+    "optimizer": OptimizerConfig,
+    "data": DataConfig,
 }
 
 

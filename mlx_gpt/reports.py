@@ -48,6 +48,13 @@ class EvalReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SampleDue:
+    """The model holds the weights of this step: the moment to let it write."""
+
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SaveReport:
     """One checkpoint written, or the reason why it could not be: the run goes on and tries again."""
 
@@ -71,4 +78,4 @@ class StopReport:
     saved: bool
 
 
-Report = Plan | StepReport | EvalReport | SaveReport | StopReport
+Report = Plan | StepReport | EvalReport | SampleDue | SaveReport | StopReport

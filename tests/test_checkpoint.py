@@ -11,23 +11,31 @@ import sys
 import numpy as np
 import pytest
 import safetensors.numpy
+from conftest import TINY_SHAPE
 
 from mlx_gpt.checkpoint import files, rgpt, store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config import Config, ModelConfig
 from mlx_gpt.errors import BadFile, OutOfRoom, ResumeRefused, UserError
 
-from conftest import TINY_SHAPE
-
 MODEL = ModelConfig(n_embd=8, n_head=2, n_layer=1, block_size=4)
 
 
 def checkpoint(seed=0, moments=True, **changes) -> Checkpoint:
     draw = np.random.default_rng(seed)
+
     def tensors():
         return {k: draw.normal(size=s).astype(np.float32) for k, s in MODEL.weight_shapes(5).items()}
-    header = Header(config=Config(model=MODEL), vocab_size=5, iteration=7, step=6, best_loss=2.5, corpus="c" * 64,
-                    tokenizer={"kind": "char", "characters": "abc"})
+
+    header = Header(
+        config=Config(model=MODEL),
+        vocab_size=5,
+        iteration=7,
+        step=6,
+        best_loss=2.5,
+        corpus="c" * 64,
+        tokenizer={"kind": "char", "characters": "abc"},
+    )
     optimizer = {f"{part}.{k}": t for part in "mv" for k, t in tensors().items()} if moments else {}
     return Checkpoint(header=dataclasses.replace(header, **changes), weights=tensors(), optimizer=optimizer)
 
@@ -112,7 +120,9 @@ def test_nan_newer_foreign_and_misshapen_files_are_refused(tmp_path, saved):
     foreign = tmp_path / "foreign.safetensors"
     safetensors.numpy.save_file({"x": np.zeros(3)}, foreign)
     refused("not an mlxgpt checkpoint", foreign)
-    safetensors.numpy.save_file({"x": np.zeros(3)}, foreign, {"format": "mlxgpt", "format_version": "2", "header": "{}"})
+    safetensors.numpy.save_file(
+        {"x": np.zeros(3)}, foreign, {"format": "mlxgpt", "format_version": "2", "header": "{}"}
+    )
     refused("format version 2", foreign)
     with pytest.raises(UserError, match="no such file"):
         store.load(tmp_path / "absent")
@@ -137,8 +147,10 @@ def test_too_little_space_is_known_beforehand(tmp_path):
 
 def test_a_second_trainer_is_refused_until_the_first_process_ends(tmp_path):
     lock = files.FolderLock(tmp_path)
-    code = ("import sys; from pathlib import Path; from mlx_gpt.checkpoint.files import FolderLock; "
-            "FolderLock(Path(sys.argv[1]))")
+    code = (
+        "import sys; from pathlib import Path; from mlx_gpt.checkpoint.files import FolderLock; "
+        "FolderLock(Path(sys.argv[1]))"
+    )
     second = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
     assert "another trainer is running" in second.stderr
     with pytest.raises(ResumeRefused):

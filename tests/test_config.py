@@ -9,8 +9,14 @@ from mlx_gpt.errors import BadFile, UserError
 
 # The table of the public system, at the 67 ids of tiny Shakespeare.
 PARAMETERS = {
-    "model-xs": 529_656, "model-s": 836_352, "model-s8": 1_622_784, "model-ds": 2_409_216, "model-m": 2_729_088,
-    "model-l": 4_818_432, "model-deep": 7_152_768, "model-xl": 14_305_536,
+    "model-xs": 529_656,
+    "model-s": 836_352,
+    "model-s8": 1_622_784,
+    "model-ds": 2_409_216,
+    "model-m": 2_729_088,
+    "model-l": 4_818_432,
+    "model-deep": 7_152_768,
+    "model-xl": 14_305_536,
 }
 
 
@@ -51,33 +57,39 @@ def test_a_config_survives_toml_and_json():
     assert Config.from_dict(config.to_dict()) == config
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("model.n_head=4", ("model.n_head", 4)),
-    ("optimizer.learning_rate = 1e-5", ("optimizer.learning_rate", 1e-5)),
-    ("train.dtype=bfloat16", ("train.dtype", "bfloat16")),
-    ("train.eval_at_start=true", ("train.eval_at_start", True)),
-    ("data.corpus=a.txt,b.txt", ("data.corpus", ("a.txt", "b.txt"))),
-    ('data.corpus=["a,b.txt"]', ("data.corpus", ["a,b.txt"])),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("model.n_head=4", ("model.n_head", 4)),
+        ("optimizer.learning_rate = 1e-5", ("optimizer.learning_rate", 1e-5)),
+        ("train.dtype=bfloat16", ("train.dtype", "bfloat16")),
+        ("train.eval_at_start=true", ("train.eval_at_start", True)),
+        ("data.corpus=a.txt,b.txt", ("data.corpus", ("a.txt", "b.txt"))),
+        ('data.corpus=["a,b.txt"]', ("data.corpus", ["a,b.txt"])),
+    ],
+)
 def test_set_is_typed_by_its_field(text, expected):
     assert parse_set(text) == expected
 
 
-@pytest.mark.parametrize("overrides, words", [
-    ({"model.n_head": 7}, ["model.n_head=7", "n_embd=256", "8"]),
-    ({"model.n_heads": 4}, ["model.n_heads", "did you mean model.n_head?"]),
-    ({"modle.n_head": 4}, ["modle", "did you mean model?"]),
-    ({"train.iters": 0}, ["train.iters=0", "from 1"]),
-    ({"train.iters": 2.5}, ["train.iters=2.5", "whole number"]),
-    ({"train.iters": True}, ["train.iters=True"]),
-    ({"optimizer.learning_rate": -1.0}, ["optimizer.learning_rate=-1.0", "from 0"]),
-    ({"optimizer.learning_rate": float("nan")}, ["optimizer.learning_rate=nan"]),
-    ({"optimizer.learning_rate": "fast"}, ["optimizer.learning_rate='fast'", "a number"]),
-    ({"optimizer.min_learning_rate": 1.0}, ["min_learning_rate=1", "--min-lr"]),
-    ({"train.dtype": "fp8"}, ["train.dtype='fp8'", "bfloat16"]),
-    ({"optimizer.clip_mode": "norm"}, ["clip_mode='norm'", "element"]),
-    ({"data.corpus": "oneletters"}, ["data.corpus"]),
-])
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"model.n_head": 7}, ["model.n_head=7", "n_embd=256", "8"]),
+        ({"model.n_heads": 4}, ["model.n_heads", "did you mean model.n_head?"]),
+        ({"modle.n_head": 4}, ["modle", "did you mean model?"]),
+        ({"train.iters": 0}, ["train.iters=0", "from 1"]),
+        ({"train.iters": 2.5}, ["train.iters=2.5", "whole number"]),
+        ({"train.iters": True}, ["train.iters=True"]),
+        ({"optimizer.learning_rate": -1.0}, ["optimizer.learning_rate=-1.0", "from 0"]),
+        ({"optimizer.learning_rate": float("nan")}, ["optimizer.learning_rate=nan"]),
+        ({"optimizer.learning_rate": "fast"}, ["optimizer.learning_rate='fast'", "a number"]),
+        ({"optimizer.min_learning_rate": 1.0}, ["min_learning_rate=1", "--min-lr"]),
+        ({"train.dtype": "fp8"}, ["train.dtype='fp8'", "bfloat16"]),
+        ({"optimizer.clip_mode": "norm"}, ["clip_mode='norm'", "element"]),
+        ({"data.corpus": "oneletters"}, ["data.corpus"]),
+    ],
+)
 def test_a_bad_value_is_named_with_what_is_allowed(overrides, words):
     with pytest.raises(UserError) as error:
         resolve(overrides=overrides)

@@ -60,7 +60,13 @@ def test_a_file_with_another_checksum_is_refused(monkeypatch, tmp_path):
 
 def test_files_and_folders_become_documents_in_order(tmp_path):
     (tmp_path / "sub").mkdir()
-    for name, text in {"b.txt": "second", "a.md": "first", "sub/c.py": "third", ".hidden": "no", "empty.txt": ""}.items():
+    for name, text in {
+        "b.txt": "second",
+        "a.md": "first",
+        "sub/c.py": "third",
+        ".hidden": "no",
+        "empty.txt": "",
+    }.items():
         (tmp_path / name).write_text(text)
     assert open_corpus([str(tmp_path)]).documents == ["first", "second", "third"]
     assert open_corpus([str(tmp_path / "b.txt"), str(tmp_path / "a.md")]).documents == ["second", "first"]
@@ -163,8 +169,10 @@ def test_a_sweep_predicts_each_token_once(seed):
 
 def test_windows_depend_on_seed_stream_and_index_alone():
     windows = Windows(documents_of([500], 8), 8)
+
     def draw(*key):
         return windows.draw(rng.key(*key), 16)[0].tolist()
+
     assert draw(1, rng.WINDOWS, 5) == draw(1, rng.WINDOWS, 5)
     assert len({tuple(draw(*k)) for k in [(1, "a", 5), (2, "a", 5), (1, "b", 5), (1, "a", 6)]}) == 4
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import TINY
 
 from mlx_gpt.backend import mx
 from mlx_gpt.config import resolve
@@ -10,8 +11,6 @@ from mlx_gpt.model.gpt import GPT
 from mlx_gpt.optim.clip import CLIPS
 from mlx_gpt.optim.optimizers import AdamW
 from mlx_gpt.train.step import initial_state, make_step
-
-from conftest import TINY
 
 
 @pytest.fixture

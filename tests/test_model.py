@@ -23,6 +23,7 @@ def model():
 
 def numpy_gpt(w, tokens, config):
     """The architecture once more, written from its rules, in float64."""
+
     def rms(x):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
 
@@ -63,8 +64,15 @@ def test_weights_are_named_shaped_and_counted_as_the_config_says(preset):
 def test_initial_weights_have_their_spreads():
     config = resolve("model-m").model
     weights = GPT(config, 67, seed=1).weights()
-    for name, std in {"wte": 0.02, "wpe": 0.01, "lm_head": 0.02, "layers.0.attn.wq": 0.02, "layers.2.attn.wo": 0.02 / 12**0.5,
-                      "layers.0.mlp.fc1": 0.02, "layers.1.mlp.fc2": 0.02 / 12**0.5}.items():
+    for name, std in {
+        "wte": 0.02,
+        "wpe": 0.01,
+        "lm_head": 0.02,
+        "layers.0.attn.wq": 0.02,
+        "layers.2.attn.wo": 0.02 / 12**0.5,
+        "layers.0.mlp.fc1": 0.02,
+        "layers.1.mlp.fc2": 0.02 / 12**0.5,
+    }.items():
         assert weights[f"{name}.weight"].std().item() == pytest.approx(std, rel=0.03), name
     again, other = GPT(config, 67, seed=1).weights(), GPT(config, 67, seed=2).weights()
     assert mx.array_equal(weights["wte.weight"], again["wte.weight"])

@@ -14,10 +14,19 @@ from mlx_gpt.optim.schedules import learning_rate
 SEED = OptimizerConfig(learning_rate=3e-5, min_learning_rate=3e-6, warmup_steps=100, decay_start=0.6, lr_cuts=3)
 
 
-@pytest.mark.parametrize("step, expected", [
-    (0, 3e-6), (50, 0.55 * 3e-5), (100, 3e-5), (599, 3e-5), (600, 3e-5),
-    (800, (3e-5 + 3e-6) / 2), (1000, 3e-6), (5000, 3e-6),
-])
+@pytest.mark.parametrize(
+    "step, expected",
+    [
+        (0, 3e-6),
+        (50, 0.55 * 3e-5),
+        (100, 3e-5),
+        (599, 3e-5),
+        (600, 3e-5),
+        (800, (3e-5 + 3e-6) / 2),
+        (1000, 3e-6),
+        (5000, 3e-6),
+    ],
+)
 def test_the_schedule_warms_up_stays_and_falls_as_a_cosine(step, expected):
     assert learning_rate(SEED, step, 1000) == pytest.approx(expected)
 

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import TINY
 
 from mlx_gpt.api import read_checkpoint
 from mlx_gpt.backend import mx
@@ -19,10 +20,8 @@ from mlx_gpt.data.tokens import Tokens, Windows
 from mlx_gpt.errors import OutOfRoom
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.optim.optimizers import AdamW
-from mlx_gpt.reports import EvalReport, Plan, SaveReport, StepReport, StopReport
+from mlx_gpt.reports import EvalReport, Plan, SampleDue, SaveReport, StepReport, StopReport
 from mlx_gpt.train.trainer import BEST, LATEST, MAX_SKIPPED, Trainer
-
-from conftest import TINY
 
 V = 13
 
@@ -36,15 +35,24 @@ def trainer(folder, config, checkpoint=None):
     model, block_size = GPT(config.model, V, config.train.seed), config.model.block_size
     if checkpoint:
         model.set_weights({k: mx.array(w) for k, w in checkpoint.weights.items()})
-    return Trainer(header=header, model=model, optimizer=AdamW(config.optimizer),
-                   optimizer_state=checkpoint.optimizer if checkpoint else None, train=Windows(tokens(800, 0), block_size),
-                   val=Windows(tokens(200, 1), block_size), token_bytes=np.ones(V, np.int32), folder=folder)
+    return Trainer(
+        header=header,
+        model=model,
+        optimizer=AdamW(config.optimizer),
+        optimizer_state=checkpoint.optimizer if checkpoint else None,
+        train=Windows(tokens(800, 0), block_size),
+        val=Windows(tokens(200, 1), block_size),
+        token_bytes=np.ones(V, np.int32),
+        folder=folder,
+    )
 
 
 def timeless(reports):
     """What is left of reports without clocks, paths and the reason of the stop."""
-    keep = {StepReport: ("step", "loss", "grad_norm", "lr", "tokens", "skipped"),
-            EvalReport: ("step", "loss", "best_loss", "best_step", "bad_evals", "lr_cuts")}
+    keep = {
+        StepReport: ("step", "loss", "grad_norm", "lr", "tokens", "skipped"),
+        EvalReport: ("step", "loss", "best_loss", "best_step", "bad_evals", "lr_cuts"),
+    }
     return [(type(r).__name__, *(getattr(r, k) for k in keep[type(r)])) for r in reports if type(r) in keep]
 
 
@@ -59,10 +67,16 @@ def assert_same_state(a, b):
 @pytest.fixture
 def config(tiny_config):
     """Short evaluations, an early plateau and a cut, so that all of a run's state is in play."""
-    return tiny_config.replace({
-        "train.iters": 24, "train.eval_every": 3, "train.patience": 2, "optimizer.lr_cuts": 50,
-        "optimizer.learning_rate": 0.02, "optimizer.warmup_steps": 4,
-    })
+    return tiny_config.replace(
+        {
+            "train.iters": 24,
+            "train.eval_every": 3,
+            "train.patience": 2,
+            "optimizer.lr_cuts": 50,
+            "optimizer.learning_rate": 0.02,
+            "optimizer.warmup_steps": 4,
+        }
+    )
 
 
 @pytest.fixture
@@ -143,8 +157,9 @@ def test_iters_is_a_target(tmp_path, config):
 
 
 def test_a_time_budget_becomes_a_number_of_iterations_and_ends_the_run(tmp_path, config):
-    config = config.replace({"train.iters": (1 << 32) - 1, "train.minutes": 1.5 / 60, "train.patience": 0,
-                             "train.eval_every": 1000})
+    config = config.replace(
+        {"train.iters": (1 << 32) - 1, "train.minutes": 1.5 / 60, "train.patience": 0, "train.eval_every": 1000}
+    )
     start = time.perf_counter()
     reports = list(trainer(tmp_path, config).run())
     plan = next(r for r in reports if isinstance(r, Plan))
@@ -182,6 +197,29 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, config, monkeypatch):
     assert store.load(tmp_path / LATEST).header.iteration == 24
 
 
+def test_random_windows_estimate_the_same_way_each_time(tmp_path, config):
+    """The seed's evaluation: at the start too, of so many windows, decided by seed and step."""
+    config = config.replace({"train.eval_windows": 7, "train.eval_at_start": True, "train.patience": 0})
+
+    def evals():
+        return [r for r in trainer(tmp_path, config).run() if isinstance(r, EvalReport)]
+
+    first = evals()
+    assert [r.step for r in first] == list(range(0, 25, 3)) and {r.eval_tokens for r in first} == {7 * 64}
+    assert [r.loss for r in first] == [r.loss for r in evals()]
+
+
+@pytest.mark.parametrize("every, steps", [(0, []), (-1, [3, 6, 9, 10]), (4, [4, 8]), (5, [5, 10])])
+def test_samples_are_due_when_asked_for(tmp_path, config, every, steps):
+    config = config.replace({"train.iters": 10, "train.sample_every": every, "train.patience": 0})
+    t, found = trainer(tmp_path, config), []
+    for report in t.run():
+        if isinstance(report, SampleDue):
+            found.append(report.step)
+            assert all(mx.array_equal(w, t.state["weights"][k]) for k, w in t.model.weights().items())
+    assert found == steps
+
+
 def test_the_seed_decides_everything(tmp_path, config):
     def losses(seed):
         reports = trainer(tmp_path, config.replace({"train.seed": seed, "train.iters": 4})).run()
@@ -195,8 +233,28 @@ def test_the_seed_decides_everything(tmp_path, config):
 
 def command(folder, *more):
     sets = [f"--set={k}={v}" for k, v in TINY.items()]
-    return [sys.executable, "-m", "mlx_gpt", "train", "--corpus", "pydocs", "--batch", "4", "--eval-every", "10", "--iters", "60",
-            "--sample-every", "0", "--set=train.save_minutes=0.001", "--json", *sets, *more, "--out", str(folder)]
+    return [
+        sys.executable,
+        "-m",
+        "mlx_gpt",
+        "train",
+        "--corpus",
+        "pydocs",
+        "--batch",
+        "4",
+        "--eval-every",
+        "10",
+        "--iters",
+        "60",
+        "--sample-every",
+        "0",
+        "--set=train.save_minutes=0.001",
+        "--json",
+        *sets,
+        *more,
+        "--out",
+        str(folder),
+    ]
 
 
 def curve(folder):
@@ -248,7 +306,21 @@ def test_a_signal_saves_after_the_current_step(tmp_path, whole_run, number, code
 
 def test_a_second_signal_ends_at_once(tmp_path):
     folder = tmp_path / "twice"
-    slow = [sys.executable, "-m", "mlx_gpt", "train", "--preset", "model-l", "--batch", "24", "--corpus", "pydocs", "--json", "--out", folder]
+    slow = [
+        sys.executable,
+        "-m",
+        "mlx_gpt",
+        "train",
+        "--preset",
+        "model-l",
+        "--batch",
+        "24",
+        "--corpus",
+        "pydocs",
+        "--json",
+        "--out",
+        folder,
+    ]
     with subprocess.Popen(slow, stdout=subprocess.PIPE, text=True) as process:
         run_to(process, '"step": 1,')
         process.send_signal(signal.SIGINT)

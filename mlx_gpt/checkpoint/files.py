@@ -59,7 +59,9 @@ class FolderLock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
-            raise ResumeRefused(f"{folder}: another trainer is running in it; wait for it or choose another --out") from None
+            raise ResumeRefused(
+                f"{folder}: another trainer is running in it; wait for it or choose another --out"
+            ) from None
 
     def release(self) -> None:
         self._file.close()

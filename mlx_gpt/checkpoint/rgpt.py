@@ -45,8 +45,9 @@ def read(path: Path, wanted: Shape | None = None) -> Checkpoint:
     with open(path, "rb") as f:
         length = os.fstat(f.fileno()).st_size
         magic, vocab_size, last_iter, step, best_loss = _read_header(path, f, length)
-        model = _solve_shape(path, length, copies=1 if magic == b"RGPT0002" else 3, vocab_size=vocab_size,
-                             wanted=wanted or {})
+        model = _solve_shape(
+            path, length, copies=1 if magic == b"RGPT0002" else 3, vocab_size=vocab_size, wanted=wanted or {}
+        )
         shapes = _shapes(model, vocab_size)
         groups = [_read_tensors(f, shapes)]
         if magic == b"RGPT0003":
@@ -57,8 +58,9 @@ def read(path: Path, wanted: Shape | None = None) -> Checkpoint:
     weights, *moments = groups
     optimizer = {f"{part}.{k}": t for part, group in zip("mv", moments, strict=False) for k, t in group.items()}
     require_finite(path, weights | optimizer)
-    header = Header(config=Config(model=model), vocab_size=vocab_size, iteration=last_iter + 1, step=step,
-                    best_loss=best_loss)
+    header = Header(
+        config=Config(model=model), vocab_size=vocab_size, iteration=last_iter + 1, step=step, best_loss=best_loss
+    )
     return Checkpoint(header=header, weights=weights, optimizer=optimizer)
 
 
@@ -95,19 +97,24 @@ def _read_header(path: Path, f: BinaryIO, length: int) -> tuple[bytes, int, int,
 
 def _solve_shape(path: Path, length: int, *, copies: int, vocab_size: int, wanted: Shape) -> ModelConfig:
     """The one shape, of those known or the one said in full, whose file is exactly this long."""
+
     def size_of(shape: Shape) -> int:
         return HEADER.size + 4 * copies * ModelConfig(**{**shape, "n_head": 1}).num_params(vocab_size)
 
     said = {k: v for k, v in wanted.items() if k != "n_head"}
     if len(said) == 3:
         if size_of(said) != length:
-            raise BadFile(f"{path}: {length} bytes, {_named(said)} with {vocab_size} ids needs {size_of(said)}; "
-                          f"{_what_fits(length, copies, vocab_size, {})}")
+            raise BadFile(
+                f"{path}: {length} bytes, {_named(said)} with {vocab_size} ids needs {size_of(said)}; "
+                f"{_what_fits(length, copies, vocab_size, {})}"
+            )
         return ModelConfig(**said, n_head=wanted.get("n_head") or _known_heads(path, said))
     fits = [s for s in _known_shapes() if size_of(s) == length and all(s[k] == v for k, v in said.items())]
     if len({(s["n_embd"], s["n_layer"], s["block_size"]) for s in fits}) != 1:
-        raise BadFile(f"{path}: {length} bytes with {vocab_size} ids is no known shape{' ' + _named(said) if said else ''}; "
-                      f"{_what_fits(length, copies, vocab_size, said)}; a truncated file fits none")
+        raise BadFile(
+            f"{path}: {length} bytes with {vocab_size} ids is no known shape{' ' + _named(said) if said else ''}; "
+            f"{_what_fits(length, copies, vocab_size, said)}; a truncated file fits none"
+        )
     return ModelConfig(**{**fits[0], "n_head": wanted.get("n_head") or fits[0]["n_head"]})
 
 
@@ -117,8 +124,9 @@ def _known_shapes() -> list[Shape]:
 
 
 def _known_heads(path: Path, said: Shape) -> int:
-    heads = {s["n_head"] for s in _known_shapes()
-             if (s["n_embd"], s["block_size"]) == (said["n_embd"], said["block_size"])}
+    heads = {
+        s["n_head"] for s in _known_shapes() if (s["n_embd"], s["block_size"]) == (said["n_embd"], said["block_size"])
+    }
     if len(heads) != 1:
         raise UserError(f"{path}: the number of heads can't be told from the file; say it with --set model.n_head=N")
     return heads.pop()

@@ -76,8 +76,12 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     """Writes the checkpoint atomically. Raises OutOfRoom on a full disk; what was there stays."""
     tensors = checkpoint.weights | {OPTIMIZER + k: t for k, t in checkpoint.optimizer.items()}
     header = checkpoint.header.to_json()
-    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "header": header,
-                "sha256": _digest(header, tensors)}
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "header": header,
+        "sha256": _digest(header, tensors),
+    }
     write_atomic(path, [safetensors.numpy.save(tensors, metadata)])
 
 
@@ -105,7 +109,7 @@ def require_finite(path: Path, tensors: Tensors) -> None:
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """"n_embd 256, file has 128", for the keys whose values differ."""
+    """ "n_embd 256, file has 128", for the keys whose values differ."""
     return "; ".join(f"{k} {ours[k]}, the file has {theirs[k]}" for k in ours if ours[k] != theirs[k])
 
 
@@ -121,7 +125,9 @@ def _read(path: Path) -> tuple[Header, Tensors]:
     except (safetensors.SafetensorError, OSError) as error:
         raise BadFile(f"{path}: not a whole safetensors file ({error}); take an earlier checkpoint") from None
     if metadata.get("sha256") != _digest(metadata["header"], tensors):
-        raise BadFile(f"{path}: its contents don't match their SHA-256, the file is corrupt; take an earlier checkpoint")
+        raise BadFile(
+            f"{path}: its contents don't match their SHA-256, the file is corrupt; take an earlier checkpoint"
+        )
     require_finite(path, tensors)
     return header, tensors
 

@@ -31,22 +31,31 @@ def bench(preset, steps, sets, as_json, **flags):
     tokens = config.train.sequences_per_step * config.model.block_size
     device = backend.device_report()
     facts = {
-        "preset": preset or "model-l", "batch_size": config.train.batch_size,
-        "grad_accum_steps": config.train.grad_accum_steps, "block_size": config.model.block_size,
-        "dtype": config.train.dtype, "steps": steps, "ms_per_iter": round(seconds * 1000, 2),
-        "ms_per_iter_min": round(min(times) * 1000, 2), "ms_per_iter_max": round(max(times) * 1000, 2),
+        "preset": preset or "model-l",
+        "batch_size": config.train.batch_size,
+        "grad_accum_steps": config.train.grad_accum_steps,
+        "block_size": config.model.block_size,
+        "dtype": config.train.dtype,
+        "steps": steps,
+        "ms_per_iter": round(seconds * 1000, 2),
+        "ms_per_iter_min": round(min(times) * 1000, 2),
+        "ms_per_iter_max": round(max(times) * 1000, 2),
         "tokens_per_second": round(tokens / seconds, 1),
         "gflops": round(config.model.flops_per_token(start.header.vocab_size) * tokens / seconds / 1e9, 1),
-        "peak_bytes": backend.peak_memory(), "device": device["name"], "backend": device["backend"],
-        "mlx": device["mlx"], "blas": device["blas"],
+        "peak_bytes": backend.peak_memory(),
+        "device": device["name"],
+        "backend": device["backend"],
+        "mlx": device["mlx"],
+        "blas": device["blas"],
     }
     if as_json:
         echo_json(facts)
         return
     click.echo(
-        f"{facts['preset']}, {config.train.batch_size} x {config.train.grad_accum_steps} sequences of "
-        f"{config.model.block_size}, {config.train.dtype}, on {device['name']} ({device['backend']}, MLX {device['mlx']})\n"
-        f"{facts['ms_per_iter']:,.1f} ms/iter (median of {steps}; {facts['ms_per_iter_min']:,.1f} to "
-        f"{facts['ms_per_iter_max']:,.1f})  {facts['tokens_per_second']:,.0f} tokens/s  {facts['gflops']:,.0f} GFLOP/s  "
-        f"peak {facts['peak_bytes'] / 1e9:.2f} GB"
+        "{preset}, {batch_size} x {grad_accum_steps} sequences of {block_size}, {dtype}, on {device} "
+        "({backend}, MLX {mlx}, BLAS {blas})\n"
+        "{ms_per_iter:,.1f} ms/iter (median of {steps}; {ms_per_iter_min:,.1f} to {ms_per_iter_max:,.1f})  "
+        "{tokens_per_second:,.0f} tokens/s  {gflops:,.0f} GFLOP/s  peak {peak:.2f} GB".format(
+            **facts, peak=facts["peak_bytes"] / 1e9
+        )
     )

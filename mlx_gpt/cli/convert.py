@@ -14,8 +14,12 @@ FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003"]
 @click.command()
 @click.argument("src", type=click.Path(path_type=Path))
 @click.argument("dst", type=click.Path(path_type=Path))
-@click.option("--format", "format", type=click.Choice(FORMATS),
-              help="Format of DST.  [default: safetensors, or rgpt0003 where DST ends in .bin]")
+@click.option(
+    "--format",
+    "format",
+    type=click.Choice(FORMATS),
+    help="Format of DST.  [default: safetensors, or rgpt0003 where DST ends in .bin]",
+)
 @click.option("--force", is_flag=True, help="Overwrite DST.")
 @preset_option
 @corpus_option
@@ -63,9 +67,15 @@ def inspect(file, preset, sets, as_json):
         format = f.read(8).decode() if rgpt.is_rgpt(file) else "safetensors"
     tensors = checkpoint.weights | {f"optimizer.{k}": t for k, t in checkpoint.optimizer.items()}
     facts = {
-        "file": str(file), "format": format, "bytes": file.stat().st_size, "vocab_size": header.vocab_size,
-        "preset": preset_of(model), **model.shape(), "parameters": model.num_params(header.vocab_size),
-        "iteration": header.iteration, "step": header.step,
+        "file": str(file),
+        "format": format,
+        "bytes": file.stat().st_size,
+        "vocab_size": header.vocab_size,
+        "preset": preset_of(model),
+        **model.shape(),
+        "parameters": model.num_params(header.vocab_size),
+        "iteration": header.iteration,
+        "step": header.step,
         "best_loss": header.best_loss if math.isfinite(header.best_loss) else None,
         "tokenizer": header.tokenizer["kind"] if header.tokenizer else None,
         "optimizer": bool(checkpoint.optimizer),
@@ -79,5 +89,6 @@ def inspect(file, preset, sets, as_json):
         click.echo(f"{name:<12} {', '.join(value) if isinstance(value, list) else value}")
     click.echo(f"{'tensors':<12} {len(tensors)}")
     for name, tensor in tensors.items():
-        click.echo(f"  {name:<34} {' x '.join(map(str, tensor.shape)):>12}   "
-                   f"mean {tensor.mean():+.5f}  std {tensor.std():.5f}")
+        click.echo(
+            f"  {name:<34} {' x '.join(map(str, tensor.shape)):>12}   mean {tensor.mean():+.5f}  std {tensor.std():.5f}"
+        )

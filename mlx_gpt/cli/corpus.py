@@ -21,5 +21,7 @@ def list_command(as_json):
         echo_json(rows)
         return
     for row in rows:
-        click.echo(f"{row['name']:<12} {row['bytes'] / 1e6:>6.2f} MB  {row['license']:<14} {row['state']}\n"
-                   f"{'':<12} {row['title']}")
+        click.echo(
+            f"{row['name']:<12} {row['bytes'] / 1e6:>6.2f} MB  {row['license']:<14} {row['state']}\n"
+            f"{'':<12} {row['title']}"
+        )

@@ -43,8 +43,19 @@ def evaluate(checkpoint, corpus, split, batch, preset, sets, as_json):
     evaluator = Evaluator(run.model, windows, run.tokenizer.token_bytes(), run.config.train.dtype)
     result = evaluator(run.model.weights(), windows.sweep(batch))
     if as_json:
-        echo_json({"checkpoint": path, "corpus": text.name, "split": split, "loss": result.loss, "ppl": result.ppl,
-                   "bits_per_byte": result.bits_per_byte, "tokens": result.tokens})
+        echo_json(
+            {
+                "checkpoint": path,
+                "corpus": text.name,
+                "split": split,
+                "loss": result.loss,
+                "ppl": result.ppl,
+                "bits_per_byte": result.bits_per_byte,
+                "tokens": result.tokens,
+            }
+        )
     else:
-        click.echo(f"{path} on {text.name} ({split}): loss {result.loss:.4f} nats/token, ppl {result.ppl:.2f}, "
-                   f"{result.bits_per_byte:.3f} bits/byte, {result.tokens:,} tokens")
+        click.echo(
+            f"{path} on {text.name} ({split}): loss {result.loss:.4f} nats/token, ppl {result.ppl:.2f}, "
+            f"{result.bits_per_byte:.3f} bits/byte, {result.tokens:,} tokens"
+        )

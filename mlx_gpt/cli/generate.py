@@ -22,7 +22,9 @@ from mlx_gpt.cli.options import corpus_option, echo_json, json_option, preset_op
 @corpus_option
 @set_option
 @json_option
-def generate(checkpoint, prompt, max_tokens, temperature, top_p, top_k, seed, stop, samples, preset, corpus, sets, as_json):
+def generate(
+    checkpoint, prompt, max_tokens, temperature, top_p, top_k, seed, stop, samples, preset, corpus, sets, as_json
+):
     """Write text with CHECKPOINT, or with the best checkpoint of the newest run.
 
     \b
@@ -47,9 +49,17 @@ def generate(checkpoint, prompt, max_tokens, temperature, top_p, top_k, seed, st
         start = time.perf_counter()
         if as_json:
             completion = "".join(text)
-            echo_json({"prompt": prompt, "completion": completion, "tokens": text.num_tokens, "seed": seed + i,
-                       "finish_reason": text.finish_reason, "checkpoint": path,
-                       "tokens_per_second": round(text.num_tokens / (time.perf_counter() - start), 1)})
+            echo_json(
+                {
+                    "prompt": prompt,
+                    "completion": completion,
+                    "tokens": text.num_tokens,
+                    "seed": seed + i,
+                    "finish_reason": text.finish_reason,
+                    "checkpoint": path,
+                    "tokens_per_second": round(text.num_tokens / (time.perf_counter() - start), 1),
+                }
+            )
             continue
         if samples > 1:
             click.echo(f"--- sample {i + 1} of {samples}, seed {seed + i}", err=True)

@@ -1,5 +1,6 @@
 """The `mlxgpt` command: its subcommands, and every error as one line and an exit code."""
 
+import os
 import sys
 import warnings
 
@@ -19,8 +20,9 @@ from mlx_gpt.errors import OutOfRoom, UserError
 MEMORY_WORDS = ("malloc", "allocate", "resource limit", "insufficient memory", "out of memory")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MLXGPT",
-                               "show_default": True})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MLXGPT", "show_default": True}
+)
 @click.version_option(__version__, prog_name="mlxgpt")
 def cli():
     """Train a GPT from scratch, and let it write.
@@ -42,11 +44,21 @@ def main() -> None:
     """Runs the command; a user's mistake is one line on stderr."""
     warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
     try:
-        cli()
+        sys.exit(cli(standalone_mode=False))
     except UserError as error:
         _fail(error)
-    except KeyboardInterrupt:
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "mlxgpt"
+        _fail(UserError(f"{error.format_message().rstrip('.')}; see {command} --help"))
+    except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has gone; the interpreter must not try to flush it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except MemoryError:
         _fail(_out_of_memory())
     except RuntimeError as error:

@@ -9,18 +9,27 @@ from mlx_gpt.errors import UserError
 
 # Short flags and the settings they stand for; every other setting is reached by --set.
 FLAGS = {
-    "iters": "train.iters", "minutes": "train.minutes", "batch": "train.batch_size", "accum": "train.grad_accum_steps",
-    "seed": "train.seed", "dtype": "train.dtype", "eval_every": "train.eval_every",
-    "sample_every": "train.sample_every", "lr": "optimizer.learning_rate", "min_lr": "optimizer.min_learning_rate",
+    "iters": "train.iters",
+    "minutes": "train.minutes",
+    "batch": "train.batch_size",
+    "accum": "train.grad_accum_steps",
+    "seed": "train.seed",
+    "dtype": "train.dtype",
+    "eval_every": "train.eval_every",
+    "sample_every": "train.sample_every",
+    "lr": "optimizer.learning_rate",
+    "min_lr": "optimizer.min_learning_rate",
     "corpus": "data.corpus",
 }
 
-set_option = click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE",
-                          help="Any setting, as model.n_head=4; repeatable.")
+set_option = click.option(
+    "--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="Any setting, as model.n_head=4; repeatable."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output on stdout.")
 preset_option = click.option("--preset", metavar="NAME", help="A preset's shape, as model-l, or a TOML file.")
-corpus_option = click.option("--corpus", multiple=True, metavar="NAME|PATH",
-                             help="A named corpus, a file or a folder of UTF-8 text; repeatable.")
+corpus_option = click.option(
+    "--corpus", multiple=True, metavar="NAME|PATH", help="A named corpus, a file or a folder of UTF-8 text; repeatable."
+)
 
 
 def overrides_of(sets: tuple[str, ...], flags: dict) -> dict:

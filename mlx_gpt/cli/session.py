@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gpt import backend
-from mlx_gpt.api import read_checkpoint
+from mlx_gpt.api import read_checkpoint, require_vocab, tokenizer_of
 from mlx_gpt.backend import mx
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
@@ -60,8 +60,14 @@ def begin(wish: Wish, note: Note) -> Start:
     config = resolve(wish.preset or "model-l", wish.recipe, wish.overrides)
     corpus = open_corpus(config.data.corpus)
     tokenizer = CharTokenizer.from_documents(corpus.documents)
-    return Start(header=_fresh_header(config, corpus, tokenizer), weights=None, optimizer=None, corpus=corpus,
-                 tokenizer=tokenizer, folder=None)
+    return Start(
+        header=_fresh_header(config, corpus, tokenizer),
+        weights=None,
+        optimizer=None,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        folder=None,
+    )
 
 
 def new_folder(wish: Wish, config: Config) -> Path:
@@ -76,27 +82,24 @@ def new_folder(wish: Wish, config: Config) -> Path:
     return next(folder for folder in numbered if not folder.exists())
 
 
-def newest_run(folder: Path = RUNS) -> Path:
-    """The run whose files changed last."""
-    runs = [p.parent for p in folder.glob("*/run.toml")]
-    if not runs:
-        raise UserError(f"no runs in {folder}/; make one with: mlxgpt train")
-    return max(runs, key=lambda run: max(p.stat().st_mtime for p in run.iterdir()))
+def newest_run() -> Path:
+    """The run folder whose checkpoints changed last."""
+    checkpoints = [p for p in RUNS.glob("*/*.safetensors") if p.name in (LATEST, BEST)]
+    if not checkpoints:
+        raise UserError(f"no checkpoints in {RUNS}/; make one with: mlxgpt train, or name a file")
+    return max(checkpoints, key=lambda p: p.stat().st_mtime).parent
 
 
 def newest_checkpoint() -> Path:
-    """The best checkpoint of the newest run that has one."""
-    runs = sorted(RUNS.glob("*/*.safetensors"), key=lambda p: p.stat().st_mtime)
-    if not runs:
-        raise UserError(f"no checkpoints in {RUNS}/; make one with: mlxgpt train, or name a file")
-    best = runs[-1].parent / BEST
-    return best if best.exists() else runs[-1]
+    """The best checkpoint of the newest run; its latest where nothing was evaluated yet."""
+    best = newest_run() / BEST
+    return best if best.exists() else best.with_name(LATEST)
 
 
 def make_trainer(start: Start, folder: Path) -> Trainer:
     """The trainer of a run that begins at `start`. Puts the model and the text on the device."""
     config, tokenizer = start.header.config, start.tokenizer
-    backend.prepare()
+    backend.prepare(config.train.dtype)
     tokens = encode(start.corpus, tokenizer)
     train, val = tokens.split(config.data.val_fraction)
     block_size = config.model.block_size
@@ -109,19 +112,30 @@ def make_trainer(start: Start, folder: Path) -> Trainer:
     if start.weights:
         model.set_weights({name: mx.array(w) for name, w in start.weights.items()})
     return Trainer(
-        header=start.header, model=model, optimizer=AdamW(config.optimizer), optimizer_state=start.optimizer,
-        train=Windows(train, block_size), val=Windows(val, block_size), token_bytes=tokenizer.token_bytes(),
+        header=start.header,
+        model=model,
+        optimizer=AdamW(config.optimizer),
+        optimizer_state=start.optimizer,
+        train=Windows(train, block_size),
+        val=Windows(val, block_size),
+        token_bytes=tokenizer.token_bytes(),
         folder=folder,
     )
 
 
 def _fresh_header(config: Config, corpus: Corpus, tokenizer: CharTokenizer) -> Header:
-    return Header(config=config, vocab_size=tokenizer.vocab_size, iteration=0, step=0,
-                  tokenizer=tokenizer.to_dict(), corpus=corpus.fingerprint())
+    return Header(
+        config=config,
+        vocab_size=tokenizer.vocab_size,
+        iteration=0,
+        step=0,
+        tokenizer=tokenizer.to_dict(),
+        corpus=corpus.fingerprint(),
+    )
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("run.toml", LATEST, BEST))
+    return any((folder / name).exists() for name in (LATEST, BEST))
 
 
 def _resumed(wish: Wish, note: Note) -> Start:
@@ -129,8 +143,8 @@ def _resumed(wish: Wish, note: Note) -> Start:
     header = checkpoint.header
     config = _resumed_config(checkpoint, wish)
     corpus = open_corpus(config.data.corpus)
-    if header.tokenizer:
-        tokenizer = CharTokenizer.from_dict(header.tokenizer)
+    tokenizer = tokenizer_of(header)
+    if tokenizer:
         if corpus.fingerprint() != header.corpus:
             raise ResumeRefused(
                 f"corpus {corpus.name} is not the text of this run: SHA-256 {corpus.fingerprint()[:12]}..., the "
@@ -138,25 +152,32 @@ def _resumed(wish: Wish, note: Note) -> Start:
             )
     else:  # an RGPT file
         tokenizer = CharTokenizer.from_documents(corpus.documents)
-        if tokenizer.vocab_size != header.vocab_size:
-            raise ResumeRefused(f"corpus {corpus.name} has a vocabulary of {tokenizer.vocab_size}, the checkpoint "
-                                f"{header.vocab_size}; name the text it was trained on with --corpus")
+        require_vocab(corpus, tokenizer, header.vocab_size)
     if not checkpoint.optimizer:
         note("no optimizer moments in this file: they start afresh")
     header = dataclasses.replace(
-        header, config=config, tokenizer=tokenizer.to_dict(), corpus=corpus.fingerprint(),
+        header,
+        config=config,
+        tokenizer=tokenizer.to_dict(),
+        corpus=corpus.fingerprint(),
         planned=header.planned and not {"train.iters", "train.minutes"} & wish.overrides.keys(),
         step=header.step if checkpoint.optimizer else 0,
     )
-    return Start(header=header, weights=checkpoint.weights, optimizer=checkpoint.optimizer or None, corpus=corpus,
-                 tokenizer=tokenizer, folder=folder)
+    return Start(
+        header=header,
+        weights=checkpoint.weights,
+        optimizer=checkpoint.optimizer or None,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        folder=folder,
+    )
 
 
 def _checkpoint_to_resume(wish: Wish, note: Note) -> tuple[Checkpoint, Path | None]:
     """The checkpoint, and the run folder to go on in; None for a new one."""
     path = Path(wish.resume) if wish.resume else wish.out or newest_run()
     if path.is_dir():
-        return _newest_valid(path, wish, note), path
+        return _newest_valid(path, wish, note), path if wish.out in (None, path) else None
     checkpoint = read_checkpoint(path, wish.preset, sizes_of(wish.overrides))
     goes_on = wish.out is None and path.name == LATEST and _is_run(path.parent)
     return checkpoint, path.parent if goes_on else None
@@ -172,7 +193,11 @@ def _newest_valid(folder: Path, wish: Wish, note: Note) -> Checkpoint:
             except BadFile as error:
                 broken.append((path, error))
     if not found:
-        raise broken[0][1] if broken else UserError(f"{folder}: no checkpoint to resume from; start anew without --resume")
+        raise (
+            broken[0][1]
+            if broken
+            else UserError(f"{folder}: no checkpoint to resume from; start anew without --resume")
+        )
     for path, error in broken:
         aside = path.with_name(path.name + ".corrupt")
         path.rename(aside)
@@ -184,7 +209,9 @@ def _resumed_config(checkpoint: Checkpoint, wish: Wish) -> Config:
     """The run's own config with what was given anew; the shape and the split can't change."""
     header = checkpoint.header
     if header.tokenizer is None:  # an RGPT file holds a shape and nothing else
-        overrides = {k: v for k, v in wish.overrides.items() if k.removeprefix("model.") not in header.config.model.shape()}
+        overrides = {
+            k: v for k, v in wish.overrides.items() if k.removeprefix("model.") not in header.config.model.shape()
+        }
         shape = {f"model.{k}": v for k, v in header.config.model.shape().items()}
         return resolve(None, wish.recipe, overrides | shape)
     tables = header.config.to_dict()
@@ -193,8 +220,10 @@ def _resumed_config(checkpoint: Checkpoint, wish: Wish) -> Config:
     config = Config.from_dict(merge(tables, nest(wish.overrides)))
     old, new = header.config, config
     if old.data.val_fraction != new.data.val_fraction:
-        raise ResumeRefused(f"data.val_fraction {new.data.val_fraction}, the checkpoint has {old.data.val_fraction}; "
-                            "another split would validate on what was trained on")
+        raise ResumeRefused(
+            f"data.val_fraction {new.data.val_fraction}, the checkpoint has {old.data.val_fraction}; "
+            "another split would validate on what was trained on"
+        )
     return config
 
 
@@ -204,13 +233,14 @@ def _fine_tuned(wish: Wish, note: Note) -> Start:
     shape = {f"model.{k}": v for k, v in checkpoint.header.config.model.shape().items()}
     config = resolve(None, wish.recipe, wish.overrides | shape)
     corpus = open_corpus(config.data.corpus)
-    if checkpoint.header.tokenizer:
-        tokenizer = CharTokenizer.from_dict(checkpoint.header.tokenizer)
-    else:
-        tokenizer = CharTokenizer.from_documents(corpus.documents)
-    if tokenizer.vocab_size != checkpoint.header.vocab_size:
-        raise ResumeRefused(f"corpus {corpus.name} has a vocabulary of {tokenizer.vocab_size}, the checkpoint "
-                            f"{checkpoint.header.vocab_size}; convert it with the --corpus it was trained on first")
+    tokenizer = tokenizer_of(checkpoint.header) or CharTokenizer.from_documents(corpus.documents)
+    require_vocab(corpus, tokenizer, checkpoint.header.vocab_size)
     note(f"fine-tuning the weights of {wish.fine_tune}")
-    return Start(header=_fresh_header(config, corpus, tokenizer), weights=checkpoint.weights, optimizer=None,
-                 corpus=corpus, tokenizer=tokenizer, folder=None)
+    return Start(
+        header=_fresh_header(config, corpus, tokenizer),
+        weights=checkpoint.weights,
+        optimizer=None,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        folder=None,
+    )

@@ -1,8 +1,9 @@
 """`mlxgpt train`: trains a model, or goes on with one."""
 
+import dataclasses
+import math
 import os
 import signal
-import statistics
 import sys
 import threading
 from pathlib import Path
@@ -10,19 +11,26 @@ from pathlib import Path
 import click
 
 from mlx_gpt.cli.options import corpus_option, echo_json, json_option, overrides_of, preset_option, set_option
+from mlx_gpt.config import UNTIL_TIME_IS_UP
 
 EXIT_OF_SIGNAL = {signal.SIGINT: 130, signal.SIGTERM: 143}
-SAMPLE_CHARS = 300
-PROBE_STEPS = 3
+SAMPLE_TOKENS = 300
 
 
 @click.command()
 @preset_option
 @click.option("--recipe", metavar="NAME", help="Hyperparameters: default, randygpt, randygpt-0.9.5, or a TOML file.")
 @corpus_option
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/PRESET-CORPUS]")
-@click.option("--resume", is_flag=False, flag_value="", metavar="[FILE|DIR]",
-              help="Go on with a run, a checkpoint or a randyGPT .bin; alone, with the newest run.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/PRESET-CORPUS]"
+)
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE|DIR]",
+    help="Go on with a run, a checkpoint or a randyGPT .bin; alone, with the newest run.",
+)
 @click.option("--fine-tune", type=click.Path(path_type=Path), help="Start a new run from a checkpoint's weights.")
 @click.option("--iters", type=int, help="Updates to reach, counted from the run's start.")
 @click.option("--minutes", type=float, help="Time budget; the schedule is fitted to it.")
@@ -47,16 +55,20 @@ def train(preset, recipe, out, resume, fine_tune, sets, plan, as_json, **flags):
 
     Ctrl-C saves after the current update; a second one ends at once.
     """
+    from mlx_gpt.cli.plan import print_plan
     from mlx_gpt.cli.session import Wish, begin
 
-    wish = Wish(preset=preset, recipe=recipe, overrides=overrides_of(sets, flags), out=out, resume=resume,
-                fine_tune=fine_tune)
+    wish = Wish(
+        preset=preset, recipe=recipe, overrides=overrides_of(sets, flags), out=out, resume=resume, fine_tune=fine_tune
+    )
     start = begin(wish, _note)
     if plan:
-        _print_plan(start, as_json)
+        print_plan(start, as_json)
     elif start.header.iteration >= start.header.config.train.iters:
-        _note(f"already at iteration {start.header.iteration} of {start.header.config.train.iters}: nothing to do; "
-              "raise --iters to go on")
+        _note(
+            f"already at iteration {start.header.iteration} of {start.header.config.train.iters}: nothing to do; "
+            "raise --iters to go on"
+        )
     else:
         sys.exit(_train(wish, start, as_json))
 
@@ -78,21 +90,18 @@ def _train(wish, start, as_json: bool) -> int:
     make_folder(folder)
     lock = FolderLock(folder)
     write_atomic(folder / "run.toml", [config.to_toml().encode()])
-    metrics = MetricsFile(folder / "metrics.jsonl", start.header.iteration)
-    show = _show_json if as_json else _show_live(start, trainer, folder)
-    received = _stop_on_signals(trainer)
+    view = JsonView() if as_json else TextView(start, trainer, folder)
+    metrics = MetricsFile(folder / "metrics.jsonl", start.header.iteration, view.note)
+    received = _stop_on_signals(trainer, view)
     try:
         for report in trainer.run():
-            try:
-                metrics.add(report)
-            except OSError as error:
-                _note(f"warning: metrics.jsonl can't be written: {error.strerror}")
+            metrics.add(report)
             if isinstance(report, Plan):
                 write_atomic(folder / "run.toml", [trainer.config.to_toml().encode()])
-            show(report)
+            view.show(report)
         assert isinstance(report, StopReport)
     finally:
-        getattr(show, "close", lambda: None)()
+        view.close()
         metrics.close()
         lock.release()
     return _exit_code(report, received, folder)
@@ -102,14 +111,16 @@ def _exit_code(report, received: list[int], folder: Path) -> int:
     from mlx_gpt.errors import Diverged, OutOfRoom
 
     if report.reason == "diverged":
-        raise Diverged(f"the loss or gradient was not finite in several updates in a row, at iteration {report.step}; "
-                       f"checkpoints in {folder} are untouched; lower --lr and go on with --resume")
+        raise Diverged(
+            f"the loss or gradient was not finite in several updates in a row, at iteration {report.step}; "
+            f"checkpoints in {folder} are untouched; lower --lr and go on with --resume"
+        )
     if not report.saved:
         raise OutOfRoom(f"{folder}: the last state could not be saved; free some space; earlier checkpoints are whole")
     return EXIT_OF_SIGNAL[received[0]] if report.reason == "signal" else 0
 
 
-def _stop_on_signals(trainer) -> list[int]:
+def _stop_on_signals(trainer, view) -> list[int]:
     """The first signal ends the run after its current step, saved; the second ends the process at once.
 
     Python runs its handlers between bytecodes, so not while a step is computed: a thread hears of them at once.
@@ -127,122 +138,88 @@ def _stop_on_signals(trainer) -> list[int]:
             if len(received) > 1:
                 os._exit(EXIT_OF_SIGNAL[received[1]])
             if received:
+                view.note("stopping after this update, then saving; once more ends at once")
                 trainer.stop()
 
     threading.Thread(target=watch, daemon=True).start()
     return received
 
 
-def _show_json(report) -> None:
+class JsonView:
     """One JSON object a report."""
-    import dataclasses
-    import math
 
-    fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v
-              for k, v in dataclasses.asdict(report).items()}
-    echo_json({"report": type(report).__name__.removesuffix("Report").lower(), **fields})
+    def show(self, report) -> None:
+        fields = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in dataclasses.asdict(report).items()
+        }
+        echo_json({"report": type(report).__name__.removesuffix("Report").lower(), **fields})
+
+    def note(self, text: str) -> None:
+        _note(text)
+
+    def close(self) -> None:
+        pass
 
 
-class _show_live:
+class TextView:
     """Reports on the terminal, with a sample of text at evaluations."""
 
     def __init__(self, start, trainer, folder: Path):
         from rich.console import Console
 
         from mlx_gpt import backend
-        from mlx_gpt.config import UNTIL_TIME_IS_UP
         from mlx_gpt.watch.console import RunConsole
 
         config = start.header.config
         self._start, self._trainer = start, trainer
-        self._view = RunConsole(
-            Console(highlight=False), log_every=config.train.log_every,
-            tokens_per_step=config.train.sequences_per_step * config.model.block_size, patience=config.train.patience,
-            peak_memory=backend.peak_memory, iters=None if config.train.iters == UNTIL_TIME_IS_UP else config.train.iters,
+        self._console = RunConsole(
+            Console(highlight=False),
+            iters=None if config.train.iters == UNTIL_TIME_IS_UP else config.train.iters,
+            tokens_per_step=config.train.sequences_per_step * config.model.block_size,
+            log_every=config.train.log_every,
+            patience=config.train.patience,
+            peak_memory=backend.peak_memory,
         )
         for line in _headlines(start, trainer, folder):
-            self._view.note(line, "")
+            self._console.note(line, "")
 
-    def __call__(self, report) -> None:
-        from mlx_gpt.reports import EvalReport, StopReport
+    def show(self, report) -> None:
+        from mlx_gpt.reports import SampleDue, StopReport
 
-        self._view.show(report)
-        every = self._start.header.config.train.sample_every
-        if isinstance(report, EvalReport) and report.step and (every == -1 or every and report.step % every == 0):
-            self._view.sample(report.step, self._sample())
+        self._console.show(report)
+        if isinstance(report, SampleDue):
+            self._console.sample(report.step, self._sample())
         if isinstance(report, StopReport) and report.saved and report.step:
-            self._view.note("write with it: mlxgpt generate", "")
+            self._console.note("write with it: mlxgpt generate", "")
+
+    def note(self, text: str) -> None:
+        self._console.note(text)
 
     def close(self) -> None:
-        self._view.close()
+        self._console.close()
 
     def _sample(self) -> str:
         from mlx_gpt.api import Run, generate
 
         run = Run(model=self._trainer.model, tokenizer=self._start.tokenizer, header=self._start.header)
-        return "".join(generate(run, max_tokens=SAMPLE_CHARS))
+        return "".join(generate(run, max_tokens=SAMPLE_TOKENS))
 
 
 def _headlines(start, trainer, folder: Path) -> list[str]:
     from mlx_gpt import backend
 
-    config, header = start.header.config, start.header
-    device = backend.device_report()
-    shape = config.model
+    header, device = start.header, backend.device_report()
+    train, shape = header.config.train, header.config.model
     lines = [
         f"{shape.num_params(header.vocab_size):,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
         f"{shape.n_embd} wide, {shape.block_size} tokens of context, {header.vocab_size} ids",
         f"{start.corpus.name}: {trainer.train_tokens:,} training and {trainer.val_tokens:,} validation tokens",
-        f"{device['name']} ({device['backend']}), MLX {device['mlx']}, {config.train.dtype}; "
-        f"batch {config.train.batch_size} x {config.train.grad_accum_steps}; into {folder}",
+        f"{device['name']} ({device['backend']}), MLX {device['mlx']}, {train.dtype}; "
+        f"batch {train.batch_size} x {train.grad_accum_steps}; into {folder}",
     ]
     if device["backend"] == "cpu":
         lines.append("compiling the training step: half a minute the first time on a machine, then it is cached")
     if header.iteration:
-        lines.append(f"going on from iteration {header.iteration} of {config.train.iters}")
+        lines.append(f"going on from iteration {header.iteration} of {train.iters}")
     return lines
-
-
-def _print_plan(start, as_json: bool) -> None:
-    from mlx_gpt import backend
-    from mlx_gpt.cli.session import make_trainer
-
-    trainer = make_trainer(start, Path())
-    config, vocab_size = start.header.config, start.header.vocab_size
-    train, model = config.train, config.model
-    seconds = statistics.median(trainer.time_steps(PROBE_STEPS))
-    peak = backend.peak_memory()
-    iters = train.iters - start.header.iteration
-    tokens_per_step = train.sequences_per_step * model.block_size
-    params = model.num_params(vocab_size)
-    plan = {
-        "parameters": params,
-        "state_bytes": 12 * params,
-        "peak_bytes": peak,
-        "checkpoint_bytes": 12 * params,
-        "train_tokens": trainer.train_tokens,
-        "val_tokens": trainer.val_tokens,
-        "iters": iters,
-        "tokens_per_step": tokens_per_step,
-        "tokens": iters * tokens_per_step,
-        "epochs": round(iters * tokens_per_step / trainer.train_tokens, 2),
-        "flops_per_step": model.flops_per_token(vocab_size) * tokens_per_step,
-        "flops": model.flops_per_token(vocab_size) * tokens_per_step * iters,
-        "ms_per_iter": round(seconds * 1000, 1),
-        "tokens_per_second": round(tokens_per_step / seconds, 1),
-        "eta_seconds": round(iters * seconds + (iters // train.eval_every + 1) * trainer.eval_seconds(seconds), 1),
-    }
-    if as_json:
-        echo_json(plan)
-        return
-    click.echo("\n".join([
-        f"parameters   {params:,}",
-        f"memory       {plan['state_bytes'] / 1e6:.1f} MB of weights and moments; {peak / 1e9:.2f} GB at the peak of a step",
-        f"disk         2 checkpoints of {plan['checkpoint_bytes'] / 1e6:.1f} MB",
-        f"tokens       {plan['tokens']:,} in {iters:,} iterations of {tokens_per_step:,}: {plan['epochs']} epochs of "
-        f"{trainer.train_tokens:,}",
-        f"FLOPs        {plan['flops']:.3g} in all, {plan['flops_per_step']:.3g} an iteration",
-        f"pace         {plan['ms_per_iter']:.0f} ms/iter, {plan['tokens_per_second']:,.0f} tokens/s (measured)",
-        f"ETA          {plan['eta_seconds'] / 60:.1f} minutes" + (
-            f"; --minutes {train.minutes:g} will end it earlier" if 0 < train.minutes * 60 < plan["eta_seconds"] else ""),
-    ]))

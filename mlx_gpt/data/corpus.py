@@ -57,8 +57,16 @@ def list_corpora() -> list[dict]:
         path = _local_file(manifest) if "url" in manifest else None
         state = "built in" if "url" not in manifest else f"at {path}" if path else "downloaded when first used"
         size = manifest.get("size") or sum(len(d.encode()) for d in BUILT_IN[name]())
-        rows.append({"name": name, "title": manifest["title"], "license": manifest["license"], "bytes": size,
-                     "state": state, "network": "url" in manifest and not path})
+        rows.append(
+            {
+                "name": name,
+                "title": manifest["title"],
+                "license": manifest["license"],
+                "bytes": size,
+                "state": state,
+                "network": "url" in manifest and not path,
+            }
+        )
     return rows
 
 
@@ -72,7 +80,9 @@ def _documents(spec: str) -> list[str]:
             raise BadFile(f"corpus {spec}: an empty folder; put UTF-8 text files into it")
         return [text for text in map(_read_text, files) if text]
     if not path.exists():
-        raise UserError(f"corpus {spec!r}: no such name or file; choose from {', '.join(names_of('corpus'))}, or give a path")
+        raise UserError(
+            f"corpus {spec!r}: no such name or file; choose from {', '.join(names_of('corpus'))}, or give a path"
+        )
     text = _read_text(path)
     if not text:
         raise BadFile(f"corpus {spec}: an empty file; give UTF-8 text")
@@ -126,7 +136,9 @@ def _fetched(name: str) -> Path:
     path = _local_file(manifest) or _download(name, manifest)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != manifest["sha256"]:
-        raise BadFile(f"corpus {name}: {path} has SHA-256 {found[:16]}..., {manifest['sha256'][:16]}... is right; remove the file")
+        raise BadFile(
+            f"corpus {name}: {path} has SHA-256 {found[:16]}..., {manifest['sha256'][:16]}... is right; remove the file"
+        )
     return path
 
 

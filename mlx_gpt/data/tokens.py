@@ -114,6 +114,4 @@ def _batches(starts: np.ndarray, ends: np.ndarray, size: int) -> Spans:
     """Cuts into batches of one size; the last is filled up with windows that are masked throughout."""
     missing = -len(starts) % size
     pair = (np.pad(starts, (0, missing)), np.pad(ends, (0, missing)))
-    return [
-        tuple(mx.array(a[i : i + size], dtype=mx.int32) for a in pair) for i in range(0, len(pair[0]), size)
-    ]
+    return [tuple(mx.array(a[i : i + size], dtype=mx.int32) for a in pair) for i in range(0, len(pair[0]), size)]

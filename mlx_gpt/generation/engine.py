@@ -31,7 +31,10 @@ def decode(model, prompt: Sequence[int], how: Sampling, seed: int = 0) -> Iterat
 
 @dataclass(kw_only=True)
 class TextStream:
-    """Text that follows a prompt, in pieces as they come; afterwards `finish_reason` and `num_tokens` tell how it went."""
+    """Text that follows a prompt, in pieces as they come.
+
+    Afterwards `finish_reason` ("stop" or "length") and `num_tokens` tell how it went.
+    """
 
     model: object
     tokenizer: object

@@ -37,7 +37,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer with learned positions.
 
-    Weights are named as in the public export: wte, wpe, lm_head, layers.{i}.attn.{wq,wk,wv,wo}, layers.{i}.mlp.{fc1,fc2}.
+    Weights are named as in the public export: wte, wpe, lm_head, layers.{i}.attn.{wq,wk,wv,wo} and
+    layers.{i}.mlp.{fc1,fc2}.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, seed: int = 0):
@@ -65,8 +66,9 @@ class GPT(nn.Module):
             raise UserError(f"tokens: ids from {low} to {high}, the vocabulary has 0 to {self.vocab_size - 1}")
         return self.forward(tokens)
 
-    def forward(self, tokens: mx.array, *, cache: KVCache | None = None, dropout_key: mx.array | None = None,
-                first_row: int = 0) -> mx.array:
+    def forward(
+        self, tokens: mx.array, *, cache: KVCache | None = None, dropout_key: mx.array | None = None, first_row: int = 0
+    ) -> mx.array:
         """Logits (B, T, V). Nothing is checked: MLX reads garbage for an id or a position out of range.
 
         Dropout acts where a key is given; `first_row` is this batch's place in a larger one.

@@ -45,8 +45,12 @@ class Evaluator:
 
         self._sums = mx.compile(sums)
 
-    def __call__(self, weights: dict[str, mx.array], batches: Iterable[tuple[mx.array, mx.array]],
-                 stopped: Callable[[], bool] = lambda: False) -> Evaluation | None:
+    def __call__(
+        self,
+        weights: dict[str, mx.array],
+        batches: Iterable[tuple[mx.array, mx.array]],
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Evaluation | None:
         """Evaluates (starts, ends) batches; None if `stopped` turned true on the way."""
         total, previous = np.zeros(3), None
         for starts, ends in batches:
@@ -58,8 +62,9 @@ class Evaluator:
             previous = current
         nats, tokens, num_bytes = (total + np.array(previous, np.float64)).tolist()
         loss = nats / tokens
-        return Evaluation(loss=loss, ppl=_exp(loss), tokens=int(tokens),
-                          bits_per_byte=nats / math.log(2) / max(num_bytes, 1))
+        return Evaluation(
+            loss=loss, ppl=_exp(loss), tokens=int(tokens), bits_per_byte=nats / math.log(2) / max(num_bytes, 1)
+        )
 
 
 def _exp(loss: float) -> float:

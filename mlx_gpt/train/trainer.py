@@ -8,12 +8,12 @@ import dataclasses
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
 from mlx_gpt import backend, rng
 from mlx_gpt.backend import mx
@@ -24,7 +24,7 @@ from mlx_gpt.data.tokens import Windows
 from mlx_gpt.errors import OutOfRoom
 from mlx_gpt.optim.clip import CLIPS
 from mlx_gpt.optim.schedules import learning_rate
-from mlx_gpt.reports import EvalReport, Plan, Report, SaveReport, StepReport, StopReport
+from mlx_gpt.reports import EvalReport, Plan, Report, SampleDue, SaveReport, StepReport, StopReport
 from mlx_gpt.train.loss import Evaluator
 from mlx_gpt.train.step import StepOutput, initial_state, make_step
 
@@ -45,8 +45,18 @@ class Pending(NamedTuple):
 class Trainer:
     """Trains `model` from the state in `header`, writing checkpoints into `folder`."""
 
-    def __init__(self, *, header: Header, model, optimizer, optimizer_state: store.Tensors | None, train: Windows,
-                 val: Windows, token_bytes: np.ndarray, folder: Path):
+    def __init__(
+        self,
+        *,
+        header: Header,
+        model,
+        optimizer,
+        optimizer_state: store.Tensors | None,
+        train: Windows,
+        val: Windows,
+        token_bytes: np.ndarray,
+        folder: Path,
+    ):
         """`optimizer_state`: the tensors of a checkpoint; None starts with fresh moments."""
         self.header, self.folder, self.model, self._val = header, folder, model, val
         self._optimizer, self._train = optimizer, train
@@ -56,7 +66,8 @@ class Trainer:
             # By name and into the state's own order: what is compiled over a state goes by its order.
             self.state["optimizer"] |= {
                 part: {name: mx.array(optimizer_state[f"{part}.{name}"]) for name in moments}
-                for part, moments in self.state["optimizer"].items() if isinstance(moments, dict)
+                for part, moments in self.state["optimizer"].items()
+                if isinstance(moments, dict)
             }
         self._step = make_step(model, optimizer, train.sample, CLIPS[self.config.optimizer.clip_mode], self.config)
         self._evaluate = Evaluator(model, val, token_bytes, self.config.train.dtype)
@@ -65,6 +76,7 @@ class Trainer:
         self._skipped = 0
         self._signal = False
         self._last_eval_seconds = 0.0
+        self._last_sample = header.iteration
         self._step_seconds: deque[float] = deque(maxlen=20)
 
     @property
@@ -84,7 +96,9 @@ class Trainer:
         state, seconds = self.state, []
         for i in range(count + 1):
             start = time.perf_counter()
-            state, output = self._step(state, mx.array(self.config.optimizer.learning_rate), mx.array(i, dtype=mx.uint32))
+            state, output = self._step(
+                state, mx.array(self.config.optimizer.learning_rate), mx.array(i, dtype=mx.uint32)
+            )
             mx.eval(state, output)
             seconds.append(time.perf_counter() - start)
         return seconds[1:]
@@ -96,6 +110,13 @@ class Trainer:
         train = self.config.train
         windows = train.eval_windows or len(self._sweep) * train.batch_size
         return step_seconds / 2 * windows / train.sequences_per_step
+
+    def iters_in_budget(self, step_seconds: float, elapsed: float = 0.0) -> int:
+        """The iteration that `train.minutes` will reach, evaluations counted in."""
+        train, eval_seconds = self.config.train, self.eval_seconds(step_seconds)
+        left = train.minutes * 60 - elapsed - eval_seconds
+        more = int(left / (step_seconds + eval_seconds / train.eval_every))
+        return min(train.iters, self.header.iteration + max(more, 1))
 
     def stop(self) -> None:
         """Asks the loop to save and end after the current step; safe to call from a signal handler."""
@@ -111,6 +132,9 @@ class Trainer:
             if self._evaluation_due():
                 yield from self._drain()
                 yield from self._evaluation()
+            if self._sample_due():
+                yield from self._drain()
+                yield self._sample()
             if reason := self._end():
                 break
             if self._save_due():
@@ -124,9 +148,7 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """The run at this moment, on the host."""
-        header = dataclasses.replace(
-            self.header, elapsed=self._elapsed(), step=self.state["optimizer"]["step"].item()
-        )
+        header = dataclasses.replace(self.header, elapsed=self._elapsed(), step=self.state["optimizer"]["step"].item())
         moments = {k: v for k, v in self.state["optimizer"].items() if isinstance(v, dict)}
         return Checkpoint(
             header=header,
@@ -155,8 +177,13 @@ class Trainer:
         if pending.step > self._first_iteration + 1:  # the first one compiles
             self._step_seconds.append(seconds)
         return StepReport(
-            step=pending.step, lr=pending.lr, seconds=seconds, elapsed=self._elapsed(),
-            loss=pending.output.loss.item(), grad_norm=pending.output.grad_norm.item(), skipped=self._skipped,
+            step=pending.step,
+            lr=pending.lr,
+            seconds=seconds,
+            elapsed=self._elapsed(),
+            loss=pending.output.loss.item(),
+            grad_norm=pending.output.grad_norm.item(),
+            skipped=self._skipped,
             tokens=pending.tokens,
         )
 
@@ -181,12 +208,8 @@ class Trainer:
 
     def _plan(self) -> Plan:
         """Turns the time budget into a number of updates, so that the schedule ends when the time does."""
-        train = self.config.train
         step_seconds = statistics.median(self._step_seconds)
-        eval_seconds = self.eval_seconds(step_seconds)
-        left = train.minutes * 60 - self._elapsed() - eval_seconds
-        more = int(left / (step_seconds + eval_seconds / train.eval_every))
-        iters = min(train.iters, self.header.iteration + max(more, 1))
+        iters = self.iters_in_budget(step_seconds, self._elapsed())
         self._advance(config=self.config.replace({"train.iters": iters}), planned=True)
         return Plan(iters=iters, step_seconds=step_seconds)
 
@@ -229,12 +252,19 @@ class Trainer:
             if train.patience and self.header.bad_evals >= train.patience and header.lr_cuts < optimizer.lr_cuts:
                 self._advance(lr_cuts=header.lr_cuts + 1, bad_evals=0)
         self._advance(last_eval=iteration)
-        self.model.set_weights(self.state["weights"])
         report = EvalReport(
-            step=iteration, loss=result.loss, ppl=result.ppl, bits_per_byte=result.bits_per_byte,
-            eval_tokens=result.tokens, tokens=self.header.tokens, seconds=self._last_eval_seconds,
-            elapsed=self._elapsed(), best_loss=self.header.best_loss, best_step=self.header.best_iteration,
-            bad_evals=self.header.bad_evals, lr_cuts=self.header.lr_cuts,
+            step=iteration,
+            loss=result.loss,
+            ppl=result.ppl,
+            bits_per_byte=result.bits_per_byte,
+            eval_tokens=result.tokens,
+            tokens=self.header.tokens,
+            seconds=self._last_eval_seconds,
+            elapsed=self._elapsed(),
+            best_loss=self.header.best_loss,
+            best_step=self.header.best_iteration,
+            bad_evals=self.header.bad_evals,
+            lr_cuts=self.header.lr_cuts,
         )
         yield report
         if report.is_best and iteration > 0:
@@ -247,6 +277,17 @@ class Trainer:
             return self._sweep
         key = rng.key(train.seed, rng.EVALUATION, self.header.iteration)
         return self._val.draw_batches(key, train.eval_windows, train.batch_size)
+
+    def _sample_due(self) -> bool:
+        iteration, every = self.header.iteration, self.config.train.sample_every
+        if self._last_sample == iteration or iteration == 0 or self._signal:
+            return False
+        return self.header.last_eval == iteration if every == -1 else every > 0 and iteration % every == 0
+
+    def _sample(self) -> SampleDue:
+        self._last_sample = self.header.iteration
+        self.model.set_weights(self.state["weights"])
+        return SampleDue(step=self.header.iteration)
 
     def _save_due(self) -> bool:
         minutes = self.config.train.save_minutes
@@ -269,13 +310,20 @@ class Trainer:
         if reason in ("iters", "minutes") and self.header.last_eval != self.header.iteration:
             yield from self._evaluation()
             reason = "signal" if self._signal else reason
+            if self._sample_due():
+                yield self._sample()
         if reason != "diverged" and self.header.iteration > 0:
             save = self._save(LATEST)
             saved = save.error is None
             yield save
-        self.model.set_weights(self.state["weights"])
         yield StopReport(
-            step=self.header.iteration, reason=reason, tokens=self.header.tokens, elapsed=self._elapsed(),
-            steps=self.header.iteration - self._first_iteration, best_loss=self.header.best_loss,
-            best_step=self.header.best_iteration, peak_memory=backend.peak_memory(), saved=saved,
+            step=self.header.iteration,
+            reason=reason,
+            tokens=self.header.tokens,
+            elapsed=self._elapsed(),
+            steps=self.header.iteration - self._first_iteration,
+            best_loss=self.header.best_loss,
+            best_step=self.header.best_iteration,
+            peak_memory=backend.peak_memory(),
+            saved=saved,
         )

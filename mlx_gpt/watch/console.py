@@ -3,7 +3,7 @@
 import math
 from collections import deque
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -23,8 +23,9 @@ STOPPED = {
 class RunConsole:
     """Shows reports as they come. `close()` gives the terminal back."""
 
-    def __init__(self, console: Console, *, iters: int | None, tokens_per_step: int, log_every: int, patience: int,
-                 peak_memory):
+    def __init__(
+        self, console: Console, *, iters: int | None, tokens_per_step: int, log_every: int, patience: int, peak_memory
+    ):
         """`iters` is None until a Plan says; `peak_memory()` gives bytes so far."""
         self.console = console
         self._iters, self._tokens_per_step = iters, tokens_per_step
@@ -52,8 +53,10 @@ class RunConsole:
                 if report.step > 1:  # the first one compiles
                     self._seconds.append(report.seconds)
                 if report.skipped:
-                    self.note(f"update {report.step} skipped: its loss or gradient is not finite "
-                              f"({report.skipped} in a row)", "yellow")
+                    self.note(
+                        f"update {report.step} skipped: its loss or gradient is not finite ({report.skipped} in a row)",
+                        "yellow",
+                    )
                 if not self._live and report.step % self._log_every == 0:
                     self.note(self._line(), "")
             case EvalReport():
@@ -62,7 +65,9 @@ class RunConsole:
                 self.note(
                     f"eval @{report.step}: loss {report.loss:.4f}  ppl {report.ppl:.2f}  "
                     f"{report.bits_per_byte:.3f} bits/byte  over {report.eval_tokens:,} tokens "
-                    f"in {report.seconds:.1f}s{mark}", "bold green" if report.is_best else "")
+                    f"in {report.seconds:.1f}s{mark}",
+                    "bold green" if report.is_best else "",
+                )
             case SaveReport(error=None):
                 self.note(f"saved {report.path} @{report.step}")
             case SaveReport():
@@ -83,8 +88,11 @@ class RunConsole:
         average = report.elapsed * 1000 / report.step if report.step else 0.0
         best = f" | Best: {report.best_loss:.4f} @{report.best_step}" if math.isfinite(report.best_loss) else ""
         self.note(f"{STOPPED[report.reason]} at iteration {report.step:,}", "bold")
-        self.note(f"Total time: {report.elapsed:.1f}s | Avg: {average:.0f}ms/iter ({report.step} iters) | "
-                  f"{report.tokens:,} tokens{best} | Peak: {report.peak_memory / 1e9:.2f}GB", "bold")
+        self.note(
+            f"Total time: {report.elapsed:.1f}s | Avg: {average:.0f}ms/iter ({report.step} iters) | "
+            f"{report.tokens:,} tokens{best} | Peak: {report.peak_memory / 1e9:.2f}GB",
+            "bold",
+        )
 
     # What both displays say, computed once.
 
@@ -103,10 +111,17 @@ class RunConsole:
         parts.append(f"LR: {step.lr:.6f}")
         if last:
             parts.append(f"Best: {last.best_loss:.4f} @{last.best_step}")
-        parts += [f"{ms:.0f}ms/iter", f"{rate:,.0f} tok/s", f"{step.elapsed:.0f}s elapsed", f"ETA {eta}",
-                  f"{self._peak_memory() / 1e9:.2f}GB"]
+        parts += [
+            f"{ms:.0f}ms/iter",
+            f"{rate:,.0f} tok/s",
+            f"{step.elapsed:.0f}s elapsed",
+            f"ETA {eta}",
+            f"{self._peak_memory() / 1e9:.2f}GB",
+        ]
         if last and self._patience:
-            parts.append(f"patience {last.bad_evals}/{self._patience}" + (f" cuts {last.lr_cuts}" if last.lr_cuts else ""))
+            parts.append(
+                f"patience {last.bad_evals}/{self._patience}" + (f" cuts {last.lr_cuts}" if last.lr_cuts else "")
+            )
         return " | ".join(parts)
 
     def _panel(self):
@@ -115,10 +130,15 @@ class RunConsole:
         step, last = self._step, self._eval
         ms, rate, eta = self._pace()
         facts = {
-            "step": f"{step.step:,}/{self._iters or '?'}", "loss": f"{step.loss:.4f}",
-            "val": f"{last.loss:.4f}" if last else "-", "ppl": f"{last.ppl:.2f}" if last else "-",
+            "step": f"{step.step:,}/{self._iters or '?'}",
+            "loss": f"{step.loss:.4f}",
+            "val": f"{last.loss:.4f}" if last else "-",
+            "ppl": f"{last.ppl:.2f}" if last else "-",
             "best": f"{last.best_loss:.4f} @{last.best_step}" if last else "-",
-            "lr": f"{step.lr:.2e}", "ms/iter": f"{ms:.0f}", "tok/s": f"{rate:,.0f}", "ETA": eta,
+            "lr": f"{step.lr:.2e}",
+            "ms/iter": f"{ms:.0f}",
+            "tok/s": f"{rate:,.0f}",
+            "ETA": eta,
             "peak": f"{self._peak_memory() / 1e9:.2f} GB",
             "patience": f"{last.bad_evals if last else 0}/{self._patience}" if self._patience else "off",
         }
@@ -129,7 +149,10 @@ class RunConsole:
         half = (len(cells) + 1) // 2
         table.add_row(*cells[:half])
         table.add_row(*cells[half:])
-        return Group(ProgressBar(total=self._iters, completed=step.step), table)
+        panel = Table.grid(expand=True)
+        panel.add_row(ProgressBar(total=self._iters, completed=step.step))
+        panel.add_row(table)
+        return panel
 
 
 def _clock(seconds: float) -> str:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mlx_gpt.reports import EvalReport, Report, StepReport
@@ -15,7 +16,8 @@ FLUSH_SECONDS = 1.0
 class MetricsFile:
     """Appends reports. A run that went on from step n first drops the lines after n, which will come again."""
 
-    def __init__(self, path: Path, resumed_at: int = 0):
+    def __init__(self, path: Path, resumed_at: int = 0, warn: Callable[[str], None] = lambda text: None):
+        self._warn = warn
         kept = [line for line in _lines(path) if line.get("step", 0) <= resumed_at]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(map(_text, kept)), encoding="utf-8")
@@ -24,6 +26,14 @@ class MetricsFile:
         self._flushed = 0.0
 
     def add(self, report: Report) -> None:
+        """Writes the report's line, if it has one. A full disk ends the file, not the run."""
+        try:
+            self._add(report)
+        except OSError as error:
+            self._file = open(os.devnull, "w")
+            self._warn(f"metrics.jsonl ends here: {error.strerror}")
+
+    def _add(self, report: Report) -> None:
         line = _line(report)
         if line:
             self._file.write(_text(line))
@@ -59,8 +69,9 @@ def _line(report: Report) -> dict | None:
     if isinstance(report, StepReport):
         line = dataclasses.asdict(report)
     elif isinstance(report, EvalReport):
-        line = {"val_" + k if k in ("loss", "ppl", "bits_per_byte") else k: v
-                for k, v in dataclasses.asdict(report).items()}
+        line = {
+            "val_" + k if k in ("loss", "ppl", "bits_per_byte") else k: v for k, v in dataclasses.asdict(report).items()
+        }
     else:
         return None
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}

@@ -1,0 +1,55 @@
+"""The BLAS under MLX on Linux: found without help, equal to the reference, and off when asked."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="macOS has Accelerate")
+
+CODE = """
+import json, numpy as np
+from mlx_gpt.backend import BLAS, mx
+a, b = (np.random.default_rng(s).standard_normal((70, 50), dtype=np.float32) for s in (0, 1))
+errors = [np.abs(np.array(mx.array(x) @ mx.array(y)) - x.astype(np.float64) @ y).max() for x, y in ((a, b.T), (a.T, b))]
+print(json.dumps({"name": BLAS.name, "fast": BLAS.fast, "path": BLAS.path, "error": float(max(errors))}))
+"""
+
+
+def run(tmp_path, **env):
+    path = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), **env}
+    return subprocess.run([sys.executable, "-W", "error", "-c", CODE], capture_output=True, text=True, env=path)
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+def test_a_fast_blas_is_found_and_multiplies_rightly(tmp_path):
+    first, second = (json.loads(run(tmp_path).stdout) for _ in range(2))
+    assert first["fast"] and first["error"] < 1e-4
+    assert second == first  # from the cache
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+def test_a_broken_cached_shim_is_built_anew(tmp_path):
+    before = json.loads(run(tmp_path).stdout)
+    if str(tmp_path) not in before["path"]:
+        pytest.skip("this machine has a system BLAS")
+    with open(before["path"], "wb") as f:
+        f.write(b"not a library")
+    assert json.loads(run(tmp_path).stdout) == before
+
+
+def test_the_switch_turns_it_off(tmp_path):
+    found = json.loads(run(tmp_path, MLXGPT_BLAS="off").stdout)
+    assert not found["fast"] and found["error"] < 1e-4
+
+
+def test_without_a_compiler_there_is_the_reference(tmp_path):
+    found = json.loads(run(tmp_path, PATH="/nonexistent").stdout)
+    assert found["error"] < 1e-4
+    assert found["fast"] == (str(tmp_path) not in found["path"] and bool(found["path"]))
+
+
+def test_a_wish_that_cannot_be_met_is_an_error(tmp_path):
+    assert "MLXGPT_BLAS=/no/such.so: no library" in run(tmp_path, MLXGPT_BLAS="/no/such.so").stderr

@@ -1,0 +1,310 @@
+"""The command line: the commands as typed, their JSON, and the silly things users type."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY, TINY_SHAPE
+
+COMMANDS = ["train", "generate", "eval", "convert", "inspect", "corpus", "corpus list", "doctor", "bench"]
+SMALL = [f"--set={k}={v}" for k, v in TINY.items()] + ["--batch=4", "--iters=12", "--eval-every=6", "--sample-every=0"]
+
+
+def mlxgpt(*arguments, cwd, **env):
+    """Runs the command in `cwd`, without a terminal."""
+    return subprocess.run(
+        [sys.executable, "-m", "mlx_gpt", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a trained run, and files to trip over."""
+    home = tmp_path_factory.mktemp("home")
+    done = mlxgpt("train", "--corpus", "pydocs", *SMALL, cwd=home)
+    assert done.returncode == 0, done.stderr
+    (home / "text.txt").write_text("to be or not to be, that is the question\n" * 60)
+    (home / "other.txt").write_text("abc" * 1000)
+    (home / "empty.txt").write_text("")
+    (home / "short.txt").write_text("too short")
+    (home / "binary.bin").write_bytes(bytes(range(256)) * 10)
+    (home / "folder").mkdir()
+    run = home / "runs/custom-pydocs"
+    shutil.copytree(run, home / "corrupt")
+    for name in ("checkpoint.safetensors", "best.safetensors"):
+        data = bytearray((run / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (home / "corrupt" / name).write_bytes(data)
+    return home
+
+
+# -- as typed -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_answers_without_loading_mlx(command, tmp_path):
+    code = (
+        "import sys; from click.testing import CliRunner; from mlx_gpt.cli.main import cli; "
+        f"r = CliRunner().invoke(cli, {[*command.split(), '--help']!r}); assert r.exit_code == 0, r.output; "
+        "assert not {'mlx', 'mlx.core', 'numpy', 'rich.live', 'requests'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True).returncode == 0
+
+
+def test_a_run_folder_holds_what_tools_rely_on(home):
+    run = home / "runs/custom-pydocs"
+    assert {p.name for p in run.iterdir()} >= {
+        "run.toml",
+        "metrics.jsonl",
+        "checkpoint.safetensors",
+        "best.safetensors",
+    }
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+    assert [line["step"] for line in lines if "val_loss" in line] == [6, 12]
+    assert all(line["tokens"] == line["step"] * 4 * 64 for line in lines)
+
+
+def test_plain_output_reads_like_a_log(tmp_path):
+    done = mlxgpt("train", "--corpus", "pydocs", *SMALL, "--set=train.log_every=4", cwd=tmp_path)
+    assert "\x1b" not in done.stdout
+    assert all(
+        word in done.stdout
+        for word in (
+            "Iter    4/12 | Loss: ",
+            "| LR: ",
+            "ms/iter",
+            "ETA",
+            "Total time: ",
+            "(12 iters)",
+            "saved",
+            "parameters",
+        )
+    )
+
+
+def test_json_output_is_one_object_a_line_and_nothing_else(tmp_path):
+    done = mlxgpt("train", "--corpus", "pydocs", *SMALL, "--json", cwd=tmp_path)
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [r["report"] for r in reports[-3:]] == ["save", "save", "stop"]
+    assert sum(r["report"] == "step" for r in reports) == 12
+
+
+def test_generate_takes_the_best_of_the_newest_run(home):
+    done = mlxgpt("generate", "--top-p", "0.9", "--temp", "0.8", "--max-tokens", "20", "--seed", "3", cwd=home)
+    assert done.returncode == 0 and len(done.stdout) == 21
+    assert "runs/custom-pydocs/best.safetensors: 20 tokens" in done.stderr
+    again = mlxgpt("generate", "runs/custom-pydocs/best.safetensors", "--max-tokens", "20", "--seed", "3", cwd=home)
+    assert again.stdout == done.stdout
+    several = mlxgpt("generate", "--prompt", "The ", "-n", "2", "--max-tokens", "5", "--json", cwd=home)
+    rows = [json.loads(line) for line in several.stdout.splitlines()]
+    assert len(rows) == 2 and rows[1]["seed"] == rows[0]["seed"] + 1 and rows[0]["tokens"] == 5
+
+
+def test_eval_and_inspect_tell_what_the_run_told(home):
+    best = home / "runs/custom-pydocs/best.safetensors"
+    facts = json.loads(mlxgpt("inspect", best, "--json", cwd=home).stdout)
+    found = json.loads(mlxgpt("eval", best, "--json", cwd=home).stdout)
+    assert found.keys() >= {"loss", "ppl", "bits_per_byte", "tokens"}
+    assert found["loss"] == pytest.approx(facts["best_loss"], abs=1e-5)
+    assert facts["n_embd"] == 32 and facts["iteration"] == facts["step"] == 12
+    assert facts["tensors"]["wpe.weight"] == [64, 32]
+    other = json.loads(mlxgpt("eval", best, "--corpus", home / "text.txt", "--split", "all", "--json", cwd=home).stdout)
+    assert other["tokens"] == 41 * 60 - 1 and other["loss"] != found["loss"]
+
+
+@pytest.mark.parametrize("command", ["doctor", "corpus list"])
+def test_reports_come_as_json(command, tmp_path):
+    assert json.loads(mlxgpt(*command.split(), "--json", cwd=tmp_path).stdout)
+    assert mlxgpt(*command.split(), cwd=tmp_path).stdout
+
+
+def test_plan_and_bench_measure_and_leave_nothing(tmp_path):
+    plan = json.loads(mlxgpt("train", "--corpus", "pydocs", *SMALL, "--plan", "--json", cwd=tmp_path).stdout)
+    assert plan["tokens"] == 12 * 4 * 64 and plan["parameters"] > 20_000 and plan["eta_seconds"] > 0
+    bench = json.loads(
+        mlxgpt("bench", "--corpus", "pydocs", *SMALL[:4], "--batch=4", "--steps=2", "--json", cwd=tmp_path).stdout
+    )
+    assert bench["ms_per_iter"] > 0 and bench["tokens_per_second"] > 0 and bench["peak_bytes"] > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_are_numbered_and_resumed_by_themselves(tmp_path):
+    first = mlxgpt("train", "--corpus", "pydocs", *SMALL, cwd=tmp_path)
+    second = mlxgpt("train", "--corpus", "pydocs", *SMALL, cwd=tmp_path)
+    assert first.returncode == second.returncode == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["custom-pydocs", "custom-pydocs-2"]
+    done = mlxgpt("train", "--resume", cwd=tmp_path)
+    assert done.returncode == 0 and "nothing to do" in done.stderr
+    more = mlxgpt("train", "--resume", "--iters", "15", cwd=tmp_path)
+    assert "going on from iteration 12 of 15" in more.stdout
+    curve = [
+        json.loads(line)["step"] for line in (tmp_path / "runs/custom-pydocs-2/metrics.jsonl").read_text().splitlines()
+    ]
+    assert curve == [*range(1, 7), 6, *range(7, 13), 12, 13, 14, 15, 15]
+
+
+def test_an_rgpt_run_goes_on_with_its_moments(vectors, tmp_path, shakespeare):
+    """From golden file to safetensors, on with training, and back to RGPT."""
+    shape = [f"--set=model.{k}={v}" for k, v in TINY_SHAPE.items()]
+    source = vectors / "tiny.rgpt0003.bin"
+    small = [*shape, "--batch=2", "--iters=8", "--sample-every=0", "--set=train.eval_windows=4"]
+    done = mlxgpt("train", "--resume", source, "--corpus", shakespeare, *small, "--out", "r", cwd=tmp_path)
+    assert done.returncode == 0 and "going on from iteration 6 of 8" in done.stdout, done.stderr
+    assert mlxgpt("convert", "r/checkpoint.safetensors", "back.bin", cwd=tmp_path).returncode == 0
+    facts = json.loads(mlxgpt("inspect", "back.bin", *shape, "--json", cwd=tmp_path).stdout)
+    assert (facts["format"], facts["iteration"], facts["step"]) == ("RGPT0003", 8, 8)
+    weights_only = mlxgpt(
+        "train", "--resume", vectors / "tiny.rgpt0002.bin", "--corpus", shakespeare, *small, "--out", "s", cwd=tmp_path
+    )
+    assert "no optimizer moments" in weights_only.stderr and weights_only.returncode == 0
+    tuned = mlxgpt(
+        "train", "--fine-tune", "r/best.safetensors", "--corpus", shakespeare, *small[-4:], "--out", "t", cwd=tmp_path
+    )
+    assert tuned.returncode == 0 and "Iter" in tuned.stdout or "Total time" in tuned.stdout
+    facts = json.loads(mlxgpt("inspect", "t/checkpoint.safetensors", "--json", cwd=tmp_path).stdout)
+    assert facts["iteration"] == 8 and facts["config"]["model"]["n_embd"] == 32
+
+
+@pytest.mark.parametrize("format", ["rgpt0001", "rgpt0002", "rgpt0003"])
+def test_convert_round_trips_byte_for_byte(vectors, tmp_path, format):
+    shape, source = [f"--set=model.{k}={v}" for k, v in TINY_SHAPE.items()], vectors / f"tiny.{format}.bin"
+    assert mlxgpt("convert", source, "a.safetensors", *shape, cwd=tmp_path).returncode == 0
+    assert mlxgpt("convert", "a.safetensors", "b.bin", "--format", format, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "b.bin").read_bytes() == source.read_bytes()
+
+
+def test_a_corrupt_latest_checkpoint_is_kept_and_the_best_goes_on(home, tmp_path):
+    shutil.copytree(home / "runs/custom-pydocs", tmp_path / "run")
+    latest = tmp_path / "run/checkpoint.safetensors"
+    latest.write_bytes(latest.read_bytes()[:-9])
+    done = mlxgpt("train", "--resume", "run", "--iters", "14", cwd=tmp_path)
+    assert done.returncode == 0 and "kept as checkpoint.safetensors.corrupt" in done.stderr
+    assert (tmp_path / "run/checkpoint.safetensors.corrupt").exists()
+
+
+# -- silly things ---------------------------------------------------------------------------------------------------
+
+RUN = "runs/custom-pydocs"
+SILLY = [
+    # arguments, exit code, words of the one line
+    ("train --corpus absent.txt", 2, "absent.txt no such pydocs"),
+    ("train --corpus empty.txt", 3, "empty.txt empty"),
+    ("train --corpus folder", 3, "folder empty"),
+    ("train --corpus binary.bin", 3, "binary.bin byte 128 UTF-8"),
+    ("train --corpus short.txt", 2, "short 257 block_size"),
+    ("train --iters 0", 2, "train.iters=0 from"),
+    ("train --iters many", 2, "--iters many"),
+    ("train --iters 5 --set train.iters=6", 2, "train.iters twice"),
+    ("train --minutes -1", 2, "train.minutes=-1"),
+    ("train --lr -1", 2, "learning_rate=-1"),
+    ("train --lr 0", 2, "learning_rate=0"),
+    ("train --lr nan", 2, "learning_rate=nan"),
+    ("train --lr 1e-3 --min-lr 1e-2", 2, "min_learning_rate --min-lr"),
+    ("train --batch 0", 2, "batch_size=0"),
+    ("train --dtype float8", 2, "float8 bfloat16"),
+    ("train --seed -1", 2, "train.seed=-1"),
+    ("train --preset model-q", 2, "model-q"),
+    ("train --preset model-xxl", 2, "model-xl"),
+    ("train --recipe ranygpt", 2, "ranygpt randygpt"),
+    ("train --set model.n_haed=4", 2, "n_haed n_head"),
+    ("train --set model.n_head=7", 2, "n_head=7 divide 8"),
+    ("train --set model.n_head", 2, "--set TABLE.KEY=VALUE"),
+    ("train --set n_head=4", 2, "--set"),
+    ("train --iterz 5", 2, "--iterz --iters"),
+    ("trian", 2, "trian"),
+    (f"train --out {RUN}", 2, "--resume --out"),
+    ("train --out text.txt", 2, "text.txt"),
+    ("train --out text.txt/run --iters 1", 2, "text.txt"),
+    ("train --resume absent", 2, "absent no such"),
+    ("train --resume corrupt", 3, "corrupt SHA-256"),
+    ("train --resume corrupt/checkpoint.safetensors", 3, "corrupt SHA-256"),
+    ("train --resume text.txt", 3, "text.txt neither"),
+    ("train --resume folder", 2, "folder no checkpoint"),
+    (f"train --resume {RUN} --preset model-xs", 4, "n_embd 116 32"),
+    (f"train --resume {RUN} --set model.n_layer=3 --iters 20", 4, "n_layer 3 2"),
+    (f"train --resume {RUN} --corpus text.txt --iters 20", 4, "text not the text of this run"),
+    (f"train --resume {RUN} --set data.val_fraction=0.2 --iters 20", 4, "val_fraction 0.2 0.1"),
+    (f"train --resume --fine-tune {RUN}/best.safetensors", 2, "--resume --fine-tune"),
+    (f"train --fine-tune {RUN}/best.safetensors --corpus other.txt --set model.n_embd=64", 4, "n_embd 64 32"),
+    ("train --fine-tune absent.safetensors", 2, "absent.safetensors no such"),
+    ("generate absent.safetensors", 2, "absent.safetensors no such"),
+    ("generate text.txt", 3, "text.txt neither"),
+    ("generate folder", 2, "folder"),
+    ("generate corrupt/best.safetensors", 3, "SHA-256"),
+    ("generate --temp -1", 2, "temperature=-1"),
+    ("generate --top-p 0", 2, "top_p=0"),
+    ("generate --top-k -5", 2, "top_k=-5"),
+    ("generate --max-tokens -1", 2, "max_tokens=-1"),
+    ("generate --prompt жук", 2, "'ж' U+0436"),
+    ("generate --set train.iters=5", 2, "train.iters model.n_head"),
+    ("eval absent.safetensors", 2, "absent.safetensors no such"),
+    ("eval --corpus absent.txt", 2, "absent.txt"),
+    ("inspect text.txt", 3, "text.txt neither"),
+    (f"convert {RUN}/best.safetensors text.txt", 2, "text.txt already --force"),
+    (f"convert {RUN}/best.safetensors absent/x.bin", 2, "absent/x.bin"),
+    (f"convert {RUN}/best.safetensors x.bin --format rgpt0004", 2, "rgpt0004"),
+    ("convert absent x.bin", 2, "absent no such"),
+    ("corpus lst", 2, "lst"),
+]
+
+
+@pytest.mark.parametrize("line, code, words", SILLY, ids=[row[0] for row in SILLY])
+def test_a_silly_input_gets_one_helpful_line(home, line, code, words):
+    before = {p: p.stat().st_mtime_ns for p in home.rglob("*") if p.is_file()}
+    done = mlxgpt(*line.split(), cwd=home)
+    assert done.returncode == code, (done.returncode, done.stderr)
+    assert "Traceback" not in done.stderr and not done.stdout
+    errors = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+    assert len(errors) == len(done.stderr.splitlines()) == 1, done.stderr
+    assert all(word in errors[0] for word in words.split()), done.stderr
+    after = {p: p.stat().st_mtime_ns for p in home.rglob("*") if p.is_file()}
+    assert {p: t for p, t in after.items() if p.name != ".lock"} == {
+        p: t for p, t in before.items() if p.name != ".lock"
+    }
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").exists(), reason="needs a folder that can't be written")
+def test_a_read_only_folder_is_named(home):
+    target = "/proc/mlxgpt" if os.geteuid() == 0 else home / "locked"
+    if os.geteuid() != 0:
+        (home / "locked").mkdir(mode=0o500)
+    done = mlxgpt("train", "--corpus", "pydocs", *SMALL, "--out", target, cwd=home)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "--out" in done.stderr
+
+
+def test_a_full_disk_is_known_before_the_first_step(home, tmp_path):
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", mount], capture_output=True).returncode:
+        pytest.skip("may not mount a small tmpfs here")
+    try:
+        done = mlxgpt("train", "--corpus", "pydocs", *SMALL, "--out", mount / "run", cwd=home)
+        assert done.returncode == 6 and "MB free" in done.stderr and "Traceback" not in done.stderr
+        target = mount / "c.bin"
+        with open(mount / "filler", "wb") as f:
+            f.write(b"x" * 200_000)
+        done = mlxgpt("convert", home / RUN / "best.safetensors", target, cwd=home)
+        assert done.returncode == 6 and "no space left" in done.stderr and not target.exists()
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+def test_a_second_trainer_in_the_folder_is_refused(home, tmp_path):
+    shutil.copytree(home / RUN, tmp_path / "run")
+    slow = [sys.executable, "-m", "mlx_gpt", "train", "--resume", "run", "--iters", "100000", "--json"]
+    with subprocess.Popen(
+        slow, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    ) as first:
+        assert first.stdout.readline()
+        done = mlxgpt("train", "--resume", "run", "--iters", "20", cwd=tmp_path)
+        first.kill()
+    assert done.returncode == 4 and "another trainer" in done.stderr

@@ -1,0 +1,184 @@
+"""Sampling and decoding: the nucleus, the cache, the sliding window, stop strings."""
+
+import numpy as np
+import pytest
+
+import mlx_gpt
+from mlx_gpt import rng
+from mlx_gpt.api import Run
+from mlx_gpt.backend import mx
+from mlx_gpt.checkpoint.store import Header
+from mlx_gpt.config import resolve
+from mlx_gpt.data.tokenizer import CharTokenizer
+from mlx_gpt.errors import UserError
+from mlx_gpt.generation.engine import TextStream, decode
+from mlx_gpt.generation.sampling import Sampling, sample
+from mlx_gpt.model.gpt import GPT
+
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    """Random weights, large enough that the text is not one letter."""
+    config = resolve(overrides={"model.n_embd": 24, "model.n_head": 3, "model.n_layer": 2, "model.block_size": 12})
+    tokenizer = CharTokenizer("\n abcdefgh")
+    model = GPT(config.model, tokenizer.vocab_size, seed=5)
+    model.set_weights({k: w * 12 for k, w in model.weights().items()})
+    header = Header(config=config, vocab_size=tokenizer.vocab_size, iteration=1, step=1)
+    return Run(model=model, tokenizer=tokenizer, header=header)
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def plain_greedy(model, prompt, count):
+    """Recomputes everything for each token, positions from 0 over the last block_size tokens."""
+    tokens = list(prompt)
+    for _ in range(count):
+        window = tokens[-model.config.block_size :]
+        tokens.append(mx.argmax(model(mx.array([window]))[0, -1]).item())
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("length", [1, 5, 11, 12, 13, 40])
+def test_cached_decoding_is_the_plain_one_past_the_window_too(run, length):
+    prompt = np.random.default_rng(length).integers(2, 11, length).tolist()
+    assert take(decode(run.model, prompt, GREEDY), 30) == plain_greedy(run.model, prompt, 30)
+
+
+def probabilities(how, logits, draws=4000):
+    keys = (rng.key(0, "test", i) for i in range(draws))
+    drawn = np.array(mx.stack([sample(mx.array(logits), k, how) for k in keys]))
+    return np.bincount(drawn, minlength=len(logits)) / draws
+
+
+@pytest.mark.parametrize(
+    "how, kept",
+    [
+        (Sampling(temperature=1, top_p=1), [0.5, 0.3, 0.15, 0.05]),
+        (Sampling(temperature=1, top_p=0.5), [1, 0, 0, 0]),
+        (Sampling(temperature=1, top_p=0.51), [5 / 8, 3 / 8, 0, 0]),  # the token that crosses is kept
+        (Sampling(temperature=1, top_p=0.8001), [10 / 19, 6 / 19, 3 / 19, 0]),
+        (Sampling(temperature=1, top_p=1, top_k=2), [5 / 8, 3 / 8, 0, 0]),
+        (Sampling(temperature=1, top_p=1, top_k=99), [0.5, 0.3, 0.15, 0.05]),
+        (Sampling(temperature=1, top_p=1e-9), [1, 0, 0, 0]),
+        (Sampling(temperature=0), [1, 0, 0, 0]),
+        (Sampling(temperature=0.5, top_p=1), list(np.array([0.25, 0.09, 0.0225, 0.0025]) / 0.365)),
+    ],
+)
+def test_draws_follow_temperature_then_top_k_then_the_nucleus(how, kept):
+    order = [2, 0, 3, 1]  # the likeliest is not the first
+    logits, expected = np.zeros(4, np.float32), np.zeros(4)
+    logits[order], expected[order] = np.log([0.5, 0.3, 0.15, 0.05]), kept
+    found = probabilities(how, logits)
+    assert np.abs(found - expected).max() < 5 * 0.5 / 4000**0.5
+    assert (found[expected == 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"temperature": 1e9},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"top_p": float("nan")},
+        {"top_k": -1},
+    ],
+)
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(UserError, match=next(iter(settings))):
+        Sampling(**settings)
+
+
+def test_a_seed_repeats_a_text(run):
+    def write(seed):
+        return "".join(mlx_gpt.generate(run, "ab", max_tokens=40, temperature=1.0, top_p=1.0, seed=seed))
+
+    assert write(1) == write(1) != write(2)
+
+
+def test_text_comes_in_pieces_and_without_the_prompt(run):
+    pieces = list(mlx_gpt.generate(run, "abc", max_tokens=20, temperature=0))
+    ids = plain_greedy(run.model, run.tokenizer.encode("abc").tolist(), 20)
+    ids = ids[: ids.index(1)] if 1 in ids else ids
+    assert len(pieces) > 1 and "".join(pieces) == run.tokenizer.decode(ids)
+
+
+def test_an_empty_prompt_starts_from_bos(run):
+    text = "".join(mlx_gpt.generate(run, "", max_tokens=5, temperature=0))
+    assert text == run.tokenizer.decode(plain_greedy(run.model, [0], 5))
+
+
+class Scripted:
+    """A model that says the given ids, whatever it reads."""
+
+    def __init__(self, run, ids):
+        self.config, self.vocab_size, self.ids = run.config.model, run.header.vocab_size, iter(ids)
+
+    def forward(self, tokens, cache):
+        for layer in cache.layers:
+            layer.length += tokens.shape[1]
+        return mx.where(mx.arange(self.vocab_size) == next(self.ids), 1.0, 0.0)[None, None]
+
+
+def scripted(run, text, stop=(), max_tokens=100, end=()):
+    ids = [*run.tokenizer.encode(text).tolist(), *end] + [2] * 200
+    stream = TextStream(
+        model=Scripted(run, ids), tokenizer=run.tokenizer, prompt=[3], how=GREEDY, max_tokens=max_tokens, stop=stop
+    )
+    return "".join(stream), stream
+
+
+@pytest.mark.parametrize(
+    "text, stop, expected",
+    [
+        ("abcdef", ("cd",), "ab"),
+        ("abcdef", ("ef", "bc"), "a"),
+        ("aab", ("ab",), "a"),
+        ("abababc", ("abc",), "abab"),
+        ("abc", ("abc",), ""),
+        ("abcabd", ("abd",), "abc"),
+        ("abcd", ("d", "bcd"), "a"),
+    ],
+)
+def test_stop_strings_end_the_text_and_are_not_part_of_it(run, text, stop, expected):
+    found, stream = scripted(run, text, stop)
+    assert found == expected and stream.finish_reason == "stop"
+
+
+def test_held_back_text_is_not_lost_at_the_end(run):
+    found, stream = scripted(run, "aaab", ("bcd",), max_tokens=4)
+    assert found == "aaab" and stream.finish_reason == "length" and stream.num_tokens == 4
+
+
+def test_eos_stops(run):
+    found, stream = scripted(run, "ab", end=[1])
+    assert found == "ab" and stream.finish_reason == "stop" and stream.num_tokens == 3
+
+
+def test_no_tokens_are_no_text(run):
+    assert "".join(mlx_gpt.generate(run, "a", max_tokens=0)) == ""
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"prompt": "aéz"}, r"'é' \(U\+00E9\)"),
+        ({"max_tokens": -1}, "max_tokens=-1"),
+        ({"stop": [""]}, "empty stop"),
+        ({"temperature": -1}, "temperature"),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_is_written(run, arguments, words):
+    with pytest.raises(UserError, match=words):
+        mlx_gpt.generate(run, **arguments)
+
+
+@pytest.mark.parametrize("prompt", [[], [-1], [12], [0] * 30 + [99]])
+def test_ids_out_of_range_never_reach_the_model(run, prompt):
+    with pytest.raises(UserError):
+        next(decode(run.model, prompt, GREEDY))
