@@ -1,16 +1,19 @@
 # The main job and the tests, from a fresh checkout: each target makes .venv first if need be.
 PYTHON  ?= python3
-PRESET  ?= model-s
+PRESET  ?=
 CORPUS  ?= pydocs
 MINUTES ?= 2
 ITERS   ?=
 
 BIN := .venv/bin
+# Two minutes are plenty for model-l on Metal, and for model-s on two CPU cores.
+TRAIN_PRESET := $(or $(PRESET),$(if $(filter Darwin,$(shell uname)),model-l,model-s))
+BENCH_PRESET := $(or $(PRESET),model-l)
 
 .PHONY: train test test-all bench clean
 
 train: $(BIN)/mlxgpt
-	$(BIN)/mlxgpt train --preset $(PRESET) --corpus $(CORPUS) $(if $(ITERS),--iters $(ITERS),--minutes $(MINUTES))
+	$(BIN)/mlxgpt train --preset $(TRAIN_PRESET) --corpus $(CORPUS) $(if $(ITERS),--iters $(ITERS),--minutes $(MINUTES))
 	$(BIN)/mlxgpt generate --max-tokens 400
 
 test: $(BIN)/.test
@@ -20,7 +23,7 @@ test-all: $(BIN)/.test
 	$(BIN)/python -m pytest -m ""
 
 bench: $(BIN)/mlxgpt
-	$(BIN)/mlxgpt bench --preset $(PRESET) --corpus $(CORPUS)
+	$(BIN)/mlxgpt bench --preset $(BENCH_PRESET) --corpus $(CORPUS)
 
 clean:
 	rm -rf .venv dist build

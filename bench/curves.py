@@ -1,6 +1,6 @@
-"""Draws validation loss against tokens for runs, beside the published points of randyGPT.
+"""Draws validation perplexity against tokens for runs, beside the published points of randyGPT.
 
-python bench/curves.py curves.png runs/model-l-shakespeare runs/randygpt
+python bench/curves.py bench/results/curves.png LABEL=METRICS.jsonl ...
 """
 
 import sys
@@ -18,28 +18,18 @@ PUBLISHED = [(200, 13.4), (300, 12.0), (400, 11.2), (500, 11.8), (929, 10.6)]
 TOKENS_PER_ITERATION = 64 * 256
 
 
-def main(picture: str, folders: list[str]) -> None:
-    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=150)
-    for folder in folders:
-        lines = [line for line in read_metrics(Path(folder) / "metrics.jsonl") if line.get("val_ppl")]
-        axes.plot(
-            [line["tokens"] / 1e6 for line in lines], [line["val_ppl"] for line in lines], ".-", label=Path(folder).name
-        )
-    axes.plot(
-        *zip(*[(i * TOKENS_PER_ITERATION / 1e6, ppl) for i, ppl in PUBLISHED], strict=True),
-        "kx",
-        label="randyGPT, published",
-    )
+def main(picture: str, labelled: list[str]) -> None:
+    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
+    for label, _, path in (text.partition("=") for text in labelled):
+        lines = [line for line in read_metrics(Path(path)) if line.get("val_ppl") and line["tokens"]]
+        axes.plot([line["tokens"] / 1e6 for line in lines], [line["val_ppl"] for line in lines], ".-", label=label)
+    tokens, ppl = zip(*((i * TOKENS_PER_ITERATION / 1e6, ppl) for i, ppl in PUBLISHED), strict=True)
+    axes.plot(tokens, ppl, "kx", label="randyGPT, published")
     axes.axhline(10.6, color="grey", lw=0.8, ls="--", label="randyGPT's best, 10.6")
-    axes.set(
-        xlabel="million tokens trained on",
-        ylabel="validation perplexity",
-        xscale="log",
-        yscale="log",
-        title="model-l on tiny Shakespeare",
-    )
-    ticks = [6, 8, 10, 15, 20, 30, 50, 70]
-    axes.set_yticks(ticks, ticks)
+    axes.set(xscale="log", yscale="log", xlabel="million tokens trained on", ylabel="validation perplexity")
+    axes.set_title("model-l on tiny Shakespeare")
+    axes.set_xticks([0.2, 0.5, 1, 2, 5, 10, 15], [0.2, 0.5, 1, 2, 5, 10, 15])
+    axes.set_yticks([6, 8, 10, 15, 20, 30, 50, 70], [6, 8, 10, 15, 20, 30, 50, 70])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()

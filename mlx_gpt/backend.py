@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 import warnings
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 
 from mlx_gpt import blas
 
@@ -21,15 +21,31 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 def prepare(dtype: str = "float32") -> None:
     """Warns of what makes MLX slow on this machine, and does without compiled kernels where none can be built."""
-    if on_gpu():
-        return
-    if not BLAS.fast:
-        warnings.warn(f"matrix products run on {BLAS.name} BLAS, some 70x too slow; {blas.CURE}", stacklevel=2)
-    if dtype != "float32":
-        warnings.warn(f"MLX's CPU matrix products in {dtype} are some 25x slower than in float32", stacklevel=2)
     if not can_compile():
         mx.disable_compile()
-        warnings.warn("no C++ compiler (g++): MLX runs uncompiled on this CPU, slower; install g++", stacklevel=2)
+    for weakness in weaknesses():
+        warnings.warn(weakness, stacklevel=2)
+    if dtype != "float32" and not on_gpu():
+        warnings.warn(f"MLX's matrix products in {dtype} are some 25x slower on a CPU than in float32", stacklevel=2)
+
+
+def weaknesses() -> list[str]:
+    """What this machine lacks for training, each with its cure."""
+    found = []
+    if not on_gpu() and not BLAS.fast:
+        found.append(f"matrix products run on {BLAS.name} BLAS, some 30x too slow; {blas.CURE}")
+    if not can_compile():
+        found.append("no C++ compiler: MLX runs uncompiled on this CPU, and slower; install g++")
+    if not on_gpu() and (cuda := _cuda_package()):
+        found.append(
+            f"{cuda} is installed but MLX runs on the CPU: there is no NVIDIA GPU, or mlx-cpu, which holds a file of "
+            f"the same name, was installed over it; then: pip install --force-reinstall --no-deps {cuda}"
+        )
+    return found
+
+
+def _cuda_package() -> str | None:
+    return next((d.name for d in distributions() if d.name.startswith("mlx-cuda")), None)
 
 
 def on_gpu() -> bool:

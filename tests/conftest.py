@@ -13,18 +13,14 @@ from mlx_gpt.config import resolve
 mx.set_default_device(mx.cpu)
 
 ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("MLXGPT_TEST_DATA", ROOT.parent / "shared"))
 TINY_SHAPE = {"n_embd": 32, "n_head": 4, "n_layer": 2, "block_size": 64}
 TINY = {f"model.{k}": v for k, v in TINY_SHAPE.items()}
 
 
 @pytest.fixture(scope="session")
 def vectors() -> Path:
-    """Golden data of the public system: tiny.npz, tiny.json, *.bin."""
-    folder = SHARED / "vectors"
-    if not folder.is_dir():
-        pytest.skip(f"no golden vectors in {folder}; set MLXGPT_TEST_DATA")
-    return folder
+    """Golden data of the public system."""
+    return ROOT / "tests/golden"
 
 
 @pytest.fixture(scope="session")
@@ -33,12 +29,10 @@ def golden(vectors):
 
 
 @pytest.fixture
-def shakespeare(monkeypatch) -> str:
+def shakespeare() -> str:
     """The name of the real corpus, found without a network."""
-    folder = Path(os.environ.get("MLXGPT_CORPUS_DIR", SHARED / "corpus"))
-    if not (folder / "shakespeare.txt").is_file():
-        pytest.skip(f"no shakespeare.txt in {folder}; set MLXGPT_CORPUS_DIR")
-    monkeypatch.setenv("MLXGPT_CORPUS_DIR", str(folder))
+    if not (Path(os.environ.get("MLXGPT_CORPUS_DIR", "")) / "shakespeare.txt").is_file():
+        pytest.skip("needs shakespeare.txt in MLXGPT_CORPUS_DIR")
     return "shakespeare"
 
 

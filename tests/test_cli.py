@@ -146,6 +146,7 @@ def test_runs_are_numbered_and_resumed_by_themselves(tmp_path):
     assert done.returncode == 0 and "nothing to do" in done.stderr
     more = mlxgpt("train", "--resume", "--iters", "15", cwd=tmp_path)
     assert "going on from iteration 12 of 15" in more.stdout
+    assert more.stderr == "train.iters is 15 from here, it was 12\n"
     curve = [
         json.loads(line)["step"] for line in (tmp_path / "runs/custom-pydocs-2/metrics.jsonl").read_text().splitlines()
     ]
@@ -187,8 +188,8 @@ def test_a_corrupt_latest_checkpoint_is_kept_and_the_best_goes_on(home, tmp_path
     latest = tmp_path / "run/checkpoint.safetensors"
     latest.write_bytes(latest.read_bytes()[:-9])
     done = mlxgpt("train", "--resume", "run", "--iters", "14", cwd=tmp_path)
-    assert done.returncode == 0 and "kept as checkpoint.safetensors.corrupt" in done.stderr
-    assert (tmp_path / "run/checkpoint.safetensors.corrupt").exists()
+    assert done.returncode == 0 and "kept as checkpoint.safetensors.corrupt-1" in done.stderr
+    assert (tmp_path / "run/checkpoint.safetensors.corrupt-1").exists()
 
 
 # -- silly things ---------------------------------------------------------------------------------------------------

@@ -1,6 +1,10 @@
 """Corpora, the character tokenizer, and the windows cut from token arrays."""
 
+import functools
+import hashlib
+import http.server
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -49,6 +53,43 @@ def test_a_missing_download_says_where_to_put_the_file(monkeypatch, tmp_path):
         open_corpus(["shakespeare"])
     for word in ("tinyshakespeare/input.txt", str(tmp_path / "cache"), "MLXGPT_CORPUS_DIR", "pydocs and stdlib"):
         assert word in str(error.value)
+
+
+@pytest.fixture
+def served(monkeypatch, tmp_path):
+    """A web server on this machine, a corpus `letters` that is downloaded from it, and the user's cache."""
+    (tmp_path / "web").mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "web")
+    handler.func.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    manifest = {
+        "file": "letters.txt",
+        "size": 4,
+        "sha256": hashlib.sha256(b"abcd").hexdigest(),
+        "url": f"http://127.0.0.1:{server.server_port}/letters.txt",
+    }
+    monkeypatch.setattr("mlx_gpt.data.corpus._manifest", lambda name: manifest)
+    monkeypatch.setattr("mlx_gpt.data.corpus.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.delenv("MLXGPT_CORPUS_DIR", raising=False)
+    yield tmp_path / "web/letters.txt"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_corpus_is_downloaded_once_into_the_cache(served, tmp_path):
+    served.write_text("abcd")
+    assert open_corpus(["shakespeare"]).documents == ["abcd"]
+    served.unlink()
+    assert open_corpus(["shakespeare"]).documents == ["abcd"]
+    assert [p.name for p in (tmp_path / "cache/corpus").iterdir()] == ["letters.txt"]
+
+
+def test_a_download_of_something_else_is_refused_and_not_kept(served, tmp_path):
+    served.write_text("<html>")
+    with pytest.raises(BadFile, match="not the file expected"):
+        open_corpus(["shakespeare"])
+    assert not list((tmp_path / "cache").rglob("*.txt"))
 
 
 def test_a_file_with_another_checksum_is_refused(monkeypatch, tmp_path):

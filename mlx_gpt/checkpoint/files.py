@@ -71,9 +71,12 @@ def _sync(descriptor: int) -> None:
     if sys.platform == "darwin":
         import fcntl
 
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # plain fsync may stop at the drive's cache
-    else:
-        os.fsync(descriptor)
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # plain fsync may stop at the drive's cache
+            return
+        except OSError:
+            pass  # a network folder may not know it
+    os.fsync(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

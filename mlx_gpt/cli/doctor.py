@@ -9,16 +9,12 @@ from mlx_gpt.cli.options import echo_json, json_option
 @json_option
 def doctor(as_json):
     """Device, versions, BLAS, memory limits, and the measured rate of a matrix product."""
-    from mlx_gpt import backend, blas
+    from mlx_gpt import backend
 
     facts = backend.device_report() | {"matmul_gflops": round(backend.matmul_rate(), 1)}
     if facts["backend"] == "cpu":
         facts["numpy_matmul_gflops"] = round(backend.numpy_matmul_rate(), 1)
-    advice = []
-    if not facts["blas_fast"]:
-        advice.append(f"matrix products are slow: {blas.CURE}")
-    if not facts["compile"]:
-        advice.append("no C++ compiler, MLX runs uncompiled: install g++")
+    advice = backend.weaknesses()
     if as_json:
         echo_json(facts | {"advice": advice})
         return

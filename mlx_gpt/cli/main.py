@@ -1,5 +1,6 @@
 """The `mlxgpt` command: its subcommands, and every error as one line and an exit code."""
 
+import errno
 import os
 import sys
 import warnings
@@ -59,6 +60,10 @@ def main() -> None:
         # Whoever read our output has gone; the interpreter must not try to flush it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        kind = OutOfRoom if error.errno == errno.ENOSPC else UserError
+        _fail(kind(f"{name}{error.strerror or error}"))
     except MemoryError:
         _fail(_out_of_memory())
     except RuntimeError as error:

@@ -1,6 +1,8 @@
 """Where a run begins: its folder, its config, its checkpoint, its text; everything a trainer is given."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from mlx_gpt import backend
 from mlx_gpt.api import read_checkpoint, require_vocab, tokenizer_of
 from mlx_gpt.backend import mx
 from mlx_gpt.checkpoint import store
+from mlx_gpt.checkpoint.files import write_atomic
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.cli.options import sizes_of
 from mlx_gpt.config import Config, load_toml, merge, nest, preset_of, resolve
@@ -78,7 +81,7 @@ def new_folder(wish: Wish, config: Config) -> Path:
         return wish.out
     preset = Path(wish.preset).stem if wish.preset else preset_of(config.model) or "custom"
     name = f"{preset}-{corpus_name(config.data.corpus)}"
-    numbered = (RUNS / (name if n == 1 else f"{name}-{n}") for n in range(1, 1 << 20))
+    numbered = (RUNS / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
     return next(folder for folder in numbered if not folder.exists())
 
 
@@ -123,6 +126,11 @@ def make_trainer(start: Start, folder: Path) -> Trainer:
     )
 
 
+def save_config(folder: Path, config: Config) -> None:
+    """Keeps the resolved settings with the run, as a file that --preset takes."""
+    write_atomic(folder / "run.toml", [config.to_toml().encode()])
+
+
 def _fresh_header(config: Config, corpus: Corpus, tokenizer: CharTokenizer) -> Header:
     return Header(
         config=config,
@@ -141,7 +149,7 @@ def _is_run(folder: Path) -> bool:
 def _resumed(wish: Wish, note: Note) -> Start:
     checkpoint, folder = _checkpoint_to_resume(wish, note)
     header = checkpoint.header
-    config = _resumed_config(checkpoint, wish)
+    config = _resumed_config(checkpoint, wish, note)
     corpus = open_corpus(config.data.corpus)
     tokenizer = tokenizer_of(header)
     if tokenizer:
@@ -162,6 +170,7 @@ def _resumed(wish: Wish, note: Note) -> Start:
         corpus=corpus.fingerprint(),
         planned=header.planned and not {"train.iters", "train.minutes"} & wish.overrides.keys(),
         step=header.step if checkpoint.optimizer else 0,
+        best_loss=math.inf if math.isnan(header.best_loss) else header.best_loss,
     )
     return Start(
         header=header,
@@ -199,13 +208,13 @@ def _newest_valid(folder: Path, wish: Wish, note: Note) -> Checkpoint:
             else UserError(f"{folder}: no checkpoint to resume from; start anew without --resume")
         )
     for path, error in broken:
-        aside = path.with_name(path.name + ".corrupt")
+        aside = next(p for n in itertools.count(1) if not (p := path.with_name(f"{path.name}.corrupt-{n}")).exists())
         path.rename(aside)
         note(f"{error}; kept as {aside.name}, going on from the other one")
     return max(found, key=lambda checkpoint: checkpoint.header.iteration)
 
 
-def _resumed_config(checkpoint: Checkpoint, wish: Wish) -> Config:
+def _resumed_config(checkpoint: Checkpoint, wish: Wish, note: Note) -> Config:
     """The run's own config with what was given anew; the shape and the split can't change."""
     header = checkpoint.header
     if header.tokenizer is None:  # an RGPT file holds a shape and nothing else
@@ -224,6 +233,10 @@ def _resumed_config(checkpoint: Checkpoint, wish: Wish) -> Config:
             f"data.val_fraction {new.data.val_fraction}, the checkpoint has {old.data.val_fraction}; "
             "another split would validate on what was trained on"
         )
+    for table, settings in new.to_dict().items():
+        changed = {k: v for k, v in settings.items() if v != old.to_dict()[table][k]}
+        for key, value in changed.items():
+            note(f"{table}.{key} is {value} from here, it was {old.to_dict()[table][key]}")
     return config
 
 

@@ -1,5 +1,6 @@
 """`mlxgpt train`: trains a model, or goes on with one."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -79,31 +80,26 @@ def _note(text: str) -> None:
 
 def _train(wish, start, as_json: bool) -> int:
     """Runs the trainer in its folder and shows its reports; the exit code."""
-    from mlx_gpt.checkpoint.files import FolderLock, make_folder, write_atomic
-    from mlx_gpt.cli.session import make_trainer, new_folder
-    from mlx_gpt.reports import Plan, StopReport
+    from mlx_gpt.checkpoint.files import FolderLock, make_folder
+    from mlx_gpt.cli.session import make_trainer, new_folder, save_config
+    from mlx_gpt.reports import Plan
     from mlx_gpt.watch.metrics import MetricsFile
 
-    config = start.header.config
-    folder = start.folder or new_folder(wish, config)
+    folder = start.folder or new_folder(wish, start.header.config)
     trainer = make_trainer(start, folder)  # refuses what can't be trained before a folder is made
     make_folder(folder)
-    lock = FolderLock(folder)
-    write_atomic(folder / "run.toml", [config.to_toml().encode()])
-    view = JsonView() if as_json else TextView(start, trainer, folder)
-    metrics = MetricsFile(folder / "metrics.jsonl", start.header.iteration, view.note)
-    received = _stop_on_signals(trainer, view)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(FolderLock(folder).release)
+        save_config(folder, trainer.config)
+        view = stack.enter_context(contextlib.closing(JsonView() if as_json else TextView(start, trainer, folder)))
+        metrics = MetricsFile(folder / "metrics.jsonl", start.header.iteration, view.note)
+        stack.callback(metrics.close)
+        received = _stop_on_signals(trainer, view)
         for report in trainer.run():
             metrics.add(report)
             if isinstance(report, Plan):
-                write_atomic(folder / "run.toml", [trainer.config.to_toml().encode()])
+                save_config(folder, trainer.config)
             view.show(report)
-        assert isinstance(report, StopReport)
-    finally:
-        view.close()
-        metrics.close()
-        lock.release()
     return _exit_code(report, received, folder)
 
 
