@@ -1,6 +1,6 @@
 """A fast matrix product for MLX on Linux CPUs, found before MLX is loaded.
 
-MLX's Linux wheel carries the reference BLAS, some thirty times slower here than a tuned one. Its `libmlx.so` takes
+MLX's Linux wheel carries the reference BLAS, some thirty times slower than a tuned one. Its `libmlx.so` takes
 `cblas_sgemm` from the global symbol scope first, so a library that exports it and is opened with RTLD_GLOBAL
 beforehand replaces it. NumPy's wheel carries OpenBLAS under another name and with 64-bit sizes; a C shim of one
 function, compiled once into the user's cache, gives it the name MLX looks for.

@@ -149,7 +149,7 @@ def _is_run(folder: Path) -> bool:
 def _resumed(wish: Wish, note: Note) -> Start:
     checkpoint, folder = _checkpoint_to_resume(wish, note)
     header = checkpoint.header
-    config = _resumed_config(checkpoint, wish, note)
+    config = _resumed_config(checkpoint, wish)
     corpus = open_corpus(config.data.corpus)
     tokenizer = tokenizer_of(header)
     if tokenizer:
@@ -158,6 +158,8 @@ def _resumed(wish: Wish, note: Note) -> Start:
                 f"corpus {corpus.name} is not the text of this run: SHA-256 {corpus.fingerprint()[:12]}..., the "
                 f"checkpoint has {str(header.corpus)[:12]}...; give the same --corpus, or start anew with --fine-tune"
             )
+        for change in _changes(header.config, config):
+            note(change)
     else:  # an RGPT file
         tokenizer = CharTokenizer.from_documents(corpus.documents)
         require_vocab(corpus, tokenizer, header.vocab_size)
@@ -214,7 +216,7 @@ def _newest_valid(folder: Path, wish: Wish, note: Note) -> Checkpoint:
     return max(found, key=lambda checkpoint: checkpoint.header.iteration)
 
 
-def _resumed_config(checkpoint: Checkpoint, wish: Wish, note: Note) -> Config:
+def _resumed_config(checkpoint: Checkpoint, wish: Wish) -> Config:
     """The run's own config with what was given anew; the shape and the split can't change."""
     header = checkpoint.header
     if header.tokenizer is None:  # an RGPT file holds a shape and nothing else
@@ -233,11 +235,18 @@ def _resumed_config(checkpoint: Checkpoint, wish: Wish, note: Note) -> Config:
             f"data.val_fraction {new.data.val_fraction}, the checkpoint has {old.data.val_fraction}; "
             "another split would validate on what was trained on"
         )
-    for table, settings in new.to_dict().items():
-        changed = {k: v for k, v in settings.items() if v != old.to_dict()[table][k]}
-        for key, value in changed.items():
-            note(f"{table}.{key} is {value} from here, it was {old.to_dict()[table][key]}")
     return config
+
+
+def _changes(old: Config, new: Config) -> list[str]:
+    """One line for each setting that a resumed run does otherwise from here on."""
+    before, after = old.to_dict(), new.to_dict()
+    return [
+        f"{table}.{key} is {value} from here, it was {before[table][key]}"
+        for table, settings in after.items()
+        for key, value in settings.items()
+        if value != before[table][key]
+    ]
 
 
 def _fine_tuned(wish: Wish, note: Note) -> Start:

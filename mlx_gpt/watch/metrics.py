@@ -4,13 +4,10 @@ import dataclasses
 import json
 import math
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from mlx_gpt.reports import EvalReport, Report, StepReport
-
-FLUSH_SECONDS = 1.0
 
 
 class MetricsFile:
@@ -22,24 +19,18 @@ class MetricsFile:
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(map(_text, kept)), encoding="utf-8")
         os.replace(temporary, path)
-        self._file = open(path, "a", encoding="utf-8")
-        self._flushed = 0.0
+        # One write a line, into the system's cache: a killed run has lost none that came before its last checkpoint.
+        self._file = open(path, "a", encoding="utf-8", buffering=1)
 
     def add(self, report: Report) -> None:
         """Writes the report's line, if it has one. A full disk ends the file, not the run."""
+        line = _line(report)
         try:
-            self._add(report)
+            if line:
+                self._file.write(_text(line))
         except OSError as error:
             self._file = open(os.devnull, "w")
             self._warn(f"metrics.jsonl ends here: {error.strerror}")
-
-    def _add(self, report: Report) -> None:
-        line = _line(report)
-        if line:
-            self._file.write(_text(line))
-        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
-            self._file.flush()
-            self._flushed = time.monotonic()
 
     def close(self) -> None:
         self._file.close()
