@@ -66,7 +66,11 @@ def preload() -> Blas:
     for name in SYSTEM_LIBRARIES:
         if _open(name):
             return Blas(name=name.partition(".")[0].removeprefix("lib"), fast=True, path=name)
-    if shim := _open_shim():
+    try:
+        shim = _open_shim()
+    except OSError:  # a cache that can't be read
+        shim = None
+    if shim:
         return Blas(name="OpenBLAS of NumPy", fast=True, path=str(shim))
     return Blas(name="reference", fast=False)
 

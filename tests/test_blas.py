@@ -40,6 +40,12 @@ def test_a_broken_cached_shim_is_built_anew(tmp_path):
     assert json.loads(run(tmp_path).stdout) == before
 
 
+def test_a_cache_that_cannot_be_used_is_done_without(tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    found = json.loads(run(tmp_path).stdout)
+    assert found["error"] < 1e-4
+
+
 def test_the_switch_turns_it_off(tmp_path):
     found = json.loads(run(tmp_path, MLXGPT_BLAS="off").stdout)
     assert not found["fast"] and found["error"] < 1e-4

@@ -36,6 +36,7 @@ def home(tmp_path_factory):
     (home / "empty.txt").write_text("")
     (home / "short.txt").write_text("too short")
     (home / "binary.bin").write_bytes(bytes(range(256)) * 10)
+    (home / "unknown.txt").write_text("жж" * 3000)
     (home / "folder").mkdir()
     run = home / "runs/custom-pydocs"
     shutil.copytree(run, home / "corrupt")
@@ -201,7 +202,15 @@ SILLY = [
     ("train --corpus empty.txt", 3, "empty.txt empty"),
     ("train --corpus folder", 3, "folder empty"),
     ("train --corpus binary.bin", 3, "binary.bin byte 128 UTF-8"),
-    ("train --corpus short.txt", 2, "short 257 block_size"),
+    ("train --corpus short.txt", 2, "short 257 longer"),
+    ("train --corpus /dev/zero", 3, "/dev/zero device"),
+    ("train --corpus pydocs --corpus pydocs", 2, "pydocs 2 times"),
+    ("train --batch 65536", 6, "65536 sequences GB --batch --accum"),
+    ("train --preset text.txt", 3, "text.txt TOML"),
+    ("train --preset folder", 2, "unknown preset TOML folder"),
+    ("train --out=", 2, "--out empty"),
+    ("train --resume=", 2, "--resume is empty"),
+    ("train --resume --out absent", 2, "--out absent no run there"),
     ("train --iters 0", 2, "train.iters=0 from"),
     ("train --iters many", 2, "--iters many"),
     ("train --iters 5 --set train.iters=6", 2, "train.iters twice"),
@@ -236,6 +245,7 @@ SILLY = [
     (f"train --resume {RUN} --set data.val_fraction=0.2 --iters 20", 4, "val_fraction 0.2 0.1"),
     (f"train --resume --fine-tune {RUN}/best.safetensors", 2, "--resume --fine-tune"),
     (f"train --fine-tune {RUN}/best.safetensors --corpus other.txt --set model.n_embd=64", 4, "n_embd 64 32"),
+    (f"eval {RUN}/best.safetensors --corpus unknown.txt", 2, "corpus unknown 'ж' U+0436 not in the vocabulary"),
     ("train --fine-tune absent.safetensors", 2, "absent.safetensors no such"),
     ("generate absent.safetensors", 2, "absent.safetensors no such"),
     ("generate text.txt", 3, "text.txt neither"),
@@ -251,7 +261,9 @@ SILLY = [
     ("eval --corpus absent.txt", 2, "absent.txt"),
     ("inspect text.txt", 3, "text.txt neither"),
     (f"convert {RUN}/best.safetensors text.txt", 2, "text.txt already --force"),
-    (f"convert {RUN}/best.safetensors absent/x.bin", 2, "absent/x.bin"),
+    (f"convert {RUN}/best.safetensors absent/x.bin", 2, "absent/x.bin No such"),
+    (f"convert {RUN}/best.safetensors {RUN}/best.safetensors --force", 2, "best.safetensors the file that is read"),
+    (f"convert {RUN}/best.safetensors folder --force", 2, "folder name a file in it"),
     (f"convert {RUN}/best.safetensors x.bin --format rgpt0004", 2, "rgpt0004"),
     ("convert absent x.bin", 2, "absent no such"),
     ("corpus lst", 2, "lst"),
@@ -273,13 +285,35 @@ def test_a_silly_input_gets_one_helpful_line(home, line, code, words):
     }
 
 
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_a_reader_that_goes_away_ends_the_run_saved(home, tmp_path, extra):
+    slow = [sys.executable, "-m", "mlx_gpt", "train", "--corpus", "pydocs", *SMALL[:-2], "--eval-every=500", *extra]
+    slow += ["--set=train.log_every=1", "--out", str(tmp_path / "run")]
+    slow[slow.index("--iters=12")] = "--iters=100000"
+    with subprocess.Popen(slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=home) as process:
+        for _ in range(8):
+            process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+    assert (tmp_path / "run/checkpoint.safetensors").exists()
+
+
+def test_a_run_that_blows_up_ends_with_5_and_keeps_nothing_of_it(tmp_path):
+    wild = [*SMALL, "--iters=200", "--lr=10", "--set=optimizer.warmup_steps=0", "--set=optimizer.clip_mode=none"]
+    wild.remove("--iters=12")
+    done = mlxgpt("train", "--corpus", "pydocs", *wild, "--eval-every=100", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 5 and "start anew" in done.stderr and "Traceback" not in done.stderr
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").exists(), reason="needs a folder that can't be written")
 def test_a_read_only_folder_is_named(home):
     target = "/proc/mlxgpt" if os.geteuid() == 0 else home / "locked"
     if os.geteuid() != 0:
         (home / "locked").mkdir(mode=0o500)
     done = mlxgpt("train", "--corpus", "pydocs", *SMALL, "--out", target, cwd=home)
-    assert done.returncode == 2 and "Traceback" not in done.stderr and "--out" in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr and str(target) in done.stderr
 
 
 def test_a_full_disk_is_known_before_the_first_step(home, tmp_path):

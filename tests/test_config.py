@@ -31,6 +31,14 @@ def test_no_preset_is_left_out():
     assert set(names_of("presets")) == set(PARAMETERS)
 
 
+@pytest.mark.parametrize(
+    "preset, batch, gigabytes", [("model-l", 16, 1.07), ("model-l", 64, 4.06), ("model-s", 16, 0.39)]
+)
+def test_the_memory_of_a_step_is_foreseen_within_a_quarter(preset, batch, gigabytes):
+    """Against peaks that MLX reported on a CPU."""
+    assert resolve(preset).model.step_bytes(67, batch) / 1e9 == pytest.approx(gigabytes, rel=0.25)
+
+
 def test_the_randygpt_recipe_is_the_seeds():
     config = resolve("model-l", "randygpt")
     assert (config.train.batch_size, config.model.block_size, config.model.dropout) == (64, 256, 0.1)

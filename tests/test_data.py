@@ -99,6 +99,12 @@ def test_a_file_with_another_checksum_is_refused(monkeypatch, tmp_path):
         open_corpus(["shakespeare"])
 
 
+def test_a_corpus_folder_that_is_not_there_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLXGPT_CORPUS_DIR", str(tmp_path / "absent"))
+    with pytest.raises(UserError, match="MLXGPT_CORPUS_DIR=.*absent: no such folder"):
+        open_corpus(["shakespeare"])
+
+
 def test_files_and_folders_become_documents_in_order(tmp_path):
     (tmp_path / "sub").mkdir()
     for name, text in {

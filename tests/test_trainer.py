@@ -21,7 +21,7 @@ from mlx_gpt.errors import OutOfRoom
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.optim.optimizers import AdamW
 from mlx_gpt.reports import EvalReport, Plan, SampleDue, SaveReport, StepReport, StopReport
-from mlx_gpt.train.trainer import BEST, LATEST, MAX_SKIPPED, Trainer
+from mlx_gpt.train.trainer import BEST, LATEST, MAX_BAD_STEPS, Trainer
 
 V = 13
 
@@ -178,7 +178,7 @@ def test_steps_that_are_not_finite_are_counted_and_end_the_run(tmp_path, config)
             t.state["weights"]["wpe.weight"] = t.state["weights"]["wpe.weight"] * float("nan")
     assert seen[-1].reason == "diverged"
     skipped = [r.skipped for r in seen if isinstance(r, StepReport) and r.skipped]
-    assert skipped[:MAX_SKIPPED] == list(range(1, MAX_SKIPPED + 1))
+    assert skipped[:MAX_BAD_STEPS] == list(range(1, MAX_BAD_STEPS + 1))
     assert (tmp_path / BEST).read_bytes() == good and not (tmp_path / LATEST).exists()
 
 
@@ -290,7 +290,7 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(tmp_path, whole_run):
         assert_same_state(read_checkpoint(folder / name), read_checkpoint(whole_run / name))
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_after_the_current_step(tmp_path, whole_run, number, code):
     folder = tmp_path / "stopped"
     with subprocess.Popen(command(folder), stdout=subprocess.PIPE, text=True) as process:

@@ -89,5 +89,9 @@ def _sync_folder(folder: Path) -> None:
 
 def _named(error: OSError, path: Path) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutOfRoom(f"{path}: no space left on the disk; free some and go on with --resume")
-    return UserError(f"{path}: {error.strerror}; choose a folder you can write to with --out")
+        return OutOfRoom(f"{path}: no space left on the disk; free some and try again")
+    if error.errno == errno.EFBIG:
+        return OutOfRoom(
+            f"{path}: larger than the system's limit on files; raise it (ulimit -f) or choose another disk"
+        )
+    return UserError(f"{path}: {error.strerror}; choose a folder you can write to")

@@ -37,7 +37,11 @@ def convert(src, dst, format, force, preset, corpus, sets):
     from mlx_gpt.checkpoint import rgpt, store
     from mlx_gpt.errors import UserError
 
-    if dst.exists() and (not force or dst.is_dir() or dst.samefile(src)):
+    if dst.is_dir():
+        raise UserError(f"{dst}: a folder; name a file in it")
+    if dst.exists() and src.exists() and dst.samefile(src):
+        raise UserError(f"{dst}: the file that is read; name another one")
+    if dst.exists() and not force:
         raise UserError(f"{dst}: already there; name another file, or overwrite it with --force")
     checkpoint = read_checkpoint(src, preset, sizes_from(sets))
     if corpus:

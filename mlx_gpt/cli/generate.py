@@ -42,7 +42,7 @@ def generate(
     how = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
     path = checkpoint or newest_checkpoint()
     run = load(path, preset, corpus=corpus or None, **sizes_from(sets))
-    prompt = sys.stdin.read() if prompt == "-" else prompt
+    prompt = _read_stdin() if prompt == "-" else prompt
     seed = secrets.randbits(32) if seed is None else seed
     for i in range(samples):
         text = stream(run, prompt, how, max_tokens, stop, seed + i)
@@ -70,3 +70,13 @@ def generate(
         click.echo()
         rate = text.num_tokens / (time.perf_counter() - start)
         click.echo(f"[{path}: {text.num_tokens} tokens at {rate:.0f}/s, seed {seed + i}]", err=True)
+
+
+def _read_stdin() -> str:
+    from mlx_gpt.errors import BadFile
+
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadFile(f"prompt: byte {error.start} of stdin is 0x{data[error.start]:02x}, not UTF-8 text") from None

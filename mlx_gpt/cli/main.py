@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 import warnings
 
@@ -33,7 +34,7 @@ def cli():
     mlxgpt generate --top-p 0.9 --temp 0.8
 
     Every option can also be set by an environment variable, as MLXGPT_TRAIN_PRESET. Exit codes: 2 usage, 3 bad file,
-    4 resume refused, 5 diverged, 6 out of disk or memory, 130 and 143 interrupted.
+    4 resume refused, 5 diverged, 6 out of disk or memory, 130, 143 and 129 interrupted, 141 nobody reads the output.
     """
 
 
@@ -59,7 +60,7 @@ def main() -> None:
     except BrokenPipeError:
         # Whoever read our output has gone; the interpreter must not try to flush it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         kind = OutOfRoom if error.errno == errno.ENOSPC else UserError

@@ -1,10 +1,11 @@
 """Options that several commands share, and how they become a config."""
 
 import json
+from pathlib import Path
 
 import click
 
-from mlx_gpt.config import SHAPE_KEYS, UNTIL_TIME_IS_UP, parse_set
+from mlx_gpt.config import SHAPE_KEYS, UNTIL_TIME_IS_UP, names_of, parse_set
 from mlx_gpt.errors import UserError
 
 # Short flags and the settings they stand for; every other setting is reached by --set.
@@ -22,11 +23,16 @@ FLAGS = {
     "corpus": "data.corpus",
 }
 
+# What --resume stands for alone.
+NEWEST = "newest"
+
 set_option = click.option(
     "--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="Any setting, as model.n_head=4; repeatable."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output on stdout.")
-preset_option = click.option("--preset", metavar="NAME", help="A preset's shape, as model-l, or a TOML file.")
+preset_option = click.option(
+    "--preset", metavar="NAME|FILE", help=f"{', '.join(names_of('presets'))}, or a TOML file of your own."
+)
 corpus_option = click.option(
     "--corpus", multiple=True, metavar="NAME|PATH", help="A named corpus, a file or a folder of UTF-8 text; repeatable."
 )
@@ -57,6 +63,13 @@ def sizes_from(sets: tuple[str, ...]) -> dict[str, int]:
     for key in overrides.keys() - {f"model.{k}" for k in SHAPE_KEYS}:
         raise UserError(f"--set {key} does nothing here; only model.{', model.'.join(SHAPE_KEYS)} do")
     return sizes_of(overrides)
+
+
+def folder_option(context, parameter, value: str | None) -> Path | None:
+    """A folder that is named; an empty name is an unset shell variable, not the folder one stands in."""
+    if value == "":
+        raise UserError(f"{parameter.opts[0]} is empty; name a folder")
+    return Path(value) if value else None
 
 
 def echo_json(data) -> None:

@@ -1,5 +1,7 @@
 """`mlxgpt train --plan`: what a run would cost, from a few measured steps."""
 
+import datetime
+import math
 import statistics
 from pathlib import Path
 
@@ -23,12 +25,12 @@ def print_plan(start, as_json: bool) -> None:
         "tokens": "{tokens:,} in {iters:,} iterations of {tokens_per_step:,}: {epochs} epochs of {train_tokens:,}",
         "FLOPs": "{flops:.3g} in all, {flops_per_step:.3g} an iteration",
         "pace": "{ms_per_iter:,.0f} ms/iter, {tokens_per_second:,.0f} tokens/s (measured now)",
-        "ETA": "{eta_minutes:.1f} minutes",
+        "ETA": "{eta}",
     }
     units = {
         "state_mb": facts["state_bytes"] / 1e6,
         "peak_gb": facts["peak_bytes"] / 1e9,
-        "eta_minutes": facts["eta_seconds"] / 60,
+        "eta": datetime.timedelta(seconds=round(facts["eta_seconds"])),
     }
     for name, line in lines.items():
         click.echo(f"{name:<12} {line.format(**facts, **units)}")
@@ -46,7 +48,7 @@ def plan(start) -> dict:
     iters = target - header.iteration
     tokens_per_step = train.sequences_per_step * model.block_size
     flops_per_step = model.flops_per_token(header.vocab_size) * tokens_per_step
-    evaluations = iters // train.eval_every + 1
+    evaluations = math.ceil(iters / train.eval_every)
     return {
         "parameters": model.num_params(header.vocab_size),
         "state_bytes": 12 * model.num_params(header.vocab_size),  # float32 weights and two moments

@@ -14,12 +14,12 @@ from mlx_gpt.backend import mx
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.files import write_atomic
 from mlx_gpt.checkpoint.store import Checkpoint, Header
-from mlx_gpt.cli.options import sizes_of
+from mlx_gpt.cli.options import NEWEST, sizes_of
 from mlx_gpt.config import Config, load_toml, merge, nest, preset_of, resolve
 from mlx_gpt.data.corpus import Corpus, corpus_name, open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.data.tokens import Windows, encode
-from mlx_gpt.errors import BadFile, ResumeRefused, UserError
+from mlx_gpt.errors import BadFile, OutOfRoom, ResumeRefused, UserError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.optim.optimizers import AdamW
 from mlx_gpt.train.trainer import BEST, LATEST, Trainer
@@ -36,7 +36,7 @@ class Wish:
     recipe: str | None
     overrides: dict[str, Any]
     out: Path | None
-    resume: str | None  # "" is the newest run
+    resume: str | None  # a file, a folder, or NEWEST
     fine_tune: Path | None
 
 
@@ -94,22 +94,29 @@ def newest_run() -> Path:
 
 
 def newest_checkpoint() -> Path:
-    """The best checkpoint of the newest run; its latest where nothing was evaluated yet."""
-    best = newest_run() / BEST
-    return best if best.exists() else best.with_name(LATEST)
+    """The best checkpoint of the newest run."""
+    return best_checkpoint(newest_run())
+
+
+def best_checkpoint(folder: Path) -> Path:
+    """A run's best checkpoint; its latest where nothing was evaluated yet."""
+    best = folder / BEST
+    return best if best.exists() else folder / LATEST
 
 
 def make_trainer(start: Start, folder: Path) -> Trainer:
     """The trainer of a run that begins at `start`. Puts the model and the text on the device."""
     config, tokenizer = start.header.config, start.tokenizer
     backend.prepare(config.train.dtype)
-    tokens = encode(start.corpus, tokenizer)
-    train, val = tokens.split(config.data.val_fraction)
+    _require_memory(config, tokenizer.vocab_size)
+    train, val = encode(start.corpus, tokenizer).split(config.data.val_fraction)
     block_size = config.model.block_size
     if len(train) <= block_size or len(val) < 2:
+        shorter = len(train) // 4
         raise UserError(
             f"corpus {start.corpus.name}: {len(train)} training and {len(val)} validation tokens, a window needs "
-            f"{block_size + 1}; give a longer text, or --set model.block_size={max(min(len(train), len(val)) // 2, 1)}"
+            f"{block_size + 1}; give a longer text"
+            + (f", or --set model.block_size={shorter}" if shorter >= 8 and len(val) > 1 else "")
         )
     model = GPT(config.model, tokenizer.vocab_size, config.train.seed)
     if start.weights:
@@ -124,6 +131,17 @@ def make_trainer(start: Start, folder: Path) -> Trainer:
         token_bytes=tokenizer.token_bytes(),
         folder=folder,
     )
+
+
+def _require_memory(config: Config, vocab_size: int) -> None:
+    """Refuses beforehand what would end in the system's out-of-memory killer."""
+    needed = config.model.step_bytes(vocab_size, config.train.batch_size)
+    if needed > mx.get_memory_limit():
+        raise OutOfRoom(
+            f"a step of {config.train.batch_size} sequences needs about {needed / 1e9:.1f} GB, MLX may use "
+            f"{mx.get_memory_limit() / 1e9:.1f} GB here; lower --batch and raise --accum by as much, or take a smaller "
+            "--preset"
+        )
 
 
 def save_config(folder: Path, config: Config) -> None:
@@ -186,12 +204,20 @@ def _resumed(wish: Wish, note: Note) -> Start:
 
 def _checkpoint_to_resume(wish: Wish, note: Note) -> tuple[Checkpoint, Path | None]:
     """The checkpoint, and the run folder to go on in; None for a new one."""
-    path = Path(wish.resume) if wish.resume else wish.out or newest_run()
+    if wish.resume == "":
+        raise UserError("--resume is empty; name a file or a run folder, or give it alone for the newest run")
+    if wish.resume == NEWEST and wish.out and not wish.out.is_dir():
+        raise UserError(f"--out {wish.out}: no run there to go on with; leave --resume out to start one")
+    path = Path(wish.resume) if wish.resume != NEWEST else wish.out or newest_run()
     if path.is_dir():
-        return _newest_valid(path, wish, note), path if wish.out in (None, path) else None
-    checkpoint = read_checkpoint(path, wish.preset, sizes_of(wish.overrides))
-    goes_on = wish.out is None and path.name == LATEST and _is_run(path.parent)
-    return checkpoint, path.parent if goes_on else None
+        checkpoint, folder = _newest_valid(path, wish, note), path
+    else:
+        checkpoint = read_checkpoint(path, wish.preset, sizes_of(wish.overrides))
+        folder = path.parent if path.name == LATEST and _is_run(path.parent) else None
+    if folder is None or wish.out not in (None, folder):
+        note(f"going on from {path} in a new run folder")
+        folder = None
+    return checkpoint, folder
 
 
 def _newest_valid(folder: Path, wish: Wish, note: Note) -> Checkpoint:
@@ -226,7 +252,7 @@ def _resumed_config(checkpoint: Checkpoint, wish: Wish) -> Config:
         shape = {f"model.{k}": v for k, v in header.config.model.shape().items()}
         return resolve(None, wish.recipe, overrides | shape)
     tables = header.config.to_dict()
-    if wish.recipe and wish.recipe != "default":
+    if wish.recipe:
         tables = merge(tables, load_toml("presets/recipes", wish.recipe))
     config = Config.from_dict(merge(tables, nest(wish.overrides)))
     old, new = header.config, config
@@ -253,7 +279,8 @@ def _fine_tuned(wish: Wish, note: Note) -> Start:
     """Weights and tokenizer of a checkpoint; everything else starts afresh."""
     checkpoint = read_checkpoint(wish.fine_tune, wish.preset, sizes_of(wish.overrides))
     shape = {f"model.{k}": v for k, v in checkpoint.header.config.model.shape().items()}
-    config = resolve(None, wish.recipe, wish.overrides | shape)
+    own_text = {"data.corpus": checkpoint.header.config.data.corpus} if checkpoint.header.corpus else {}
+    config = resolve(None, wish.recipe, own_text | wish.overrides | shape)
     corpus = open_corpus(config.data.corpus)
     tokenizer = tokenizer_of(checkpoint.header) or CharTokenizer.from_documents(corpus.documents)
     require_vocab(corpus, tokenizer, checkpoint.header.vocab_size)

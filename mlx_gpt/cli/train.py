@@ -11,10 +11,19 @@ from pathlib import Path
 
 import click
 
-from mlx_gpt.cli.options import corpus_option, echo_json, json_option, overrides_of, preset_option, set_option
+from mlx_gpt.cli.options import (
+    NEWEST,
+    corpus_option,
+    echo_json,
+    folder_option,
+    json_option,
+    overrides_of,
+    preset_option,
+    set_option,
+)
 from mlx_gpt.config import UNTIL_TIME_IS_UP
 
-EXIT_OF_SIGNAL = {signal.SIGINT: 130, signal.SIGTERM: 143}
+EXIT_OF_SIGNAL = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SAMPLE_TOKENS = 300
 
 
@@ -23,14 +32,15 @@ SAMPLE_TOKENS = 300
 @click.option("--recipe", metavar="NAME", help="Hyperparameters: default, randygpt, randygpt-0.9.5, or a TOML file.")
 @corpus_option
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/PRESET-CORPUS]"
+    "--out", metavar="DIR", callback=folder_option, help="Run folder.  [default: runs/PRESET-CORPUS, numbered if taken]"
 )
 @click.option(
     "--resume",
     is_flag=False,
-    flag_value="",
+    flag_value=NEWEST,
     metavar="[FILE|DIR]",
-    help="Go on with a run, a checkpoint or a randyGPT .bin; alone, with the newest run.",
+    help="Go on with a run folder in place, or from a checkpoint or a randyGPT .bin in a new folder; alone, with the "
+    "newest run.",
 )
 @click.option("--fine-tune", type=click.Path(path_type=Path), help="Start a new run from a checkpoint's weights.")
 @click.option("--iters", type=int, help="Updates to reach, counted from the run's start.")
@@ -94,12 +104,18 @@ def _train(wish, start, as_json: bool) -> int:
         view = stack.enter_context(contextlib.closing(JsonView() if as_json else TextView(start, trainer, folder)))
         metrics = MetricsFile(folder / "metrics.jsonl", start.header.iteration, view.note)
         stack.callback(metrics.close)
-        received = _stop_on_signals(trainer, view)
+        received, gone = _stop_on_signals(trainer, view), False
         for report in trainer.run():
             metrics.add(report)
             if isinstance(report, Plan):
                 save_config(folder, trainer.config)
-            view.show(report)
+            try:
+                view.show(report)
+            except BrokenPipeError:  # whoever read us has gone: save, and tell main
+                trainer.stop()
+                view, gone = SilentView(), True
+    if gone:
+        raise BrokenPipeError
     return _exit_code(report, received, folder)
 
 
@@ -107,9 +123,11 @@ def _exit_code(report, received: list[int], folder: Path) -> int:
     from mlx_gpt.errors import Diverged, OutOfRoom
 
     if report.reason == "diverged":
+        kept = any(folder.glob("*.safetensors"))
         raise Diverged(
-            f"the loss or gradient was not finite in several updates in a row, at iteration {report.step}; "
-            f"checkpoints in {folder} are untouched; lower --lr and go on with --resume"
+            "the loss or gradient was not finite, or the loss far above chance, in several updates in a row, at "
+            f"iteration {report.step}; lower --lr and "
+            + (f"go on with --resume {folder}: its checkpoints are untouched" if kept else "start anew")
         )
     if not report.saved:
         raise OutOfRoom(f"{folder}: the last state could not be saved; free some space; earlier checkpoints are whole")
@@ -126,7 +144,8 @@ def _stop_on_signals(trainer, view) -> list[int]:
     os.set_blocking(tell, False)
     signal.set_wakeup_fd(tell)
     for number in EXIT_OF_SIGNAL:
-        signal.signal(number, lambda *_: None)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+            signal.signal(number, lambda *_: None)
 
     def watch():
         while True:
@@ -141,7 +160,17 @@ def _stop_on_signals(trainer, view) -> list[int]:
     return received
 
 
-class JsonView:
+class SilentView:
+    """Nobody is reading."""
+
+    def show(self, report) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class JsonView(SilentView):
     """One JSON object a report."""
 
     def show(self, report) -> None:
@@ -154,23 +183,18 @@ class JsonView:
     def note(self, text: str) -> None:
         _note(text)
 
-    def close(self) -> None:
-        pass
-
 
 class TextView:
     """Reports on the terminal, with a sample of text at evaluations."""
 
     def __init__(self, start, trainer, folder: Path):
-        from rich.console import Console
-
         from mlx_gpt import backend
-        from mlx_gpt.watch.console import RunConsole
+        from mlx_gpt.watch.console import RunConsole, Terminal
 
         config = start.header.config
-        self._start, self._trainer = start, trainer
+        self._start, self._trainer, self._folder = start, trainer, folder
         self._console = RunConsole(
-            Console(highlight=False),
+            Terminal(highlight=False),
             iters=None if config.train.iters == UNTIL_TIME_IS_UP else config.train.iters,
             tokens_per_step=config.train.sequences_per_step * config.model.block_size,
             log_every=config.train.log_every,
@@ -181,13 +205,14 @@ class TextView:
             self._console.note(line, "")
 
     def show(self, report) -> None:
+        from mlx_gpt.cli.session import best_checkpoint
         from mlx_gpt.reports import SampleDue, StopReport
 
         self._console.show(report)
         if isinstance(report, SampleDue):
             self._console.sample(report.step, self._sample())
         if isinstance(report, StopReport) and report.saved and report.step:
-            self._console.note("write with it: mlxgpt generate", "")
+            self._console.note(f"write with it: mlxgpt generate {best_checkpoint(self._folder)}", "")
 
     def note(self, text: str) -> None:
         self._console.note(text)
@@ -214,8 +239,8 @@ def _headlines(start, trainer, folder: Path) -> list[str]:
         f"{device['name']} ({device['backend']}), MLX {device['mlx']}, {train.dtype}; "
         f"batch {train.batch_size} x {train.grad_accum_steps}; into {folder}",
     ]
-    if device["backend"] == "cpu":
-        lines.append("compiling the training step: half a minute the first time on a machine, then it is cached")
+    if device["backend"] == "cpu" and backend.can_compile():
+        lines.append("the first update compiles: up to a minute when its kernels are new to this machine")
     if header.iteration:
         lines.append(f"going on from iteration {header.iteration} of {train.iters}")
     return lines

@@ -37,6 +37,9 @@ class Corpus:
 
 def open_corpus(specs: Sequence[str]) -> Corpus:
     """Reads corpus names, files and folders, in the order given."""
+    for spec in specs:
+        if specs.count(spec) > 1:
+            raise UserError(f"corpus {spec} is given {specs.count(spec)} times; give it once")
     documents = [d for spec in specs for d in _documents(spec)]
     if not documents:
         raise BadFile(f"corpus {', '.join(specs)}: no text in it; give a file or folder of UTF-8 text")
@@ -56,6 +59,8 @@ def list_corpora() -> list[dict]:
         manifest = _manifest(name)
         path = _local_file(manifest) if "url" in manifest else None
         state = "built in" if "url" not in manifest else f"at {path}" if path else "downloaded when first used"
+        if path and _sha256(path) != manifest["sha256"]:
+            state = f"a wrong file (SHA-256) at {path}; remove it"
         size = manifest.get("size") or sum(len(d.encode()) for d in BUILT_IN[name]())
         rows.append(
             {
@@ -83,6 +88,8 @@ def _documents(spec: str) -> list[str]:
         raise UserError(
             f"corpus {spec!r}: no such name or file; choose from {', '.join(names_of('corpus'))}, or give a path"
         )
+    if path.is_char_device() or path.is_block_device():
+        raise BadFile(f"corpus {spec}: a device; give a file or folder of UTF-8 text")
     text = _read_text(path)
     if not text:
         raise BadFile(f"corpus {spec}: an empty file; give UTF-8 text")
@@ -126,6 +133,9 @@ def _manifest(name: str) -> dict:
 def _local_file(manifest: dict) -> Path | None:
     """The file in MLXGPT_CORPUS_DIR or the user's cache, if it is there."""
     folders = [Path(os.environ[v]).expanduser() for v in ("MLXGPT_CORPUS_DIR",) if os.environ.get(v)]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"MLXGPT_CORPUS_DIR={folder}: no such folder; put {manifest['file']} into one, or unset it")
     candidates = [folder / manifest["file"] for folder in [*folders, cache_dir() / "corpus"]]
     return next((path for path in candidates if path.is_file()), None)
 
@@ -134,12 +144,16 @@ def _fetched(name: str) -> Path:
     """The checked file of a named corpus, downloaded into the user's cache if need be."""
     manifest = _manifest(name)
     path = _local_file(manifest) or _download(name, manifest)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = _sha256(path)
     if found != manifest["sha256"]:
         raise BadFile(
             f"corpus {name}: {path} has SHA-256 {found[:16]}..., {manifest['sha256'][:16]}... is right; remove the file"
         )
     return path
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _download(name: str, manifest: dict) -> Path:

@@ -36,7 +36,10 @@ class Tokens:
 
 def encode(corpus: Corpus, tokenizer) -> Tokens:
     """The corpus as ids; where there are several documents each ends in EOS."""
-    parts = [tokenizer.encode(document) for document in corpus.documents]
+    try:
+        parts = [tokenizer.encode(document) for document in corpus.documents]
+    except UserError as error:
+        raise UserError(f"corpus {corpus.name}: {error}; take other text, or train a new model on this one") from None
     if len(parts) > 1:
         end = np.array([tokenizer.eos_id], tokenizer.dtype)
         parts = [np.append(part, end) for part in parts]

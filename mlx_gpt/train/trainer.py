@@ -1,10 +1,11 @@
 """The training loop: a generator of reports over one compiled step.
 
-The device always has the next step queued while the host reads the last one's loss. Everything that decides the
-future of a run is in its checkpoint, so that a resumed run is the unbroken run.
+A GPU always has the next step queued while the host reads the last one's loss. Everything that decides the future of
+a run is in its checkpoint, so that a resumed run is the unbroken run.
 """
 
 import dataclasses
+import math
 import statistics
 import time
 from collections import deque
@@ -28,7 +29,8 @@ from mlx_gpt.reports import EvalReport, Plan, Report, SampleDue, SaveReport, Ste
 from mlx_gpt.train.loss import Evaluator
 from mlx_gpt.train.step import StepOutput, initial_state, make_step
 
-MAX_SKIPPED = 5  # updates skipped in a row before the run stops
+MAX_BAD_STEPS = 5  # updates in a row that are skipped, or whose loss is absurd, before the run stops
+ABSURD = 10  # times the loss of a uniform guess
 PROBE_STEPS = 5  # updates timed before a time budget is turned into a number of updates
 LATEST, BEST = "checkpoint.safetensors", "best.safetensors"
 
@@ -73,7 +75,9 @@ class Trainer:
         self._evaluate = Evaluator(model, val, token_bytes, self.config.train.dtype)
         self._sweep = val.sweep(self.config.train.batch_size)
         self._pending: deque[Pending] = deque()
-        self._skipped = 0
+        # A GPU works on the next step while the host reads the last; a CPU takes a step in before it is nearly done.
+        self._lag = 1 if backend.on_gpu() else 0
+        self._skipped = self._bad_steps = 0
         self._signal = False
         self._last_eval_seconds = 0.0
         self._last_sample = header.iteration
@@ -141,7 +145,7 @@ class Trainer:
                 yield from self._drain()
                 yield self._save(LATEST)
             self._submit()
-            if len(self._pending) > 1:
+            if len(self._pending) > self._lag:
                 yield self._read()
         yield from self._drain()
         yield from self._finish(reason)
@@ -171,7 +175,9 @@ class Trainer:
         """Waits for the oldest submitted step."""
         pending = self._pending.popleft()
         finite = pending.output.finite.item()
+        loss = pending.output.loss.item()
         self._skipped = 0 if finite else self._skipped + 1
+        self._bad_steps = 0 if finite and loss < ABSURD * math.log(self.header.vocab_size + 1) else self._bad_steps + 1
         now = time.perf_counter()
         seconds, self._last_read = now - self._last_read, now
         if pending.step > self._first_iteration + 1:  # the first one compiles
@@ -181,7 +187,7 @@ class Trainer:
             lr=pending.lr,
             seconds=seconds,
             elapsed=self._elapsed(),
-            loss=pending.output.loss.item(),
+            loss=loss,
             grad_norm=pending.output.grad_norm.item(),
             skipped=self._skipped,
             tokens=pending.tokens,
@@ -218,7 +224,7 @@ class Trainer:
         train, header = self.config.train, self.header
         if self._signal:
             return "signal"
-        if self._skipped >= MAX_SKIPPED:
+        if self._bad_steps >= MAX_BAD_STEPS:
             return "diverged"
         if header.iteration >= train.iters:
             return "iters"

@@ -16,8 +16,15 @@ STOPPED = {
     "minutes": "reached its time",
     "patience": "stopped early: no better validation loss in the last evaluations",
     "signal": "interrupted; saved",
-    "diverged": "diverged: the loss or gradient is not finite, several updates in a row",
+    "diverged": "diverged",
 }
+
+
+class Terminal(Console):
+    """A console whose reader may go away: that ends no process, it raises BrokenPipeError."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 class RunConsole:
