@@ -26,7 +26,7 @@ ROOMS = {
     "generation": ({"backend", "errors", "model", "rng"}, set()),
     "watch": ({"reports"}, {"rich"}),
     "api": ({"backend", "checkpoint", "config", "data", "errors", "generation", "model"}, set()),
-    "cli": (None, {"click", "rich", "mlx"}),
+    "cli": (None, {"click"}),
 }
 # Packages that one file alone may import.
 ONLY = {"pooch": "data/corpus.py", "mlx.core": "backend.py", "mlx.nn": "backend.py"}

@@ -1,5 +1,6 @@
 """Where text comes from: a name, a file, several files or a folder of UTF-8 text, as a list of documents."""
 
+import errno
 import hashlib
 import os
 import sysconfig
@@ -53,7 +54,7 @@ def corpus_name(specs: Sequence[str]) -> str:
 
 
 def list_corpora() -> list[dict]:
-    """Each named corpus with its title, licence, size in bytes (None until it is read) and state."""
+    """Each named corpus with its title, licence, size in bytes and state."""
     rows = []
     for name in names_of("corpus"):
         manifest = _manifest(name)
@@ -132,12 +133,13 @@ def _manifest(name: str) -> dict:
 
 def _local_file(manifest: dict) -> Path | None:
     """The file in MLXGPT_CORPUS_DIR or the user's cache, if it is there."""
-    folders = [Path(os.environ[v]).expanduser() for v in ("MLXGPT_CORPUS_DIR",) if os.environ.get(v)]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"MLXGPT_CORPUS_DIR={folder}: no such folder; put {manifest['file']} into one, or unset it")
-    candidates = [folder / manifest["file"] for folder in [*folders, cache_dir() / "corpus"]]
-    return next((path for path in candidates if path.is_file()), None)
+    folders = [cache_dir() / "corpus"]
+    if named := os.environ.get("MLXGPT_CORPUS_DIR"):
+        folders.insert(0, Path(named).expanduser())
+        if not folders[0].is_dir():
+            raise UserError(f"MLXGPT_CORPUS_DIR={named}: no such folder; put {manifest['file']} into one, or unset it")
+    paths = (folder / manifest["file"] for folder in folders)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _fetched(name: str) -> Path:
@@ -166,8 +168,8 @@ def _download(name: str, manifest: dict) -> Path:
         return Path(pooch.retrieve(manifest["url"], f"sha256:{manifest['sha256']}", manifest["file"], folder))
     except ValueError as error:
         raise BadFile(f"corpus {name}: the download of {manifest['url']} is not the file expected: {error}") from None
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno == 28:
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
             raise OutOfRoom(f"corpus {name}: no space left in {folder}; free {manifest['size']} bytes") from None
         raise UserError(
             f"corpus {name}: no network to download it; put {manifest['url']} at {folder / manifest['file']} "

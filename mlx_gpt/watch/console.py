@@ -56,9 +56,9 @@ class RunConsole:
     def show(self, report: Report) -> None:
         match report:
             case StepReport():
-                self._step = report
-                if report.step > 1:  # the first one compiles
+                if self._step:  # the first one compiles
                     self._seconds.append(report.seconds)
+                self._step = report
                 if report.skipped:
                     self.note(
                         f"update {report.step} skipped: its loss or gradient is not finite ({report.skipped} in a row)",
