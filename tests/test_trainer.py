@@ -308,6 +308,23 @@ def test_a_signal_saves_after_the_current_step(tmp_path, whole_run, number, code
     assert curve(folder) == curve(whole_run)
 
 
+def test_a_background_job_hears_of_an_interrupt_and_nohup_of_no_hang_up(tmp_path):
+    """A shell starts background jobs with SIGINT ignored, and nohup with SIGHUP."""
+
+    def ignore():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    folder = tmp_path / "background"
+    with subprocess.Popen(command(folder), stdout=subprocess.PIPE, text=True, preexec_fn=ignore) as process:
+        run_to(process, '"step": 3,')
+        process.send_signal(signal.SIGHUP)
+        run_to(process, '"step": 9,')
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+    assert process.returncode == 130 and (folder / LATEST).exists()
+
+
 def test_a_second_signal_ends_at_once(tmp_path):
     folder = tmp_path / "twice"
     slow = [

@@ -144,7 +144,7 @@ def _stop_on_signals(trainer, view) -> list[int]:
     os.set_blocking(tell, False)
     signal.set_wakeup_fd(tell)
     for number in EXIT_OF_SIGNAL:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish is kept
             signal.signal(number, lambda *_: None)
 
     def watch():
