@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import click
@@ -25,6 +26,7 @@ from mlx_gpt.config import UNTIL_TIME_IS_UP
 
 EXIT_OF_SIGNAL = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SAMPLE_TOKENS = 300
+SAME_SIGNAL_SECONDS = 0.3  # timeout(1) and some shells signal both the process and its group
 
 
 @click.command()
@@ -148,13 +150,18 @@ def _stop_on_signals(trainer, view) -> list[int]:
             signal.signal(number, lambda *_: None)
 
     def watch():
+        first = 0.0
         while True:
-            received.extend(n for n in os.read(hear, 16) if n in EXIT_OF_SIGNAL)
-            if len(received) > 1:
-                os._exit(EXIT_OF_SIGNAL[received[1]])
-            if received:
-                view.note("stopping after this update, then saving; once more ends at once")
+            number = os.read(hear, 1)[0]
+            if number not in EXIT_OF_SIGNAL:
+                continue
+            if not received:
+                first = time.monotonic()
+                received.append(number)
                 trainer.stop()
+                view.note("stopping after this update, then saving; once more ends at once")
+            elif time.monotonic() - first > SAME_SIGNAL_SECONDS:
+                os._exit(EXIT_OF_SIGNAL[number])
 
     threading.Thread(target=watch, daemon=True).start()
     return received
