@@ -136,8 +136,8 @@ def _header(path: Path, metadata: dict[str, str]) -> Header:
     if metadata.get("format") != FORMAT or "header" not in metadata:
         raise BadFile(f"{path}: a safetensors file, but not an mlxgpt checkpoint")
     version = metadata.get("format_version", "")
-    if not version.isdecimal() or int(version) > FORMAT_VERSION:
-        raise BadFile(f"{path}: format version {version}, this mlxgpt reads up to {FORMAT_VERSION}; upgrade mlxgpt")
+    if version != str(FORMAT_VERSION):
+        raise BadFile(f"{path}: format version {version!r}, this mlxgpt reads {FORMAT_VERSION}; upgrade mlxgpt")
     try:
         header = Header.from_json(metadata["header"])
         if not 1 <= header.vocab_size <= MAX_VOCAB:
