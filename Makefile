@@ -6,7 +6,7 @@ MINUTES ?= 2
 ITERS   ?=
 
 BIN := .venv/bin
-# Two minutes are plenty for model-l on Metal, and for model-s on two CPU cores.
+# A GPU takes the default shape; two CPU cores take a smaller one in their two minutes.
 TRAIN_PRESET := $(or $(PRESET),$(if $(filter Darwin,$(shell uname)),model-l,model-s))
 BENCH_PRESET := $(or $(PRESET),model-l)
 
