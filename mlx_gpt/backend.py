@@ -19,6 +19,11 @@ import mlx.nn as nn  # noqa: E402, F401
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
+def cast(arrays: dict[str, mx.array], dtype: str) -> dict[str, mx.array]:
+    """The arrays in a compute type, by its name."""
+    return {name: a.astype(DTYPES[dtype]) for name, a in arrays.items()}
+
+
 def prepare(dtype: str = "float32") -> None:
     """Warns of what makes MLX slow on this machine, and does without compiled kernels where none can be built."""
     if not can_compile():

@@ -1,5 +1,7 @@
 """What a run says of itself: frozen reports, consumed alike by the terminal, metrics.jsonl and the tests."""
 
+import dataclasses
+import math
 from dataclasses import dataclass
 
 
@@ -79,3 +81,9 @@ class StopReport:
 
 
 Report = Plan | StepReport | EvalReport | SampleDue | SaveReport | StopReport
+
+
+def to_dict(report: Report) -> dict:
+    """The report's fields, as JSON can hold them: a number that is not finite is None."""
+    fields = dataclasses.asdict(report)
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}

@@ -67,10 +67,6 @@ class Checkpoint:
     weights: Tensors
     optimizer: Tensors
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(t.nbytes for t in (*self.weights.values(), *self.optimizer.values()))
-
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Writes the checkpoint atomically. Raises OutOfRoom on a full disk; what was there stays."""

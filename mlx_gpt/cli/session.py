@@ -169,11 +169,12 @@ def _resumed(wish: Wish, note: Note) -> Start:
     header = checkpoint.header
     config = _resumed_config(checkpoint, wish)
     corpus = open_corpus(config.data.corpus)
+    fingerprint = corpus.fingerprint()
     tokenizer = tokenizer_of(header)
     if tokenizer:
-        if corpus.fingerprint() != header.corpus:
+        if fingerprint != header.corpus:
             raise ResumeRefused(
-                f"corpus {corpus.name} is not the text of this run: SHA-256 {corpus.fingerprint()[:12]}..., the "
+                f"corpus {corpus.name} is not the text of this run: SHA-256 {fingerprint[:12]}..., the "
                 f"checkpoint has {str(header.corpus)[:12]}...; give the same --corpus, or start anew with --fine-tune"
             )
         for change in _changes(header.config, config):
@@ -187,7 +188,7 @@ def _resumed(wish: Wish, note: Note) -> Start:
         header,
         config=config,
         tokenizer=tokenizer.to_dict(),
-        corpus=corpus.fingerprint(),
+        corpus=fingerprint,
         planned=header.planned and not {"train.iters", "train.minutes"} & wish.overrides.keys(),
         step=header.step if checkpoint.optimizer else 0,
         best_loss=math.inf if math.isnan(header.best_loss) else header.best_loss,

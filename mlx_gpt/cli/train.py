@@ -1,8 +1,6 @@
 """`mlxgpt train`: trains a model, or goes on with one."""
 
 import contextlib
-import dataclasses
-import math
 import os
 import signal
 import sys
@@ -181,11 +179,9 @@ class JsonView(SilentView):
     """One JSON object a report."""
 
     def show(self, report) -> None:
-        fields = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in dataclasses.asdict(report).items()
-        }
-        echo_json({"report": type(report).__name__.removesuffix("Report").lower(), **fields})
+        from mlx_gpt.reports import to_dict
+
+        echo_json({"report": type(report).__name__.removesuffix("Report").lower(), **to_dict(report)})
 
     def note(self, text: str) -> None:
         _note(text)

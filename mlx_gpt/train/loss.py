@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_gpt.backend import DTYPES, mx
+from mlx_gpt.backend import cast, mx
 from mlx_gpt.data.tokens import Windows
 
 
@@ -38,8 +38,7 @@ class Evaluator:
 
         def sums(weights, starts, ends):
             batch = windows.gather(starts, ends)
-            weights = {name: w.astype(DTYPES[dtype]) for name, w in weights.items()}
-            losses = cross_entropy(model.apply(weights, batch.inputs), batch.targets) * batch.mask
+            losses = cross_entropy(model.apply(cast(weights, dtype), batch.inputs), batch.targets) * batch.mask
             num_bytes = lengths[batch.targets] * batch.mask
             return mx.stack([losses.sum(), batch.mask.sum(), num_bytes.sum()])
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mlx.utils import tree_map
 
 from mlx_gpt import rng
-from mlx_gpt.backend import DTYPES, mx
+from mlx_gpt.backend import cast, mx
 from mlx_gpt.config import Config
 from mlx_gpt.data.tokens import Batch
 from mlx_gpt.optim.clip import global_norm
@@ -42,8 +42,7 @@ def make_step(model, optimizer, sample: Callable[[mx.array, int], Batch], clip, 
     train, bound = config.train, config.optimizer.max_grad_norm
 
     def loss_fn(weights, batch: Batch, total: mx.array, dropout_key: mx.array, first_row: int):
-        weights = {name: w.astype(DTYPES[train.dtype]) for name, w in weights.items()}
-        logits = model.apply(weights, batch.inputs, dropout_key=dropout_key, first_row=first_row)
+        logits = model.apply(cast(weights, train.dtype), batch.inputs, dropout_key=dropout_key, first_row=first_row)
         return (cross_entropy(logits, batch.targets) * batch.mask).sum() / total * LOSS_SCALE[train.dtype]
 
     def gradients(weights, batch: Batch, dropout_key: mx.array):

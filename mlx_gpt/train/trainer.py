@@ -61,7 +61,7 @@ class Trainer:
     ):
         """`optimizer_state`: the tensors of a checkpoint; None starts with fresh moments."""
         self.header, self.folder, self.model, self._val = header, folder, model, val
-        self._optimizer, self._train = optimizer, train
+        self._train = train
         self.state = initial_state(model.weights(), optimizer)
         self.state["optimizer"]["step"] = mx.array(header.step, dtype=mx.int32)
         if optimizer_state:
@@ -129,7 +129,7 @@ class Trainer:
     def run(self) -> Iterator[Report]:
         """Trains to the end of the run. Rare things come first, then the step."""
         self._begin()
-        require_space(self.folder, 2 * self.checkpoint().num_bytes)
+        require_space(self.folder, 2 * sum(a.nbytes for _, a in tree_flatten(self.state)))
         while True:
             if self._needs_plan():
                 yield self._plan()

@@ -1,13 +1,11 @@
 """metrics.jsonl: one JSON object a line for each update and each evaluation of a run."""
 
-import dataclasses
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from mlx_gpt.reports import EvalReport, Report, StepReport
+from mlx_gpt.reports import EvalReport, Report, StepReport, to_dict
 
 
 class MetricsFile:
@@ -58,11 +56,7 @@ def _text(line: dict) -> str:
 
 def _line(report: Report) -> dict | None:
     if isinstance(report, StepReport):
-        line = dataclasses.asdict(report)
-    elif isinstance(report, EvalReport):
-        line = {
-            "val_" + k if k in ("loss", "ppl", "bits_per_byte") else k: v for k, v in dataclasses.asdict(report).items()
-        }
-    else:
-        return None
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        return to_dict(report)
+    if isinstance(report, EvalReport):
+        return {"val_" + k if k in ("loss", "ppl", "bits_per_byte") else k: v for k, v in to_dict(report).items()}
+    return None
