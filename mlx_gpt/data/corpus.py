@@ -23,10 +23,6 @@ class Corpus:
     name: str
     documents: list[str]
 
-    @property
-    def num_chars(self) -> int:
-        return sum(map(len, self.documents))
-
     def fingerprint(self) -> str:
         """SHA-256 of the documents and their borders."""
         digest = hashlib.sha256()
