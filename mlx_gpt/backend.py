@@ -1,17 +1,22 @@
-"""The device: MLX with a fast BLAS under it, limits, memory, compute types.
+"""The device: MLX with a fast BLAS and vectorised kernels under it, streams, limits, memory, compute types.
 
-Every other module takes `mx` and `nn` from here, so that the BLAS is always in place before MLX is loaded.
+Every other module takes `mx` and `nn` from here, so that these are always in place before MLX is loaded.
 """
 
+import os
 import platform
 import shutil
+import threading
 import time
 import warnings
 from importlib.metadata import distributions, version
 
-from mlx_gpt import blas
+from mlx_gpt import blas, jit
 
 BLAS = blas.preload()
+VECTORISED = jit.vectorise()
+# MLX orders a graph breadth first up to this width: wide enough that lanes take turns, not one after the other.
+os.environ.setdefault("MLX_BFS_MAX_WIDTH", "200")
 
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402, F401
@@ -19,9 +24,51 @@ import mlx.nn as nn  # noqa: E402, F401
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
+# Tokens that one lane takes at once: enough for its matrix products, few enough for the caches and for memory.
+LANE_TOKENS = 4096
+_local = threading.local()  # an MLX stream belongs to the thread that made it
+
+
+def lanes(wanted: int = 0) -> list[mx.Stream]:
+    """Streams on which parts of a batch run side by side: one a CPU core unless told otherwise; the GPU's own."""
+    if on_gpu():
+        return [mx.default_stream(mx.default_device())]
+    count = wanted or num_cores()
+    streams = _local.__dict__.setdefault("streams", [])
+    streams += [mx.new_stream(mx.cpu) for _ in range(count - len(streams))]
+    BLAS.set_threads(max(num_cores() // count, 1))
+    return streams[:count]
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def divide(rows: int, most: int, lanes: list[mx.Stream], block_size: int) -> list[tuple[int, int, mx.Stream]]:
+    """Cuts rows into equal parts (first, end, lane), all lanes together taking at most `most` rows at once."""
+    most = -(-most // len(lanes))
+    if not on_gpu():
+        most = min(most, max(LANE_TOKENS // block_size, 1))
+    rounds = -(-rows // (most * len(lanes)))
+    size = -(-rows // (rounds * len(lanes)))
+    return [(first, min(first + size, rows), lanes[i % len(lanes)]) for i, first in enumerate(range(0, rows, size))]
+
+
 def cast(arrays: dict[str, mx.array], dtype: str) -> dict[str, mx.array]:
     """The arrays in a compute type, by its name."""
     return {name: a.astype(DTYPES[dtype]) for name, a in arrays.items()}
+
+
+def for_few_rows(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The same weights, evaluated, laid out as a CPU multiplies few rows fastest: by columns.
+
+    A graph traced over weights that are lazy still would compute them anew each time it runs.
+    """
+    if not on_gpu():
+        weights = {name: mx.contiguous(w.T).T for name, w in weights.items()}
+    mx.eval(weights)
+    return weights
 
 
 def prepare(dtype: str = "float32") -> None:

@@ -30,6 +30,7 @@ SYSTEM_LIBRARIES = (
     "libblis.so.4",
     "libblis.so",
 )
+THREAD_SETTERS = ("openblas_set_num_threads", "scipy_openblas_set_num_threads64_", "MKL_Set_Num_Threads")
 CURE = "install a C compiler (gcc) or OpenBLAS (libopenblas0-pthread), or set MLXGPT_BLAS to a library with cblas_sgemm"
 SHIM = """
 extern void scipy_cblas_sgemm64_(int, int, int, long long, long long, long long, float, const float *, long long,
@@ -48,6 +49,14 @@ class Blas:
     name: str
     fast: bool
     path: str = ""
+
+    def set_threads(self, count: int) -> None:
+        """Lets one product use `count` cores, where the library says how. Products side by side want one each."""
+        library = ctypes.CDLL(self.path) if self.path else None
+        for setter in THREAD_SETTERS:
+            if hasattr(library, setter):
+                getattr(library, setter)(count)
+                return
 
 
 def preload() -> Blas:

@@ -153,6 +153,18 @@ class OptimizerConfig(Table):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SpeedConfig(Table):
+    """How a step is computed: no setting changes what is computed, only how fast and in how much memory."""
+
+    attention: str = setting("auto", "way to attend in training", choices=("auto", "fused", "padded", "blocks"))
+    query_blocks: int = setting(4, "blocks of queries, of attention by blocks", low=1, high=1024)
+    lanes: int = setting(0, "parts of a batch side by side on a CPU; 0 is one a core", low=0, high=256)
+    remat: bool = setting(False, "recompute each block in the backward pass: less memory, more time")
+    ops_per_buffer: int = setting(0, "MLX_MAX_OPS_PER_BUFFER on a GPU; 0 leaves it to MLX", low=0, high=1 << 20)
+    mb_per_buffer: int = setting(0, "MLX_MAX_MB_PER_BUFFER on a GPU; 0 leaves it to MLX", low=0, high=1 << 20)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig(Table):
     """What is read."""
 
@@ -168,6 +180,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
 
     @classmethod
     def from_dict(cls, tables: dict[str, dict[str, Any]]) -> Self:
@@ -203,6 +216,7 @@ TABLES: dict[str, type[Table]] = {
     "train": TrainConfig,
     "optimizer": OptimizerConfig,
     "data": DataConfig,
+    "speed": SpeedConfig,
 }
 
 

@@ -93,7 +93,7 @@ def test_a_token_changes_no_logit_before_it(model):
 @pytest.mark.parametrize("prefill", [1, 2, 7, 15])
 def test_prefill_and_single_steps_give_the_full_pass(model, prefill):
     tokens = mx.array(np.random.default_rng(2).integers(0, 11, (2, 16)))
-    full, cache = np.array(model.forward(tokens)), KVCache(CONFIG)
+    full, cache = np.array(model.forward(tokens)), KVCache.make(CONFIG, batch_size=2)
     parts = [model.forward(tokens[:, :prefill], cache=cache)]
     parts += [model.forward(tokens[:, t : t + 1], cache=cache) for t in range(prefill, 16)]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), full, atol=1e-4, rtol=0)

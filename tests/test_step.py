@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from mlx_gpt.backend import mx
+from mlx_gpt.backend import LANE_TOKENS, divide, mx
 from mlx_gpt.data.tokens import Batch, Tokens, Windows
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.optim.clip import CLIPS
@@ -24,6 +24,7 @@ def tokens(lengths=(300,), seed=0):
 def run(config, steps=3, windows=None, lrs=None):
     """State, losses and model after a few steps."""
     model, optimizer = GPT(config.model, V, seed=1), AdamW(config.optimizer)
+    model.remat = config.speed.remat
     windows = windows or Windows(tokens(), config.model.block_size)
     step = make_step(model, optimizer, windows.sample, CLIPS[config.optimizer.clip_mode], config)
     state, outputs = initial_state(model.weights(), optimizer), []
@@ -39,10 +40,34 @@ def assert_close(a, b, atol):
 
 
 def test_the_step_is_traced_once(tiny_config, monkeypatch):
+    """However many parts the batch is cut into, each is traced once, whatever the rate."""
     calls, forward = [], GPT.forward
-    monkeypatch.setattr(GPT, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
-    run(tiny_config, steps=6, lrs=[1e-3, 2e-3, 3e-3, 0.0, 1e-4, 1e-5])
-    assert len(calls) == 1
+    monkeypatch.setattr(GPT, "forward", lambda *a, **k: calls.append(k["first_row"]) or forward(*a, **k))
+    run(tiny_config.replace({"speed.lanes": 2}), steps=6, lrs=[1e-3, 2e-3, 3e-3, 0.0, 1e-4, 1e-5])
+    assert calls == [0, 2]
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 4, 7])
+@pytest.mark.parametrize("remat", [False, True])
+def test_lanes_and_remat_change_nothing_dropout_included(tiny_config, lanes, remat):
+    windows = Windows(tokens((90, 20, 5, 70, 2, 100)), 64)
+    config = tiny_config.replace({"train.batch_size": 7, "model.dropout": 0.2, "speed.lanes": 2})
+    other = config.replace({"speed.lanes": lanes, "speed.remat": remat})
+    (whole, losses, _), (split, split_losses, _) = run(config, windows=windows), run(other, windows=windows)
+    for a, b in zip(losses, split_losses, strict=True):
+        assert a.loss.item() == pytest.approx(b.loss.item(), abs=2e-6)
+        assert a.grad_norm.item() == pytest.approx(b.grad_norm.item(), rel=1e-4)
+    assert_close(whole, split, atol=2e-5)
+
+
+@pytest.mark.parametrize("rows, most", [(1, 1), (5, 5), (16, 16), (64, 64), (40, 20), (7, 3), (9, 1)])
+@pytest.mark.parametrize("num_lanes", [1, 2, 3, 16])
+def test_a_batch_is_divided_whole_and_within_bounds(rows, most, num_lanes):
+    parts = divide(rows, most, list(range(num_lanes)), block_size=256)
+    assert [i for first, end, _ in parts for i in range(first, end)] == list(range(rows))
+    sizes = [end - first for first, end, _ in parts]
+    assert max(sizes) <= max(-(-most // num_lanes), 1) and max(sizes) * 256 <= LANE_TOKENS
+    assert {lane for *_, lane in parts} == set(range(min(num_lanes, len(parts))))
 
 
 def test_a_step_lowers_the_loss_on_what_it_saw(tiny_config):

@@ -1,13 +1,55 @@
-"""Decoding: prefill once, then one token a step over a KV cache, sliding past the model's context."""
+"""Decoding: the prompt at once, then one token a step over a KV cache, sliding past the model's context.
 
-from collections.abc import Iterator, Sequence
+Shapes: B batch, T time, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from mlx_gpt import rng
-from mlx_gpt.backend import mx
+from mlx_gpt.backend import BLAS, for_few_rows, mx, num_cores
 from mlx_gpt.errors import UserError
 from mlx_gpt.generation.sampling import Sampling, sample
-from mlx_gpt.model.cache import KVCache
+from mlx_gpt.model.cache import KVCache, State
+
+MIN_PROMPT = 16  # tokens that a prompt is filled up to at least
+
+
+class Decoder:
+    """Decodes sequences of one length side by side. Compiled: once for the step, once for each size of prompt.
+
+    `choose(logits, place)` draws the next ids, (B,), from logits (B, V); `place`, () int32, counts the draws.
+    """
+
+    def __init__(self, model, choose: Callable[[mx.array, mx.array], mx.array]):
+        self.block_size = model.config.block_size
+        model.set_weights(for_few_rows(model.weights()))
+
+        def read(tokens: mx.array, length: mx.array, place: mx.array) -> tuple[mx.array, State]:
+            cache = KVCache.make(model.config, tokens.shape[0])
+            logits = model.forward(tokens, cache=cache)
+            _, layers = cache.state
+            return choose(mx.take(logits, length - 1, axis=1), place), (length, layers)
+
+        def step(ids: mx.array, place: mx.array, state: State) -> tuple[mx.array, State]:
+            cache = KVCache(state)
+            logits = model.forward(ids[:, None], cache=cache)
+            return choose(logits[:, 0], place), cache.state
+
+        self._read, self.step = mx.compile(read), mx.compile(step)
+
+    def read(self, tokens: np.ndarray, place: mx.array) -> tuple[mx.array, State]:
+        """The ids that follow tokens (B, T), and the state to go on from.
+
+        Prompts are filled up behind to a power of two, so that few lengths are ever traced; what is behind a token
+        changes nothing for it, and is written over.
+        """
+        batch_size, length = tokens.shape
+        BLAS.set_threads(num_cores() if batch_size > 1 else 1)  # one row's products are too small to share
+        size = min(max(1 << (length - 1).bit_length(), MIN_PROMPT), self.block_size)
+        return self._read(mx.array(np.pad(tokens, ((0, 0), (0, size - length)))), mx.array(length), place)
 
 
 def decode(model, prompt: Sequence[int], how: Sampling, seed: int = 0) -> Iterator[int]:
@@ -18,15 +60,20 @@ def decode(model, prompt: Sequence[int], how: Sampling, seed: int = 0) -> Iterat
     """
     tokens, block_size = list(prompt), model.config.block_size
     _require_ids(tokens, model.vocab_size)
-    cache, unread = KVCache(model.config), tokens[-block_size:]
-    for place in range(1 << 31):
-        if cache.offset + len(unread) > block_size:
-            cache, unread = KVCache(model.config), tokens[-block_size:]
-        logits = model.forward(mx.array([unread]), cache=cache)[0, -1]  # (V,)
-        token = sample(logits, rng.key(seed, rng.SAMPLING, place), how).item()
-        tokens.append(token)
-        unread = [token]
-        yield token
+    decoder = Decoder(model, lambda logits, place: sample(logits[0], rng.key(seed, rng.SAMPLING, place), how)[None])
+    window = tokens[-block_size:]
+    ids, state = decoder.read(np.array([window]), mx.array(0))
+    room = block_size - len(window)
+    for place in map(mx.array, range(1, 1 << 31)):
+        if fits := room > 0:  # the next step is under way while this token is read and shown
+            following, state = decoder.step(ids, place, state)
+            mx.async_eval(following, state)
+            room -= 1
+        tokens.append(ids.item())
+        yield tokens[-1]
+        if not fits:
+            following, _ = decoder.read(np.array([tokens[-block_size:]]), place)
+        ids = following
 
 
 @dataclass(kw_only=True)

@@ -1,11 +1,19 @@
-"""Causal self-attention.
+"""Causal self-attention, and the ways to compute it: one function, each exact; the device decides which is fastest.
 
-Shapes: B batch, T time, S time with the cached past, C n_embd, H heads, D head_dim.
+Shapes: B batch, T time, S time with the past, C n_embd, H heads, D head_dim.
 """
 
-from mlx_gpt.backend import mx, nn
+from collections.abc import Callable
+from functools import partial
+
+from mlx_gpt.backend import mx, nn, on_gpu
 from mlx_gpt.config import ModelConfig
-from mlx_gpt.model.cache import LayerCache
+from mlx_gpt.model.cache import KVCache
+
+# Heads of this width have fused kernels, forward and backward, in MLX's Metal backend; 32 and 48 have none.
+FUSED_HEAD_DIM = 64
+# Queries, keys, values (B, H, T, D) and the scale of the scores to (B, H, T, D).
+Attend = Callable[[mx.array, mx.array, mx.array, float], mx.array]
 
 
 class CausalSelfAttention(nn.Module):
@@ -18,16 +26,120 @@ class CausalSelfAttention(nn.Module):
         for name in ("wq", "wk", "wv", "wo"):
             setattr(self, name, nn.Linear(config.n_embd, config.n_embd, bias=False))
 
-    def __call__(self, x: mx.array, cache: LayerCache | None = None) -> mx.array:
+    def __call__(self, x: mx.array, attend: Attend) -> mx.array:
         B, T, C = x.shape
         q, k, v = (self._heads(w(x)) for w in (self.wq, self.wk, self.wv))  # (B, H, T, D)
-        if cache is not None:
-            k, v = cache.extend(k, v)  # (B, H, S, D)
-        # One query sees all of the past; several need the causal mask, aligned to the last key.
-        mask = "causal" if T > 1 else None
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)
+        y = attend(q, k, v, self.head_dim**-0.5)
         return self.wo(y.transpose(0, 2, 1, 3).reshape(B, T, C))
 
     def _heads(self, x: mx.array) -> mx.array:
         B, T, _ = x.shape
         return x.reshape(B, T, self.n_head, self.head_dim).transpose(0, 2, 1, 3)  # (B, H, T, D)
+
+
+def make_attend(way: str = "auto", query_blocks: int = 4) -> Attend:
+    """The attention of one of WAYS; "auto" is what is fastest without a measurement."""
+    if way == "auto":
+        way = "fused" if on_gpu() else "blocks"
+    return partial(WAYS[way], query_blocks=query_blocks)
+
+
+def with_past(attend: Attend, cache: KVCache, layer: int) -> Attend:
+    """Attention that appends to a layer's cache and sees all of it; to an empty one it is `attend`."""
+
+    def attend_past(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+        keys, values = cache.extend(layer, k, v)
+        if cache.empty:
+            return attend(q, k, v, scale)
+        places = cache.position + mx.arange(q.shape[2])  # (T,)
+        if on_gpu():
+            known = mx.arange(keys.shape[2]) <= places[:, None]  # (T, S)
+            return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=known)
+        exp, sums = _exp_scores(q, keys, places, scale)
+        return (_t(exp) @ values / sums).astype(q.dtype)
+
+    return attend_past
+
+
+def fused(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: int = 1) -> mx.array:
+    """MLX's own: one kernel where the device has one for this width, else plain operations."""
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
+
+
+def padded(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: int = 1) -> mx.array:
+    """fused() with narrow heads filled up with zeros to a width that has a kernel; zeros change no score."""
+    D = q.shape[-1]
+    missing = [(0, 0)] * 3 + [(0, max(FUSED_HEAD_DIM - D, 0))]
+    return fused(*(mx.pad(x, missing) for x in (q, k, v)), scale)[..., :D]
+
+
+def blocks(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: int = 4) -> mx.array:
+    """Softmax by blocks of queries, each against the keys up to its end: 5/8 of the scores with four blocks."""
+    T = q.shape[2]
+    ends = [T * i // min(query_blocks, T) for i in range(min(query_blocks, T) + 1)]
+    return _attend_by_blocks(scale, list(zip(ends, ends[1:], strict=False)))(q, k, v)[0]
+
+
+def _attend_by_blocks(scale: float, spans: list[tuple[int, int]]):
+    """Attention over query spans, (B, H, T, D), and its gradient, for which sums and exponentials are outputs too."""
+
+    @mx.custom_function
+    def attend(q, k, v):
+        outs, sums, exps = [], [], []
+        for first, end in spans:
+            exp, total = _exp_scores(q[:, :, first:end], k[:, :, :end], mx.arange(first, end), scale)
+            outs.append(_t(exp) @ v[:, :, :end] / total)
+            exps.append(exp)
+            sums.append(total)
+        return mx.concatenate(outs, axis=2).astype(q.dtype), mx.concatenate(sums, axis=2), *exps
+
+    @attend.vjp
+    def gradients(primals, cotangents, outputs):
+        # With P = exp / sum: dV = P^T dO, and d(scores) = scale P (dO V^T - rowsum(dO O)).
+        (q, k, v), (out, sums, *exps) = primals, outputs
+        dout = cotangents[0] / sums
+        rows = (dout * out).sum(axis=-1, keepdims=True)
+        dout_rows = mx.concatenate([dout, -rows], axis=-1).astype(q.dtype) * scale
+        v_ones = mx.concatenate([v, mx.ones_like(rows).astype(v.dtype)], axis=-1)
+        dout = dout.astype(q.dtype)
+        dqs, dk, dv = [], None, None
+        for (first, end), exp in reversed(list(zip(spans, exps, strict=True))):
+            dscores = exp * (v_ones[:, :, :end] @ _t(dout_rows[:, :, first:end]))
+            dqs.append(_t(dscores) @ k[:, :, :end])
+            dk = _add_front(dk, dscores @ q[:, :, first:end])
+            dv = _add_front(dv, exp @ dout[:, :, first:end])
+        return mx.concatenate(dqs[::-1], axis=2), dk, dv
+
+    return attend
+
+
+def _exp_scores(q: mx.array, k: mx.array, places: mx.array, scale: float) -> tuple[mx.array, mx.array]:
+    """exp of the scores below their highest, (B, H, S, T), and its sums, (B, H, T, 1), of queries at `places` (T,).
+
+    MLX fuses elementwise operations that broadcast into slow strided loops on a CPU. So scores are transposed, rows are
+    left unnormalised, and what must broadcast is kept out of fusion: by a strided view in place of a broadcast, by a
+    reshape between two operations.
+    """
+    scores = (k @ _t(q)).astype(mx.float32)
+    B, H, S, T = scores.shape
+    hidden = mx.where(mx.arange(S)[:, None] > places, -1e9, 0.0)
+    scores = scores + mx.as_strided(hidden, (B, H, S, T), (0, 0, T, 1))
+    highest = mx.as_strided(mx.max(scores, axis=-2), (B * H, S, T), (T, 0, 1))
+    scores = (scores.reshape(B * H, S, T) - highest).reshape(B, H, S, T)
+    exp = mx.exp(scores * scale)
+    return exp.astype(q.dtype), mx.sum(exp, axis=-2)[..., None]
+
+
+def _t(x: mx.array) -> mx.array:
+    return x.swapaxes(-1, -2)
+
+
+def _add_front(total: mx.array | None, x: mx.array) -> mx.array:
+    """Adds x to as many of the first places of `total` along time."""
+    if total is None:
+        return x
+    end = x.shape[2]
+    return mx.concatenate([total[:, :, :end] + x, total[:, :, end:]], axis=2)
+
+
+WAYS = {"fused": fused, "padded": padded, "blocks": blocks}

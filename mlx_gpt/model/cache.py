@@ -1,36 +1,41 @@
-"""Keys and values of the tokens already read, so that decoding computes one token a step."""
+"""Keys and values of the tokens already read, so that decoding computes one token a step.
+
+Shapes: B batch, T new tokens, S block_size, H heads, D head_dim.
+"""
 
 from mlx_gpt.backend import mx
 from mlx_gpt.config import ModelConfig
 
-
-class LayerCache:
-    """One layer's keys and values, (B, H, block_size, D), filled up to `length`."""
-
-    def __init__(self, block_size: int):
-        self.block_size = block_size
-        self.length = 0
-        self.keys = self.values = None
-
-    def extend(self, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
-        """Appends k, v (B, H, T, D); returns everything so far, (B, H, S, D)."""
-        B, H, T, D = k.shape
-        if self.keys is None:
-            self.keys = mx.zeros((B, H, self.block_size, D), k.dtype)
-            self.values = mx.zeros((B, H, self.block_size, D), v.dtype)
-        end = self.length + T
-        self.keys[:, :, self.length : end] = k
-        self.values[:, :, self.length : end] = v
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+# The position, () int32, and each layer's keys and values, (B, H, S, D).
+State = tuple[mx.array, list[tuple[mx.array, mx.array]]]
 
 
 class KVCache:
-    """A cache for each layer; `offset` is the position of the next token."""
+    """Every layer's keys and values, known up to `position`; `state` is what a compiled graph takes and gives back."""
 
-    def __init__(self, config: ModelConfig):
-        self.layers = [LayerCache(config.block_size) for _ in range(config.n_layer)]
+    def __init__(self, state: State, empty: bool = False):
+        self.position, layers = state
+        self.layers = list(layers)
+        self.empty = empty  # known while tracing: what is read first sees nothing but itself
+
+    @classmethod
+    def make(cls, config: ModelConfig, batch_size: int = 1, dtype: mx.Dtype = mx.float32) -> "KVCache":
+        shape = (batch_size, config.n_head, config.block_size, config.head_dim)
+        layers = [(mx.zeros(shape, dtype), mx.zeros(shape, dtype)) for _ in range(config.n_layer)]
+        return cls((mx.array(0), layers), empty=True)
 
     @property
-    def offset(self) -> int:
-        return self.layers[0].length
+    def state(self) -> State:
+        return self.position, self.layers
+
+    def extend(self, layer: int, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+        """Writes k, v (B, H, T, D) at the position; gives the whole (B, H, S, D). The caller sees that they fit."""
+        new = [
+            mx.slice_update(old, x, self.position, axes=(2,)) for old, x in zip(self.layers[layer], (k, v), strict=True)
+        ]
+        self.layers[layer] = tuple(new)
+        return self.layers[layer]
+
+    def advance(self, count: int) -> None:
+        """Moves on once every layer has read `count` tokens."""
+        self.position, self.empty = self.position + count, False

@@ -3,17 +3,21 @@
 Shapes: B batch, T time, C n_embd, V vocabulary.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_gpt import rng
 from mlx_gpt.backend import mx, nn
 from mlx_gpt.config import ModelConfig
 from mlx_gpt.errors import UserError
-from mlx_gpt.model.attention import CausalSelfAttention
+from mlx_gpt.model.attention import Attend, CausalSelfAttention, make_attend, with_past
 from mlx_gpt.model.cache import KVCache
 from mlx_gpt.model.mlp import MLP
 
 RMS_EPS = 1e-5
+Drop = Callable[[mx.array], mx.array]
 
 
 def rms_norm(x: mx.array) -> mx.array:
@@ -29,22 +33,24 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config)
         self.mlp = MLP(config)
 
-    def __call__(self, x: mx.array, drop, cache=None) -> mx.array:
-        x = x + drop(self.attn(rms_norm(x), cache))
-        return x + drop(self.mlp(rms_norm(x)))
+    def __call__(self, x: mx.array, attend: Attend, drop_attn: Drop, drop_mlp: Drop) -> mx.array:
+        x = x + drop_attn(self.attn(rms_norm(x), attend))
+        return x + drop_mlp(self.mlp(rms_norm(x)))
 
 
 class GPT(nn.Module):
     """A decoder-only transformer with learned positions.
 
     Weights are named as in the public export: wte, wpe, lm_head, layers.{i}.attn.{wq,wk,wv,wo} and
-    layers.{i}.mlp.{fc1,fc2}.
+    layers.{i}.mlp.{fc1,fc2}. How it is computed may be chosen freely: `attend` is one of attention's ways, `remat`
+    makes gradients recompute each block from its input instead of keeping what is inside.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, seed: int = 0):
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
+        self.attend, self.remat = make_attend(), False
         self.wte = nn.Embedding(vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.layers = [Block(config) for _ in range(config.n_layer)]
@@ -73,11 +79,16 @@ class GPT(nn.Module):
 
         Dropout acts where a key is given; `first_row` is this batch's place in a larger one.
         """
-        offset = cache.offset if cache else 0
-        x = self.wte(tokens) + self.wpe.weight[offset : offset + tokens.shape[1]]  # (B, T, C)
-        drop = self._dropout(dropout_key, first_row)
+        T = tokens.shape[1]
+        positions = self.wpe.weight[:T] if cache is None else self.wpe(cache.position + mx.arange(T))
+        x = self.wte(tokens) + positions  # (B, T, C)
+        drops = self._drops(dropout_key, first_row)
         for i, block in enumerate(self.layers):
-            x = block(x, drop, cache.layers[i] if cache else None)
+            attend = with_past(self.attend, cache, i) if cache else self.attend
+            run = partial(block, attend=attend, drop_attn=drops[2 * i], drop_mlp=drops[2 * i + 1])
+            x = (nn.utils.checkpoint(block, run) if self.remat else run)(x)
+        if cache:
+            cache.advance(T)
         return self.lm_head(x)
 
     def apply(self, weights: dict[str, mx.array], tokens: mx.array, **options) -> mx.array:
@@ -96,13 +107,12 @@ class GPT(nn.Module):
     def set_weights(self, weights: dict[str, mx.array]) -> None:
         self.update(tree_unflatten(list(weights.items())))
 
-    def _dropout(self, key: mx.array | None, first_row: int):
-        """A function that drops with a new mask each time it is called: twice a block."""
-        rate = self.config.dropout
+    def _drops(self, key: mx.array | None, first_row: int) -> list[Drop]:
+        """Two functions a block, each of which drops by a mask of its own."""
+        count, rate = 2 * self.config.n_layer, self.config.dropout
         if key is None or rate == 0:
-            return lambda x: x
-        keys = iter(rng.split(key, 2 * self.config.n_layer))
-        return lambda x: rng.dropout(x, rate, next(keys), first_row)
+            return [lambda x: x] * count
+        return [partial(rng.dropout, rate=rate, key=k, first_row=first_row) for k in rng.split(key, count)]
 
 
 def initial_weights(config: ModelConfig, vocab_size: int, seed: int) -> dict[str, mx.array]:

@@ -4,6 +4,17 @@ from mlx_gpt.backend import mx, nn
 from mlx_gpt.config import ModelConfig
 
 
+@mx.custom_function
+def squared_relu(x: mx.array) -> mx.array:
+    """max(x, 0)^2. Its gradient is 2 max(x, 0): MLX's own would mask by x > 0 what is zero already."""
+    return mx.square(mx.maximum(x, 0))
+
+
+@squared_relu.vjp
+def _(x, cotangent, _output):
+    return cotangent * (2 * mx.maximum(x, 0))
+
+
 class MLP(nn.Module):
     """fc2(max(fc1(x), 0)^2), no bias."""
 
@@ -13,4 +24,4 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(config.mlp_dim, config.n_embd, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(mx.square(mx.maximum(self.fc1(x), 0)))
+        return self.fc2(squared_relu(self.fc1(x)))

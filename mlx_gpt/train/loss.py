@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_gpt.backend import cast, mx
+from mlx_gpt.backend import cast, divide, lanes, mx
 from mlx_gpt.data.tokens import Windows
 
 
@@ -36,11 +36,18 @@ class Evaluator:
     def __init__(self, model, windows: Windows, token_bytes: np.ndarray, dtype: str):
         lengths = mx.array(token_bytes)
 
-        def sums(weights, starts, ends):
+        def part_sums(weights, starts, ends):
             batch = windows.gather(starts, ends)
-            losses = cross_entropy(model.apply(cast(weights, dtype), batch.inputs), batch.targets) * batch.mask
+            losses = cross_entropy(model.apply(weights, batch.inputs), batch.targets) * batch.mask
             num_bytes = lengths[batch.targets] * batch.mask
             return mx.stack([losses.sum(), batch.mask.sum(), num_bytes.sum()])
+
+        def sums(weights, starts, ends):
+            weights, parts = cast(weights, dtype), []
+            for first, end, lane in divide(len(starts), len(starts), lanes(), windows.block_size):
+                with mx.stream(lane):
+                    parts.append(part_sums(weights, starts[first:end], ends[first:end]))
+            return sum(parts)
 
         self._sums = mx.compile(sums)
 

@@ -7,10 +7,10 @@ loss or the gradient is not finite. Traced once: whatever changes from step to s
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 from mlx_gpt import rng
-from mlx_gpt.backend import cast, mx
+from mlx_gpt.backend import cast, divide, lanes, mx
 from mlx_gpt.config import Config
 from mlx_gpt.data.tokens import Batch
 from mlx_gpt.optim.clip import global_norm
@@ -40,20 +40,24 @@ def make_step(model, optimizer, sample: Callable[[mx.array, int], Batch], clip, 
     `sample(key, size)` gives the batch, `clip(grads, bound, norm)` the bounded gradients.
     """
     train, bound = config.train, config.optimizer.max_grad_norm
+    streams = lanes(config.speed.lanes)
+    parts = divide(train.sequences_per_step, train.batch_size, streams, config.model.block_size)
 
     def loss_fn(weights, batch: Batch, total: mx.array, dropout_key: mx.array, first_row: int):
         logits = model.apply(cast(weights, train.dtype), batch.inputs, dropout_key=dropout_key, first_row=first_row)
         return (cross_entropy(logits, batch.targets) * batch.mask).sum() / total * LOSS_SCALE[train.dtype]
 
     def gradients(weights, batch: Batch, dropout_key: mx.array):
-        """Loss and gradients of the whole batch, summed over micro-batches."""
-        total, size = batch.mask.sum(), train.batch_size
-        parts = []
-        for first in range(0, train.sequences_per_step, size):
-            part = Batch(*(a[first : first + size] for a in batch))
-            parts.append(mx.value_and_grad(loss_fn)(weights, part, total, dropout_key, first))
-        loss, grads = tree_map(lambda *xs: sum(xs) / LOSS_SCALE[train.dtype], *parts)
-        return loss, grads
+        """Loss and gradients of the whole batch: its parts side by side on the lanes, one after the other on each."""
+        total, sums = batch.mask.sum(), {}
+        for first, end, lane in parts:
+            with mx.stream(lane):
+                part, before = [a[first:end] for a in batch], sums.get(lane)
+                if before:  # so that the memory of one part is free before the next begins
+                    part = mx.depends(part, [a for _, a in tree_flatten(before)])
+                new = mx.value_and_grad(loss_fn)(weights, Batch(*part), total, dropout_key, first)
+                sums[lane] = tree_map(mx.add, before, new) if before else new
+        return tree_map(lambda *xs: sum(xs) / LOSS_SCALE[train.dtype], *sums.values())
 
     @mx.compile
     def step(state: State, lr: mx.array, index: mx.array) -> tuple[State, StepOutput]:

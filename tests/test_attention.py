@@ -1,0 +1,76 @@
+"""Every way to attend is the same function: values and gradients against the definition, in float64 by NumPy."""
+
+import numpy as np
+import pytest
+
+from mlx_gpt.backend import mx
+from mlx_gpt.model.attention import WAYS, make_attend
+
+SHAPES = [(2, 3, 64, 8), (1, 1, 1, 4), (1, 2, 7, 5), (2, 1, 33, 32), (1, 2, 16, 48), (1, 1, 20, 64)]  # (B, H, T, D)
+
+
+def draw(shape, seed=0, size=1.0):
+    return np.random.default_rng(seed).normal(size=shape) * size
+
+
+def definition(q, k, v, dout, scale):
+    """Output and gradients of softmax(scale q k^T) v over the past, written out."""
+    t = np.swapaxes
+    scores = np.where(np.tri(q.shape[2], dtype=bool), scale * q @ t(k, -1, -2), -np.inf)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    dp = dout @ t(v, -1, -2)
+    ds = scale * p * (dp - (dp * p).sum(-1, keepdims=True))
+    return p @ v, ds @ k, t(ds, -1, -2) @ q, t(p, -1, -2) @ dout
+
+
+def run(attend, arrays, dout, scale, dtype=mx.float32):
+    *primals, cotangent = (mx.array(a.astype(np.float32)).astype(dtype) for a in (*arrays, dout))
+    (out,), grads = mx.vjp(lambda *qkv: attend(*qkv, scale), primals, [cotangent])
+    return [np.array(a.astype(mx.float32), np.float64) for a in (out, *grads)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("way, query_blocks", [("fused", 1), ("padded", 1), *(("blocks", n) for n in (1, 2, 4, 5, 99))])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_values_and_gradients_are_the_definition(way, query_blocks, shape, compiled):
+    arrays, dout, scale = [draw(shape, s) for s in range(3)], draw(shape, 3), shape[-1] ** -0.5
+    attend = make_attend(way, query_blocks)
+    found = run(mx.compile(attend) if compiled else attend, arrays, dout, scale)
+    for name, a, b in zip(("out", "dq", "dk", "dv"), found, definition(*arrays, dout, scale), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("way", sorted(WAYS))
+@pytest.mark.parametrize("size", [30.0, 1e-4])
+def test_scores_far_apart_or_alike_lose_nothing(way, size):
+    """Scores of thousands: the softmax is a choice, no sum is empty, nothing overflows."""
+    shape = (1, 2, 32, 16)
+    arrays, dout = [draw(shape, s, size) for s in range(3)], draw(shape, 3)
+    found, expected = run(make_attend(way), arrays, dout, 0.25), definition(*arrays, dout, 0.25)
+    for a, b in zip(found, expected, strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("way", sorted(WAYS))
+def test_half_precision_keeps_its_type_and_stays_close(way):
+    shape = (1, 2, 32, 16)
+    arrays, dout = [draw(shape, s) for s in range(3)], draw(shape, 3)
+    out = make_attend(way)(*(mx.array(a).astype(mx.bfloat16) for a in arrays), 0.25)
+    assert out.dtype == mx.bfloat16
+    found, expected = run(make_attend(way), arrays, dout, 0.25, mx.bfloat16), definition(*arrays, dout, 0.25)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=0.08)
+
+
+def test_a_token_sees_nothing_behind_it():
+    shape = (1, 1, 24, 8)
+    q, k, v = (mx.array(draw(shape, s).astype(np.float32)) for s in range(3))
+    for way in WAYS:
+        attend = make_attend(way, 3)
+        before = np.array(attend(q, k, v, 0.3))
+        for t in (5, 8, 23):
+            rest = mx.arange(24)[:, None] >= t
+            after = np.array(attend(q, mx.where(rest, 9.0, k), mx.where(rest, 9.0, v), 0.3))
+            np.testing.assert_array_equal(after[..., :t, :], before[..., :t, :])
