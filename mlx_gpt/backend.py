@@ -6,13 +6,18 @@ Every other module takes `mx` and `nn` from here, so that these are always in pl
 import os
 import platform
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import warnings
 from importlib.metadata import distributions, version
+from pathlib import Path
 
 from mlx_gpt import blas, jit
+from mlx_gpt.config import SpeedConfig
 
+STOCK_ENVIRONMENT = dict(os.environ)  # as it was, for processes that are to find MLX as it comes
 BLAS = blas.preload()
 VECTORISED = jit.vectorise()
 # MLX orders a graph breadth first up to this width: wide enough that lanes take turns, not one after the other.
@@ -25,7 +30,7 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 # Tokens that one lane takes at once: enough for its matrix products, few enough for the caches and for memory.
-LANE_TOKENS = 4096
+LANE_TOKENS = 2048
 _local = threading.local()  # an MLX stream belongs to the thread that made it
 
 
@@ -104,6 +109,32 @@ def on_gpu() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu
 
 
+def kind() -> str:
+    """metal, cuda or cpu. Asks nothing of the device, so that settings it reads when first used can still be made."""
+    if not on_gpu():
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+def chip() -> str:
+    """The processor's name, as the system gives it."""
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or "Apple"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def buffer_variables(speed: SpeedConfig) -> dict[str, str]:
+    """MLX's environment for a GPU's command buffers; read once, when the device is first used."""
+    wanted = {"MLX_MAX_OPS_PER_BUFFER": speed.ops_per_buffer, "MLX_MAX_MB_PER_BUFFER": speed.mb_per_buffer}
+    return {name: str(value) for name, value in wanted.items() if value}
+
+
 def can_compile() -> bool:
     """MLX compiles for the CPU by calling g++ at run time; GPUs need nothing."""
     return on_gpu() or shutil.which("g++") is not None
@@ -122,7 +153,9 @@ def device_report() -> dict:
     return {
         "device": "gpu" if on_gpu() else "cpu",
         "name": info.get("device_name", info.get("architecture", "unknown")),
-        "backend": "metal" if mx.metal.is_available() else "cuda" if mx.cuda.is_available() else "cpu",
+        "backend": kind(),
+        "chip": chip(),
+        "cores": num_cores(),
         "os": platform.platform(),
         "python": platform.python_version(),
         "mlx": version("mlx"),
@@ -130,15 +163,17 @@ def device_report() -> dict:
         "blas": BLAS.name,
         "blas_fast": BLAS.fast,
         "blas_path": BLAS.path,
+        "vectorised_kernels": VECTORISED,
         "compile": can_compile(),
         "memory_limit_gib": round(mx.get_memory_limit() / gib, 2),
         **{f"{k}_gib": v for k, v in limits.items()},
     }
 
 
-def matmul_rate(size: int = 1024, seconds: float = 0.5) -> float:
-    """Measured float32 matrix product of MLX on its default device, in GFLOP/s: the best of repeated runs."""
-    a = mx.random.normal((size, size), key=mx.random.key(0))
+def matmul_rate(size: int = 1024, seconds: float = 0.5, dtype: str = "float32") -> float:
+    """Measured matrix product of MLX on its default device, in GFLOP/s: the best of repeated runs."""
+    size = 4 * size if on_gpu() else size
+    a = mx.random.normal((size, size), key=mx.random.key(0)).astype(DTYPES[dtype])
     mx.eval(a, a @ a)
     return _best_rate(lambda: mx.eval(a @ a), size, seconds)
 

@@ -35,9 +35,25 @@ CURE = "install a C compiler (gcc) or OpenBLAS (libopenblas0-pthread), or set ML
 SHIM = """
 extern void scipy_cblas_sgemm64_(int, int, int, long long, long long, long long, float, const float *, long long,
                                  const float *, long long, float, float *, long long);
+extern void scipy_cblas_sgemv64_(int order, int ta, long long, long long, float, const float *, long long,
+                                 const float *, long long, float, float *, long long);
+enum { ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112, FEW_ROWS = 32, UNPACKED = 1000000 };
 void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda,
                  const float *b, int ldb, float beta, float *c, int ldc) {
-    scipy_cblas_sgemm64_(order, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+    if (order == ROW_MAJOR && m == 1) /* a row times a matrix: reads the matrix once and packs nothing */
+        scipy_cblas_sgemv64_(order, tb == PLAIN ? TRANSPOSED : PLAIN, tb == PLAIN ? k : n, tb == PLAIN ? n : k,
+                             alpha, b, ldb, a, ta == PLAIN ? 1 : lda, beta, c, 1);
+    else if (order == ROW_MAJOR && n == 1)
+        scipy_cblas_sgemv64_(order, ta, ta == PLAIN ? m : k, ta == PLAIN ? k : m,
+                             alpha, a, lda, b, tb == PLAIN ? ldb : 1, beta, c, ldc);
+    else if (order == ROW_MAJOR && m <= FEW_ROWS) { /* in pieces that OpenBLAS multiplies without packing */
+        long long piece = UNPACKED / ((long long)m * k);
+        piece = piece < 16 ? n : piece / 16 * 16;
+        for (long long j = 0; j < n; j += piece)
+            scipy_cblas_sgemm64_(order, ta, tb, m, n - j < piece ? n - j : piece, k, alpha, a, lda,
+                                 b + (tb == PLAIN ? j : j * ldb), ldb, beta, c + j, ldc);
+    } else
+        scipy_cblas_sgemm64_(order, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 """
 

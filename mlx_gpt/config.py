@@ -94,6 +94,16 @@ class ModelConfig(Table):
         activations = self.n_layer * (20 * T * self.n_embd + 2.5 * self.n_head * T * T) + 3 * T * vocab_size
         return int(4 * (state + batch_size * activations))
 
+    def step_traffic(self, vocab_size: int, tokens: int) -> int:
+        """Roughly the bytes that a float32 step of `tokens` reads and writes, kernel by kernel.
+
+        10 passes over the weights (twice for products, gradient, moments, update), 144 over the residual stream's width
+        a layer (48 forward, twice that backward), 17 over the scores, of which blocks leave five eighths.
+        """
+        scores = 17 * 0.625 * self.n_head * self.block_size
+        activations = self.n_layer * (144 * self.n_embd + scores) + 6 * vocab_size
+        return int(4 * (10 * self.num_params(vocab_size) + tokens * activations))
+
     def flops_per_token(self, vocab_size: int) -> float:
         """Floating-point operations of one training step, per token: matmuls forward and backward."""
         matmul_params = self.num_params(vocab_size) - (vocab_size + self.block_size) * self.n_embd
@@ -199,6 +209,11 @@ class Config:
     def to_dict(self) -> dict[str, dict[str, Any]]:
         return dataclasses.asdict(self)
 
+    def get(self, key: str):
+        """The value of a dotted key, as "train.iters"."""
+        table, _, name = key.partition(".")
+        return getattr(getattr(self, table), name)
+
     def replace(self, overrides: dict[str, Any]) -> Self:
         """The same run with dotted keys changed, as {"train.iters": 500}."""
         return self.from_dict(merge(self.to_dict(), nest(overrides)))
@@ -220,9 +235,14 @@ TABLES: dict[str, type[Table]] = {
 }
 
 
-def resolve(preset: str | None = None, recipe: str | None = None, overrides: dict[str, Any] | None = None) -> Config:
-    """Lays preset, recipe and dotted overrides over the defaults."""
-    tables: dict[str, dict[str, Any]] = {}
+def resolve(
+    preset: str | None = None,
+    recipe: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    tuned: dict[str, Any] | None = None,
+) -> Config:
+    """Lays what was tuned, preset, recipe and overrides over the defaults, in this order."""
+    tables = nest(tuned or {})
     if preset:
         tables = merge(tables, load_toml("presets", preset))
     if recipe:

@@ -33,3 +33,9 @@ class OutOfRoom(UserError):
     """The disk or the memory is full."""
 
     exit_code = 6
+
+
+class Disagreement(UserError):
+    """Two computations that should be one give different numbers: a fault of ours, not of the user."""
+
+    exit_code = 1

@@ -11,6 +11,7 @@ from mlx_gpt.backend import mx
 from mlx_gpt.config import resolve
 
 mx.set_default_device(mx.cpu)
+os.environ["MLXGPT_TUNED"] = "off"  # what was tuned on this machine is its own
 
 ROOT = Path(__file__).parent.parent
 TINY_SHAPE = {"n_embd": 32, "n_head": 4, "n_layer": 2, "block_size": 64}

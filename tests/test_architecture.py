@@ -17,7 +17,7 @@ ROOMS = {
     "config": ({"errors"}, set()),
     "blas": ({"config", "errors"}, set()),
     "jit": ({"config"}, set()),
-    "backend": ({"blas", "jit"}, {"mlx", "numpy"}),
+    "backend": ({"blas", "config", "jit"}, {"mlx", "numpy"}),
     "rng": ({"backend"}, set()),
     "data": ({"backend", "config", "errors", "rng"}, {"numpy", "pooch"}),
     "model": ({"backend", "config", "errors", "rng"}, {"mlx"}),
@@ -27,10 +27,14 @@ ROOMS = {
     "generation": ({"backend", "errors", "model", "rng"}, {"numpy"}),
     "watch": ({"reports"}, {"rich"}),
     "api": ({"backend", "checkpoint", "config", "data", "errors", "generation", "model"}, set()),
-    "cli": (None, {"click"}),
+    "bench": (
+        {"backend", "checkpoint", "config", "data", "errors", "generation", "model", "optim", "rng", "train"},
+        {"matplotlib", "mlx", "numpy", "torch"},
+    ),
+    "cli": (None, {"click", "numpy"}),
 }
 # Packages that one file alone may import.
-ONLY = {"pooch": "data/corpus.py", "mlx.core": "backend.py", "mlx.nn": "backend.py"}
+ONLY = {"pooch": "data/corpus.py", "mlx.core": "backend.py", "mlx.nn": "backend.py", "torch": "bench/pytorch.py"}
 BANNED_NAMES = {"utils", "helpers", "common", "misc"}
 
 

@@ -13,7 +13,14 @@ CODE = """
 import json, numpy as np
 from mlx_gpt.backend import BLAS, mx
 a, b = (np.random.default_rng(s).standard_normal((70, 50), dtype=np.float32) for s in (0, 1))
-errors = [np.abs(np.array(mx.array(x) @ mx.array(y)) - x.astype(np.float64) @ y).max() for x, y in ((a, b.T), (a.T, b))]
+row, column = a[:1], a[:, :1]
+pairs = [(a, b.T), (a.T, b), (row, b.T), (column.T, b), (column.T, a)]
+pairs += [(a, row.T), (b.T, column), (row, row.T), (column, row)]
+errors = []
+for x, y in pairs:
+    for plain in (lambda z: mx.array(z), lambda z: mx.array(np.ascontiguousarray(z.T)).T):
+        errors.append(np.abs(np.array(plain(x) @ mx.array(y)) - x.astype(np.float64) @ y).max())
+        errors.append(np.abs(np.array(mx.array(x) @ plain(y)) - x.astype(np.float64) @ y).max())
 print(json.dumps({"name": BLAS.name, "fast": BLAS.fast, "path": BLAS.path, "error": float(max(errors))}))
 """
 

@@ -131,11 +131,26 @@ def test_reports_come_as_json(command, tmp_path):
 def test_plan_and_bench_measure_and_leave_nothing(tmp_path):
     plan = json.loads(mlxgpt("train", "--corpus", "pydocs", *SMALL, "--plan", "--json", cwd=tmp_path).stdout)
     assert plan["tokens"] == 12 * 4 * 64 and plan["parameters"] > 20_000 and plan["eta_seconds"] > 0
-    bench = json.loads(
-        mlxgpt("bench", "--corpus", "pydocs", *SMALL[:4], "--batch=4", "--steps=2", "--json", cwd=tmp_path).stdout
-    )
-    assert bench["ms_per_iter"] > 0 and bench["tokens_per_second"] > 0 and bench["peak_bytes"] > 0
     assert not list(tmp_path.iterdir())
+
+
+def test_bench_measures_and_keeps_a_record(tmp_path):
+    """The whole command on a tiny model: the tables, the record, and the same as JSON."""
+    tiny = [*SMALL[:4], "--quick", "--only", "plain MLX", "--batch=4"]
+    done = mlxgpt("bench", *tiny, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in ("mlxgpt ", "plain MLX", "of matmul", "backward", "decode 16", "runs/bench/bench.json"):
+        assert word in done.stdout
+    record = json.loads((tmp_path / "runs/bench/bench.json").read_text())
+    again = json.loads(mlxgpt("bench", *tiny, "--json", "--rounds=1", cwd=tmp_path).stdout)
+    for found in (record, again):
+        result = found["presets"]["model-l"]
+        ours, plain = (result["training"][name] for name in ("mlxgpt", "plain MLX"))
+        assert ours["losses"] == pytest.approx(plain["losses"], abs=2e-3)
+        assert ours["ms_per_iter"] > 0 and ours["gflops"] > 0 and ours["peak_resident_bytes"] > 1e7
+        assert result["parts"].keys() == {"data", "forward", "backward", "optimizer", "attention"}
+        assert result["writing"]["mlxgpt"]["decode 16"] > 0
+        assert result["config"]["train"]["batch_size"] == 4 and found["machine"]["cores"] >= 1
 
 
 def test_runs_are_numbered_and_resumed_by_themselves(tmp_path):

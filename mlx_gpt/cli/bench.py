@@ -1,61 +1,127 @@
-"""`mlxgpt bench`: the pace of the training step on this machine."""
+"""`mlxgpt bench`: the pace of training and writing, beside PyTorch and a plain MLX loop; `--tune` finds the best."""
 
-import statistics
+import json
+import time
 from pathlib import Path
 
 import click
 
-from mlx_gpt.cli.options import corpus_option, echo_json, json_option, overrides_of, preset_option, set_option
+from mlx_gpt.cli.options import (
+    corpus_option,
+    echo_json,
+    folder_option,
+    heads_option,
+    json_option,
+    overrides_of,
+    set_option,
+)
+from mlx_gpt.config import names_of
+
+CONTENDERS = ("mlxgpt", "torch.compile", "PyTorch", "plain MLX")
 
 
 @click.command()
-@preset_option
+@click.option(
+    "--preset",
+    "presets",
+    multiple=True,
+    metavar="NAME|FILE",
+    default=("model-l",),
+    help=f"{', '.join(names_of('presets'))}, or a TOML file; repeatable.",
+)
 @corpus_option
-@click.option("--batch", type=int, help="Sequences per micro-batch.")
-@click.option("--accum", type=int, help="Micro-batches per update.")
+@click.option("--batch", type=int, default=64, help="Sequences per update.")
 @click.option("--dtype", help="Compute type: float32, bfloat16 or float16.")
-@click.option("--steps", type=click.IntRange(1, 1000), default=10, help="Steps to time, after the one that compiles.")
+@heads_option
+@click.option("--rounds", type=click.IntRange(1, 1000), default=3, help="Turns of each contender, after a warm-up.")
+@click.option("--only", multiple=True, type=click.Choice(CONTENDERS), help="These contenders and mlxgpt; repeatable.")
+@click.option("--quick", is_flag=True, help="16 sequences, 3 rounds, no torch.compile.")
+@click.option("--tune", is_flag=True, help="Find the fastest settings for this device and preset; train will use them.")
+@click.option("--out", metavar="DIR", callback=folder_option, default="runs/bench", help="Where record and picture go.")
 @set_option
 @json_option
-def bench(preset, steps, sets, as_json, **flags):
-    """ms/iter, tokens/s and peak memory of the training step."""
-    from mlx_gpt import backend
-    from mlx_gpt.cli.session import Wish, begin, make_trainer
+def bench(presets, rounds, only, quick, tune, out, sets, as_json, **flags):
+    """Measure training and writing on this machine.
 
-    wish = Wish(preset=preset, recipe=None, overrides=overrides_of(sets, flags), out=None, resume=None, fine_tune=None)
-    start = begin(wish, lambda text: click.echo(text, err=True))
-    config = start.header.config
-    trainer = make_trainer(start, Path())
-    times = trainer.time_steps(steps)
-    seconds = statistics.median(times)
-    tokens = config.train.sequences_per_step * config.model.block_size
-    device = backend.device_report()
-    facts = {
-        "preset": preset or "model-l",
-        "batch_size": config.train.batch_size,
-        "grad_accum_steps": config.train.grad_accum_steps,
-        "block_size": config.model.block_size,
-        "dtype": config.train.dtype,
-        "steps": steps,
-        "ms_per_iter": round(seconds * 1000, 2),
-        "ms_per_iter_min": round(min(times) * 1000, 2),
-        "ms_per_iter_max": round(max(times) * 1000, 2),
-        "tokens_per_second": round(tokens / seconds, 1),
-        "gflops": round(config.model.flops_per_token(start.header.vocab_size) * tokens / seconds / 1e9, 1),
-        "peak_bytes": backend.peak_memory(),
-        "device": device["name"],
-        "backend": device["backend"],
-        "mlx": device["mlx"],
-        "blas": device["blas"],
-    }
-    if as_json:
-        echo_json(facts)
+    \b
+    mlxgpt bench --quick
+    mlxgpt bench --preset model-s --preset model-l --only PyTorch
+    mlxgpt bench --tune --preset model-l
+
+    Every contender runs the same model on the same batch, in turns; each must compute the same loss first. PyTorch
+    takes part where it is installed. Dropout is off, so that losses can be compared.
+    """
+    from mlx_gpt.bench import report
+    from mlx_gpt.bench.machine import machine
+
+    def note(text: str) -> None:
+        click.echo(f"  {text}", err=True)
+
+    if quick:
+        flags["batch"], rounds = min(flags["batch"], 16), min(rounds, 3)
+        only = only or ("PyTorch", "plain MLX")
+    settings = {"model.dropout": 0.0, **overrides_of(sets, flags)}
+    if tune:
+        _tune(presets, settings, note, as_json)
         return
-    click.echo(
-        "{preset}, {batch_size} x {grad_accum_steps} sequences of {block_size}, {dtype}, on {device} "
-        "({backend}, MLX {mlx}, BLAS {blas})\n"
-        "{ms_per_iter:,.1f} ms/iter (median of {steps}; {ms_per_iter_min:,.1f} to {ms_per_iter_max:,.1f})  "
-        "{tokens_per_second:,.0f} tokens/s  {gflops:,.0f} GFLOP/s  peak {peak:.2f} GB".format(
-            **facts, peak=facts["peak_bytes"] / 1e9
-        )
-    )
+    names = [name for name in CONTENDERS if name == "mlxgpt" or not only or name in only]
+    record = {"machine": machine(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "presets": {}}
+    if not as_json:
+        click.echo(report.machine_line(record["machine"]))
+    for preset in presets:
+        result = measure(preset, settings, names, rounds, note)
+        record["presets"][preset] = result
+        if not as_json:
+            click.echo("\n" + "\n".join(report.lines(preset, result)))
+    files = _keep(record, out, note)
+    if as_json:
+        echo_json(record)
+    else:
+        click.echo(f"\nrecord: {', '.join(map(str, files))}")
+
+
+def measure(preset: str, settings: dict, names: list[str], rounds: int, note) -> dict:
+    """One preset's race, with its config and sizes."""
+    from mlx_gpt.bench.race import race
+    from mlx_gpt.cli.session import bench_case
+
+    case = bench_case(preset, settings, note)
+    config = case.config
+    return {
+        "config": config.to_dict(),
+        "parameters": config.model.num_params(case.vocab_size),
+        "flops_per_step": config.model.flops_per_token(case.vocab_size) * case.inputs.size,
+        "bytes_per_step": config.model.step_traffic(case.vocab_size, case.inputs.size),
+        **race(case, names, rounds, note),
+    }
+
+
+def _keep(record: dict, folder: Path, note) -> list[Path]:
+    from mlx_gpt.bench import report
+    from mlx_gpt.checkpoint.files import make_folder, write_atomic
+
+    make_folder(folder)
+    written = [folder / "bench.json"]
+    write_atomic(written[0], [json.dumps(record, indent=1).encode()])
+    try:
+        report.draw(folder / "bench.png", record["presets"], record["machine"])
+        written.append(folder / "bench.png")
+    except ModuleNotFoundError as error:
+        note(f"no picture: needs {error.name}; pip install -e '.[plot]'")
+    return written
+
+
+def _tune(presets, settings: dict, note, as_json: bool) -> None:
+    from mlx_gpt.bench.tuner import keep, tune
+    from mlx_gpt.cli.session import bench_case
+
+    for preset in presets:
+        case = bench_case(preset, settings, note, use_tuned=False)
+        found = tune(case, settings, note)
+        path = keep(case.config.model, found)
+        if as_json:
+            echo_json({"preset": preset, **found, "kept": path})
+        else:
+            chosen = ", ".join(f"{key}={value}" for key, value in found["settings"].items()) or "the defaults"
+            click.echo(f"{preset}: {chosen}; {found['ms_per_iter']:,.1f} ms/iter, {found['gain']:.2f} x the defaults")
+            click.echo(f"kept in {path}; train and bench use it")

@@ -18,6 +18,7 @@ FLAGS = {
     "dtype": "train.dtype",
     "eval_every": "train.eval_every",
     "sample_every": "train.sample_every",
+    "heads": "model.n_head",
     "lr": "optimizer.learning_rate",
     "min_lr": "optimizer.min_learning_rate",
     "corpus": "data.corpus",
@@ -33,6 +34,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Machine-read
 preset_option = click.option(
     "--preset", metavar="NAME|FILE", help=f"{', '.join(names_of('presets'))}, or a TOML file of your own."
 )
+heads_option = click.option("--heads", type=int, help="Attention heads; 64-wide ones have fused kernels on Metal.")
 corpus_option = click.option(
     "--corpus", multiple=True, metavar="NAME|PATH", help="A named corpus, a file or a folder of UTF-8 text; repeatable."
 )

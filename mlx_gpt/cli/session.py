@@ -3,14 +3,19 @@
 import dataclasses
 import itertools
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_gpt import backend
+import numpy as np
+
+from mlx_gpt import backend, rng
 from mlx_gpt.api import read_checkpoint, require_vocab, tokenizer_of
 from mlx_gpt.backend import mx
+from mlx_gpt.bench.case import Case
+from mlx_gpt.bench.tuner import tuned
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.files import write_atomic
 from mlx_gpt.checkpoint.store import Checkpoint, Header
@@ -18,7 +23,7 @@ from mlx_gpt.cli.options import NEWEST, sizes_of
 from mlx_gpt.config import Config, load_toml, merge, nest, preset_of, resolve
 from mlx_gpt.data.corpus import Corpus, corpus_name, open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer
-from mlx_gpt.data.tokens import Windows, encode
+from mlx_gpt.data.tokens import Tokens, Windows, encode
 from mlx_gpt.errors import BadFile, OutOfRoom, ResumeRefused, UserError
 from mlx_gpt.model.attention import make_attend
 from mlx_gpt.model.gpt import GPT
@@ -61,7 +66,7 @@ def begin(wish: Wish, note: Note) -> Start:
         return _resumed(wish, note)
     if wish.fine_tune:
         return _fine_tuned(wish, note)
-    config = resolve(wish.preset or "model-l", wish.recipe, wish.overrides)
+    config = _resolved(wish.preset or "model-l", wish.recipe, wish.overrides, note)
     corpus = open_corpus(config.data.corpus)
     tokenizer = CharTokenizer.from_documents(corpus.documents)
     return Start(
@@ -108,6 +113,7 @@ def best_checkpoint(folder: Path) -> Path:
 def make_trainer(start: Start, folder: Path) -> Trainer:
     """The trainer of a run that begins at `start`. Puts the model and the text on the device."""
     config, tokenizer = start.header.config, start.tokenizer
+    os.environ.update(backend.buffer_variables(config.speed))  # before the device is first used
     backend.prepare(config.train.dtype)
     _require_memory(config, tokenizer.vocab_size)
     train, val = encode(start.corpus, tokenizer).split(config.data.val_fraction)
@@ -133,6 +139,36 @@ def make_trainer(start: Start, folder: Path) -> Trainer:
         token_bytes=tokenizer.token_bytes(),
         folder=folder,
     )
+
+
+def bench_case(preset: str, settings: dict[str, Any], note: Note, use_tuned: bool = True) -> Case:
+    """What `mlxgpt bench` has computed: the preset's shape on the training text, which is taken as one document."""
+    config = _resolved(preset, None, settings, note) if use_tuned else resolve(preset, None, settings)
+    corpus = open_corpus(config.data.corpus)
+    tokenizer = CharTokenizer.from_documents(corpus.documents)
+    ids = encode(corpus, tokenizer).split(config.data.val_fraction)[0].ids
+    borders = np.array([0, len(ids)])
+    windows = Windows(Tokens(ids=ids, borders=borders), config.model.block_size)
+    batch = windows.sample(rng.key(config.train.seed, rng.WINDOWS, 0), config.train.sequences_per_step)
+    return Case(
+        config=config,
+        vocab_size=tokenizer.vocab_size,
+        weights={name: np.array(w) for name, w in GPT(config.model, tokenizer.vocab_size).weights().items()},
+        ids=ids,
+        borders=borders,
+        inputs=np.array(batch.inputs),
+        targets=np.array(batch.targets),
+    )
+
+
+def _resolved(preset: str | None, recipe: str | None, overrides: dict[str, Any], note: Note) -> Config:
+    """The config with what was tuned for this device and shape; says so."""
+    found = tuned(resolve(preset, recipe, overrides).model)
+    config = resolve(preset, recipe, overrides, found)
+    used = [f"{key}={value}" for key, value in found.items() if config.get(key) == value]
+    if used:
+        note(f"tuned for this device: {', '.join(used)} (MLXGPT_TUNED=off does without)")
+    return config
 
 
 def _require_memory(config: Config, vocab_size: int) -> None:
@@ -283,7 +319,7 @@ def _fine_tuned(wish: Wish, note: Note) -> Start:
     checkpoint = read_checkpoint(wish.fine_tune, wish.preset, sizes_of(wish.overrides))
     shape = {f"model.{k}": v for k, v in checkpoint.header.config.model.shape().items()}
     own_text = {"data.corpus": checkpoint.header.config.data.corpus} if checkpoint.header.corpus else {}
-    config = resolve(None, wish.recipe, own_text | wish.overrides | shape)
+    config = _resolved(None, wish.recipe, own_text | wish.overrides | shape, note)
     corpus = open_corpus(config.data.corpus)
     tokenizer = tokenizer_of(checkpoint.header) or CharTokenizer.from_documents(corpus.documents)
     require_vocab(corpus, tokenizer, checkpoint.header.vocab_size)

@@ -15,6 +15,7 @@ from mlx_gpt.cli.options import (
     corpus_option,
     echo_json,
     folder_option,
+    heads_option,
     json_option,
     overrides_of,
     preset_option,
@@ -50,6 +51,7 @@ SAME_SIGNAL_SECONDS = 0.3  # timeout(1) and some shells signal both the process 
 @click.option("--lr", type=float, help="Peak learning rate.")
 @click.option("--min-lr", type=float, help="Learning rate at the end.")
 @click.option("--dtype", help="Compute type: float32, bfloat16 or float16.")
+@heads_option
 @click.option("--seed", type=int, help="Decides weights, batches and dropout.")
 @click.option("--eval-every", type=int, help="Updates between evaluations.")
 @click.option("--sample-every", type=int, help="Updates between samples of text; 0 never, -1 at each evaluation.")
@@ -243,7 +245,7 @@ def _headlines(start, trainer, folder: Path) -> list[str]:
         f"batch {train.batch_size} x {train.grad_accum_steps}; into {folder}",
     ]
     if device["backend"] == "cpu" and backend.can_compile():
-        lines.append("the first update compiles: up to a minute when its kernels are new to this machine")
+        lines.append("the first update compiles: some seconds, more when its kernels are new to this machine")
     if header.iteration:
         lines.append(f"going on from iteration {header.iteration} of {train.iters}")
     return lines

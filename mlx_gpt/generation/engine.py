@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlx_gpt import rng
-from mlx_gpt.backend import BLAS, for_few_rows, mx, num_cores
+from mlx_gpt.backend import divide, for_few_rows, lanes, mx
 from mlx_gpt.errors import UserError
 from mlx_gpt.generation.sampling import Sampling, sample
 from mlx_gpt.model.cache import KVCache, State
@@ -27,29 +27,41 @@ class Decoder:
         self.block_size = model.config.block_size
         model.set_weights(for_few_rows(model.weights()))
 
-        def read(tokens: mx.array, length: mx.array, place: mx.array) -> tuple[mx.array, State]:
-            cache = KVCache.make(model.config, tokens.shape[0])
-            logits = model.forward(tokens, cache=cache)
-            _, layers = cache.state
-            return choose(mx.take(logits, length - 1, axis=1), place), (length, layers)
+        def read(tokens: mx.array, length: mx.array, place: mx.array) -> tuple[mx.array, list[State]]:
+            logits, states = [], []
+            for first, end, lane in _parts(tokens):
+                with mx.stream(lane):
+                    cache = KVCache.make(model.config, end - first)
+                    logits.append(mx.take(model.forward(tokens[first:end], cache=cache), length - 1, axis=1))
+                    states.append((length, cache.layers))
+            return choose(mx.concatenate(logits), place), states
 
-        def step(ids: mx.array, place: mx.array, state: State) -> tuple[mx.array, State]:
-            cache = KVCache(state)
-            logits = model.forward(ids[:, None], cache=cache)
-            return choose(logits[:, 0], place), cache.state
+        def step(ids: mx.array, place: mx.array, states: list[State]) -> tuple[mx.array, list[State]]:
+            logits, after = [], []
+            for (first, end, lane), state in zip(_parts(ids), states, strict=True):
+                with mx.stream(lane):
+                    cache = KVCache(state)
+                    logits.append(model.forward(ids[first:end, None], cache=cache)[:, 0])
+                    after.append(cache.state)
+            return choose(mx.concatenate(logits), place), after
 
         self._read, self.step = mx.compile(read), mx.compile(step)
 
-    def read(self, tokens: np.ndarray, place: mx.array) -> tuple[mx.array, State]:
+    def read(self, tokens: np.ndarray, place: mx.array) -> tuple[mx.array, list[State]]:
         """The ids that follow tokens (B, T), and the state to go on from.
 
         Prompts are filled up behind to a power of two, so that few lengths are ever traced; what is behind a token
         changes nothing for it, and is written over.
         """
-        batch_size, length = tokens.shape
-        BLAS.set_threads(num_cores() if batch_size > 1 else 1)  # one row's products are too small to share
+        length = tokens.shape[1]
         size = min(max(1 << (length - 1).bit_length(), MIN_PROMPT), self.block_size)
         return self._read(mx.array(np.pad(tokens, ((0, 0), (0, size - length)))), mx.array(length), place)
+
+
+def _parts(tokens: mx.array) -> list[tuple[int, int, mx.Stream]]:
+    """Rows of (B, ...) side by side on the lanes."""
+    rows = len(tokens)
+    return divide(rows, rows, lanes(), block_size=tokens.size // rows)
 
 
 def decode(model, prompt: Sequence[int], how: Sampling, seed: int = 0) -> Iterator[int]:

@@ -10,8 +10,8 @@ from mlx_gpt.backend import mx, nn, on_gpu
 from mlx_gpt.config import ModelConfig
 from mlx_gpt.model.cache import KVCache
 
-# Heads of this width have fused kernels, forward and backward, in MLX's Metal backend; 32 and 48 have none.
-FUSED_HEAD_DIM = 64
+# Heads of these widths have fused kernels, forward and backward, in MLX's Metal backend; 32 and 48 have none.
+FUSED_HEAD_DIMS = (64, 72, 80, 96, 128, 192, 256)
 # Queries, keys, values (B, H, T, D) and the scale of the scores to (B, H, T, D).
 Attend = Callable[[mx.array, mx.array, mx.array, float], mx.array]
 
@@ -30,11 +30,11 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         q, k, v = (self._heads(w(x)) for w in (self.wq, self.wk, self.wv))  # (B, H, T, D)
         y = attend(q, k, v, self.head_dim**-0.5)
-        return self.wo(y.transpose(0, 2, 1, 3).reshape(B, T, C))
+        return self.wo(_swap(y).reshape(B, T, C))
 
     def _heads(self, x: mx.array) -> mx.array:
         B, T, _ = x.shape
-        return x.reshape(B, T, self.n_head, self.head_dim).transpose(0, 2, 1, 3)  # (B, H, T, D)
+        return _swap(x.reshape(B, T, self.n_head, self.head_dim))  # (B, H, T, D)
 
 
 def make_attend(way: str = "auto", query_blocks: int = 4) -> Attend:
@@ -44,21 +44,26 @@ def make_attend(way: str = "auto", query_blocks: int = 4) -> Attend:
     return partial(WAYS[way], query_blocks=query_blocks)
 
 
-def with_past(attend: Attend, cache: KVCache, layer: int) -> Attend:
-    """Attention that appends to a layer's cache and sees all of it; to an empty one it is `attend`."""
+def with_past(attend: Attend, cache: KVCache, layer: int, hidden: mx.array | None) -> Attend:
+    """Attention that appends to a layer's cache and sees what is not hidden; without a past, `attend` itself."""
 
     def attend_past(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
         keys, values = cache.extend(layer, k, v)
-        if cache.empty:
+        if hidden is None:
             return attend(q, k, v, scale)
-        places = cache.position + mx.arange(q.shape[2])  # (T,)
         if on_gpu():
-            known = mx.arange(keys.shape[2]) <= places[:, None]  # (T, S)
-            return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=known)
-        exp, sums = _exp_scores(q, keys, places, scale)
-        return (_t(exp) @ values / sums).astype(q.dtype)
+            mask = _t(hidden).astype(q.dtype)
+            return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=mask)
+        scores = keys @ _t(q) + hidden  # (B, H, S, T)
+        exp = mx.exp((scores - mx.max(scores, axis=-2, keepdims=True)) * scale)
+        return _t(exp) @ values / _t(mx.sum(exp, axis=-2, keepdims=True))
 
     return attend_past
+
+
+def hide_future(num_keys: int, places: mx.array) -> mx.array:
+    """What is added to scores, (S, T): nothing, or -1e9 for keys behind the query, of queries at `places` (T,)."""
+    return mx.where(mx.arange(num_keys)[:, None] > places, -1e9, 0.0)
 
 
 def fused(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: int = 1) -> mx.array:
@@ -69,7 +74,8 @@ def fused(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: int
 def padded(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: int = 1) -> mx.array:
     """fused() with narrow heads filled up with zeros to a width that has a kernel; zeros change no score."""
     D = q.shape[-1]
-    missing = [(0, 0)] * 3 + [(0, max(FUSED_HEAD_DIM - D, 0))]
+    width = next((d for d in FUSED_HEAD_DIMS if d >= D), D)
+    missing = [(0, 0)] * 3 + [(0, width - D)]
     return fused(*(mx.pad(x, missing) for x in (q, k, v)), scale)[..., :D]
 
 
@@ -87,7 +93,8 @@ def _attend_by_blocks(scale: float, spans: list[tuple[int, int]]):
     def attend(q, k, v):
         outs, sums, exps = [], [], []
         for first, end in spans:
-            exp, total = _exp_scores(q[:, :, first:end], k[:, :, :end], mx.arange(first, end), scale)
+            hidden = hide_future(end, mx.arange(first, end))
+            exp, total = _exp_scores(q[:, :, first:end], k[:, :, :end], hidden, scale)
             outs.append(_t(exp) @ v[:, :, :end] / total)
             exps.append(exp)
             sums.append(total)
@@ -113,8 +120,8 @@ def _attend_by_blocks(scale: float, spans: list[tuple[int, int]]):
     return attend
 
 
-def _exp_scores(q: mx.array, k: mx.array, places: mx.array, scale: float) -> tuple[mx.array, mx.array]:
-    """exp of the scores below their highest, (B, H, S, T), and its sums, (B, H, T, 1), of queries at `places` (T,).
+def _exp_scores(q: mx.array, k: mx.array, hidden: mx.array, scale: float) -> tuple[mx.array, mx.array]:
+    """exp of the scores below their highest, (B, H, S, T), and its sums, (B, H, T, 1).
 
     MLX fuses elementwise operations that broadcast into slow strided loops on a CPU. So scores are transposed, rows are
     left unnormalised, and what must broadcast is kept out of fusion: by a strided view in place of a broadcast, by a
@@ -122,12 +129,17 @@ def _exp_scores(q: mx.array, k: mx.array, places: mx.array, scale: float) -> tup
     """
     scores = (k @ _t(q)).astype(mx.float32)
     B, H, S, T = scores.shape
-    hidden = mx.where(mx.arange(S)[:, None] > places, -1e9, 0.0)
     scores = scores + mx.as_strided(hidden, (B, H, S, T), (0, 0, T, 1))
     highest = mx.as_strided(mx.max(scores, axis=-2), (B * H, S, T), (T, 0, 1))
     scores = (scores.reshape(B * H, S, T) - highest).reshape(B, H, S, T)
     exp = mx.exp(scores * scale)
     return exp.astype(q.dtype), mx.sum(exp, axis=-2)[..., None]
+
+
+def _swap(x: mx.array) -> mx.array:
+    """(B, T, H, D) to (B, H, T, D) and back; a single token's numbers stay where they are."""
+    B, M, N, D = x.shape
+    return x.reshape(B, N, M, D) if 1 in (M, N) else x.swapaxes(1, 2)
 
 
 def _t(x: mx.array) -> mx.array:

@@ -12,7 +12,7 @@ from mlx_gpt import rng
 from mlx_gpt.backend import mx, nn
 from mlx_gpt.config import ModelConfig
 from mlx_gpt.errors import UserError
-from mlx_gpt.model.attention import Attend, CausalSelfAttention, make_attend, with_past
+from mlx_gpt.model.attention import Attend, CausalSelfAttention, hide_future, make_attend, with_past
 from mlx_gpt.model.cache import KVCache
 from mlx_gpt.model.mlp import MLP
 
@@ -79,12 +79,13 @@ class GPT(nn.Module):
 
         Dropout acts where a key is given; `first_row` is this batch's place in a larger one.
         """
-        T = tokens.shape[1]
-        positions = self.wpe.weight[:T] if cache is None else self.wpe(cache.position + mx.arange(T))
-        x = self.wte(tokens) + positions  # (B, T, C)
+        T, S = tokens.shape[1], self.config.block_size
+        places = None if cache is None else cache.position + mx.arange(T)
+        hidden = None if cache is None or cache.empty else hide_future(S, places)
+        x = self.wte(tokens) + (self.wpe.weight[:T] if cache is None else self.wpe(places))  # (B, T, C)
         drops = self._drops(dropout_key, first_row)
         for i, block in enumerate(self.layers):
-            attend = with_past(self.attend, cache, i) if cache else self.attend
+            attend = with_past(self.attend, cache, i, hidden) if cache else self.attend
             run = partial(block, attend=attend, drop_attn=drops[2 * i], drop_mlp=drops[2 * i + 1])
             x = (nn.utils.checkpoint(block, run) if self.remat else run)(x)
         if cache:

@@ -4,7 +4,7 @@ Gathers windows on the device, runs forward and backward, clips, and updates, or
 loss or the gradient is not finite. Traced once: whatever changes from step to step enters as an array.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from mlx.utils import tree_flatten, tree_map
@@ -34,30 +34,46 @@ def initial_state(weights: dict[str, mx.array], optimizer) -> State:
     return {"weights": weights, "optimizer": optimizer.init(weights)}
 
 
+def make_gradients(model, config: Config):
+    """gradients(weights, batch, dropout_key) -> (loss, gradients), of the whole batch."""
+    dtype = config.train.dtype
+
+    def loss_fn(weights, batch: Batch, total: mx.array, dropout_key: mx.array, first_row: int):
+        logits = model.apply(cast(weights, dtype), batch.inputs, dropout_key=dropout_key, first_row=first_row)
+        return (cross_entropy(logits, batch.targets) * batch.mask).sum() / total * LOSS_SCALE[dtype]
+
+    def gradients(weights, batch: Batch, dropout_key: mx.array):
+        total = batch.mask.sum()
+
+        def of_part(part, first_row):
+            return mx.value_and_grad(loss_fn)(weights, Batch(*part), total, dropout_key, first_row)
+
+        return tree_map(lambda x: x / LOSS_SCALE[dtype], over_lanes(of_part, batch, config))
+
+    return gradients
+
+
+def over_lanes(run: Callable, arrays: Sequence[mx.array], config: Config):
+    """The sum of run(part, first_row) over the parts of a batch: side by side on the lanes, in turn on each of them."""
+    train, sums = config.train, {}
+    parts = divide(len(arrays[0]), train.batch_size, lanes(config.speed.lanes), config.model.block_size)
+    for first, end, lane in parts:
+        with mx.stream(lane):
+            part, before = [a[first:end] for a in arrays], sums.get(lane)
+            if before is not None:  # so that the memory of one part is free before the next begins
+                part = mx.depends(part, [a for _, a in tree_flatten(before)])
+            new = run(part, first)
+            sums[lane] = new if before is None else tree_map(mx.add, before, new)
+    return tree_map(lambda *xs: sum(xs), *sums.values())
+
+
 def make_step(model, optimizer, sample: Callable[[mx.array, int], Batch], clip, config: Config):
     """Compiles step(state, lr, index) -> (state, StepOutput); `index` (uint32) decides windows and dropout.
 
     `sample(key, size)` gives the batch, `clip(grads, bound, norm)` the bounded gradients.
     """
     train, bound = config.train, config.optimizer.max_grad_norm
-    streams = lanes(config.speed.lanes)
-    parts = divide(train.sequences_per_step, train.batch_size, streams, config.model.block_size)
-
-    def loss_fn(weights, batch: Batch, total: mx.array, dropout_key: mx.array, first_row: int):
-        logits = model.apply(cast(weights, train.dtype), batch.inputs, dropout_key=dropout_key, first_row=first_row)
-        return (cross_entropy(logits, batch.targets) * batch.mask).sum() / total * LOSS_SCALE[train.dtype]
-
-    def gradients(weights, batch: Batch, dropout_key: mx.array):
-        """Loss and gradients of the whole batch: its parts side by side on the lanes, one after the other on each."""
-        total, sums = batch.mask.sum(), {}
-        for first, end, lane in parts:
-            with mx.stream(lane):
-                part, before = [a[first:end] for a in batch], sums.get(lane)
-                if before:  # so that the memory of one part is free before the next begins
-                    part = mx.depends(part, [a for _, a in tree_flatten(before)])
-                new = mx.value_and_grad(loss_fn)(weights, Batch(*part), total, dropout_key, first)
-                sums[lane] = tree_map(mx.add, before, new) if before else new
-        return tree_map(lambda *xs: sum(xs) / LOSS_SCALE[train.dtype], *sums.values())
+    gradients = make_gradients(model, config)
 
     @mx.compile
     def step(state: State, lr: mx.array, index: mx.array) -> tuple[State, StepOutput]:

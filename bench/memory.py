@@ -1,0 +1,69 @@
+"""Memory over a run of 2,000 updates with evaluations and saves: MLX's active memory, and the process's resident size.
+
+python bench/memory.py PICTURE.png [STEPS]; exits 1 where either grows by more than 1 % over the second half.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from mlx_gpt.backend import mx
+from mlx_gpt.cli.session import Wish, begin, make_trainer
+from mlx_gpt.reports import SaveReport, StepReport
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+
+def resident() -> int:
+    """Bytes in memory now; the peak where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main(picture: str, steps: int = 2000) -> None:
+    overrides = {
+        "train.batch_size": 4,
+        "train.iters": steps,
+        "train.eval_every": 100,
+        "train.eval_windows": 64,
+        "train.save_minutes": 0.1,
+        "train.patience": 0,
+    }
+    wish = Wish(preset="model-xs", recipe=None, overrides=overrides, out=None, resume=None, fine_tune=None)
+    rows, saves = [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        for report in make_trainer(begin(wish, print), Path(folder)).run():
+            saves += isinstance(report, SaveReport)
+            if isinstance(report, StepReport):
+                rows.append((report.step, mx.get_active_memory() / 1e6, resident() / 1e6))
+    step, *curves = np.array(rows).T
+    figure, axes = plt.subplots(2, 1, figsize=(7, 4), sharex=True)
+    grew = False
+    for axis, curve, name in zip(axes, curves, ("MLX active memory", "resident size"), strict=True):
+        half = len(step) // 2
+        slope, level = np.polyfit(step[half:], curve[half:], 1)
+        growth = slope * (step[-1] - step[half]) / curve[half:].mean()
+        grew |= growth > 0.01
+        print(f"{name}: {curve[half:].mean():.1f} MB, {growth:+.2%} over the last {len(step) - half} updates")
+        axis.plot(step, curve, linewidth=0.8)
+        axis.set_ylabel("MB")
+        axis.set_title(f"{name}: {growth:+.2%} over the second half", loc="left", fontsize=9)
+        axis.set_ylim(0, 1.2 * curve.max())
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].set_xlabel(f"updates of model-xs ({steps // 100} evaluations, {saves} saves)")
+    figure.tight_layout()
+    figure.savefig(picture, dpi=150)
+    sys.exit(int(grew))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(int, sys.argv[2:3]))

@@ -1,0 +1,71 @@
+"""What the trainer costs beside its bare compiled step, in turns: display, metrics file and bookkeeping are on.
+
+python bench/overhead.py [PRESET] [ROUNDS]
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from mlx_gpt import backend
+from mlx_gpt.backend import mx
+from mlx_gpt.cli.session import Wish, begin, make_trainer
+from mlx_gpt.reports import StepReport
+from mlx_gpt.watch.console import RunConsole, Terminal
+from mlx_gpt.watch.metrics import MetricsFile
+
+STEPS = 5  # of each kind in a round
+
+
+def main(preset: str = "model-s", rounds: int = 20) -> None:
+    overrides = {"train.eval_every": 10**6, "train.iters": 10**6, "train.log_every": 1}
+    wish = Wish(preset=preset, recipe=None, overrides=overrides, out=None, resume=None, fine_tune=None)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(begin(wish, print), Path(folder))
+        train, config = trainer.config.train, trainer.config
+        console = RunConsole(
+            Terminal(file=open(Path(folder, "screen"), "w"), force_terminal=True),
+            iters=train.iters,
+            tokens_per_step=train.sequences_per_step * config.model.block_size,
+            log_every=train.log_every,
+            patience=train.patience,
+            peak_memory=backend.peak_memory,
+        )
+        metrics = MetricsFile(Path(folder, "metrics.jsonl"), 0, print)
+        reports, state = trainer.run(), trainer.state
+
+        def trained() -> None:
+            report = next(reports)
+            assert isinstance(report, StepReport)
+            metrics.add(report)
+            console.show(report)
+
+        def bare(index: int) -> None:
+            nonlocal state
+            state, output = trainer._step(state, mx.array(1e-3), mx.array(index, dtype=mx.uint32))
+            mx.eval(state, output)
+
+        trained(), bare(0)
+        ratios, times = [], []
+        for turn in range(rounds):
+            seconds = []
+            for run in (lambda i: trained(), bare):
+                start = time.perf_counter()
+                for i in range(STEPS):
+                    run(turn * STEPS + i)
+                seconds.append((time.perf_counter() - start) / STEPS)
+            ratios.append(seconds[0] / seconds[1])
+            times.append(seconds)
+        console.close()
+        metrics.close()
+    inside, alone = (1000 * statistics.median(t) for t in zip(*times, strict=True))
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    print(
+        f"{preset}: in the trainer {inside:.1f} ms, bare {alone:.1f} ms; ratio {middle:.3f} ({low:.3f} to {high:.3f})"
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2], *map(int, sys.argv[2:3]))

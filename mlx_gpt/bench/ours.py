@@ -1,0 +1,159 @@
+"""mlxgpt as it trains and generates, and the parts of its step."""
+
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_gpt import backend, rng
+from mlx_gpt.backend import cast, mx
+from mlx_gpt.bench.case import LEARNING_RATE, Case
+from mlx_gpt.data.tokens import Tokens, Windows
+from mlx_gpt.generation.engine import Decoder
+from mlx_gpt.model.attention import make_attend
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.optim.clip import CLIPS, global_norm
+from mlx_gpt.optim.optimizers import AdamW
+from mlx_gpt.train.loss import cross_entropy
+from mlx_gpt.train.step import initial_state, make_gradients, make_step, over_lanes
+
+
+class Contender:
+    """The trainer's own compiled step, without the trainer."""
+
+    def __init__(self, case: Case):
+        self.version = f"MLX {version('mlx')}"
+        self.case, self.config, speed = case, case.config, case.config.speed
+        self.model = GPT(self.config.model, case.vocab_size)
+        self.model.attend, self.model.remat = make_attend(speed.attention, speed.query_blocks), speed.remat
+        self.weights = {name: mx.array(w) for name, w in case.weights.items()}
+        self.model.set_weights(self.weights)
+        self.windows = Windows(Tokens(ids=case.ids, borders=case.borders), self.config.model.block_size)
+        self.optimizer = AdamW(self.config.optimizer)
+        self.step = self._make_step(self.config)
+        self.state, self.index = self._first_state(), 0
+
+    def losses(self, rows: int) -> list[float]:
+        """The loss of the first `rows` sequences of the case's batch, and their loss after one update on them."""
+        config = self.config
+        step, state, found = self.step, self._first_state(), []
+        if rows != config.train.sequences_per_step:
+            step = self._make_step(config.replace({"train.batch_size": rows, "train.grad_accum_steps": 1}))
+        for _ in range(2):
+            state, output = step(state, mx.array(LEARNING_RATE), mx.array(0, dtype=mx.uint32))
+            found.append(output.loss.item())
+        return found
+
+    def steps(self, count: int) -> float:
+        """Seconds of `count` updates, each submitted as soon as the device takes it."""
+        start = time.perf_counter()
+        for _ in range(count):
+            self.index += 1
+            index = mx.array(self.index, dtype=mx.uint32)
+            self.state, output = self.step(self.state, mx.array(LEARNING_RATE), index)
+            mx.async_eval(self.state, output)
+        mx.eval(self.state)
+        return time.perf_counter() - start
+
+    def device_peak(self) -> int:
+        return backend.peak_memory()
+
+    def parts(self, seconds: float) -> dict[str, float]:
+        """Seconds of each part of a step, the best of repeated runs of at most `seconds` in all; the matmul rate."""
+        config, weights = self.config, self.state["weights"]
+        rows, T = config.train.sequences_per_step, config.model.block_size
+        H, D = config.model.n_head, config.model.head_dim
+        batch = mx.compile(lambda i: tuple(self._sample(i)))
+        key, total = rng.key(0, rng.DROPOUT), mx.array(float(rows * T))
+        gradients = make_gradients(self.model, config)
+
+        def loss(weights, inputs, targets):
+            def part_loss(inputs, targets):
+                logits = self.model.apply(cast(weights, config.train.dtype), inputs)
+                return cross_entropy(logits, targets).sum() / total
+
+            return over_lanes(lambda part, first: part_loss(*part), (inputs, targets), config)
+
+        def attention(q, k, v):
+            def part(qkv, first):
+                scale, ones = D**-0.5, mx.ones_like(qkv[0])
+                return mx.vjp(lambda *qkv: self.model.attend(*qkv, scale), list(qkv), [ones])[1][0].sum()
+
+            return over_lanes(part, (q, k, v), config)
+
+        def optimize(weights, grads, state):
+            grads = CLIPS[config.optimizer.clip_mode](grads, config.optimizer.max_grad_norm, global_norm(grads))
+            return self.optimizer.update(weights, grads, state, mx.array(LEARNING_RATE))
+
+        data = batch(mx.array(1, dtype=mx.uint32))
+        heads = [mx.random.normal((rows, H, T, D)).astype(backend.DTYPES[config.train.dtype]) for _ in range(3)]
+        both = mx.compile(lambda w, *data: gradients(w, type(self._sample(mx.array(0)))(*data), key))
+        _, grads = both(weights, *data)
+        mx.eval(data, heads, grads)
+        share = seconds / 5
+        forward = _best(mx.compile(loss), (weights, *data[:2]), share)
+        return {
+            "data": _best(batch, (mx.array(1, dtype=mx.uint32),), share),
+            "forward": forward,
+            "backward": max(_best(both, (weights, *data), share) - forward, 0.0),
+            "optimizer": _best(mx.compile(optimize), (weights, grads, self.state["optimizer"]), share),
+            "attention": config.model.n_layer * _best(mx.compile(attention), heads, share),
+        }
+
+    def matmul_rate(self) -> float:
+        """GFLOP/s of a square product in the compute type, on all cores."""
+        backend.BLAS.set_threads(backend.num_cores())
+        rate = backend.matmul_rate(dtype=self.config.train.dtype)
+        backend.lanes(self.config.speed.lanes)
+        return rate
+
+    def prefill(self, rows: int) -> float:
+        """Seconds to read `rows` prompts that fill the context."""
+        decoder, tokens = self._decoder(), np.ones((rows, self.config.model.block_size), np.int32)
+        mx.eval(decoder.read(tokens, mx.array(0)))
+        start = time.perf_counter()
+        mx.eval(decoder.read(tokens, mx.array(0)))
+        return time.perf_counter() - start
+
+    def decode(self, rows: int) -> float:
+        """Seconds of writing after a prompt, in `rows` sequences side by side, each token seen at once."""
+        decoder, tokens = self._decoder(), np.ones((rows, self.case.prompt), np.int32)
+        ids, state = decoder.read(tokens, mx.array(0))
+        mx.eval(decoder.step(ids, mx.array(1), state))
+        ids, state = decoder.read(tokens, mx.array(0))
+        mx.eval(ids, state)
+        start = time.perf_counter()
+        for place in range(1, self.case.written + 1):
+            following, state = decoder.step(ids, mx.array(place), state)
+            mx.async_eval(following, state)
+            ids.tolist()
+            ids = following
+        mx.eval(ids)
+        return time.perf_counter() - start
+
+    def _decoder(self) -> Decoder:
+        self.model.set_weights(self.weights)
+        return Decoder(self.model, lambda logits, place: mx.argmax(logits, axis=-1))
+
+    def _sample(self, index: mx.array):
+        key = rng.key(self.config.train.seed, rng.WINDOWS, index)
+        return self.windows.sample(key, self.config.train.sequences_per_step)
+
+    def _make_step(self, config):
+        return make_step(self.model, self.optimizer, self.windows.sample, CLIPS[config.optimizer.clip_mode], config)
+
+    def _first_state(self):
+        return initial_state(dict(self.weights), self.optimizer)
+
+
+def _best(run: Callable, arguments: tuple, seconds: float) -> float:
+    """The shortest of repeated runs, after the one that compiles; at least two."""
+    mx.eval([a for _, a in tree_flatten(run(*arguments))])
+    times, until = [], time.perf_counter() + seconds
+    while len(times) < 2 or time.perf_counter() < until:
+        start = time.perf_counter()
+        mx.eval([a for _, a in tree_flatten(run(*arguments))])
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,52 @@
+"""A contender in its own process: answers one JSON line for each JSON line it reads.
+
+`python -m mlx_gpt.bench.worker NAME CASE.npz`; a request is ["method", argument, ...], an answer {"ok": result} or
+{"error": one line}.
+"""
+
+import importlib
+import json
+import resource
+import sys
+from pathlib import Path
+
+from mlx_gpt.bench.case import Case
+
+# Contender -> module and arguments; each module has a class Contender.
+CONTENDERS = {
+    "mlxgpt": ("mlx_gpt.bench.ours", {}),
+    "plain MLX": ("mlx_gpt.bench.plain", {}),
+    "PyTorch": ("mlx_gpt.bench.pytorch", {"compiled": False}),
+    "torch.compile": ("mlx_gpt.bench.pytorch", {"compiled": True}),
+}
+
+
+def serve(name: str, path: Path) -> None:
+    """Makes the contender, then answers requests until stdin ends."""
+    module, arguments = CONTENDERS[name]
+    try:
+        contender = importlib.import_module(module).Contender(Case.load(path), **arguments)
+    except ModuleNotFoundError as error:
+        _answer(error=f"needs {error.name}; pip install -e '.[bench]'")
+        return
+    _answer(ok=contender.version)
+    for line in sys.stdin:
+        method, *arguments = json.loads(line)
+        try:
+            _answer(ok=peak_resident() if method == "peak_resident" else getattr(contender, method)(*arguments))
+        except (RuntimeError, ValueError, MemoryError) as error:
+            _answer(error=" ".join(str(error).split())[:300] or type(error).__name__)
+
+
+def peak_resident() -> int:
+    """Bytes of this process's largest resident size so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _answer(**answer) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], Path(sys.argv[2]))

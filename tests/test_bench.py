@@ -1,0 +1,166 @@
+"""The bench: everyone computes the same, nobody who differs is timed, and what is tuned is measured, kept and used."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mlx_gpt import backend
+from mlx_gpt.bench import race, report, tuner
+from mlx_gpt.bench.case import Case
+from mlx_gpt.bench.race import Failed, Racer
+from mlx_gpt.cli import session
+from mlx_gpt.errors import Disagreement, UserError
+
+
+@pytest.fixture
+def case(tiny_config) -> Case:
+    settings = {f"model.{k}": v for k, v in tiny_config.model.shape().items()}
+    return session.bench_case("model-xs", settings | {"train.batch_size": 4, "model.dropout": 0.0}, print)
+
+
+def same(a: Case, b: Case) -> bool:
+    pairs = ((getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(Case) if f.name != "weights")
+    weights = all(np.array_equal(w, b.weights[name]) for name, w in a.weights.items())
+    return weights and all(np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y for x, y in pairs)
+
+
+def test_a_case_is_what_was_saved(case, tmp_path):
+    case.save(tmp_path / "case.npz")
+    assert same(Case.load(tmp_path / "case.npz"), case)
+
+
+@pytest.mark.parametrize("name", ["plain MLX", "PyTorch"])
+def test_others_compute_our_losses_before_and_after_an_update(case, name, tmp_path):
+    if name == "PyTorch":
+        pytest.importorskip("torch")
+    path = tmp_path / "case.npz"
+    case.save(path)
+    racers = {n: Racer(n, path, case.config.speed) for n in (race.OURS, name)}
+    found = race._same_losses(racers, {race.OURS: 4, name: 3}, "float32", print)
+    assert found[name][1] < found[name][0]
+    assert racers[name]("peak_resident") > 1e7
+    for racer in racers.values():
+        racer.close()
+
+
+class Fake:
+    """A contender that says what it is told to."""
+
+    version = "fake"
+
+    def __init__(self, losses):
+        self.losses = losses
+
+    def __call__(self, method, *_):
+        if isinstance(self.losses, Failed):
+            raise self.losses
+        return self.losses
+
+
+@pytest.mark.parametrize("losses", [[4.2, 4.1], [4.0, 4.2], [float("nan"), 4.0]])
+def test_whoever_computes_something_else_ends_the_bench(losses):
+    racers = {race.OURS: Fake([4.0, 3.9]), "PyTorch": Fake(losses)}
+    with pytest.raises(Disagreement, match="PyTorch has losses"):
+        race._same_losses(racers, {race.OURS: 1, "PyTorch": 1}, "float32", print)
+
+
+def test_whoever_fails_is_left_out_with_a_word_but_we_never():
+    notes = []
+    racers = {race.OURS: Fake([4.0, 3.9]), "PyTorch": Fake(Failed("no room"))}
+    rows = {race.OURS: 1, "PyTorch": 1}
+    assert set(race._same_losses(racers, rows, "float32", notes.append)) == {race.OURS}
+    assert "PyTorch left out: no room" in notes
+    with pytest.raises(UserError, match="no room"):
+        race._same_losses({race.OURS: Fake(Failed("no room"))}, rows, "float32", print)
+
+
+def test_a_library_that_is_absent_is_named(case, tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
+    monkeypatch.setitem(backend.STOCK_ENVIRONMENT, "PYTHONPATH", str(tmp_path))
+    case.save(tmp_path / "case.npz")
+    with pytest.raises(Failed, match="needs torch; pip install"):
+        Racer("PyTorch", tmp_path / "case.npz", case.config.speed)
+
+
+def result(case) -> dict:
+    facts = {
+        "version": "1", "rows": 4, "ms_per_iter": 10.0, "quartiles_ms": [9.0, 11.0], "rounds_ms": [10.0],
+        "tokens_per_second": 25600.0, "gflops": 50.0, "losses": [4.0, 3.9], "peak_resident_bytes": 10**9,
+        "peak_device_bytes": 10**8,
+    }  # fmt: skip
+    return {
+        "config": case.config.to_dict(), "parameters": 1000, "bytes_per_step": 10**8, "matmul_gflops": 100.0,
+        "training": {"mlxgpt": facts, "PyTorch": facts | {"tokens_per_second": 12800.0}},
+        "parts": {"data": 0.1, "forward": 3.0}, "writing": {"mlxgpt": {"decode 1": 500.0}},
+    }  # fmt: skip
+
+
+def test_tables_say_ratio_and_share(case):
+    text = "\n".join(report.lines("model-l", result(case)))
+    assert "2.00 x" in text and "50%" in text and "decode 1" in text and "10.0 GB/s" in text
+    assert "published" not in text  # only beside the batch that was published
+
+
+def test_the_picture_is_drawn(case, tmp_path):
+    pytest.importorskip("matplotlib")
+    report.draw(tmp_path / "bars.png", {"model-l": result(case)}, backend.device_report())
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def known(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuner, "_file", lambda: tmp_path / "cache" / "tuned.json")
+    monkeypatch.delenv("MLXGPT_TUNED")
+    return tmp_path / "cache" / "tuned.json"
+
+
+def measured(costs, loss=4.0):
+    """A stand-in for the measurement: what each setting multiplies the time by."""
+
+    def run(case, settings, path):
+        seconds = 1.0
+        for key, value in settings.items():
+            seconds *= costs.get((key, value), 1.0)
+        return (9.0 if seconds < 0.1 else loss), seconds
+
+    return run
+
+
+def test_the_tuner_keeps_what_is_faster_and_computes_the_same(case, monkeypatch):
+    costs = {("speed.query_blocks", 2): 0.9, ("speed.query_blocks", 8): 0.8, ("speed.lanes", 1): 0.99}
+    monkeypatch.setattr(tuner, "_measured", measured(costs | {("speed.attention", "fused"): 0.01}))
+    found, notes = tuner.tune(case, {}, (notes := []).append), notes
+    assert found["settings"] == {"speed.attention": "blocks", "speed.query_blocks": 8}  # 0.99 is noise, 0.01 is wrong
+    assert found["gain"] == pytest.approx(1 / 0.8)
+    assert any("has a loss of 9" in note for note in notes)
+
+
+def test_what_the_user_fixed_is_not_tuned(case, monkeypatch):
+    monkeypatch.setattr(tuner, "_measured", measured({("speed.query_blocks", 8): 0.5, ("speed.lanes", 1): 0.5}))
+    assert tuner.tune(case, {"speed.attention": "blocks"}, print)["settings"] == {"speed.lanes": 1}
+
+
+def test_what_was_tuned_is_used_said_and_overridden(case, known):
+    model = session.resolve("model-l").model
+    tuner.keep(model, {"settings": {"speed.query_blocks": 8, "speed.lanes": 1}, "ms_per_iter": 1.0})
+    tuner.keep(session.resolve("model-s").model, {"settings": {"speed.lanes": 3}})
+    notes = []
+    config = session._resolved("model-l", None, {"speed.lanes": 2}, notes.append)
+    assert (config.speed.query_blocks, config.speed.lanes) == (8, 2)
+    assert "tuned for this device: speed.query_blocks=8 (" in notes[0]
+    assert session._resolved("model-s", None, {}, print).speed.lanes == 3
+    notes.clear()
+    assert session._resolved("model-m", None, {}, notes.append) == session.resolve("model-m") and not notes
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": 1}', "\x00"])
+def test_a_broken_memory_of_tuning_is_no_harm(text, known):
+    known.parent.mkdir()
+    known.write_text(text)
+    assert tuner.tuned(session.resolve("model-l").model) == {}
+
+
+def test_a_measurement_is_one_of_the_real_step(case, tmp_path):
+    loss, seconds = tuner._measured(case, {"speed.attention": "fused"}, tmp_path / "case.npz")
+    assert loss == pytest.approx(np.log(case.vocab_size), abs=0.2) and 0 < seconds < 60
