@@ -4,11 +4,13 @@ PRESET  ?=
 CORPUS  ?= pydocs
 MINUTES ?= 2
 ITERS   ?=
+PRESETS ?=
+QUICK   ?=
 
 BIN := .venv/bin
 # A GPU takes the default shape; two CPU cores take a smaller one in their two minutes.
 TRAIN_PRESET := $(or $(PRESET),$(if $(filter Darwin,$(shell uname)),model-l,model-s))
-BENCH_PRESET := $(or $(PRESET),model-l)
+BENCH_PRESETS := $(or $(PRESETS),$(PRESET),model-l)
 
 .PHONY: train test test-all bench clean
 
@@ -23,7 +25,7 @@ test-all: $(BIN)/.test
 	$(BIN)/python -m pytest -m ""
 
 bench: $(BIN)/mlxgpt
-	$(BIN)/mlxgpt bench --preset $(BENCH_PRESET) --corpus $(CORPUS)
+	$(BIN)/mlxgpt bench $(BENCH_PRESETS:%=--preset %) --corpus $(CORPUS) $(if $(QUICK),--quick)
 
 clean:
 	rm -rf .venv dist build

@@ -3,6 +3,7 @@
 Every other module takes `mx` and `nn` from here, so that these are always in place before MLX is loaded.
 """
 
+import contextlib
 import os
 import platform
 import shutil
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from importlib.metadata import distributions, version
 from pathlib import Path
 
@@ -43,6 +45,16 @@ def lanes(wanted: int = 0) -> list[mx.Stream]:
     streams += [mx.new_stream(mx.cpu) for _ in range(count - len(streams))]
     BLAS.set_threads(max(num_cores() // count, 1))
     return streams[:count]
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """While it lasts, one product may use all cores: where there is no work for more than one lane."""
+    BLAS.set_threads(num_cores())
+    try:
+        yield
+    finally:
+        BLAS.set_threads(max(num_cores() // len(_local.streams), 1) if hasattr(_local, "streams") else num_cores())
 
 
 def num_cores() -> int:

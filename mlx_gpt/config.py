@@ -85,14 +85,15 @@ class ModelConfig(Table):
     def num_params(self, vocab_size: int) -> int:
         return sum(map(math.prod, self.weight_shapes(vocab_size).values()))
 
-    def step_bytes(self, vocab_size: int, batch_size: int) -> int:
-        """Roughly the peak memory of a float32 training step whose attention keeps its scores.
+    def step_bytes(self, vocab_size: int, rows: int, by_blocks: bool, remat: bool) -> int:
+        """Roughly the peak memory of a float32 training step with `rows` sequences in flight.
 
         The factors fit measured peaks of model-xs to model-l within a quarter.
         """
-        T, state = self.block_size, 5 * self.num_params(vocab_size)  # weights, moments, gradients, new weights
-        activations = self.n_layer * (20 * T * self.n_embd + 2.5 * self.n_head * T * T) + 3 * T * vocab_size
-        return int(4 * (state + batch_size * activations))
+        T, C, state = self.block_size, self.n_embd, 5 * self.num_params(vocab_size)  # weights, moments, gradients, new
+        block = 18 * T * C + (1.1 if by_blocks else 2.5) * self.n_head * T * T
+        activations = self.n_layer * T * C + 3 * block if remat else self.n_layer * block
+        return int(4 * (state + rows * (activations + 3 * T * vocab_size)))
 
     def step_traffic(self, vocab_size: int, tokens: int) -> int:
         """Roughly the bytes that a float32 step of `tokens` reads and writes, kernel by kernel.

@@ -104,10 +104,8 @@ class Contender:
 
     def matmul_rate(self) -> float:
         """GFLOP/s of a square product in the compute type, on all cores."""
-        backend.BLAS.set_threads(backend.num_cores())
-        rate = backend.matmul_rate(dtype=self.config.train.dtype)
-        backend.lanes(self.config.speed.lanes)
-        return rate
+        with backend.one_at_a_time():
+            return backend.matmul_rate(dtype=self.config.train.dtype)
 
     def prefill(self, rows: int) -> float:
         """Seconds to read `rows` prompts that fill the context."""

@@ -25,7 +25,7 @@ from mlx_gpt.data.corpus import Corpus, corpus_name, open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.data.tokens import Tokens, Windows, encode
 from mlx_gpt.errors import BadFile, OutOfRoom, ResumeRefused, UserError
-from mlx_gpt.model.attention import make_attend
+from mlx_gpt.model.attention import make_attend, way_of
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.optim.optimizers import AdamW
 from mlx_gpt.train.trainer import BEST, LATEST, Trainer
@@ -173,7 +173,11 @@ def _resolved(preset: str | None, recipe: str | None, overrides: dict[str, Any],
 
 def _require_memory(config: Config, vocab_size: int) -> None:
     """Refuses beforehand what would end in the system's out-of-memory killer."""
-    needed = config.model.step_bytes(vocab_size, config.train.batch_size)
+    speed, train = config.speed, config.train
+    lanes = backend.lanes(speed.lanes)
+    parts = backend.divide(train.sequences_per_step, train.batch_size, lanes, config.model.block_size)
+    rows = min(len(lanes), len(parts)) * max(end - first for first, end, _ in parts)
+    needed = config.model.step_bytes(vocab_size, rows, way_of(speed.attention) == "blocks", speed.remat)
     if needed > mx.get_memory_limit():
         raise OutOfRoom(
             f"a step of {config.train.batch_size} sequences needs about {needed / 1e9:.1f} GB, MLX may use "

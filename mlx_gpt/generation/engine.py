@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlx_gpt import rng
-from mlx_gpt.backend import divide, for_few_rows, lanes, mx
+from mlx_gpt.backend import divide, for_few_rows, lanes, mx, one_at_a_time
 from mlx_gpt.errors import UserError
 from mlx_gpt.generation.sampling import Sampling, sample
 from mlx_gpt.model.cache import KVCache, State
@@ -55,7 +55,11 @@ class Decoder:
         """
         length = tokens.shape[1]
         size = min(max(1 << (length - 1).bit_length(), MIN_PROMPT), self.block_size)
-        return self._read(mx.array(np.pad(tokens, ((0, 0), (0, size - length)))), mx.array(length), place)
+        found = self._read(mx.array(np.pad(tokens, ((0, 0), (0, size - length)))), mx.array(length), place)
+        if len(tokens) == 1:
+            with one_at_a_time():
+                mx.eval(found)
+        return found
 
 
 def _parts(tokens: mx.array) -> list[tuple[int, int, mx.Stream]]:

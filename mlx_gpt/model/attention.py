@@ -39,9 +39,12 @@ class CausalSelfAttention(nn.Module):
 
 def make_attend(way: str = "auto", query_blocks: int = 4) -> Attend:
     """The attention of one of WAYS; "auto" is what is fastest without a measurement."""
-    if way == "auto":
-        way = "fused" if on_gpu() else "blocks"
-    return partial(WAYS[way], query_blocks=query_blocks)
+    return partial(WAYS[way_of(way)], query_blocks=query_blocks)
+
+
+def way_of(name: str) -> str:
+    """The row of WAYS that a setting stands for."""
+    return ("fused" if on_gpu() else "blocks") if name == "auto" else name
 
 
 def with_past(attend: Attend, cache: KVCache, layer: int, hidden: mx.array | None) -> Attend:

@@ -25,6 +25,21 @@ def rms_norm(x: mx.array) -> mx.array:
     return mx.fast.rms_norm(x, None, RMS_EPS)
 
 
+@mx.custom_function
+def weights_first(x: mx.array, *weights: mx.array) -> tuple[mx.array, ...]:
+    """Its arguments. In the backward pass nothing goes on from x before the gradients of the weights are there.
+
+    MLX would leave those for the end, and keep every activation that they need until then.
+    """
+    return x, *weights
+
+
+@weights_first.vjp
+def _(_primals, cotangents, _outputs):
+    dx, *dweights = cotangents
+    return mx.depends(dx, dweights), *dweights
+
+
 class Block(nn.Module):
     """x + drop(attn(rms(x))), then x + drop(mlp(rms(x)))."""
 
@@ -87,7 +102,7 @@ class GPT(nn.Module):
         for i, block in enumerate(self.layers):
             attend = with_past(self.attend, cache, i, hidden) if cache else self.attend
             run = partial(block, attend=attend, drop_attn=drops[2 * i], drop_mlp=drops[2 * i + 1])
-            x = (nn.utils.checkpoint(block, run) if self.remat else run)(x)
+            x = run(x) if dropout_key is None else self._trained(block, run, x)
         if cache:
             cache.advance(T)
         return self.lm_head(x)
@@ -107,6 +122,16 @@ class GPT(nn.Module):
 
     def set_weights(self, weights: dict[str, mx.array]) -> None:
         self.update(tree_unflatten(list(weights.items())))
+
+    def _trained(self, block: Block, run: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+        """run(x), with the block's gradients in an order that frees memory early, recomputed if the model says so."""
+        names, weights = zip(*tree_flatten(block.parameters()), strict=True)
+
+        def with_weights(x, *weights):
+            block.update(tree_unflatten(list(zip(names, weights, strict=True))))
+            return run(x)
+
+        return (mx.checkpoint(with_weights) if self.remat else with_weights)(*weights_first(x, *weights))
 
     def _drops(self, key: mx.array | None, first_row: int) -> list[Drop]:
         """Two functions a block, each of which drops by a mask of its own."""
