@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from mlx_gpt.backend import LANE_TOKENS, divide, mx
+from mlx_gpt.backend import LANE_TOKENS, MAX_PARTS, divide, mx
 from mlx_gpt.data.tokens import Batch, Tokens, Windows
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.optim.clip import CLIPS
@@ -60,13 +60,35 @@ def test_lanes_and_remat_change_nothing_dropout_included(tiny_config, lanes, rem
     assert_close(whole, split, atol=2e-5)
 
 
-@pytest.mark.parametrize("rows, most", [(1, 1), (5, 5), (16, 16), (64, 64), (40, 20), (7, 3), (9, 1)])
+def peak_of_a_step(config) -> int:
+    model, optimizer = GPT(config.model, V, seed=1), AdamW(config.optimizer)
+    model.remat = config.speed.remat
+    step = make_step(model, optimizer, Windows(tokens(), 64).sample, CLIPS["global"], config)
+    state = initial_state(model.weights(), optimizer)
+    mx.eval(state)
+    for i in range(2):
+        mx.reset_peak_memory()
+        state, output = step(state, mx.array(1e-3), mx.array(i, dtype=mx.uint32))
+        mx.eval(state, output)
+    return mx.get_peak_memory() - mx.get_active_memory()
+
+
+def test_remat_and_accumulation_take_less_memory(tiny_config):
+    whole = tiny_config.replace({"model.n_layer": 8, "train.batch_size": 32, "speed.lanes": 1})
+    parts = whole.replace({"train.batch_size": 4, "train.grad_accum_steps": 8})
+    peaks = [
+        peak_of_a_step(config.replace({"speed.remat": remat})) for config in (whole, parts) for remat in (False, True)
+    ]
+    assert peaks[1] < 0.5 * peaks[0] and peaks[2] < 0.3 * peaks[0] and peaks[3] < 0.6 * peaks[2], peaks
+
+
+@pytest.mark.parametrize("rows, most", [(1, 1), (5, 5), (16, 16), (64, 64), (40, 20), (7, 3), (9, 1), (2000, 2000)])
 @pytest.mark.parametrize("num_lanes", [1, 2, 3, 16])
 def test_a_batch_is_divided_whole_and_within_bounds(rows, most, num_lanes):
     parts = divide(rows, most, list(range(num_lanes)), block_size=256)
     assert [i for first, end, _ in parts for i in range(first, end)] == list(range(rows))
     sizes = [end - first for first, end, _ in parts]
-    assert max(sizes) <= max(-(-most // num_lanes), 1) and max(sizes) * 256 <= LANE_TOKENS
+    assert max(sizes) <= max(-(-most // num_lanes), 1) and max(sizes) <= max(LANE_TOKENS // 256, -(-rows // MAX_PARTS))
     assert {lane for *_, lane in parts} == set(range(min(num_lanes, len(parts))))
 
 

@@ -122,6 +122,7 @@ def _tune(presets, settings: dict, note, as_json: bool) -> None:
         if as_json:
             echo_json({"preset": preset, **found, "kept": path})
         else:
-            chosen = ", ".join(f"{key}={value}" for key, value in found["settings"].items()) or "the defaults"
-            click.echo(f"{preset}: {chosen}; {found['ms_per_iter']:,.1f} ms/iter, {found['gain']:.2f} x the defaults")
+            chosen = ", ".join(f"{key}={value}" for key, value in found["settings"].items())
+            gain = f"{found['gain']:.2f} x as fast as the defaults" if chosen else "nothing tried was faster"
+            click.echo(f"{preset}: {chosen or 'the defaults'}, {found['ms_per_iter']:,.1f} ms/iter; {gain}")
             click.echo(f"kept in {path}; train and bench use it")
