@@ -75,6 +75,16 @@ def test_whoever_fails_is_left_out_with_a_word_but_we_never():
         race._same_losses({race.OURS: Fake(Failed("no room"))}, rows, "float32", print)
 
 
+def test_a_contender_that_dies_is_one_line(case, tmp_path):
+    case.save(tmp_path / "case.npz")
+    racer = Racer(race.OURS, tmp_path / "case.npz", case.config.speed)
+    racer._process.kill()
+    racer._process.wait()
+    with pytest.raises(Failed, match="mlxgpt: killed"):
+        racer("steps", 1)
+    racer.close()
+
+
 def test_a_library_that_is_absent_is_named(case, tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
     monkeypatch.setitem(backend.STOCK_ENVIRONMENT, "PYTHONPATH", str(tmp_path))

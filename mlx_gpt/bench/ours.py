@@ -61,7 +61,7 @@ class Contender:
         return backend.peak_memory()
 
     def parts(self, seconds: float) -> dict[str, float]:
-        """Seconds of each part of a step, the best of repeated runs of at most `seconds` in all; the matmul rate."""
+        """Seconds of each part of a step, the best of repeated runs of about `seconds` in all."""
         config, weights = self.config, self.state["weights"]
         rows, T = config.train.sequences_per_step, config.model.block_size
         H, D = config.model.n_head, config.model.head_dim
@@ -79,7 +79,8 @@ class Contender:
         def attention(q, k, v):
             def part(qkv, first):
                 scale, ones = D**-0.5, mx.ones_like(qkv[0])
-                return mx.vjp(lambda *qkv: self.model.attend(*qkv, scale), list(qkv), [ones])[1][0].sum()
+                grads = mx.vjp(lambda *qkv: self.model.attend(*qkv, scale), list(qkv), [ones])[1]
+                return sum(g.sum() for g in grads)
 
             return over_lanes(part, (q, k, v), config)
 

@@ -29,7 +29,7 @@ TOLERANCES = {"float32": (1e-4, 2e-3), "bfloat16": (3e-2, 1e-1), "float16": (1e-
 STOCK = {"MLXGPT_BLAS": "off", "MLXGPT_KERNELS": "off", "MLX_BFS_MAX_WIDTH": "20"}
 
 
-class Failed(Exception):
+class Failed(UserError):
     """A contender that can't run, in its own words."""
 
 
@@ -40,8 +40,10 @@ class Racer:
         command = [sys.executable, "-m", "mlx_gpt.bench.worker", name, str(case)]
         own = {PLAIN: STOCK, OURS: backend.buffer_variables(speed)}
         environment = backend.STOCK_ENVIRONMENT | own.get(name, {})
+        self._name, self._complaints = name, tempfile.TemporaryFile("w+", errors="replace")
+        pipe = subprocess.PIPE
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            command, stdin=pipe, stdout=pipe, stderr=self._complaints, text=True, env=environment
         )
         try:
             self.version = self._answer()
@@ -50,19 +52,23 @@ class Racer:
             raise
 
     def __call__(self, method: str, *arguments):
-        self._process.stdin.write(json.dumps([method, *arguments]) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended; why, its answer will tell
+            self._process.stdin.write(json.dumps([method, *arguments]) + "\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def close(self) -> None:
         self._process.kill()
-        self._process.communicate()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
+        self._complaints.close()
 
     def _answer(self):
         line = self._process.stdout.readline()
         if not line:
-            last = (self._process.communicate()[1].strip().splitlines() or ["it ended without a word"])[-1]
-            raise Failed(last)
+            self._complaints.seek(0)
+            last = self._complaints.read().strip().splitlines()[-1:] or ["killed, perhaps for want of memory"]
+            raise Failed(f"{self._name}: {last[0]}")
         answer = json.loads(line)
         if "error" in answer:
             raise Failed(answer["error"])
