@@ -11,7 +11,7 @@ from mlx_gpt.checkpoint.store import Header
 from mlx_gpt.config import resolve
 from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.errors import UserError
-from mlx_gpt.generation.engine import TextStream, decode
+from mlx_gpt.generation.engine import Decoder, TextStream, decode
 from mlx_gpt.generation.sampling import Sampling, sample
 from mlx_gpt.model.gpt import GPT
 
@@ -46,6 +46,33 @@ def plain_greedy(model, prompt, count):
 def test_cached_decoding_is_the_plain_one_past_the_window_too(run, length):
     prompt = np.random.default_rng(length).integers(2, 11, length).tolist()
     assert take(decode(run.model, prompt, GREEDY), 30) == plain_greedy(run.model, prompt, 30)
+
+
+def test_decoding_is_traced_once_a_graph(run, monkeypatch):
+    """The prompt, the step, and the full window that slides: three traces, however many tokens."""
+    calls, forward = [], GPT.forward
+    monkeypatch.setattr(GPT, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
+    take(decode(run.model, [3, 4], GREEDY), 40)
+    assert len(calls) <= 3
+
+
+@pytest.mark.parametrize("rows", [2, 5])
+def test_sequences_side_by_side_are_each_as_alone(run, rows):
+    prompts = np.random.default_rng(0).integers(2, 11, (rows, 5))
+    decoder = Decoder(run.model, lambda logits, place: mx.argmax(logits, axis=-1))
+
+    def write(prompts):
+        ids, state = decoder.read(prompts, mx.array(0))
+        found = [ids]
+        for place in range(1, 8):
+            ids, state = decoder.step(ids, mx.array(place), state)
+            found.append(ids)
+        return np.array(mx.stack(found, axis=1))
+
+    together = write(prompts)
+    for row, prompt in zip(together, prompts, strict=True):
+        np.testing.assert_array_equal(row, write(prompt[None])[0])
+        np.testing.assert_array_equal(row, plain_greedy(run.model, prompt.tolist(), 8))
 
 
 def probabilities(how, logits, draws=4000):
