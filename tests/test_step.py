@@ -156,9 +156,16 @@ def test_cross_entropy_is_its_definition():
     draw = np.random.default_rng(0)
     logits, targets = draw.normal(size=(2, 3, V)) * 5, draw.integers(0, V, (2, 3))
     expected = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
-    np.testing.assert_allclose(
-        cross_entropy(mx.array(logits.astype(np.float32)), mx.array(targets)), expected, atol=1e-5
-    )
+    given, ids = mx.array(logits.astype(np.float32)), mx.array(targets)
+    np.testing.assert_allclose(cross_entropy(given, ids), expected, atol=1e-5)
+    # Its gradient is softmax less one at the target.
+    softmax = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    gradient = mx.grad(lambda x: cross_entropy(x, ids).sum())(given)
+    np.testing.assert_allclose(gradient, softmax - np.eye(V)[targets], atol=1e-5)
+    huge = mx.array([[[1e30, -1e30, 0.0]]])
+    assert cross_entropy(huge, mx.array([[0]])).item() == 0 and cross_entropy(
+        huge, mx.array([[2]])
+    ).item() == pytest.approx(1e30)
 
 
 @pytest.mark.parametrize("lengths, size", [((300,), 4), ((90, 20, 5, 70, 2, 1, 100), 3)])

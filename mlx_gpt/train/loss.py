@@ -15,9 +15,7 @@ from mlx_gpt.data.tokens import Windows
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
     """-log softmax(logits)[target], (B, T) float32, of logits (B, T, V) of any type."""
-    logits = logits.astype(mx.float32)
-    picked = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
-    return mx.logsumexp(logits, axis=-1) - picked
+    return mx.fast.cross_entropy(logits.astype(mx.float32), targets)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
