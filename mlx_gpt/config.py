@@ -168,7 +168,7 @@ class SpeedConfig(Table):
     """How a step is computed: no setting changes what is computed, only how fast and in how much memory."""
 
     attention: str = setting("auto", "way to attend in training", choices=("auto", "fused", "padded", "blocks"))
-    query_blocks: int = setting(4, "blocks of queries, of attention by blocks", low=1, high=1024)
+    query_blocks: int = setting(4, "blocks of queries, of attention by blocks", low=1, high=64)
     lanes: int = setting(0, "parts of a batch side by side on a CPU; 0 is one a core", low=0, high=256)
     remat: bool = setting(False, "recompute each block in the backward pass: less memory, more time")
     ops_per_buffer: int = setting(0, "MLX_MAX_OPS_PER_BUFFER on a GPU; 0 leaves it to MLX", low=0, high=1 << 20)

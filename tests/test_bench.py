@@ -65,6 +65,12 @@ def test_whoever_computes_something_else_ends_the_bench(losses):
         race._same_losses(racers, {race.OURS: 1, "PyTorch": 1}, "float32", print)
 
 
+def test_whoever_writes_something_else_ends_the_bench():
+    race._same_texts({race.OURS: [1, 2, 3], "PyTorch": [1, 2, 3]})
+    with pytest.raises(Disagreement, match="PyTorch writes"):
+        race._same_texts({race.OURS: [1, 2, 3], "PyTorch": [1, 2, 4]})
+
+
 def test_whoever_fails_is_left_out_with_a_word_but_we_never():
     notes = []
     racers = {race.OURS: Fake([4.0, 3.9]), "PyTorch": Fake(Failed("no room"))}
@@ -125,29 +131,39 @@ def known(tmp_path, monkeypatch):
     return tmp_path / "cache" / "tuned.json"
 
 
-def measured(costs, loss=4.0):
-    """A stand-in for the measurement: what each setting multiplies the time by."""
+class Measured:
+    """A stand-in for the measurement: what each setting multiplies the time by; under a tenth the loss is another."""
 
-    def run(case, settings, path):
-        seconds = 1.0
-        for key, value in settings.items():
-            seconds *= costs.get((key, value), 1.0)
-        return (9.0 if seconds < 0.1 else loss), seconds
+    costs: dict = {}
 
-    return run
+    def __init__(self, case, settings):
+        self.time = float(np.prod([self.costs.get(item, 1.0) for item in settings.items()]))
+        self.loss = 9.0 if self.time < 0.1 else 4.0
+
+    def seconds(self):
+        return self.time
+
+    def loss_differs(self, other):
+        return self.loss != other.loss
+
+    def close(self):
+        pass
 
 
 def test_the_tuner_keeps_what_is_faster_and_computes_the_same(case, monkeypatch):
     costs = {("speed.query_blocks", 2): 0.9, ("speed.query_blocks", 8): 0.8, ("speed.lanes", 1): 0.99}
-    monkeypatch.setattr(tuner, "_measured", measured(costs | {("speed.attention", "fused"): 0.01}))
-    found, notes = tuner.tune(case, {}, (notes := []).append), notes
+    monkeypatch.setattr(tuner, "Candidate", Measured)
+    monkeypatch.setattr(Measured, "costs", costs | {("speed.attention", "fused"): 0.01})
+    notes = []
+    found = tuner.tune(case, {}, notes.append)
     assert found["settings"] == {"speed.attention": "blocks", "speed.query_blocks": 8}  # 0.99 is noise, 0.01 is wrong
     assert found["gain"] == pytest.approx(1 / 0.8)
     assert any("has a loss of 9" in note for note in notes)
 
 
 def test_what_the_user_fixed_is_not_tuned(case, monkeypatch):
-    monkeypatch.setattr(tuner, "_measured", measured({("speed.query_blocks", 8): 0.5, ("speed.lanes", 1): 0.5}))
+    monkeypatch.setattr(tuner, "Candidate", Measured)
+    monkeypatch.setattr(Measured, "costs", {("speed.query_blocks", 8): 0.5, ("speed.lanes", 1): 0.5})
     assert tuner.tune(case, {"speed.attention": "blocks"}, print)["settings"] == {"speed.lanes": 1}
 
 
@@ -171,6 +187,15 @@ def test_a_broken_memory_of_tuning_is_no_harm(text, known):
     assert tuner.tuned(session.resolve("model-l").model) == {}
 
 
-def test_a_measurement_is_one_of_the_real_step(case, tmp_path):
-    loss, seconds = tuner._measured(case, {"speed.attention": "fused"}, tmp_path / "case.npz")
-    assert loss == pytest.approx(np.log(case.vocab_size), abs=0.2) and 0 < seconds < 60
+@pytest.mark.parametrize("settings", [{"speed.attention": "flash"}, {"speed.gone": 1}, {"a": 1}, {"train.iters": "x"}])
+def test_settings_of_another_version_are_no_harm(settings, known):
+    model = session.resolve("model-l").model
+    tuner.keep(model, {"settings": settings})
+    assert tuner.tuned(model) == {}
+
+
+def test_a_candidate_is_the_real_step(case):
+    one, other = (tuner.Candidate(case, settings) for settings in ({}, {"speed.attention": "fused"}))
+    assert one.loss == pytest.approx(np.log(case.vocab_size), abs=0.2) and not one.loss_differs(other)
+    assert all(0 < seconds < 60 for seconds in tuner._in_turns(one, other))
+    one.close(), other.close()

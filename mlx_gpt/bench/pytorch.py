@@ -104,18 +104,19 @@ class Contender:
             self._wait()
         return time.perf_counter() - start
 
-    def decode(self, rows: int) -> float:
+    def decode(self, rows: int) -> tuple[float, list[int]]:
         with self._writing():
             cache = self._cache(rows)
             read, written = self.case.prompt, self.case.written
             prompt = torch.ones(rows, read, dtype=torch.long, device=self.device)
             ids = self.model(prompt, cache=cache).argmax(-1)
             self._wait()
-            start = time.perf_counter()
+            start, text = time.perf_counter(), []
             for position in range(read, read + written):
+                text.append(ids.tolist()[0])
                 ids = self.model(ids[:, None], cache=cache, position=position).argmax(-1)
-                ids.tolist()
-        return time.perf_counter() - start
+            self._wait()
+        return time.perf_counter() - start, text
 
     def recompute(self, count: int) -> float:
         """Seconds of writing `count` tokens, each by reading all of a full context again."""

@@ -22,6 +22,7 @@ OURS, PLAIN = "mlxgpt", "plain MLX"
 ROUND_SECONDS = 2.0  # a contender's turn: one update, or as many as fit
 MAX_STEPS = 100
 BATCHES = (1, 16)  # sequences side by side where writing is timed
+COMPARED = 16  # tokens that must be the same in all texts
 RECOMPUTED = 10  # tokens written by recomputing everything
 PLAIN_CPU_ROWS = 2  # a whole batch would take the plain loop minutes on a CPU; its tokens/s hardly depend on it
 # How far apart two losses may lie: before an update, and after it.
@@ -143,6 +144,13 @@ def _same_losses(racers: dict[str, Racer], rows: dict[str, int], dtype: str, not
     return found
 
 
+def _same_texts(texts: dict[str, list[int]]) -> None:
+    """The first of the likeliest tokens; later ones may part at a tie that rounding decides."""
+    for name, text in texts.items():
+        if text[:COMPARED] != texts[OURS][:COMPARED]:
+            raise Disagreement(f"bench: {name} writes {text[:COMPARED]}, {OURS} {texts[OURS][:COMPARED]}")
+
+
 def _times(racers, rows, rounds: int, names, note) -> dict[str, list[float]]:
     """Seconds of an update, one number a round; the first update of each is a warm-up that says how many fit."""
 
@@ -184,12 +192,16 @@ def _writing(racers: dict[str, Racer], case: Case, rounds: int) -> dict[str, dic
     counts = {"prefill": case.config.model.block_size, "decode": case.written}
     tokens |= {f"{what} {batch}": batch * count for batch in BATCHES for what, count in counts.items()}
     for _ in range(rounds):
+        texts = {}
         for name, racer in racers.items():
             for batch in BATCHES:
-                for what in ("prefill", "decode"):
-                    seconds[name].setdefault(f"{what} {batch}", []).append(racer(what, batch))
+                times = seconds[name]
+                times.setdefault(f"prefill {batch}", []).append(racer("prefill", batch))
+                took, texts[name] = racer("decode", batch)
+                times.setdefault(f"decode {batch}", []).append(took)
             if name == "PyTorch":
-                seconds[name].setdefault("recompute", []).append(racer("recompute", RECOMPUTED))
+                times.setdefault("recompute", []).append(racer("recompute", RECOMPUTED))
+        _same_texts(texts)
     return {
         name: {what: round(tokens[what] / statistics.median(times), 1) for what, times in found.items()}
         for name, found in seconds.items()

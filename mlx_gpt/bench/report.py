@@ -42,6 +42,8 @@ def lines(name: str, result: dict) -> list[str]:
             f"{facts['tokens_per_second']:>10,.0f} {facts['gflops'] / 1000:>9.3f} {facts['gflops'] / rate:>10.0%} "
             f"{facts['peak_resident_bytes'] / 1e9:>6.2f} GB {f'{ratio:.2f} x':>11}"
         )
+    if any(facts["rows"] != rows for facts in training.values()):
+        out.append("(xN: on N sequences only; tokens/s are compared)")
     if name in PUBLISHED and (rows, block_size) == (64, 256):
         out.append(f"{'randyGPT':<16}{PUBLISHED[name]:>10,.1f} {'published, on another machine':>30}")
     moved = result["bytes_per_step"]

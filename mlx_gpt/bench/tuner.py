@@ -3,7 +3,6 @@
 One setting after the other, each kept if it is faster by more than the noise. What the user has fixed is left alone.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -16,7 +15,8 @@ from mlx_gpt import backend
 from mlx_gpt.bench.case import Case
 from mlx_gpt.bench.race import OURS, TOLERANCES, Failed, Racer
 from mlx_gpt.checkpoint.files import make_folder, write_atomic
-from mlx_gpt.config import ModelConfig, cache_dir
+from mlx_gpt.config import ModelConfig, cache_dir, resolve
+from mlx_gpt.errors import UserError
 from mlx_gpt.model.attention import FUSED_HEAD_DIMS
 
 LIMIT_SECONDS = 280
@@ -26,13 +26,15 @@ Settings = dict[str, object]
 
 
 def tune(case: Case, given: Settings, note: Callable[[str], None]) -> dict:
-    """{"settings": the best found, "ms_per_iter": their pace, "gain": over the defaults, "tried": all paces}."""
-    until, best, tried = time.perf_counter() + LIMIT_SECONDS, {}, {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "case.npz")
-        loss, first = _measured(case, {}, path)
-        fastest = first
-        note(f"defaults: {1000 * first:,.1f} ms/iter")
+    """{"settings": the best found, "ms_per_iter": their pace, "gain": over the defaults, "tried": gains of all}.
+
+    Each setting takes turns with the best so far, so that a machine that slows down slows both.
+    """
+    until, best, gain, tried = time.perf_counter() + LIMIT_SECONDS, {}, 1.0, {}
+    champion = Candidate(case, best)
+    try:
+        fastest = champion.seconds()
+        note(f"defaults: {1000 * fastest:,.1f} ms/iter")
         for options in _stages(case.config.model):
             start = best
             for option in options:
@@ -40,20 +42,59 @@ def tune(case: Case, given: Settings, note: Callable[[str], None]) -> dict:
                     continue
                 name = ", ".join(f"{key}={value}" for key, value in option.items())
                 try:
-                    seconds = _seconds_if_same(case, start | option, path, loss)
+                    other = Candidate(case, start | option)
                 except Failed as failure:
                     note(f"{name}: {failure}")
                     continue
-                tried[name] = round(1000 * seconds, 2)
-                note(f"{name}: {1000 * seconds:,.1f} ms/iter")
-                if seconds < NOISE * fastest:
-                    best, fastest = start | option, seconds
-    return {
-        "settings": best,
-        "ms_per_iter": round(1000 * fastest, 2),
-        "gain": round(first / fastest, 3),
-        "tried": tried,
-    }
+                now, seconds = _in_turns(champion, other)
+                tried[name] = round(gain * now / seconds, 3)
+                note(f"{name}: {1000 * seconds:,.1f} ms/iter, in turns with {1000 * now:,.1f}")
+                if other.loss_differs(champion):
+                    note(
+                        f"{name}: has a loss of {other.loss:.6f} on the first batch, not {champion.loss:.6f}; not kept"
+                    )
+                elif seconds < NOISE * now:
+                    best, gain, fastest = start | option, gain * now / seconds, seconds
+                    champion, other = other, champion
+                other.close()
+    finally:
+        champion.close()
+    return {"settings": best, "ms_per_iter": round(1000 * fastest, 2), "gain": round(gain, 3), "tried": tried}
+
+
+class Candidate:
+    """The step under some settings, in a process of its own, compiled and warm. Raises Failed where it can't run."""
+
+    def __init__(self, case: Case, settings: Settings):
+        self.config = case.config.replace(settings)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "case.npz")
+            dataclasses.replace(case, config=self.config).save(path)
+            self._racer = Racer(OURS, path, self.config.speed)
+        try:
+            self.loss = self._racer("losses", self.config.train.sequences_per_step)[0]
+            self._count = max(1, int(TURN_SECONDS / self._racer("steps", 1)))
+        except Failed:
+            self.close()
+            raise
+
+    def seconds(self) -> float:
+        """Of an update, in one turn."""
+        return self._racer("steps", self._count) / self._count
+
+    def loss_differs(self, other: "Candidate") -> bool:
+        """By more than the coarser of their types rounds."""
+        tolerance = max(TOLERANCES[c.config.train.dtype][0] for c in (self, other))
+        return not abs(self.loss - other.loss) <= tolerance
+
+    def close(self) -> None:
+        self._racer.close()
+
+
+def _in_turns(one: Candidate, other: Candidate) -> tuple[float, float]:
+    """The best turn of each."""
+    turns = [(one.seconds(), other.seconds()) for _ in range(TURNS)]
+    return tuple(map(min, zip(*turns, strict=True)))
 
 
 def keep(model: ModelConfig, found: dict) -> Path:
@@ -68,7 +109,12 @@ def tuned(model: ModelConfig) -> Settings:
     """The settings remembered for this device and shape; none with MLXGPT_TUNED=off."""
     if os.environ.get("MLXGPT_TUNED") == "off":
         return {}
-    return _known().get(_place(model), {}).get("settings", {})
+    found = _known().get(_place(model), {}).get("settings", {})
+    try:
+        resolve(overrides=found)
+    except (UserError, AttributeError):  # as another version knew them
+        return {}
+    return found
 
 
 def _stages(model: ModelConfig) -> list[list[Settings]]:
@@ -81,24 +127,6 @@ def _stages(model: ModelConfig) -> list[list[Settings]]:
     padded = [] if model.head_dim in FUSED_HEAD_DIMS else [{"speed.attention": "padded"}]
     buffers = [{"speed.ops_per_buffer": ops, "speed.mb_per_buffer": mb} for ops, mb in ((100, 200), (200, 1000))]
     return [[*padded, *blocks], [{"train.dtype": "bfloat16"}], buffers]
-
-
-def _seconds_if_same(case: Case, settings: Settings, path: Path, expected: float) -> float:
-    """Raises Failed where the first batch has another loss than expected."""
-    loss, seconds = _measured(case, settings, path)
-    if not abs(loss - expected) <= TOLERANCES[settings.get("train.dtype", case.config.train.dtype)][0]:
-        raise Failed(f"has a loss of {loss:.6f} on the first batch, the defaults {expected:.6f}")
-    return seconds
-
-
-def _measured(case: Case, settings: Settings, path: Path) -> tuple[float, float]:
-    """The loss on the first batch, and the seconds of an update: the best of a few turns."""
-    case = dataclasses.replace(case, config=case.config.replace(settings))
-    case.save(path)
-    with contextlib.closing(Racer(OURS, path, case.config.speed)) as racer:
-        loss = racer("losses", case.config.train.sequences_per_step)[0]
-        count = max(1, int(TURN_SECONDS / racer("steps", 1)))
-        return loss, min(racer("steps", count) / count for _ in range(TURNS))
 
 
 def _file() -> Path:

@@ -1,6 +1,8 @@
 """`mlxgpt bench`: the pace of training and writing, beside PyTorch and a plain MLX loop; `--tune` finds the best."""
 
 import json
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -35,7 +37,7 @@ CONTENDERS = ("mlxgpt", "torch.compile", "PyTorch", "plain MLX")
 @heads_option
 @click.option("--rounds", type=click.IntRange(1, 1000), default=3, help="Turns of each contender, after a warm-up.")
 @click.option("--only", multiple=True, type=click.Choice(CONTENDERS), help="These contenders and mlxgpt; repeatable.")
-@click.option("--quick", is_flag=True, help="16 sequences, 3 rounds, no torch.compile.")
+@click.option("--quick", is_flag=True, help="16 sequences at most, no torch.compile.")
 @click.option("--tune", is_flag=True, help="Find the fastest settings for this device and preset; train will use them.")
 @click.option("--out", metavar="DIR", callback=folder_option, default="runs/bench", help="Where record and picture go.")
 @set_option
@@ -53,6 +55,10 @@ def bench(presets, rounds, only, quick, tune, out, sets, as_json, **flags):
     """
     from mlx_gpt.bench import report
     from mlx_gpt.bench.machine import machine
+    from mlx_gpt.checkpoint.files import make_folder
+    from mlx_gpt.cli.session import bench_case
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left behind
 
     def note(text: str) -> None:
         click.echo(f"  {text}", err=True)
@@ -64,12 +70,14 @@ def bench(presets, rounds, only, quick, tune, out, sets, as_json, **flags):
     if tune:
         _tune(presets, settings, note, as_json)
         return
+    make_folder(out)
+    cases = {preset: bench_case(preset, settings, note) for preset in presets}
     names = [name for name in CONTENDERS if name == "mlxgpt" or not only or name in only]
     record = {"machine": machine(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "presets": {}}
     if not as_json:
         click.echo(report.machine_line(record["machine"]))
-    for preset in presets:
-        result = measure(preset, settings, names, rounds, note)
+    for preset, case in cases.items():
+        result = measure(case, names, rounds, note)
         record["presets"][preset] = result
         if not as_json:
             click.echo("\n" + "\n".join(report.lines(preset, result)))
@@ -80,12 +88,10 @@ def bench(presets, rounds, only, quick, tune, out, sets, as_json, **flags):
         click.echo(f"\nrecord: {', '.join(map(str, files))}")
 
 
-def measure(preset: str, settings: dict, names: list[str], rounds: int, note) -> dict:
+def measure(case, names: list[str], rounds: int, note) -> dict:
     """One preset's race, with its config and sizes."""
     from mlx_gpt.bench.race import race
-    from mlx_gpt.cli.session import bench_case
 
-    case = bench_case(preset, settings, note)
     config = case.config
     return {
         "config": config.to_dict(),
@@ -98,9 +104,8 @@ def measure(preset: str, settings: dict, names: list[str], rounds: int, note) ->
 
 def _keep(record: dict, folder: Path, note) -> list[Path]:
     from mlx_gpt.bench import report
-    from mlx_gpt.checkpoint.files import make_folder, write_atomic
+    from mlx_gpt.checkpoint.files import write_atomic
 
-    make_folder(folder)
     written = [folder / "bench.json"]
     write_atomic(written[0], [json.dumps(record, indent=1).encode()])
     try:
@@ -125,4 +130,4 @@ def _tune(presets, settings: dict, note, as_json: bool) -> None:
             chosen = ", ".join(f"{key}={value}" for key, value in found["settings"].items())
             gain = f"{found['gain']:.2f} x as fast as the defaults" if chosen else "nothing tried was faster"
             click.echo(f"{preset}: {chosen or 'the defaults'}, {found['ms_per_iter']:,.1f} ms/iter; {gain}")
-            click.echo(f"kept in {path}; train and bench use it")
+            click.echo(f"kept in {path}; train and bench go by it, but with MLXGPT_TUNED=off")

@@ -20,7 +20,7 @@ from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.files import write_atomic
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.cli.options import NEWEST, sizes_of
-from mlx_gpt.config import Config, load_toml, merge, nest, preset_of, resolve
+from mlx_gpt.config import UNTIL_TIME_IS_UP, Config, load_toml, merge, nest, preset_of, resolve
 from mlx_gpt.data.corpus import Corpus, corpus_name, open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.data.tokens import Tokens, Windows, encode
@@ -146,6 +146,7 @@ def bench_case(preset: str, settings: dict[str, Any], note: Note, use_tuned: boo
     config = _resolved(preset, None, settings, note) if use_tuned else resolve(preset, None, settings)
     corpus = open_corpus(config.data.corpus)
     tokenizer = CharTokenizer.from_documents(corpus.documents)
+    _require_memory(config, tokenizer.vocab_size)
     ids = encode(corpus, tokenizer).split(config.data.val_fraction)[0].ids
     borders = np.array([0, len(ids)])
     windows = Windows(Tokens(ids=ids, borders=borders), config.model.block_size)
@@ -314,7 +315,7 @@ def _changes(old: Config, new: Config) -> list[str]:
         f"{table}.{key} is {value} from here, it was {before[table][key]}"
         for table, settings in after.items()
         for key, value in settings.items()
-        if value != before[table][key]
+        if value not in (before[table][key], UNTIL_TIME_IS_UP)
     ]
 
 
