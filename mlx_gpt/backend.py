@@ -14,7 +14,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import distributions, version
-from pathlib import Path
 
 from mlx_gpt import blas, jit
 from mlx_gpt.config import SpeedConfig
@@ -139,11 +138,7 @@ def chip() -> str:
     if sys.platform == "darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or "Apple"
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    names = (line.partition(":")[2].strip() for line in jit.cpuinfo() if line.startswith("model name"))
     return next(names, platform.machine())
 
 

@@ -52,17 +52,18 @@ def vectorise() -> bool:
 
 def _fingerprint(compiler: str, include: Path) -> str:
     """Of compiler, flags, MLX's headers and the CPU: a home folder may be shared by unlike machines."""
-    cpu = [line for line in _cpuinfo().splitlines() if line.startswith(("model name", "flags", "Features"))]
+    cpu = [line for line in cpuinfo() if line.startswith(("model name", "flags", "Features"))]
     files = [(str(p), p.stat().st_mtime_ns) for p in (Path(compiler).resolve(), include / HEADER) if p.exists()]
     text = f"{files} {FLAGS} {platform.machine()} {sorted(set(cpu))}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _cpuinfo() -> str:
+def cpuinfo() -> list[str]:
+    """What Linux says of its CPUs, line by line; nothing elsewhere."""
     try:
-        return Path("/proc/cpuinfo").read_text()
+        return Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return ""
+        return []
 
 
 def _install(wrapper: Path, compiler: str, include: Path) -> None:

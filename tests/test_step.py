@@ -24,7 +24,7 @@ def tokens(lengths=(300,), seed=0):
 def run(config, steps=3, windows=None, lrs=None):
     """State, losses and model after a few steps."""
     model, optimizer = GPT(config.model, V, seed=1), AdamW(config.optimizer)
-    model.remat = config.speed.remat
+    model.compute_as(config.speed)
     windows = windows or Windows(tokens(), config.model.block_size)
     step = make_step(model, optimizer, windows.sample, CLIPS[config.optimizer.clip_mode], config)
     state, outputs = initial_state(model.weights(), optimizer), []
@@ -62,7 +62,7 @@ def test_lanes_and_remat_change_nothing_dropout_included(tiny_config, lanes, rem
 
 def peak_of_a_step(config) -> int:
     model, optimizer = GPT(config.model, V, seed=1), AdamW(config.optimizer)
-    model.remat = config.speed.remat
+    model.compute_as(config.speed)
     step = make_step(model, optimizer, Windows(tokens(), 64).sample, CLIPS["global"], config)
     state = initial_state(model.weights(), optimizer)
     mx.eval(state)

@@ -8,16 +8,14 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_gpt import backend, rng
-from mlx_gpt.backend import cast, mx
+from mlx_gpt.backend import mx
 from mlx_gpt.bench.case import LEARNING_RATE, Case
-from mlx_gpt.data.tokens import Tokens, Windows
+from mlx_gpt.data.tokens import Batch, Tokens, Windows
 from mlx_gpt.generation.engine import Decoder
-from mlx_gpt.model.attention import make_attend
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.optim.clip import CLIPS, global_norm
 from mlx_gpt.optim.optimizers import AdamW
-from mlx_gpt.train.loss import cross_entropy
-from mlx_gpt.train.step import initial_state, make_gradients, make_step, over_lanes
+from mlx_gpt.train.step import initial_state, make_gradients, make_loss, make_step, over_lanes
 
 
 class Contender:
@@ -25,9 +23,9 @@ class Contender:
 
     def __init__(self, case: Case):
         self.version = f"MLX {version('mlx')}"
-        self.case, self.config, speed = case, case.config, case.config.speed
+        self.case, self.config = case, case.config
         self.model = GPT(self.config.model, case.vocab_size)
-        self.model.attend, self.model.remat = make_attend(speed.attention, speed.query_blocks), speed.remat
+        self.model.compute_as(case.config.speed)
         self.weights = {name: mx.array(w) for name, w in case.weights.items()}
         self.model.set_weights(self.weights)
         self.windows = Windows(Tokens(ids=case.ids, borders=case.borders), self.config.model.block_size)
@@ -67,14 +65,10 @@ class Contender:
         H, D = config.model.n_head, config.model.head_dim
         batch = mx.compile(lambda i: tuple(self._sample(i)))
         key, total = rng.key(0, rng.DROPOUT), mx.array(float(rows * T))
-        gradients = make_gradients(self.model, config)
+        part_loss, gradients = make_loss(self.model, config), make_gradients(self.model, config)
 
-        def loss(weights, inputs, targets):
-            def part_loss(inputs, targets):
-                logits = self.model.apply(cast(weights, config.train.dtype), inputs)
-                return cross_entropy(logits, targets).sum() / total
-
-            return over_lanes(lambda part, first: part_loss(*part), (inputs, targets), config)
+        def loss(weights, *data):
+            return over_lanes(lambda part, first: part_loss(weights, Batch(*part), total, key, first), data, config)
 
         def attention(q, k, v):
             def part(qkv, first):
@@ -90,11 +84,11 @@ class Contender:
 
         data = batch(mx.array(1, dtype=mx.uint32))
         heads = [mx.random.normal((rows, H, T, D)).astype(backend.DTYPES[config.train.dtype]) for _ in range(3)]
-        both = mx.compile(lambda w, *data: gradients(w, type(self._sample(mx.array(0)))(*data), key))
+        both = mx.compile(lambda w, *data: gradients(w, Batch(*data), key))
         _, grads = both(weights, *data)
         mx.eval(data, heads, grads)
         share = seconds / 5
-        forward = _best(mx.compile(loss), (weights, *data[:2]), share)
+        forward = _best(mx.compile(loss), (weights, *data), share)
         return {
             "data": _best(batch, (mx.array(1, dtype=mx.uint32),), share),
             "forward": forward,

@@ -115,10 +115,15 @@ def _started(names: Iterable[str], path: Path, speed: SpeedConfig, note) -> Iter
             try:
                 racers[name] = stack.enter_context(contextlib.closing(Racer(name, path, speed)))
             except Failed as failure:
-                if name == OURS:
-                    raise UserError(f"bench: {failure}") from None
-                note(f"{name} left out: {failure}")
+                _leave_out(name, failure, note)
         yield racers
+
+
+def _leave_out(name: str, failure: Failed, note) -> None:
+    """Goes on without a contender, and says why; without us there is nothing to go on with."""
+    if name == OURS:
+        raise UserError(f"bench: {failure}") from None
+    note(f"{name} left out: {failure}")
 
 
 def _same_losses(racers: dict[str, Racer], rows: dict[str, int], dtype: str, note) -> dict[str, list[float]]:
@@ -129,9 +134,7 @@ def _same_losses(racers: dict[str, Racer], rows: dict[str, int], dtype: str, not
         try:
             found[name] = racer("losses", rows[name])
         except Failed as failure:
-            if name == OURS:
-                raise UserError(f"bench: {failure}") from None
-            note(f"{name} left out: {failure}")
+            _leave_out(name, failure, note)
             continue
         if rows[name] not in ours:
             ours[rows[name]] = found[name] if name == OURS else racers[OURS]("losses", rows[name])

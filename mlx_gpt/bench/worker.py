@@ -10,15 +10,8 @@ import resource
 import sys
 from pathlib import Path
 
+from mlx_gpt.bench import CONTENDERS
 from mlx_gpt.bench.case import Case
-
-# Contender -> module and arguments; each module has a class Contender.
-CONTENDERS = {
-    "mlxgpt": ("mlx_gpt.bench.ours", {}),
-    "plain MLX": ("mlx_gpt.bench.plain", {}),
-    "PyTorch": ("mlx_gpt.bench.pytorch", {"compiled": False}),
-    "torch.compile": ("mlx_gpt.bench.pytorch", {"compiled": True}),
-}
 
 
 def serve(name: str, path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from mlx_gpt.bench import CONTENDERS
 from mlx_gpt.cli.options import (
     corpus_option,
     echo_json,
@@ -18,8 +19,6 @@ from mlx_gpt.cli.options import (
     set_option,
 )
 from mlx_gpt.config import names_of
-
-CONTENDERS = ("mlxgpt", "torch.compile", "PyTorch", "plain MLX")
 
 
 @click.command()
@@ -36,7 +35,9 @@ CONTENDERS = ("mlxgpt", "torch.compile", "PyTorch", "plain MLX")
 @click.option("--dtype", help="Compute type: float32, bfloat16 or float16.")
 @heads_option
 @click.option("--rounds", type=click.IntRange(1, 1000), default=3, help="Turns of each contender, after a warm-up.")
-@click.option("--only", multiple=True, type=click.Choice(CONTENDERS), help="These contenders and mlxgpt; repeatable.")
+@click.option(
+    "--only", multiple=True, type=click.Choice(list(CONTENDERS)), help="These contenders and mlxgpt; repeatable."
+)
 @click.option("--quick", is_flag=True, help="16 sequences at most, no torch.compile.")
 @click.option("--tune", is_flag=True, help="Find the fastest settings for this device and preset; train will use them.")
 @click.option("--out", metavar="DIR", callback=folder_option, default="runs/bench", help="Where record and picture go.")

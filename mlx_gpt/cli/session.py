@@ -25,7 +25,7 @@ from mlx_gpt.data.corpus import Corpus, corpus_name, open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.data.tokens import Tokens, Windows, encode
 from mlx_gpt.errors import BadFile, OutOfRoom, ResumeRefused, UserError
-from mlx_gpt.model.attention import make_attend, way_of
+from mlx_gpt.model.attention import way_of
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.optim.optimizers import AdamW
 from mlx_gpt.train.trainer import BEST, LATEST, Trainer
@@ -126,7 +126,7 @@ def make_trainer(start: Start, folder: Path) -> Trainer:
             + (f", or --set model.block_size={shorter}" if shorter >= 8 and len(val) > 1 else "")
         )
     model = GPT(config.model, tokenizer.vocab_size, config.train.seed)
-    model.attend, model.remat = make_attend(config.speed.attention, config.speed.query_blocks), config.speed.remat
+    model.compute_as(config.speed)
     if start.weights:
         model.set_weights({name: mx.array(w) for name, w in start.weights.items()})
     return Trainer(

@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_gpt import rng
 from mlx_gpt.backend import mx, nn
-from mlx_gpt.config import ModelConfig
+from mlx_gpt.config import ModelConfig, SpeedConfig
 from mlx_gpt.errors import UserError
 from mlx_gpt.model.attention import Attend, CausalSelfAttention, hide_future, make_attend, with_past
 from mlx_gpt.model.cache import KVCache
@@ -71,6 +71,10 @@ class GPT(nn.Module):
         self.layers = [Block(config) for _ in range(config.n_layer)]
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
         self.set_weights(initial_weights(config, vocab_size, seed))
+
+    def compute_as(self, speed: SpeedConfig) -> None:
+        """Takes the ways to compute from the settings."""
+        self.attend, self.remat = make_attend(speed.attention, speed.query_blocks), speed.remat
 
     def __call__(self, tokens) -> mx.array:
         """Logits (B, T, V) of token ids (B, T). Raises UserError for ids or lengths out of range."""

@@ -34,21 +34,28 @@ def initial_state(weights: dict[str, mx.array], optimizer) -> State:
     return {"weights": weights, "optimizer": optimizer.init(weights)}
 
 
-def make_gradients(model, config: Config):
-    """gradients(weights, batch, dropout_key) -> (loss, gradients), of the whole batch."""
+def make_loss(model, config: Config):
+    """loss(weights, part, total, dropout_key, first_row): what a part adds to the mean over `total` tokens, scaled."""
     dtype = config.train.dtype
 
-    def loss_fn(weights, batch: Batch, total: mx.array, dropout_key: mx.array, first_row: int):
+    def loss(weights, batch: Batch, total: mx.array, dropout_key: mx.array, first_row: int):
         logits = model.apply(cast(weights, dtype), batch.inputs, dropout_key=dropout_key, first_row=first_row)
         return (cross_entropy(logits, batch.targets) * batch.mask).sum() / total * LOSS_SCALE[dtype]
+
+    return loss
+
+
+def make_gradients(model, config: Config):
+    """gradients(weights, batch, dropout_key) -> (loss, gradients), of the whole batch."""
+    loss, scale = make_loss(model, config), LOSS_SCALE[config.train.dtype]
 
     def gradients(weights, batch: Batch, dropout_key: mx.array):
         total = batch.mask.sum()
 
         def of_part(part, first_row):
-            return mx.value_and_grad(loss_fn)(weights, Batch(*part), total, dropout_key, first_row)
+            return mx.value_and_grad(loss)(weights, Batch(*part), total, dropout_key, first_row)
 
-        return tree_map(lambda x: x / LOSS_SCALE[dtype], over_lanes(of_part, batch, config))
+        return tree_map(lambda x: x / scale, over_lanes(of_part, batch, config))
 
     return gradients
 
