@@ -34,10 +34,10 @@ class Table:
 
     def __post_init__(self):
         for f in fields(self):
-            object.__setattr__(self, f.name, _checked(f"{self.name()}.{f.name}", getattr(self, f.name), f))
+            object.__setattr__(self, f.name, _checked(f"{self.table_name()}.{f.name}", getattr(self, f.name), f))
 
     @classmethod
-    def name(cls) -> str:
+    def table_name(cls) -> str:
         return cls.__name__.removesuffix("Config").lower()
 
 
@@ -50,6 +50,8 @@ class ModelConfig(Table):
     n_layer: int = setting(6, "transformer blocks", low=1, high=1024)
     block_size: int = setting(256, "longest context, in tokens", low=1, high=1 << 20)
     dropout: float = setting(0.1, "share of each block's output dropped in training", low=0.0, high=0.99)
+    embed_dropout: float = setting(0.0, "share of the embeddings dropped in training", low=0.0, high=0.99)
+    hidden_dropout: float = setting(0.0, "share of the MLP's hidden layer dropped in training", low=0.0, high=0.99)
 
     def __post_init__(self):
         Table.__post_init__(self)
@@ -119,6 +121,8 @@ class TrainConfig(Table):
     grad_accum_steps: int = setting(1, "micro-batches per update", low=1, high=4096)
     iters: int = setting(2000, "updates to reach, counted from the run's start", low=1, high=UNTIL_TIME_IS_UP)
     minutes: float = setting(0.0, "time budget in minutes, fitted to the pace; 0 is none", low=0.0, high=1e6)
+    shuffle: bool = setting(True, "read every window once an epoch; false draws with replacement")
+    corrupt: float = setting(0.0, "share of the input tokens replaced by random ones in training", low=0.0, high=0.9)
     seed: int = setting(1337, "decides weights, batches and dropout", low=0, high=(1 << 63) - 1)
     dtype: str = setting("float32", "compute type; weights stay float32", choices=("float32", "bfloat16", "float16"))
     eval_every: int = setting(100, "updates between evaluations", low=1, high=1 << 31)
@@ -136,24 +140,33 @@ class TrainConfig(Table):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig(Table):
-    """AdamW, its learning-rate schedule and the gradient clip."""
+    """The optimizer, its learning-rate schedule, the gradient clip and the average of the weights."""
 
-    learning_rate: float = setting(2e-3, "the schedule's peak", low=0.0, high=10.0)
+    name: str = setting("muon", "muon is AdamW outside the blocks' matrices", choices=("adamw", "muon", "lion"))
+    learning_rate: float = setting(3e-3, "the schedule's peak", low=0.0, high=10.0)
+    muon_learning_rate: float = setting(0.02, "the peak for the blocks' matrices under muon", low=0.0, high=10.0)
+    schedule: str = setting(
+        "wsd",
+        "after warm-up: flat then cosine, linear to the end, or flat then linear",
+        choices=("cosine", "linear", "wsd"),
+    )
     min_learning_rate: float = setting(0.0, "the schedule's end", low=0.0, high=10.0)
     warmup_steps: int = setting(20, "updates of linear warm-up from a tenth of the peak", low=0, high=1 << 31)
-    decay_start: float = setting(0.4, "share of the run after which the cosine decay begins", low=0.0, high=1.0)
+    decay_start: float = setting(0.6, "share of the run after which cosine and wsd decay", low=0.0, high=1.0)
     lr_cuts: int = setting(0, "times the peak is cut when patience runs out, before stopping", low=0, high=100)
     lr_cut: float = setting(0.5, "factor of each such cut", low=0.0, high=1.0)
     beta1: float = setting(0.9, "decay of the first moment", low=0.0, high=0.999999)
     beta2: float = setting(0.99, "decay of the second moment", low=0.0, high=0.999999)
+    momentum: float = setting(0.95, "decay of muon's momentum", low=0.0, high=0.999999)
     eps: float = setting(1e-8, "added to the root of the second moment", low=0.0, high=1.0)
     weight_decay: float = setting(0.1, "decoupled decay, on every tensor", low=0.0, high=10.0)
+    ema_decay: float = setting(0.0, "decay of the average of the weights; 0 keeps none", low=0.0, high=0.999999)
     clip_mode: str = setting("global", "what max_grad_norm bounds", choices=("global", "tensor", "element", "none"))
     max_grad_norm: float = setting(1.0, "bound of the L2 norm, or of each element", low=1e-9, high=1e9)
 
     def __post_init__(self):
         Table.__post_init__(self)
-        for name in ("learning_rate", "lr_cut"):
+        for name in ("learning_rate", "muon_learning_rate", "lr_cut"):
             if getattr(self, name) == 0:
                 raise UserError(f"optimizer.{name}=0 would never learn; give a positive number, as 1e-3")
         if self.min_learning_rate > self.learning_rate:

@@ -33,6 +33,7 @@ class EvalReport:
 
     step: int
     loss: float
+    raw_loss: float
     ppl: float
     bits_per_byte: float
     eval_tokens: int

@@ -32,6 +32,7 @@ class Header:
     """Everything of a run that is not a tensor.
 
     `iteration` counts finished iterations, `step` the optimizer's updates among them. Losses are in nats per token.
+    Where `averaged`, the weights are the average and optimizer.ema the weights that it averages.
     """
 
     config: Config
@@ -44,6 +45,7 @@ class Header:
     lr_cuts: int = 0
     last_eval: int = -1
     planned: bool = False
+    averaged: bool = False
     tokens: int = 0
     elapsed: float = 0.0
     tokenizer: dict | None = None

@@ -27,7 +27,7 @@ from mlx_gpt.data.tokens import Tokens, Windows, encode
 from mlx_gpt.errors import BadFile, OutOfRoom, ResumeRefused, UserError
 from mlx_gpt.model.attention import way_of
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.optim.optimizers import AdamW
+from mlx_gpt.optim.optimizers import Optimizer
 from mlx_gpt.train.trainer import BEST, LATEST, Trainer
 
 RUNS = Path("runs")
@@ -132,7 +132,7 @@ def make_trainer(start: Start, folder: Path) -> Trainer:
     return Trainer(
         header=start.header,
         model=model,
-        optimizer=AdamW(config.optimizer),
+        optimizer=Optimizer(config.optimizer),
         optimizer_state=start.optimizer,
         train=Windows(train, block_size),
         val=Windows(val, block_size),

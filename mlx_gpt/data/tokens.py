@@ -68,6 +68,8 @@ class Windows:
         if not len(self._lengths):
             raise UserError(f"a split of {len(tokens)} tokens holds no window; give a longer corpus")
         starts = np.maximum(self._lengths - block_size, 1)
+        self._num_starts, self._strata = starts, -(-starts // block_size)
+        self._epochs: dict = {}
         weights = np.maximum(starts, np.minimum(self._lengths, block_size))
         if weights.sum() >= 1 << 31:
             raise UserError(f"corpus of {len(tokens)} tokens: at most {1 << 31} fit on the device; give a smaller one")
@@ -88,6 +90,32 @@ class Windows:
         document = mx.searchsorted(self._draws, draw, side="right")
         start = self._begin[document] + draw % self._starts[document]
         return start, self._end[document]
+
+    def shuffled(self, seed: int, first: int, size: int) -> tuple[mx.array, mx.array]:
+        """Windows `first` to `first + size` of an endless row of epochs, as draw() gives them.
+
+        An epoch reads each document once from a random offset on, its windows in random order: the starts of a
+        document are cut into as many equal parts as it has windows, and the offset is the same in each part.
+        """
+        epochs, places = np.divmod(np.arange(first, first + size), self._strata.sum())
+        starts, ends = (np.empty(size, np.int32) for _ in "se")
+        for epoch in np.unique(epochs):
+            own = epochs == epoch
+            starts[own], ends[own] = (a[places[own]] for a in self._epoch(seed, int(epoch)))
+        return mx.array(starts), mx.array(ends)
+
+    def _epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        if (seed, epoch) not in self._epochs:
+            offsets, order = rng.split(rng.key(seed, rng.EPOCHS, epoch), 2)
+            shares = np.array(rng.bits(offsets, mx.arange(len(self._strata)))) / 2**32
+            order = np.array(mx.argsort(rng.bits(order, mx.arange(int(self._strata.sum())))))
+            document = np.repeat(np.arange(len(self._strata)), self._strata)
+            place = np.arange(len(document)) - np.repeat(np.cumsum(self._strata) - self._strata, self._strata)
+            part = self._num_starts / self._strata  # starts in each part
+            starts = self._begins[document] + ((place + shares[document]) * part[document]).astype(np.int64)
+            ends = (self._begins + self._lengths)[document]
+            self._epochs = dict(list(self._epochs.items())[-1:]) | {(seed, epoch): (starts[order], ends[order])}
+        return self._epochs[seed, epoch]
 
     def gather(self, starts: mx.array, ends: mx.array) -> Batch:
         """The windows that begin at `starts` (B,), in documents that end at `ends` (B,)."""

@@ -48,9 +48,9 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config)
         self.mlp = MLP(config)
 
-    def __call__(self, x: mx.array, attend: Attend, drop_attn: Drop, drop_mlp: Drop) -> mx.array:
+    def __call__(self, x: mx.array, attend: Attend, drop_attn: Drop, drop_hidden: Drop, drop_mlp: Drop) -> mx.array:
         x = x + drop_attn(self.attn(rms_norm(x), attend))
-        return x + drop_mlp(self.mlp(rms_norm(x)))
+        return x + drop_mlp(self.mlp(rms_norm(x), drop_hidden))
 
 
 class GPT(nn.Module):
@@ -103,9 +103,12 @@ class GPT(nn.Module):
         hidden = None if cache is None or cache.empty else hide_future(S, places)
         x = self.wte(tokens) + (self.wpe.weight[:T] if cache is None else self.wpe(places))  # (B, T, C)
         drops = self._drops(dropout_key, first_row)
+        x = drops[-1](x)
         for i, block in enumerate(self.layers):
             attend = with_past(self.attend, cache, i, hidden) if cache else self.attend
-            run = partial(block, attend=attend, drop_attn=drops[2 * i], drop_mlp=drops[2 * i + 1])
+            run = partial(
+                block, attend=attend, drop_attn=drops[3 * i], drop_hidden=drops[3 * i + 1], drop_mlp=drops[3 * i + 2]
+            )
             x = run(x) if dropout_key is None else self._trained(block, run, x)
         if cache:
             cache.advance(T)
@@ -139,10 +142,15 @@ class GPT(nn.Module):
 
     def _drops(self, key: mx.array | None, first_row: int) -> list[Drop]:
         """Two functions a block, each of which drops by a mask of its own."""
-        count, rate = 2 * self.config.n_layer, self.config.dropout
-        if key is None or rate == 0:
-            return [lambda x: x] * count
-        return [partial(rng.dropout, rate=rate, key=k, first_row=first_row) for k in rng.split(key, count)]
+        config = self.config
+        rates = [config.dropout, config.hidden_dropout, config.dropout] * config.n_layer + [config.embed_dropout]
+        if key is None:
+            return [lambda x: x] * len(rates)
+        keys = rng.split(key, len(rates))
+        return [
+            partial(rng.dropout, rate=rate, key=k, first_row=first_row) if rate else lambda x: x
+            for rate, k in zip(rates, keys, strict=True)
+        ]
 
 
 def initial_weights(config: ModelConfig, vocab_size: int, seed: int) -> dict[str, mx.array]:

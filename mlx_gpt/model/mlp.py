@@ -23,5 +23,5 @@ class MLP(nn.Module):
         self.fc1 = nn.Linear(config.n_embd, config.mlp_dim, bias=False)
         self.fc2 = nn.Linear(config.mlp_dim, config.n_embd, bias=False)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(squared_relu(self.fc1(x)))
+    def __call__(self, x: mx.array, drop=lambda x: x) -> mx.array:
+        return self.fc2(drop(squared_relu(self.fc1(x))))

@@ -1,34 +1,34 @@
-"""AdamW with decoupled weight decay (arXiv:1711.05101, algorithm 2) and bias correction."""
+"""AdamW, Muon and Lion as pure functions of explicit state, routed by the weight's path; the average of the weights.
+
+An optimizer's state is {"step": () int32} and its parts, each a dictionary of arrays shaped as their weights: "m" and
+"v", the moments, and "ema", the average.
+"""
 
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, ClassVar
 
-from mlx_gpt.backend import mx
+from mlx_gpt.backend import lanes, mx
 from mlx_gpt.config import OptimizerConfig
 
 Weights = dict[str, mx.array]
 State = dict[str, Any]
+EMA = "ema"
 
 
 @dataclass(frozen=True, slots=True)
 class AdamW:
-    """Pure functions of explicit state: {"step": () int32, "m": moments by weight, "v": moments by weight}."""
+    """Decoupled weight decay (arXiv:1711.05101, algorithm 2) and bias correction."""
 
     config: OptimizerConfig
-
-    def init(self, weights: Weights) -> State:
-        return {
-            "step": mx.array(0, dtype=mx.int32),
-            "m": {name: mx.zeros_like(w) for name, w in weights.items()},
-            "v": {name: mx.zeros_like(w) for name, w in weights.items()},
-        }
+    parts: ClassVar = ("m", "v")
 
     def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array) -> tuple[Weights, State]:
-        """The weights after one step at rate `lr`, () float32, and the new state."""
         beta1, beta2, eps, decay = self.config.beta1, self.config.beta2, self.config.eps, self.config.weight_decay
-        step = state["step"] + 1
-        m_bias, v_bias = _bias_correction((beta1, beta2), step)
+        m_bias, v_bias = _bias_correction((beta1, beta2), state["step"])
         new_weights, new_m, new_v = {}, {}, {}
         for name, w in weights.items():
             g = grads[name]
@@ -37,7 +37,129 @@ class AdamW:
             update = (m / m_bias) / (mx.sqrt(v / v_bias) + eps)
             new_weights[name] = w * (1 - lr * decay) - lr * update
             new_m[name], new_v[name] = m, v
-        return new_weights, {"step": step, "m": new_m, "v": new_v}
+        return new_weights, {"m": new_m, "v": new_v}
+
+
+@dataclass(frozen=True, slots=True)
+class Muon:
+    """Nesterov momentum, made orthogonal (https://kellerjordan.github.io/posts/muon/); decoupled weight decay.
+
+    For matrices. The update of one (rows, columns) is scaled by sqrt(max(1, rows / columns)).
+    """
+
+    config: OptimizerConfig
+    parts: ClassVar = ("m",)
+
+    def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array) -> tuple[Weights, State]:
+        momentum, decay = self.config.momentum, self.config.weight_decay
+        lr = lr * (self.config.muon_learning_rate / self.config.learning_rate)
+        m = {name: momentum * state["m"][name] + (1 - momentum) * grads[name] for name in weights}
+        directions = orthogonal({name: momentum * m[name] + (1 - momentum) * grads[name] for name in weights})
+        new_weights = {}
+        for name, w in weights.items():
+            rows, columns = w.shape
+            new_weights[name] = w * (1 - lr * decay) - lr * math.sqrt(max(1, rows / columns)) * directions[name]
+        return new_weights, {"m": m}
+
+
+@dataclass(frozen=True, slots=True)
+class Lion:
+    """The sign of an interpolated momentum (arXiv:2302.06675, algorithm 2), decoupled weight decay."""
+
+    config: OptimizerConfig
+    parts: ClassVar = ("m",)
+
+    def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array) -> tuple[Weights, State]:
+        beta1, beta2, decay = self.config.beta1, self.config.beta2, self.config.weight_decay
+        new_weights, new_m = {}, {}
+        for name, w in weights.items():
+            m, g = state["m"][name], grads[name]
+            new_weights[name] = w * (1 - lr * decay) - lr * mx.sign(beta1 * m + (1 - beta1) * g)
+            new_m[name] = beta2 * m + (1 - beta2) * g
+        return new_weights, {"m": new_m}
+
+
+# For each optimizer, which rule takes which weights: the first pattern that a weight's path begins with.
+MATRICES_OF_BLOCKS = r"layers\.\d+\.(attn\.w|mlp\.fc)"
+ROUTES = {
+    "adamw": ((r"", AdamW),),
+    "muon": ((MATRICES_OF_BLOCKS, Muon), (r"", AdamW)),
+    "lion": ((r"", Lion),),
+}
+
+
+class Optimizer:
+    """The rules of `config.name`, each on its own weights, and the average of all weights."""
+
+    def __init__(self, config: OptimizerConfig):
+        self.config = config
+
+    def init(self, weights: Weights) -> State:
+        state: State = {"step": mx.array(0, dtype=mx.int32)}
+        for rule, names in self._routed(weights):
+            for part in rule.parts:
+                state.setdefault(part, {}).update({name: mx.zeros_like(weights[name]) for name in names})
+        if self.config.ema_decay:
+            state[EMA] = dict(weights)
+        return state
+
+    def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array) -> tuple[Weights, State]:
+        """The weights after one step at rate `lr`, () float32, and the new state."""
+        new: State = {part: dict(arrays) if part != "step" else arrays + 1 for part, arrays in state.items()}
+        new_weights = dict(weights)
+        for rule, names in self._routed(weights):
+            changed, parts = rule.update(
+                {name: weights[name] for name in names}, grads, state | {"step": new["step"]}, lr
+            )
+            new_weights |= changed
+            for part, arrays in parts.items():
+                new[part] |= arrays
+        if self.config.ema_decay:
+            share = 1 - _average_decay(self.config.ema_decay, new["step"])
+            new[EMA] = {name: a + share * (new_weights[name] - a) for name, a in state[EMA].items()}
+        return new_weights, new
+
+    def _routed(self, weights: Iterable[str]) -> list[tuple[Any, list[str]]]:
+        """Each rule with the names of its weights."""
+        routes, names = ROUTES[self.config.name], {}
+        for name in weights:
+            rule = next(rule for pattern, rule in routes if re.match(pattern, name))
+            names.setdefault(rule, []).append(name)
+        return [(rule(self.config), own) for rule, own in names.items()]
+
+
+def orthogonal(matrices: Weights) -> Weights:
+    """Each matrix U S V' as nearly U V', its singular values between about 0.7 and 1.2.
+
+    Five steps of the quintic Newton-Schulz iteration in float32, matrices of one shape together, spread over the lanes.
+    """
+    wide = {name: a if a.shape[0] <= a.shape[1] else a.T for name, a in matrices.items()}
+    result, streams = {}, lanes()
+    by_shape = sorted(wide, key=lambda name: wide[name].shape)
+    for _, group in groupby(by_shape, key=lambda name: wide[name].shape):
+        names = list(group)
+        for i, lane in enumerate(streams[: len(names)]):
+            with mx.stream(lane):
+                part = names[i :: len(streams)]
+                made = _newton_schulz(mx.stack([wide[name] for name in part]))
+                result |= {n: x if wide[n] is matrices[n] else x.T for n, x in zip(part, made, strict=True)}
+    return {name: result[name] for name in matrices}
+
+
+def _newton_schulz(x: mx.array) -> mx.array:
+    """x (..., rows, columns), rows <= columns."""
+    x = x / (mx.sqrt(mx.square(x).sum((-2, -1), keepdims=True)) + 1e-7)
+    for _ in range(5):
+        a = x @ x.swapaxes(-1, -2)
+        b = -4.7750 * a + 2.0315 * (a @ a)
+        x = 3.4445 * x + b @ x
+    return x
+
+
+def _average_decay(decay: float, step: mx.array) -> mx.array:
+    """`decay`, and less in the first updates, that the average may forget the weights it began with."""
+    step = step.astype(mx.float32)
+    return mx.minimum(decay, (1 + step) / (10 + step))
 
 
 def _bias_correction(betas: tuple[float, ...], step: mx.array) -> list[mx.array]:

@@ -36,10 +36,13 @@ def initial_state(weights: dict[str, mx.array], optimizer) -> State:
 
 def make_loss(model, config: Config):
     """loss(weights, part, total, dropout_key, first_row): what a part adds to the mean over `total` tokens, scaled."""
-    dtype = config.train.dtype
+    dtype, corrupt = config.train.dtype, config.train.corrupt
 
     def loss(weights, batch: Batch, total: mx.array, dropout_key: mx.array, first_row: int):
-        logits = model.apply(cast(weights, dtype), batch.inputs, dropout_key=dropout_key, first_row=first_row)
+        inputs = batch.inputs
+        if corrupt:
+            inputs = rng.corrupt(inputs, corrupt, model.vocab_size, dropout_key[::-1], first_row)
+        logits = model.apply(cast(weights, dtype), inputs, dropout_key=dropout_key, first_row=first_row)
         return (cross_entropy(logits, batch.targets) * batch.mask).sum() / total * LOSS_SCALE[dtype]
 
     return loss
@@ -74,17 +77,17 @@ def over_lanes(run: Callable, arrays: Sequence[mx.array], config: Config):
     return tree_map(lambda *xs: sum(xs), *sums.values())
 
 
-def make_step(model, optimizer, sample: Callable[[mx.array, int], Batch], clip, config: Config):
-    """Compiles step(state, lr, index) -> (state, StepOutput); `index` (uint32) decides windows and dropout.
+def make_step(model, optimizer, gather: Callable[..., Batch], clip, config: Config):
+    """Compiles step(state, lr, index, *spans) -> (state, StepOutput); `index` (uint32) decides the dropout.
 
-    `sample(key, size)` gives the batch, `clip(grads, bound, norm)` the bounded gradients.
+    `gather(*spans)` gives the batch, `clip(grads, bound, norm)` the bounded gradients.
     """
     train, bound = config.train, config.optimizer.max_grad_norm
     gradients = make_gradients(model, config)
 
     @mx.compile
-    def step(state: State, lr: mx.array, index: mx.array) -> tuple[State, StepOutput]:
-        batch = sample(rng.key(train.seed, rng.WINDOWS, index), train.sequences_per_step)
+    def step(state: State, lr: mx.array, index: mx.array, *spans: mx.array) -> tuple[State, StepOutput]:
+        batch = gather(*spans)
         loss, grads = gradients(state["weights"], batch, rng.key(train.seed, rng.DROPOUT, index))
         norm = global_norm(grads)
         finite = mx.isfinite(loss) & mx.isfinite(norm)

@@ -24,6 +24,7 @@ from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.data.tokens import Windows
 from mlx_gpt.errors import OutOfRoom
 from mlx_gpt.optim.clip import CLIPS
+from mlx_gpt.optim.optimizers import EMA
 from mlx_gpt.optim.schedules import learning_rate
 from mlx_gpt.reports import EvalReport, Plan, Report, SampleDue, SaveReport, StepReport, StopReport
 from mlx_gpt.train.loss import Evaluator
@@ -71,7 +72,11 @@ class Trainer:
                 for part, moments in self.state["optimizer"].items()
                 if isinstance(moments, dict)
             }
-        self._step = make_step(model, optimizer, train.sample, CLIPS[self.config.optimizer.clip_mode], self.config)
+            if header.averaged:
+                ema = self.state["optimizer"][EMA]
+                self.state["weights"], self.state["optimizer"][EMA] = ema, self.state["weights"]
+                self.header = dataclasses.replace(header, averaged=False)
+        self._step = make_step(model, optimizer, train.gather, CLIPS[self.config.optimizer.clip_mode], self.config)
         self._evaluate = Evaluator(model, val, token_bytes, self.config.train.dtype)
         self._sweep = val.sweep(self.config.train.batch_size)
         self._pending: deque[Pending] = deque()
@@ -101,7 +106,7 @@ class Trainer:
         for i in range(count + 1):
             start = time.perf_counter()
             state, output = self._step(
-                state, mx.array(self.config.optimizer.learning_rate), mx.array(i, dtype=mx.uint32)
+                state, mx.array(self.config.optimizer.learning_rate), mx.array(i, dtype=mx.uint32), *self._spans(i)
             )
             mx.eval(state, output)
             seconds.append(time.perf_counter() - start)
@@ -150,13 +155,16 @@ class Trainer:
         yield from self._drain()
         yield from self._finish(reason)
 
-    def checkpoint(self) -> Checkpoint:
-        """The run at this moment, on the host."""
-        header = dataclasses.replace(self.header, elapsed=self._elapsed(), step=self.state["optimizer"]["step"].item())
-        moments = {k: v for k, v in self.state["optimizer"].items() if isinstance(v, dict)}
+    def checkpoint(self, averaged: bool = False) -> Checkpoint:
+        """The run at this moment, on the host; if `averaged`, with the average of the weights in their place."""
+        step = self.state["optimizer"]["step"].item()
+        header = dataclasses.replace(self.header, elapsed=self._elapsed(), step=step, averaged=averaged)
+        weights, moments = self.state["weights"], {k: v for k, v in self.state["optimizer"].items() if k != "step"}
+        if averaged:
+            weights, moments = moments[EMA], moments | {EMA: weights}
         return Checkpoint(
             header=header,
-            weights={name: np.array(w) for name, w in self.state["weights"].items()},
+            weights={name: np.array(w) for name, w in weights.items()},
             optimizer={name: np.array(m) for name, m in tree_flatten(moments)},
         )
 
@@ -165,11 +173,20 @@ class Trainer:
     def _submit(self) -> None:
         iteration, train = self.header.iteration, self.config.train
         lr = learning_rate(self.config.optimizer, iteration, train.iters, self.header.lr_cuts)
-        self.state, output = self._step(self.state, mx.array(lr), mx.array(iteration, dtype=mx.uint32))
+        index, spans = mx.array(iteration, dtype=mx.uint32), self._spans(iteration)
+        self.state, output = self._step(self.state, mx.array(lr), index, *spans)
         mx.async_eval(self.state, output)
         tokens = self.header.tokens + train.sequences_per_step * self.config.model.block_size
         self._advance(iteration=iteration + 1, tokens=tokens)
         self._pending.append(Pending(iteration + 1, tokens, lr, output))
+
+    def _spans(self, iteration: int) -> tuple[mx.array, mx.array]:
+        """The windows of an update."""
+        train = self.config.train
+        if train.shuffle:
+            size = train.sequences_per_step
+            return self._train.shuffled(train.seed, iteration * size, size)
+        return self._train.draw(rng.key(train.seed, rng.WINDOWS, iteration), train.sequences_per_step)
 
     def _read(self) -> StepReport:
         """Waits for the oldest submitted step."""
@@ -245,9 +262,13 @@ class Trainer:
     def _evaluation(self) -> Iterator[Report]:
         """Evaluates, keeps patience and best, and saves a new best. Nothing happens if it is interrupted."""
         start = time.perf_counter()
-        result = self._evaluate(self.state["weights"], self._batches(), lambda: self._signal)
-        if result is None:
+        batches, average = self._batches(), self.state["optimizer"].get(EMA)
+        result = self._evaluate(self.state["weights"], batches, lambda: self._signal)
+        average_result = self._evaluate(average, batches, lambda: self._signal) if average and result else None
+        if result is None or (average and average_result is None):
             return
+        raw_loss, averaged = result.loss, average_result is not None and average_result.loss < result.loss
+        result = average_result if averaged else result
         self._last_eval_seconds = time.perf_counter() - start
         header, iteration = self.header, self.header.iteration
         if result.loss < header.best_loss:
@@ -261,6 +282,7 @@ class Trainer:
         report = EvalReport(
             step=iteration,
             loss=result.loss,
+            raw_loss=raw_loss,
             ppl=result.ppl,
             bits_per_byte=result.bits_per_byte,
             eval_tokens=result.tokens,
@@ -274,7 +296,7 @@ class Trainer:
         )
         yield report
         if report.is_best and iteration > 0:
-            yield self._save(BEST)
+            yield self._save(BEST, averaged)
         self._last_read = time.perf_counter()
 
     def _batches(self) -> list[tuple[mx.array, mx.array]]:
@@ -299,11 +321,11 @@ class Trainer:
         minutes = self.config.train.save_minutes
         return bool(minutes) and time.perf_counter() - self._last_save >= minutes * 60
 
-    def _save(self, name: str) -> SaveReport:
+    def _save(self, name: str, averaged: bool = False) -> SaveReport:
         """A full disk does not end the run: the last good file stays and the next save tries again."""
         path = self.folder / name
         try:
-            store.save(path, self.checkpoint())
+            store.save(path, self.checkpoint(averaged))
             error = None
         except OutOfRoom as full:
             error = str(full)
