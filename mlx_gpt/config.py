@@ -21,6 +21,8 @@ from mlx_gpt.errors import BadFile, UserError
 UNTIL_TIME_IS_UP = (1 << 32) - 1
 # The sizes that decide which weights fit.
 SHAPE_KEYS = ("n_embd", "n_head", "n_layer", "block_size")
+# What a network may have beyond randyGPT's: the settings of [model] that no RGPT file can hold.
+EXTENSION_KEYS = ("positions", "qk_norm", "norm_weights", "final_norm", "tied_head", "mlp")
 
 
 def setting(default, help: str, *, low=None, high=None, choices=None):
@@ -51,7 +53,12 @@ class ModelConfig(Table):
     block_size: int = setting(256, "longest context, in tokens", low=1, high=1 << 20)
     dropout: float = setting(0.1, "share of each block's output dropped in training", low=0.0, high=0.99)
     embed_dropout: float = setting(0.0, "share of the embeddings dropped in training", low=0.0, high=0.99)
-    hidden_dropout: float = setting(0.0, "share of the MLP's hidden layer dropped in training", low=0.0, high=0.99)
+    positions: str = setting("learned", "how a token knows its place", choices=("learned", "rotary"))
+    qk_norm: bool = setting(False, "normalise queries and keys, head by head")
+    norm_weights: bool = setting(False, "give every norm of the residual stream a learned weight a channel")
+    final_norm: bool = setting(False, "normalise what the head reads")
+    tied_head: bool = setting(False, "read logits with the embedding of the tokens, without a head of its own")
+    mlp: str = setting("relu2", "the MLP's activation; swiglu is narrower and gated", choices=("relu2", "swiglu"))
 
     def __post_init__(self):
         Table.__post_init__(self)
@@ -61,6 +68,11 @@ class ModelConfig(Table):
                 f"model.n_head={self.n_head} does not divide model.n_embd={self.n_embd}; "
                 f"choose n_head from {', '.join(map(str, divisors))}"
             )
+        if self.positions == "rotary" and self.head_dim % 2:
+            raise UserError(
+                f"model.positions=rotary turns pairs, and model.n_embd={self.n_embd} over model.n_head={self.n_head} "
+                f"gives heads {self.head_dim} wide; choose sizes that make them even"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -68,20 +80,34 @@ class ModelConfig(Table):
 
     @property
     def mlp_dim(self) -> int:
-        return 4 * self.n_embd
+        """Width of the MLP's hidden layer: 4 C, or 8/3 C in three matrices, a multiple of 8."""
+        return 4 * self.n_embd if self.mlp == "relu2" else -(-self.n_embd // 3) * 8
 
     def shape(self) -> dict[str, int]:
         """The settings of SHAPE_KEYS."""
         return {k: getattr(self, k) for k in SHAPE_KEYS}
+
+    def architecture(self) -> dict[str, Any]:
+        """Every setting that decides what the network computes from its weights."""
+        return self.shape() | {k: getattr(self, k) for k in EXTENSION_KEYS}
+
+    def extensions(self) -> list[str]:
+        """What this network has that randyGPT's has not, as settings."""
+        plain = ModelConfig(**self.shape()).architecture()
+        return [f"model.{k}={_toml_value(v)}" for k, v in self.architecture().items() if v != plain[k]]
 
     def weight_shapes(self, vocab_size: int) -> dict[str, tuple[int, ...]]:
         """The name and shape of every weight, sorted by name."""
         C, F = self.n_embd, self.mlp_dim
         block = {f"attn.{w}.weight": (C, C) for w in ("wq", "wk", "wv", "wo")}
         block |= {"mlp.fc1.weight": (F, C), "mlp.fc2.weight": (C, F)}
+        block |= {"mlp.fc_gate.weight": (F, C)} if self.mlp == "swiglu" else {}
+        block |= {"attn_norm.weight": (C,), "mlp_norm.weight": (C,)} if self.norm_weights else {}
         shapes = {f"layers.{i}.{name}": shape for i in range(self.n_layer) for name, shape in block.items()}
-        shapes |= {"wte.weight": (vocab_size, C), "lm_head.weight": (vocab_size, C)}
-        shapes |= {"wpe.weight": (self.block_size, C)}
+        shapes |= {"wte.weight": (vocab_size, C)}
+        shapes |= {} if self.tied_head else {"lm_head.weight": (vocab_size, C)}
+        shapes |= {"wpe.weight": (self.block_size, C)} if self.positions == "learned" else {}
+        shapes |= {"final_norm.weight": (C,)} if self.final_norm and self.norm_weights else {}
         return dict(sorted(shapes.items()))
 
     def num_params(self, vocab_size: int) -> int:
@@ -109,7 +135,8 @@ class ModelConfig(Table):
 
     def flops_per_token(self, vocab_size: int) -> float:
         """Floating-point operations of one training step, per token: matmuls forward and backward."""
-        matmul_params = self.num_params(vocab_size) - (vocab_size + self.block_size) * self.n_embd
+        layers = {k: shape for k, shape in self.weight_shapes(vocab_size).items() if k.startswith("layers.")}
+        matmul_params = sum(map(math.prod, layers.values())) + vocab_size * self.n_embd
         return 6 * matmul_params + 12 * self.n_layer * self.n_embd * self.block_size
 
 
@@ -317,9 +344,9 @@ def load_toml(folder: str, name: str) -> dict[str, Any]:
 
 
 def preset_of(config: ModelConfig) -> str | None:
-    """The name of the preset with this shape, if there is one."""
+    """The name of the preset with this architecture, if there is one."""
     for name in names_of("presets"):
-        if ModelConfig(**load_toml("presets", name)["model"]).shape() == config.shape():
+        if ModelConfig(**load_toml("presets", name)["model"]).architecture() == config.architecture():
             return name
     return None
 

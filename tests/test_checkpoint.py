@@ -121,9 +121,9 @@ def test_nan_newer_foreign_and_misshapen_files_are_refused(tmp_path, saved):
     safetensors.numpy.save_file({"x": np.zeros(3)}, foreign)
     refused("not an mlxgpt checkpoint", foreign)
     safetensors.numpy.save_file(
-        {"x": np.zeros(3)}, foreign, {"format": "mlxgpt", "format_version": "2", "header": "{}"}
+        {"x": np.zeros(3)}, foreign, {"format": "mlxgpt", "format_version": "3", "header": "{}"}
     )
-    refused("format version '2'", foreign)
+    refused("format version '3'", foreign)
     with pytest.raises(UserError, match="no such file"):
         store.load(tmp_path / "absent")
 

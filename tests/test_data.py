@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import http.server
+import itertools
 import random
 import threading
 
@@ -233,3 +234,50 @@ def test_documents_end_in_eos_and_the_split_cuts_by_tokens():
     assert train.ids.tolist() + val.ids.tolist() == tokens.ids.tolist()
     single = encode(Corpus(name="c", documents=["aaaa"]), CharTokenizer("ab"))
     assert single.ids.tolist() == [2, 2, 2, 2]
+
+
+def epoch_of(windows, seed, epoch, size):
+    """One epoch's windows, drawn in batches of `size` that don't divide it."""
+    total = int(windows._strata.sum())
+    batches = [windows.shuffled(seed, first, min(size, total - first % total)) for first in range(0, total, size)]
+    starts, ends = (np.concatenate([np.array(b[i]) for b in batches]) for i in (0, 1))
+    return starts[:total], ends[:total]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_epoch_reads_every_document_once(seed):
+    """As many windows as the tokens need, none across a border, and no place of a document left out but its edges."""
+    draw = random.Random(seed)
+    lengths, T = [draw.randint(1, 90) for _ in range(draw.randint(1, 9))] + [2], draw.randint(1, 16)
+    tokens = documents_of(lengths, T)
+    windows, borders = Windows(tokens, T), np.cumsum([0, *lengths])
+    starts, ends = epoch_of(windows, seed, 0, 7)
+    assert len(starts) == sum(max(-(-(n - T) // T), 1) for n in lengths if n > 1)
+    for begin, end in itertools.pairwise(borders):
+        own = np.sort(starts[(starts >= begin) & (starts < end)])
+        if end - begin < 2:
+            assert not len(own)
+            continue
+        assert (ends[(starts >= begin) & (starts < end)] == end).all()
+        assert own[0] - begin < T and len(set(own)) == len(own)
+        if end - begin > T:
+            assert own[-1] + T < end and end - own[-1] <= 2 * T
+            assert (np.diff(own) <= T).all()  # no gap between windows
+
+
+def test_epochs_differ_and_every_start_is_as_likely():
+    windows = Windows(documents_of([60], 8), 8)
+    counts = np.bincount(
+        np.concatenate([np.array(windows.shuffled(5, e * 7, 7)[0]) for e in range(4000)]), minlength=52
+    )
+    assert len(counts) == 52 and abs(counts / counts.mean() - 1).max() < 0.25  # 4 sigma of 538 draws is 0.17
+    orders = {tuple(np.argsort(np.array(windows.shuffled(5, e * 7, 7)[0])).tolist()) for e in range(50)}
+    assert len(orders) > 40
+
+
+def test_a_batch_may_span_epochs_and_depends_on_its_place_alone():
+    windows, again = (Windows(documents_of([60, 30], 8), 8) for _ in "ab")
+    whole = np.array(windows.shuffled(3, 0, 100)[0])
+    for first in (90, 13, 0, 50):
+        np.testing.assert_array_equal(again.shuffled(3, first, 10)[0], whole[first : first + 10])
+    assert not np.array_equal(again.shuffled(4, 0, 10)[0], whole[:10])

@@ -1,17 +1,19 @@
-"""Schedules, clips and AdamW, against their definitions."""
+"""Schedules, clips and optimizers, against their definitions."""
 
 import math
 
 import numpy as np
 import pytest
 
-from mlx_gpt.backend import mx
-from mlx_gpt.config import OptimizerConfig
+from mlx_gpt.backend import lanes, mx
+from mlx_gpt.config import ModelConfig, OptimizerConfig
 from mlx_gpt.optim.clip import CLIPS, global_norm
-from mlx_gpt.optim.optimizers import AdamW
+from mlx_gpt.optim.optimizers import ROUTES, Optimizer, orthogonal
 from mlx_gpt.optim.schedules import learning_rate
 
-SEED = OptimizerConfig(learning_rate=3e-5, min_learning_rate=3e-6, warmup_steps=100, decay_start=0.6, lr_cuts=3)
+SEED = OptimizerConfig(
+    schedule="cosine", learning_rate=3e-5, min_learning_rate=3e-6, warmup_steps=100, decay_start=0.6, lr_cuts=3
+)
 
 
 @pytest.mark.parametrize(
@@ -65,16 +67,105 @@ def test_clips_bound_what_they_say():
         np.testing.assert_allclose(clipped("global", 1e6)[k], g, rtol=1e-6)
 
 
-def test_adamw_is_its_definition_in_float64():
-    config = OptimizerConfig(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1)
-    optimizer, draw = AdamW(config), np.random.default_rng(1)
-    w = {"w": draw.normal(size=(3, 4))}
-    weights = {"w": mx.array(w["w"].astype(np.float32))}
-    state, m, v = optimizer.init(weights), np.zeros((3, 4)), np.zeros((3, 4))
-    for t in range(1, 200):
-        g, lr = draw.normal(size=(3, 4)).astype(np.float32), 1e-2 / t
-        weights, state = optimizer.update(weights, {"w": mx.array(g)}, state, mx.array(lr))
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g.astype(np.float64) ** 2
-        w["w"] = w["w"] * (1 - lr * 0.1) - lr * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
-        np.testing.assert_allclose(weights["w"], w["w"], atol=1e-5, rtol=0)
-    assert state["step"].item() == 199
+WEIGHTS = {
+    "layers.0.attn.wq.weight": (8, 8),
+    "layers.0.mlp.fc1.weight": (24, 8),
+    "layers.1.mlp.fc1.weight": (24, 8),
+    "layers.1.mlp.fc2.weight": (8, 24),
+    "layers.1.mlp_norm.weight": (8,),
+    "wte.weight": (11, 8),
+}
+
+
+def adamw_reference(c, t, w, g, lr, state):
+    m = state["m"] = c.beta1 * state.get("m", 0) + (1 - c.beta1) * g
+    v = state["v"] = c.beta2 * state.get("v", 0) + (1 - c.beta2) * g**2
+    return w * (1 - lr * c.weight_decay) - lr * (m / (1 - c.beta1**t)) / (np.sqrt(v / (1 - c.beta2**t)) + c.eps)
+
+
+def lion_reference(c, t, w, g, lr, state):
+    direction = np.sign(c.beta1 * state.get("m", 0) + (1 - c.beta1) * g)
+    state["m"] = c.beta2 * state.get("m", 0) + (1 - c.beta2) * g
+    return w - lr * (direction + c.weight_decay * w)
+
+
+def muon_reference(c, t, w, g, lr, state):
+    """The polynomial on the singular values, by a decomposition in place of matrix products."""
+    m = state["m"] = c.momentum * state.get("m", 0) + (1 - c.momentum) * g
+    u, s, vt = np.linalg.svd(c.momentum * m + (1 - c.momentum) * g, full_matrices=False)
+    s = s / np.sqrt((s**2).sum())
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    lr = lr * c.muon_learning_rate / c.learning_rate
+    return w * (1 - lr * c.weight_decay) - lr * max(1, w.shape[0] / w.shape[1]) ** 0.5 * (u * s) @ vt
+
+
+def is_matrix_of_a_block(name):
+    return name.startswith("layers.") and "norm" not in name
+
+
+REFERENCES = {
+    "adamw": lambda name: adamw_reference,
+    "lion": lambda name: lion_reference,
+    "muon": lambda name: muon_reference if is_matrix_of_a_block(name) else adamw_reference,
+}
+
+
+@pytest.mark.parametrize("num_lanes", [1, 2, 5])
+@pytest.mark.parametrize("name", ROUTES)
+def test_optimizers_are_their_definitions_in_float64(name, num_lanes):
+    config = OptimizerConfig(name=name, learning_rate=1e-2, muon_learning_rate=3e-2, ema_decay=0.9)
+    optimizer, draw = Optimizer(config), np.random.default_rng(1)
+    expected = {k: draw.normal(size=shape) for k, shape in WEIGHTS.items()}
+    weights = {k: mx.array(w.astype(np.float32)) for k, w in expected.items()}
+    average = {k: np.float32(w) for k, w in expected.items()}
+    state, states = optimizer.init(weights), {k: {} for k in WEIGHTS}
+    lanes(num_lanes)
+    for t in range(1, 100):
+        grads, lr = {k: draw.normal(size=shape).astype(np.float32) for k, shape in WEIGHTS.items()}, 1e-2 / t
+        weights, state = optimizer.update(weights, {k: mx.array(g) for k, g in grads.items()}, state, mx.array(lr))
+        for k, w in expected.items():
+            expected[k] = REFERENCES[name](k)(config, t, w, grads[k].astype(np.float64), lr, states[k])
+            average[k] = average[k] + (1 - min(0.9, (1 + t) / (10 + t))) * (expected[k] - average[k])
+            np.testing.assert_allclose(weights[k], expected[k], atol=1e-5, rtol=0, err_msg=f"{k} @{t}")
+            np.testing.assert_allclose(state["ema"][k], average[k], atol=1e-5, rtol=0, err_msg=f"{k} @{t}")
+    lanes(0)
+    assert state["step"].item() == 99
+
+
+def test_every_matrix_of_a_block_goes_to_muon_and_nothing_else():
+    for model in (ModelConfig(), ModelConfig(norm_weights=True, final_norm=True, mlp="swiglu")):
+        weights = {name: mx.zeros(shape) for name, shape in model.weight_shapes(7).items()}
+        state = Optimizer(OptimizerConfig(name="muon")).init(weights)
+        assert state["m"].keys() == weights.keys()
+        assert {k for k in weights if k not in state["v"]} == {k for k in weights if is_matrix_of_a_block(k)}
+        assert all(weights[k].ndim == 2 for k in weights.keys() - state["v"].keys())
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (16, 80), (80, 16), (1, 9)])
+def test_muons_direction_is_nearly_orthogonal_and_blind_to_scale(shape):
+    g = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    found = [np.array(orthogonal({"g": mx.array(g * scale)})["g"]) for scale in (1e-3, 1.0, 1e3)]
+    for direction in found:
+        singular = np.linalg.svd(direction, compute_uv=False)
+        assert 0.5 < np.median(singular) < 1.3 and singular.max() < 1.3
+        np.testing.assert_allclose(direction, found[1], atol=2e-3)
+
+
+def test_a_matrix_without_gradient_stays_where_decay_leaves_it():
+    """Exactly zero gradients, as of positions never read, are no division by zero."""
+    config, w = OptimizerConfig(name="muon", weight_decay=0.5), {"layers.0.attn.wq.weight": mx.ones((4, 4))}
+    new, _ = Optimizer(config).update(w, {k: mx.zeros((4, 4)) for k in w}, Optimizer(config).init(w), mx.array(3e-3))
+    np.testing.assert_allclose(new["layers.0.attn.wq.weight"], 1 - 0.02 * 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule, start", [("linear", 10), ("wsd", 75), ("cosine", 75)])
+def test_schedules_stay_at_the_peak_and_end_at_the_minimum(schedule, start):
+    config = OptimizerConfig(schedule=schedule, warmup_steps=10, decay_start=0.75, learning_rate=1.0)
+    rates = [learning_rate(config, step, 100) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[100] == 0
+    assert all(rate == 1 for rate in rates[10 : start + 1]) and rates[start + 1] < 1
+    falls = -np.diff(rates[start:])
+    if schedule != "cosine":
+        np.testing.assert_allclose(falls, 1 / (100 - start))
+    assert (falls > 0).all()

@@ -5,11 +5,12 @@ import functools
 import numpy as np
 import pytest
 
+from mlx_gpt import rng
 from mlx_gpt.backend import LANE_TOKENS, MAX_PARTS, divide, mx
 from mlx_gpt.data.tokens import Batch, Tokens, Windows
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.optim.clip import CLIPS
-from mlx_gpt.optim.optimizers import AdamW
+from mlx_gpt.optim.optimizers import Optimizer
 from mlx_gpt.train.loss import Evaluator, cross_entropy
 from mlx_gpt.train.step import initial_state, make_step
 
@@ -21,15 +22,23 @@ def tokens(lengths=(300,), seed=0):
     return Tokens(ids=ids, borders=np.cumsum([0, *lengths]))
 
 
+def index(i):
+    return mx.array(i, dtype=mx.uint32)
+
+
+def spans(config, windows, i):
+    return windows.draw(rng.key(config.train.seed, rng.WINDOWS, i), config.train.sequences_per_step)
+
+
 def run(config, steps=3, windows=None, lrs=None):
     """State, losses and model after a few steps."""
-    model, optimizer = GPT(config.model, V, seed=1), AdamW(config.optimizer)
+    model, optimizer = GPT(config.model, V, seed=1), Optimizer(config.optimizer)
     model.compute_as(config.speed)
     windows = windows or Windows(tokens(), config.model.block_size)
-    step = make_step(model, optimizer, windows.sample, CLIPS[config.optimizer.clip_mode], config)
+    step = make_step(model, optimizer, windows.gather, CLIPS[config.optimizer.clip_mode], config)
     state, outputs = initial_state(model.weights(), optimizer), []
     for i in range(steps):
-        state, output = step(state, mx.array((lrs or [1e-3] * steps)[i]), mx.array(i, dtype=mx.uint32))
+        state, output = step(state, mx.array((lrs or [1e-3] * steps)[i]), index(i), *spans(config, windows, i))
         outputs.append(output)
     return state, outputs, model
 
@@ -61,20 +70,22 @@ def test_lanes_and_remat_change_nothing_dropout_included(tiny_config, lanes, rem
 
 
 def peak_of_a_step(config) -> int:
-    model, optimizer = GPT(config.model, V, seed=1), AdamW(config.optimizer)
+    model, optimizer = GPT(config.model, V, seed=1), Optimizer(config.optimizer)
+    windows = Windows(tokens(), 64)
     model.compute_as(config.speed)
-    step = make_step(model, optimizer, Windows(tokens(), 64).sample, CLIPS["global"], config)
+    step = make_step(model, optimizer, windows.gather, CLIPS["global"], config)
     state = initial_state(model.weights(), optimizer)
     mx.eval(state)
     for i in range(2):
         mx.reset_peak_memory()
-        state, output = step(state, mx.array(1e-3), mx.array(i, dtype=mx.uint32))
+        state, output = step(state, mx.array(1e-3), index(i), *spans(config, windows, i))
         mx.eval(state, output)
     return mx.get_peak_memory() - mx.get_active_memory()
 
 
 def test_remat_and_accumulation_take_less_memory(tiny_config):
-    whole = tiny_config.replace({"model.n_layer": 8, "train.batch_size": 32, "speed.lanes": 1})
+    changes = {"model.n_layer": 8, "train.batch_size": 32, "speed.lanes": 1, "optimizer.name": "adamw"}
+    whole = tiny_config.replace(changes)
     parts = whole.replace({"train.batch_size": 4, "train.grad_accum_steps": 8})
     peaks = [
         peak_of_a_step(config.replace({"speed.remat": remat})) for config in (whole, parts) for remat in (False, True)
@@ -119,21 +130,24 @@ def test_masked_targets_weigh_nothing(tiny_config):
     for data in (one, other):
         windows = Windows(data, 64)
         batch = windows.gather(mx.array([0] * 4, dtype=mx.int32), mx.array([20] * 4, dtype=mx.int32))
-        windows.sample = functools.partial(lambda batch, key, size: batch, batch)
+        windows.gather = functools.partial(lambda batch, *spans: batch, batch)
         results.append(run(config, windows=windows))
     assert [o.loss.item() for o in results[0][1]] == [o.loss.item() for o in results[1][1]]
     assert_close(results[0][0], results[1][0], atol=0)
 
 
 def test_a_step_that_is_not_finite_leaves_everything_as_it_was(tiny_config):
-    model, optimizer = GPT(tiny_config.model, V, seed=1), AdamW(tiny_config.optimizer)
-    step = make_step(model, optimizer, Windows(tokens(), 64).sample, CLIPS["global"], tiny_config)
-    state, _ = step(initial_state(model.weights(), optimizer), mx.array(1e-3), mx.array(0, dtype=mx.uint32))
+    tiny_config = tiny_config.replace({"optimizer.ema_decay": 0.9})
+    model, optimizer = GPT(tiny_config.model, V, seed=1), Optimizer(tiny_config.optimizer)
+    windows = Windows(tokens(), 64)
+    step = make_step(model, optimizer, windows.gather, CLIPS["global"], tiny_config)
+    drawn = spans(tiny_config, windows, 0)
+    state, _ = step(initial_state(model.weights(), optimizer), mx.array(1e-3), index(0), *drawn)
     poisoned = state | {"weights": state["weights"] | {"wpe.weight": state["weights"]["wpe.weight"] * float("inf")}}
-    after, output = step(poisoned, mx.array(1e-3), mx.array(1, dtype=mx.uint32))
+    after, output = step(poisoned, mx.array(1e-3), index(1), *drawn)
     assert not output.finite.item()
     assert after["optimizer"]["step"].item() == 1
-    for part in ("m", "v"):
+    for part in ("m", "v", "ema"):
         for name, moment in after["optimizer"][part].items():
             assert mx.array_equal(moment, state["optimizer"][part][name]), name
     assert mx.array_equal(after["weights"]["wte.weight"], state["weights"]["wte.weight"])

@@ -19,7 +19,7 @@ from mlx_gpt.checkpoint.store import Header
 from mlx_gpt.data.tokens import Tokens, Windows
 from mlx_gpt.errors import OutOfRoom
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.optim.optimizers import AdamW
+from mlx_gpt.optim.optimizers import ROUTES, Optimizer
 from mlx_gpt.reports import EvalReport, Plan, SampleDue, SaveReport, StepReport, StopReport
 from mlx_gpt.train.trainer import BEST, LATEST, MAX_BAD_STEPS, Trainer
 
@@ -32,6 +32,7 @@ def tokens(size, seed):
 
 def trainer(folder, config, checkpoint=None, lag=0):
     """`lag`: submitted steps that are not read yet, 1 on a GPU."""
+    checkpoint = checkpoint and checkpoint.as_trained()
     header = checkpoint.header if checkpoint else Header(config=config, vocab_size=V, iteration=0, step=0)
     model, block_size = GPT(config.model, V, config.train.seed), config.model.block_size
     if checkpoint:
@@ -39,7 +40,7 @@ def trainer(folder, config, checkpoint=None, lag=0):
     made = Trainer(
         header=header,
         model=model,
-        optimizer=AdamW(config.optimizer),
+        optimizer=Optimizer(config.optimizer),
         optimizer_state=checkpoint.optimizer if checkpoint else None,
         train=Windows(tokens(800, 0), block_size),
         val=Windows(tokens(200, 1), block_size),
@@ -54,7 +55,7 @@ def timeless(reports):
     """What is left of reports without clocks, paths and the reason of the stop."""
     keep = {
         StepReport: ("step", "loss", "grad_norm", "lr", "tokens", "skipped"),
-        EvalReport: ("step", "loss", "best_loss", "best_step", "bad_evals", "lr_cuts"),
+        EvalReport: ("step", "loss", "raw_loss", "best_loss", "best_step", "bad_evals", "lr_cuts"),
     }
     return [(type(r).__name__, *(getattr(r, k) for k in keep[type(r)])) for r in reports if type(r) in keep]
 
@@ -118,6 +119,40 @@ def test_two_cuts_and_the_best_file_are_whole_states_too(tmp_path, config, unbro
     assert best.header.iteration == best.header.best_iteration < 24
     list(trainer(folder, config, best).run())
     assert_same_state(store.load(folder / LATEST), final)
+
+
+@pytest.mark.parametrize("settings", [{"name": name, "ema_decay": 0.9} for name in ROUTES] + [{"name": "muon"}])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_optimizer_resumes_bit_for_bit_from_both_files(tmp_path, config, settings, shuffle):
+    changes = {f"optimizer.{k}": v for k, v in settings.items()}
+    config = config.replace(changes | {"train.patience": 0, "train.iters": 12, "train.shuffle": shuffle})
+    folder = tmp_path / "run"
+    folder.mkdir()
+    first = trainer(folder, config)
+    for report in first.run():
+        if isinstance(report, StepReport) and report.step == 7:
+            first.stop()
+    latest, best = store.load(folder / LATEST), store.load(folder / BEST)
+    assert (latest.header.iteration, best.header.iteration <= 6) == (7, True)
+    finals = []
+    for start in (None, latest, best):
+        list(trainer(folder, config, start).run())
+        finals.append(store.load(folder / LATEST))
+    assert_same_state(finals[0], finals[1])
+    assert_same_state(finals[0], finals[2])
+
+
+def test_the_average_is_evaluated_and_saved_as_best_where_it_is_better(tmp_path, config):
+    """At a rate that throws the weights about, their average is better; the file holds it, and both losses are told."""
+    config = config.replace({"optimizer.ema_decay": 0.9, "optimizer.learning_rate": 0.1, "train.patience": 0})
+    made = trainer(tmp_path, config)
+    evals = {r.step: r for r in made.run() if isinstance(r, EvalReport)}
+    best = store.load(tmp_path / BEST)
+    report = evals[best.header.iteration]
+    assert best.header.averaged and report.loss < report.raw_loss and best.header.best_loss == report.loss
+    for checkpoint, loss in ((best, report.loss), (best.as_trained(), report.raw_loss)):
+        weights = {k: mx.array(w) for k, w in checkpoint.weights.items()}
+        assert made._evaluate(weights, made._sweep).loss == loss
 
 
 def test_losses_are_reported_in_order_each_once(unbroken):

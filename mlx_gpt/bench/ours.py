@@ -14,7 +14,7 @@ from mlx_gpt.data.tokens import Batch, Tokens, Windows
 from mlx_gpt.generation.engine import Decoder
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.optim.clip import CLIPS, global_norm
-from mlx_gpt.optim.optimizers import AdamW
+from mlx_gpt.optim.optimizers import Optimizer
 from mlx_gpt.train.step import initial_state, make_gradients, make_loss, make_step, over_lanes
 
 
@@ -29,7 +29,7 @@ class Contender:
         self.weights = {name: mx.array(w) for name, w in case.weights.items()}
         self.model.set_weights(self.weights)
         self.windows = Windows(Tokens(ids=case.ids, borders=case.borders), self.config.model.block_size)
-        self.optimizer = AdamW(self.config.optimizer)
+        self.optimizer = Optimizer(self.config.optimizer)
         self.step = self._make_step(self.config)
         self.state, self.index = self._first_state(), 0
 
@@ -40,7 +40,8 @@ class Contender:
         if rows != config.train.sequences_per_step:
             step = self._make_step(config.replace({"train.batch_size": rows, "train.grad_accum_steps": 1}))
         for _ in range(2):
-            state, output = step(state, mx.array(LEARNING_RATE), mx.array(0, dtype=mx.uint32))
+            index, spans = mx.array(0, dtype=mx.uint32), self._spans(0, rows)
+            state, output = step(state, mx.array(LEARNING_RATE), index, *spans)
             found.append(output.loss.item())
         return found
 
@@ -49,8 +50,8 @@ class Contender:
         start = time.perf_counter()
         for _ in range(count):
             self.index += 1
-            index = mx.array(self.index, dtype=mx.uint32)
-            self.state, output = self.step(self.state, mx.array(LEARNING_RATE), index)
+            index, spans = mx.array(self.index, dtype=mx.uint32), self._spans(self.index)
+            self.state, output = self.step(self.state, mx.array(LEARNING_RATE), index, *spans)
             mx.async_eval(self.state, output)
         mx.eval(self.state)
         return time.perf_counter() - start
@@ -63,7 +64,7 @@ class Contender:
         config, weights = self.config, self.state["weights"]
         rows, T = config.train.sequences_per_step, config.model.block_size
         H, D = config.model.n_head, config.model.head_dim
-        batch = mx.compile(lambda i: tuple(self._sample(i)))
+        batch = mx.compile(lambda *spans: tuple(self.windows.gather(*spans)))
         key, total = rng.key(0, rng.DROPOUT), mx.array(float(rows * T))
         part_loss, gradients = make_loss(self.model, config), make_gradients(self.model, config)
 
@@ -82,7 +83,8 @@ class Contender:
             grads = CLIPS[config.optimizer.clip_mode](grads, config.optimizer.max_grad_norm, global_norm(grads))
             return self.optimizer.update(weights, grads, state, mx.array(LEARNING_RATE))
 
-        data = batch(mx.array(1, dtype=mx.uint32))
+        spans = self._spans(1)
+        data = batch(*spans)
         heads = [mx.random.normal((rows, H, T, D)).astype(backend.DTYPES[config.train.dtype]) for _ in range(3)]
         both = mx.compile(lambda w, *data: gradients(w, Batch(*data), key))
         _, grads = both(weights, *data)
@@ -90,7 +92,7 @@ class Contender:
         share = seconds / 5
         forward = _best(mx.compile(loss), (weights, *data), share)
         return {
-            "data": _best(batch, (mx.array(1, dtype=mx.uint32),), share),
+            "data": _best(batch, spans, share),
             "forward": forward,
             "backward": max(_best(both, (weights, *data), share) - forward, 0.0),
             "optimizer": _best(mx.compile(optimize), (weights, grads, self.state["optimizer"]), share),
@@ -130,12 +132,12 @@ class Contender:
         self.model.set_weights(self.weights)
         return Decoder(self.model, lambda logits, place: mx.argmax(logits, axis=-1))
 
-    def _sample(self, index: mx.array):
+    def _spans(self, index: int, rows: int | None = None) -> tuple[mx.array, mx.array]:
         key = rng.key(self.config.train.seed, rng.WINDOWS, index)
-        return self.windows.sample(key, self.config.train.sequences_per_step)
+        return self.windows.draw(key, rows or self.config.train.sequences_per_step)
 
     def _make_step(self, config):
-        return make_step(self.model, self.optimizer, self.windows.sample, CLIPS[config.optimizer.clip_mode], config)
+        return make_step(self.model, self.optimizer, self.windows.gather, CLIPS[config.optimizer.clip_mode], config)
 
     def _first_state(self):
         return initial_state(dict(self.weights), self.optimizer)

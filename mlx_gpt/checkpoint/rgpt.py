@@ -67,8 +67,14 @@ def read(path: Path, wanted: Shape | None = None) -> Checkpoint:
 def write(path: Path, checkpoint: Checkpoint, format: str) -> None:
     """Writes one of FORMATS. Raises UserError for what the format can't hold."""
     header = checkpoint.header
-    if format != "rgpt0002" and not checkpoint.optimizer:
-        raise UserError(f"{format} holds optimizer moments and this checkpoint has none; write --format rgpt0002")
+    if extensions := header.config.model.extensions():
+        raise UserError(
+            f"{format} holds randyGPT's network alone, not {', '.join(extensions)}; keep the safetensors file"
+        )
+    if format != "rgpt0002" and not has_moments(checkpoint):
+        raise UserError(
+            f"{format} holds AdamW's two moments of every weight and this checkpoint has not; write --format rgpt0002"
+        )
     if header.iteration < 1:
         raise UserError(f"{format} counts finished iterations from 0 and this checkpoint has none; train it first")
     if max(header.iteration - 1, header.step) > U32_MAX:
@@ -82,6 +88,11 @@ def write(path: Path, checkpoint: Checkpoint, format: str) -> None:
         tensors += itertools.chain.from_iterable(zip(m, v, strict=True))
     first = HEADER.pack(FORMATS[format], header.vocab_size, header.iteration - 1, header.step, header.best_loss)
     write_atomic(path, itertools.chain([first], (t.astype("<f4", copy=False).tobytes() for t in tensors)))
+
+
+def has_moments(checkpoint: Checkpoint) -> bool:
+    """Whether both of AdamW's moments are there for every weight."""
+    return {f"{part}.{name}" for part in "mv" for name in checkpoint.weights} <= checkpoint.optimizer.keys()
 
 
 def _read_header(path: Path, f: BinaryIO, length: int) -> tuple[bytes, int, int, int, float]:

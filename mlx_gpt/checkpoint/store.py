@@ -17,10 +17,12 @@ import safetensors
 import safetensors.numpy
 
 from mlx_gpt.checkpoint.files import write_atomic
-from mlx_gpt.config import Config
+from mlx_gpt.config import Config, merge
 from mlx_gpt.errors import BadFile, UserError
 
-FORMAT, FORMAT_VERSION = "mlxgpt", 1
+FORMAT, FORMAT_VERSION = "mlxgpt", 2
+# What settings that version 1 had not yet were in it.
+VERSION_1 = {"optimizer": {"name": "adamw", "schedule": "cosine"}, "train": {"shuffle": False}}
 OPTIMIZER = "optimizer."
 MAX_VOCAB = 1 << 21  # above every code point and every published vocabulary
 
@@ -56,9 +58,11 @@ class Header:
         return json.dumps(data, sort_keys=True, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str) -> "Header":
+    def from_json(cls, text: str, unsaid: dict[str, dict] | None = None) -> "Header":
+        """`unsaid`: settings that the text may leave out, where they differ from the defaults."""
         data = json.loads(text)
-        return cls(**data | {"config": Config.from_dict(data["config"]), "best_loss": float(data["best_loss"])})
+        config = Config.from_dict(merge(unsaid or {}, data["config"]))
+        return cls(**data | {"config": config, "best_loss": float(data["best_loss"])})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +72,15 @@ class Checkpoint:
     header: Header
     weights: Tensors
     optimizer: Tensors
+
+    def as_trained(self) -> "Checkpoint":
+        """The same moment with the weights that training goes on with, where the average stands in their place."""
+        if not self.header.averaged:
+            return self
+        trained = {name: self.optimizer[f"ema.{name}"] for name in self.weights}
+        average = {f"ema.{name}": w for name, w in self.weights.items()}
+        header = dataclasses.replace(self.header, averaged=False)
+        return Checkpoint(header=header, weights=trained, optimizer=self.optimizer | average)
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -134,10 +147,10 @@ def _header(path: Path, metadata: dict[str, str]) -> Header:
     if metadata.get("format") != FORMAT or "header" not in metadata:
         raise BadFile(f"{path}: a safetensors file, but not an mlxgpt checkpoint")
     version = metadata.get("format_version", "")
-    if version != str(FORMAT_VERSION):
-        raise BadFile(f"{path}: format version {version!r}, this mlxgpt reads {FORMAT_VERSION}; upgrade mlxgpt")
+    if version not in ("1", str(FORMAT_VERSION)):
+        raise BadFile(f"{path}: format version {version!r}, this mlxgpt reads 1 and {FORMAT_VERSION}; upgrade mlxgpt")
     try:
-        header = Header.from_json(metadata["header"])
+        header = Header.from_json(metadata["header"], VERSION_1 if version == "1" else None)
         if not 1 <= header.vocab_size <= MAX_VOCAB:
             raise ValueError(f"vocab_size {header.vocab_size}")
         return header
@@ -148,7 +161,8 @@ def _header(path: Path, metadata: dict[str, str]) -> Header:
 def _require_layout(path: Path, header: Header, slices: dict[str, Any]) -> None:
     """Every weight with its shape; each optimizer tensor shaped as its weight; float32 throughout."""
     expected = header.config.model.weight_shapes(header.vocab_size)
-    for name in expected.keys() - slices.keys():
+    needed = [*expected] + [f"{OPTIMIZER}ema.{name}" for name in expected if header.averaged]
+    for name in set(needed) - slices.keys():
         raise BadFile(f"{path}: {name} is missing")
     for name, found in slices.items():
         weight = name.removeprefix(OPTIMIZER).partition(".")[2] if name.startswith(OPTIMIZER) else name

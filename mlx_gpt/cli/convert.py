@@ -18,7 +18,7 @@ FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003"]
     "--format",
     "format",
     type=click.Choice(FORMATS),
-    help="Format of DST.  [default: safetensors, or rgpt0003 where DST ends in .bin]",
+    help="Format of DST.  [default: safetensors; where DST ends in .bin rgpt0003, or rgpt0002 without AdamW's moments]",
 )
 @click.option("--force", is_flag=True, help="Overwrite DST.")
 @preset_option
@@ -46,7 +46,9 @@ def convert(src, dst, format, force, preset, corpus, sets):
     checkpoint = read_checkpoint(src, preset, sizes_from(sets))
     if corpus:
         checkpoint = with_tokenizer(checkpoint, corpus)
-    format = format or ("rgpt0003" if dst.suffix == ".bin" else "safetensors")
+    if not format and dst.suffix == ".bin":
+        format = "rgpt0003" if rgpt.has_moments(checkpoint) else "rgpt0002"
+    format = format or "safetensors"
     if format == "safetensors":
         store.save(dst, checkpoint)
     else:

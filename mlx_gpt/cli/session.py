@@ -209,6 +209,7 @@ def _is_run(folder: Path) -> bool:
 
 def _resumed(wish: Wish, note: Note) -> Start:
     checkpoint, folder = _checkpoint_to_resume(wish, note)
+    checkpoint = checkpoint.as_trained()
     header = checkpoint.header
     config = _resumed_config(checkpoint, wish)
     corpus = open_corpus(config.data.corpus)
@@ -225,21 +226,23 @@ def _resumed(wish: Wish, note: Note) -> Start:
     else:  # an RGPT file
         tokenizer = CharTokenizer.from_documents(corpus.documents)
         require_vocab(corpus, tokenizer, header.vocab_size)
-    if not checkpoint.optimizer:
-        note("no optimizer moments in this file: they start afresh")
+    moments = Optimizer(config.optimizer).moments(checkpoint.weights)
+    has_moments = moments <= checkpoint.optimizer.keys()
+    if not has_moments:
+        note(f"no optimizer moments of {config.optimizer.name} in this file: they start afresh")
     header = dataclasses.replace(
         header,
         config=config,
         tokenizer=tokenizer.to_dict(),
         corpus=fingerprint,
         planned=header.planned and not {"train.iters", "train.minutes"} & wish.overrides.keys(),
-        step=header.step if checkpoint.optimizer else 0,
+        step=header.step if has_moments else 0,
         best_loss=math.inf if math.isnan(header.best_loss) else header.best_loss,
     )
     return Start(
         header=header,
         weights=checkpoint.weights,
-        optimizer=checkpoint.optimizer or None,
+        optimizer=checkpoint.optimizer if has_moments else None,
         corpus=corpus,
         tokenizer=tokenizer,
         folder=folder,
@@ -300,6 +303,11 @@ def _resumed_config(checkpoint: Checkpoint, wish: Wish) -> Config:
         tables = merge(tables, load_toml("presets/recipes", wish.recipe))
     config = Config.from_dict(merge(tables, nest(wish.overrides)))
     old, new = header.config, config
+    if old.model.architecture() != new.model.architecture():
+        raise ResumeRefused(
+            f"asked for {store.differences(new.model.architecture(), old.model.architecture())}; another network needs "
+            "a new run"
+        )
     if old.data.val_fraction != new.data.val_fraction:
         raise ResumeRefused(
             f"data.val_fraction {new.data.val_fraction}, the checkpoint has {old.data.val_fraction}; "
@@ -322,7 +330,7 @@ def _changes(old: Config, new: Config) -> list[str]:
 def _fine_tuned(wish: Wish, note: Note) -> Start:
     """Weights and tokenizer of a checkpoint; everything else starts afresh."""
     checkpoint = read_checkpoint(wish.fine_tune, wish.preset, sizes_of(wish.overrides))
-    shape = {f"model.{k}": v for k, v in checkpoint.header.config.model.shape().items()}
+    shape = {f"model.{k}": v for k, v in checkpoint.header.config.model.architecture().items()}
     own_text = {"data.corpus": checkpoint.header.config.data.corpus} if checkpoint.header.corpus else {}
     config = _resolved(None, wish.recipe, own_text | wish.overrides | shape, note)
     corpus = open_corpus(config.data.corpus)

@@ -9,7 +9,9 @@ from functools import partial
 from mlx_gpt.backend import mx, nn, on_gpu
 from mlx_gpt.config import ModelConfig
 from mlx_gpt.model.cache import KVCache
+from mlx_gpt.model.norm import rms_norm
 
+ROTARY_BASE = 10000.0
 # Heads of these widths have fused kernels, forward and backward, in MLX's Metal backend; 32 and 48 have none.
 FUSED_HEAD_DIMS = (64, 72, 80, 96, 128, 192, 256)
 # Queries, keys, values (B, H, T, D) and the scale of the scores to (B, H, T, D).
@@ -23,18 +25,29 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.head_dim = config.head_dim
+        self.rotary, self.qk_norm = config.positions == "rotary", config.qk_norm
         for name in ("wq", "wk", "wv", "wo"):
             setattr(self, name, nn.Linear(config.n_embd, config.n_embd, bias=False))
 
-    def __call__(self, x: mx.array, attend: Attend) -> mx.array:
+    def __call__(self, x: mx.array, attend: Attend, position: int | mx.array = 0) -> mx.array:
+        """`position`: the place of the first token in its context."""
         B, T, C = x.shape
         q, k, v = (self._heads(w(x)) for w in (self.wq, self.wk, self.wv))  # (B, H, T, D)
+        if self.qk_norm:
+            q, k = rms_norm(q), rms_norm(k)
+        if self.rotary:
+            q, k = rotate(q, position), rotate(k, position)
         y = attend(q, k, v, self.head_dim**-0.5)
         return self.wo(_swap(y).reshape(B, T, C))
 
     def _heads(self, x: mx.array) -> mx.array:
         B, T, _ = x.shape
         return _swap(x.reshape(B, T, self.n_head, self.head_dim))  # (B, H, T, D)
+
+
+def rotate(x: mx.array, position: int | mx.array = 0) -> mx.array:
+    """Turns the two halves of each head of x (B, H, T, D) by its place (arXiv:2104.09864)."""
+    return mx.fast.rope(x, x.shape[-1], traditional=False, base=ROTARY_BASE, scale=1.0, offset=position)
 
 
 def make_attend(way: str = "auto", query_blocks: int = 4) -> Attend:

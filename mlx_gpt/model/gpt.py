@@ -1,4 +1,4 @@
-"""The randyGPT network: weightless RMSNorm, causal attention, squared ReLU, untied head, no final norm.
+"""The randyGPT network: weightless RMSNorm, causal attention, squared ReLU, untied head, no final norm; and options.
 
 Shapes: B batch, T time, C n_embd, V vocabulary.
 """
@@ -14,15 +14,10 @@ from mlx_gpt.config import ModelConfig, SpeedConfig
 from mlx_gpt.errors import UserError
 from mlx_gpt.model.attention import Attend, CausalSelfAttention, hide_future, make_attend, with_past
 from mlx_gpt.model.cache import KVCache
-from mlx_gpt.model.mlp import MLP
+from mlx_gpt.model.mlp import MLPS
+from mlx_gpt.model.norm import Norm
 
-RMS_EPS = 1e-5
 Drop = Callable[[mx.array], mx.array]
-
-
-def rms_norm(x: mx.array) -> mx.array:
-    """x / sqrt(mean(x^2) + eps) over the last axis; statistics in float32."""
-    return mx.fast.rms_norm(x, None, RMS_EPS)
 
 
 @mx.custom_function
@@ -45,19 +40,23 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        self.attn_norm, self.mlp_norm = (Norm(config.n_embd, config.norm_weights) for _ in range(2))
         self.attn = CausalSelfAttention(config)
-        self.mlp = MLP(config)
+        self.mlp = MLPS[config.mlp](config)
 
-    def __call__(self, x: mx.array, attend: Attend, drop_attn: Drop, drop_hidden: Drop, drop_mlp: Drop) -> mx.array:
-        x = x + drop_attn(self.attn(rms_norm(x), attend))
-        return x + drop_mlp(self.mlp(rms_norm(x), drop_hidden))
+    def __call__(
+        self, x: mx.array, attend: Attend, position: int | mx.array, drop_attn: Drop, drop_mlp: Drop
+    ) -> mx.array:
+        x = x + drop_attn(self.attn(self.attn_norm(x), attend, position))
+        return x + drop_mlp(self.mlp(self.mlp_norm(x)))
 
 
 class GPT(nn.Module):
     """A decoder-only transformer with learned positions.
 
     Weights are named as in the public export: wte, wpe, lm_head, layers.{i}.attn.{wq,wk,wv,wo} and
-    layers.{i}.mlp.{fc1,fc2}. How it is computed may be chosen freely: `attend` is one of attention's ways, `remat`
+    layers.{i}.mlp.{fc1,fc2}. The config's extensions, all off by default, add mlp.fc_gate and the norms' weights, or
+    leave out wpe or lm_head. How it is computed may be chosen freely: `attend` is one of attention's ways, `remat`
     makes gradients recompute each block from its input instead of keeping what is inside.
     """
 
@@ -67,9 +66,13 @@ class GPT(nn.Module):
         self.vocab_size = vocab_size
         self.attend, self.remat = make_attend(), False
         self.wte = nn.Embedding(vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        if config.positions == "learned":
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.layers = [Block(config) for _ in range(config.n_layer)]
-        self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
+        if config.final_norm:
+            self.final_norm = Norm(config.n_embd, config.norm_weights)
+        if not config.tied_head:
+            self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
         self.set_weights(initial_weights(config, vocab_size, seed))
 
     def compute_as(self, speed: SpeedConfig) -> None:
@@ -99,20 +102,23 @@ class GPT(nn.Module):
         Dropout acts where a key is given; `first_row` is this batch's place in a larger one.
         """
         T, S = tokens.shape[1], self.config.block_size
-        places = None if cache is None else cache.position + mx.arange(T)
+        position = 0 if cache is None else cache.position
+        places = position + mx.arange(T)
         hidden = None if cache is None or cache.empty else hide_future(S, places)
-        x = self.wte(tokens) + (self.wpe.weight[:T] if cache is None else self.wpe(places))  # (B, T, C)
+        x = self.wte(tokens)  # (B, T, C)
+        if "wpe" in self:
+            x = x + (self.wpe.weight[:T] if cache is None else self.wpe(places))
         drops = self._drops(dropout_key, first_row)
         x = drops[-1](x)
         for i, block in enumerate(self.layers):
             attend = with_past(self.attend, cache, i, hidden) if cache else self.attend
-            run = partial(
-                block, attend=attend, drop_attn=drops[3 * i], drop_hidden=drops[3 * i + 1], drop_mlp=drops[3 * i + 2]
-            )
+            run = partial(block, attend=attend, position=position, drop_attn=drops[2 * i], drop_mlp=drops[2 * i + 1])
             x = run(x) if dropout_key is None else self._trained(block, run, x)
         if cache:
             cache.advance(T)
-        return self.lm_head(x)
+        if "final_norm" in self:
+            x = self.final_norm(x)
+        return self.lm_head(x) if "lm_head" in self else self.wte.as_linear(x)
 
     def apply(self, weights: dict[str, mx.array], tokens: mx.array, **options) -> mx.array:
         """forward() as a pure function of the weights; the model keeps its own."""
@@ -143,7 +149,7 @@ class GPT(nn.Module):
     def _drops(self, key: mx.array | None, first_row: int) -> list[Drop]:
         """Two functions a block, each of which drops by a mask of its own."""
         config = self.config
-        rates = [config.dropout, config.hidden_dropout, config.dropout] * config.n_layer + [config.embed_dropout]
+        rates = [config.dropout] * 2 * config.n_layer + [config.embed_dropout]
         if key is None:
             return [lambda x: x] * len(rates)
         keys = rng.split(key, len(rates))
@@ -154,10 +160,17 @@ class GPT(nn.Module):
 
 
 def initial_weights(config: ModelConfig, vocab_size: int, seed: int) -> dict[str, mx.array]:
-    """Normal weights: 0.02, positions 0.01, the two matrices that write to the residual 0.02 / sqrt(2 * n_layer)."""
+    """Normal weights: 0.02, positions 0.01, the two matrices that write to the residual 0.02 / sqrt(2 * n_layer).
+
+    Weights of norms are ones.
+    """
     residual_std = 0.02 / (2 * config.n_layer) ** 0.5
     stds = {"wpe": 0.01, "wo": residual_std, "fc2": residual_std}
-    return {
-        name: mx.random.normal(shape, key=rng.key(seed, rng.INIT, i)) * stds.get(name.split(".")[-2], 0.02)
-        for i, (name, shape) in enumerate(config.weight_shapes(vocab_size).items())
-    }
+
+    def draw(i: int, name: str, shape: tuple[int, ...]) -> mx.array:
+        if len(shape) == 1:  # a norm's
+            return mx.ones(shape)
+        return mx.random.normal(shape, key=rng.key(seed, rng.INIT, i)) * stds.get(name.split(".")[-2], 0.02)
+
+    shapes = config.weight_shapes(vocab_size)
+    return {name: draw(i, name, shape) for i, (name, shape) in enumerate(shapes.items())}

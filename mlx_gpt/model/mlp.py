@@ -1,4 +1,4 @@
-"""The feed-forward half of a block: squared ReLU (arXiv:2109.08668) between two matrices."""
+"""The feed-forward half of a block: squared ReLU (arXiv:2109.08668) between two matrices, or SwiGLU."""
 
 from mlx_gpt.backend import mx, nn
 from mlx_gpt.config import ModelConfig
@@ -23,5 +23,19 @@ class MLP(nn.Module):
         self.fc1 = nn.Linear(config.n_embd, config.mlp_dim, bias=False)
         self.fc2 = nn.Linear(config.mlp_dim, config.n_embd, bias=False)
 
-    def __call__(self, x: mx.array, drop=lambda x: x) -> mx.array:
-        return self.fc2(drop(squared_relu(self.fc1(x))))
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(squared_relu(self.fc1(x)))
+
+
+class SwiGLU(MLP):
+    """fc2(silu(fc_gate(x)) fc1(x)), no bias (arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.fc_gate = nn.Linear(config.n_embd, config.mlp_dim, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(nn.silu(self.fc_gate(x)) * self.fc1(x))
+
+
+MLPS = {"relu2": MLP, "swiglu": SwiGLU}

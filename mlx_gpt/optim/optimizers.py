@@ -103,6 +103,10 @@ class Optimizer:
             state[EMA] = dict(weights)
         return state
 
+    def moments(self, weights: Iterable[str]) -> set[str]:
+        """The names of the tensors without which a run can't be gone on with, as "m.wte.weight"."""
+        return {f"{part}.{name}" for rule, names in self._routed(weights) for part in rule.parts for name in names}
+
     def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array) -> tuple[Weights, State]:
         """The weights after one step at rate `lr`, () float32, and the new state."""
         new: State = {part: dict(arrays) if part != "step" else arrays + 1 for part, arrays in state.items()}

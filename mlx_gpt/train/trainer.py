@@ -60,22 +60,16 @@ class Trainer:
         token_bytes: np.ndarray,
         folder: Path,
     ):
-        """`optimizer_state`: the tensors of a checkpoint; None starts with fresh moments."""
+        """`optimizer_state`: the tensors of a checkpoint; what it lacks starts afresh."""
         self.header, self.folder, self.model, self._val = header, folder, model, val
         self._train = train
         self.state = initial_state(model.weights(), optimizer)
         self.state["optimizer"]["step"] = mx.array(header.step, dtype=mx.int32)
-        if optimizer_state:
-            # By name and into the state's own order: what is compiled over a state goes by its order.
-            self.state["optimizer"] |= {
-                part: {name: mx.array(optimizer_state[f"{part}.{name}"]) for name in moments}
-                for part, moments in self.state["optimizer"].items()
-                if isinstance(moments, dict)
-            }
-            if header.averaged:
-                ema = self.state["optimizer"][EMA]
-                self.state["weights"], self.state["optimizer"][EMA] = ema, self.state["weights"]
-                self.header = dataclasses.replace(header, averaged=False)
+        saved = optimizer_state or {}
+        for part in self.state["optimizer"].keys() - {"step"}:
+            # Into the state's own order: what is compiled over a state goes by its order.
+            own = self.state["optimizer"][part]
+            self.state["optimizer"][part] = {k: mx.array(saved.get(f"{part}.{k}", a)) for k, a in own.items()}
         self._step = make_step(model, optimizer, train.gather, CLIPS[self.config.optimizer.clip_mode], self.config)
         self._evaluate = Evaluator(model, val, token_bytes, self.config.train.dtype)
         self._sweep = val.sweep(self.config.train.batch_size)
