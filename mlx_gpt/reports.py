@@ -29,7 +29,10 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalReport:
-    """One evaluation of `eval_tokens` validation tokens; `loss` in nats per token."""
+    """One evaluation of `eval_tokens` validation tokens; `loss` in nats per token, the lower of two with an average.
+
+    `raw_loss` is that of the weights themselves.
+    """
 
     step: int
     loss: float
@@ -44,6 +47,11 @@ class EvalReport:
     best_step: int
     bad_evals: int
     lr_cuts: int
+
+    @property
+    def averaged(self) -> bool:
+        """Whether `loss` is that of the average of the weights."""
+        return self.loss < self.raw_loss
 
     @property
     def is_best(self) -> bool:

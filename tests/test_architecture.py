@@ -25,7 +25,7 @@ ROOMS = {
     "checkpoint": ({"config", "errors"}, {"numpy", "safetensors"}),
     "train": ({"backend", "checkpoint", "config", "data", "errors", "optim", "reports", "rng"}, {"mlx", "numpy"}),
     "generation": ({"backend", "errors", "model", "rng"}, {"numpy"}),
-    "watch": ({"reports"}, {"rich"}),
+    "watch": ({"errors", "reports"}, {"matplotlib", "rich"}),
     "api": ({"backend", "checkpoint", "config", "data", "errors", "generation", "model"}, set()),
     "bench": (
         {"backend", "checkpoint", "config", "data", "errors", "generation", "model", "optim", "rng", "train"},

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY, TINY_SHAPE
 
-COMMANDS = ["train", "generate", "eval", "convert", "inspect", "corpus", "corpus list", "doctor", "bench"]
+COMMANDS = ["train", "generate", "eval", "convert", "inspect", "corpus", "corpus list", "doctor", "bench", "compare"]
 SMALL = [f"--set={k}={v}" for k, v in TINY.items()] + ["--batch=4", "--iters=12", "--eval-every=6", "--sample-every=0"]
 
 
@@ -282,6 +282,20 @@ SILLY = [
     (f"convert {RUN}/best.safetensors x.bin --format rgpt0004", 2, "rgpt0004"),
     ("convert absent x.bin", 2, "absent no such"),
     ("corpus lst", 2, "lst"),
+    ("compare", 2, "RUN"),
+    ("compare absent", 2, "absent no such run"),
+    ("compare folder", 2, "folder metrics.jsonl"),
+    ("compare text.txt", 2, "metrics.jsonl"),
+    (f"compare {RUN} --at low", 2, "--at low"),
+    (f"compare {RUN} --plot curves.gif", 2, "curves.gif .png .svg"),
+    ("train --set optimizer.name=sgd", 2, "sgd adamw muon lion"),
+    ("train --set optimizer.schedule=step", 2, "step cosine linear wsd"),
+    ("train --set optimizer.ema_decay=1", 2, "ema_decay=1 0.999999"),
+    ("train --set optimizer.muon_learning_rate=0", 2, "muon_learning_rate=0"),
+    ("train --set model.positions=rope", 2, "rope learned rotary"),
+    ("train --set model.positions=rotary --heads 256", 2, "rotary n_embd=256 n_head=256 even"),
+    (f"train --resume {RUN} --set model.qk_norm=true --iters 20", 4, "qk_norm True False"),
+    (f"train --fine-tune {RUN}/best.safetensors --preset model-l-modern", 4, "positions"),
 ]
 
 

@@ -1,5 +1,7 @@
 """The network: parameters, causality, the cache, ranges, and an independent implementation in NumPy."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -10,51 +12,92 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.model.cache import KVCache
 from mlx_gpt.model.gpt import GPT
 
-CONFIG = ModelConfig(n_embd=24, n_head=3, n_layer=2, block_size=16)
+SHAPE = {"n_embd": 24, "n_head": 3, "n_layer": 2, "block_size": 16}
+CONFIG = ModelConfig(**SHAPE)
+# Each option beyond randyGPT's network alone, and all of them.
+EXTENSIONS = {
+    "positions": "rotary",
+    "qk_norm": True,
+    "norm_weights": True,
+    "final_norm": True,
+    "tied_head": True,
+    "mlp": "swiglu",
+}
+NETWORKS = [{}, *({k: v} for k, v in EXTENSIONS.items()), EXTENSIONS]
 
 
-@pytest.fixture(scope="module")
-def model():
+def names(settings):
+    return "+".join(settings) if isinstance(settings, dict) else None
+
+
+def network(settings):
     """Weights far from their small beginnings, so that attention and norms matter."""
-    model = GPT(CONFIG, 11, seed=3)
-    model.set_weights({k: w * 8 for k, w in model.weights().items()})
+    model, draw = GPT(ModelConfig(**SHAPE, **settings), 11, seed=3), np.random.default_rng(4)
+    weights = {k: w * 8 if w.ndim == 2 else mx.array(draw.uniform(0.5, 2, w.shape)) for k, w in model.weights().items()}
+    model.set_weights({k: w.astype(mx.float32) for k, w in weights.items()})
     return model
+
+
+@pytest.fixture(scope="module", params=NETWORKS, ids=names)
+def model(request):
+    return network(request.param)
 
 
 def numpy_gpt(w, tokens, config):
     """The architecture once more, written from its rules, in float64."""
-
-    def rms(x):
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
-
-    w = {k: np.array(v, np.float64) for k, v in w.items()}
+    w = {k.removesuffix(".weight"): np.array(v, np.float64) for k, v in w.items()}
     T, H, D = len(tokens), config.n_head, config.n_embd // config.n_head
-    x = w["wte.weight"][tokens] + w["wpe.weight"][:T]
+
+    def rms(x, name=None):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * w.get(name, 1)
+
+    def head_of(x, t):
+        """One head's query or key at place t: normalised, and turned as complex numbers are."""
+        x = rms(x) if config.qk_norm else x
+        if config.positions == "learned":
+            return x
+        half = D // 2
+        turned = (x[:half] + 1j * x[half:]) * np.exp(1j * t * 10000.0 ** (-np.arange(half) / half))
+        return np.concatenate([turned.real, turned.imag])
+
+    x = w["wte"][tokens]
+    if config.positions == "learned":
+        x = x + w["wpe"][:T]
     for i in range(config.n_layer):
-        p, h = f"layers.{i}.", rms(x)
-        q, k, v = (h @ w[f"{p}attn.{n}.weight"].T for n in ("wq", "wk", "wv"))
+        p = f"layers.{i}."
+        h = rms(x, f"{p}attn_norm")
+        q, k, v = (h @ w[f"{p}attn.{n}"].T for n in ("wq", "wk", "wv"))
         out = np.zeros_like(x)
         for head in range(H):
             cut = slice(head * D, (head + 1) * D)
+            keys = np.stack([head_of(k[t, cut], t) for t in range(T)])
             for t in range(T):
-                scores = k[: t + 1, cut] @ q[t, cut] / np.sqrt(D)
+                scores = keys[: t + 1] @ head_of(q[t, cut], t) / np.sqrt(D)
                 weights = np.exp(scores - scores.max())
                 out[t, cut] = weights / weights.sum() @ v[: t + 1, cut]
-        x = x + out @ w[f"{p}attn.wo.weight"].T
-        h = rms(x)
-        x = x + np.maximum(h @ w[f"{p}mlp.fc1.weight"].T, 0) ** 2 @ w[f"{p}mlp.fc2.weight"].T
-    return x @ w["lm_head.weight"].T
+        x = x + out @ w[f"{p}attn.wo"].T
+        h = rms(x, f"{p}mlp_norm")
+        hidden = h @ w[f"{p}mlp.fc1"].T
+        if config.mlp == "swiglu":
+            gate = h @ w[f"{p}mlp.fc_gate"].T
+            hidden = gate / (1 + np.exp(-gate)) * hidden
+        else:
+            hidden = np.maximum(hidden, 0) ** 2
+        x = x + hidden @ w[f"{p}mlp.fc2"].T
+    x = rms(x, "final_norm") if config.final_norm else x
+    return x @ w["wte" if config.tied_head else "lm_head"].T
 
 
 def test_the_network_is_its_rules(model):
     tokens = np.random.default_rng(0).integers(0, 11, 16)
-    expected = numpy_gpt(model.weights(), tokens, CONFIG)
+    expected = numpy_gpt(model.weights(), tokens, model.config)
     np.testing.assert_allclose(model(tokens[None])[0], expected, rtol=2e-4, atol=2e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("preset", ["model-xs", "model-s"])
-def test_weights_are_named_shaped_and_counted_as_the_config_says(preset):
-    config = resolve(preset).model
+@pytest.mark.parametrize("settings", NETWORKS, ids=names)
+def test_weights_are_named_shaped_and_counted_as_the_config_says(settings):
+    config = ModelConfig(**SHAPE, **settings)
+    assert config.extensions() == [f"model.{k}={json.dumps(v)}" for k, v in settings.items()]
     weights = GPT(config, 67).weights()
     assert {k: w.shape for k, w in weights.items()} == config.weight_shapes(67)
     assert sum(w.size for w in weights.values()) == config.num_params(67)
@@ -93,7 +136,7 @@ def test_a_token_changes_no_logit_before_it(model):
 @pytest.mark.parametrize("prefill", [1, 2, 7, 15])
 def test_prefill_and_single_steps_give_the_full_pass(model, prefill):
     tokens = mx.array(np.random.default_rng(2).integers(0, 11, (2, 16)))
-    full, cache = np.array(model.forward(tokens)), KVCache.make(CONFIG, batch_size=2)
+    full, cache = np.array(model.forward(tokens)), KVCache.make(model.config, batch_size=2)
     parts = [model.forward(tokens[:, :prefill], cache=cache)]
     parts += [model.forward(tokens[:, t : t + 1], cache=cache) for t in range(prefill, 16)]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), full, atol=1e-4, rtol=0)

@@ -18,7 +18,7 @@ def step(n, **changes):
 
 
 def evaluation(n, **changes):
-    facts = {"loss": 3.0, "ppl": 20.1, "best_loss": 3.0, "best_step": n, "bits_per_byte": 4.3}
+    facts = {"loss": 3.0, "raw_loss": 3.0, "ppl": 20.1, "best_loss": 3.0, "best_step": n, "bits_per_byte": 4.3}
     return EvalReport(
         step=n, eval_tokens=50, tokens=n * 100, seconds=1.0, elapsed=n, bad_evals=0, lr_cuts=0, **facts | changes
     )

@@ -10,6 +10,7 @@ import click
 
 from mlx_gpt import __version__
 from mlx_gpt.cli.bench import bench
+from mlx_gpt.cli.compare import compare
 from mlx_gpt.cli.convert import convert, inspect
 from mlx_gpt.cli.corpus import corpus
 from mlx_gpt.cli.doctor import doctor
@@ -38,7 +39,7 @@ def cli():
     """
 
 
-for command in (train, generate, evaluate, convert, inspect, corpus, doctor, bench):
+for command in (train, generate, evaluate, compare, convert, inspect, corpus, doctor, bench):
     cli.add_command(command)
 
 

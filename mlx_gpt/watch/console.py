@@ -69,8 +69,9 @@ class RunConsole:
             case EvalReport():
                 self._eval = report
                 mark = "  * best" if report.is_best else ""
+                averaged = f" (average of the weights; they alone {report.raw_loss:.4f})" if report.averaged else ""
                 self.note(
-                    f"eval @{report.step}: loss {report.loss:.4f}  ppl {report.ppl:.2f}  "
+                    f"eval @{report.step}: loss {report.loss:.4f}{averaged}  ppl {report.ppl:.2f}  "
                     f"{report.bits_per_byte:.3f} bits/byte  over {report.eval_tokens:,} tokens "
                     f"in {report.seconds:.1f}s{mark}",
                     "bold green" if report.is_best else "",

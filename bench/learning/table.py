@@ -1,0 +1,61 @@
+"""Runs of `mlxgpt train` as rows of a table: each once, kept in results/<table>.json as soon as it is done."""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def measure(table: str, variants: dict[str, list[str]], seeds: list[int], common: list[str]) -> None:
+    """Trains each variant, a list of arguments, with each seed, unless that is done; prints the table."""
+    path = RESULTS / f"{table}.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    for seed in seeds:
+        for name, arguments in variants.items():
+            if not any((row["name"], row["seed"]) == (name, seed) for row in rows):
+                rows.append({"name": name, "seed": seed} | train([*common, *arguments, "--seed", str(seed)]))
+                path.parent.mkdir(exist_ok=True)
+                path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+                print(summary(rows, name), flush=True)
+    print("\n".join(["", *(summary(rows, name) for name in variants)]))
+
+
+def train(arguments: list[str]) -> dict:
+    """One run, from its reports: final and best validation loss, tokens, seconds of training, commit, arguments."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "mlx_gpt", "train", "--json", "--out", f"{folder}/run", *arguments]
+        start = time.perf_counter()
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        seconds = time.perf_counter() - start
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    evaluations = [r for r in reports if r["report"] == "eval"]
+    steps = [r["loss"] for r in reports if r["report"] == "step"]
+    best = min(evaluations, key=lambda r: r["loss"])
+    return {
+        "val_loss": round(evaluations[-1]["loss"], 4),
+        "best_loss": round(best["loss"], 4),
+        "best_tokens": best["tokens"],
+        "train_loss": round(statistics.mean(steps[-20:]), 4),
+        "tokens": reports[-1]["tokens"],
+        "seconds": round(seconds, 1),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        ).stdout.strip(),
+        "arguments": " ".join(arguments),
+    }
+
+
+def summary(rows: list[dict], name: str) -> str:
+    own = [row for row in rows if row["name"] == name]
+    losses = [row["val_loss"] for row in own]
+    spread = f" +- {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+    mean, best = (statistics.mean(row[key] for row in own) for key in ("val_loss", "best_loss"))
+    return (
+        f"{name:<24} {mean:.4f}{spread} (median {statistics.median(losses):.4f} of {len(own)}), best {best:.4f}, "
+        f"train {own[-1]['train_loss']:.4f}, {own[-1]['seconds']:.0f} s"
+    )

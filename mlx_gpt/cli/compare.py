@@ -1,0 +1,44 @@
+"""`mlxgpt compare`: runs side by side."""
+
+from pathlib import Path
+
+import click
+
+from mlx_gpt.cli.options import echo_json, json_option
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.option("--at", "levels", type=float, multiple=True, help="Loss to count the tokens to; repeatable.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves to a .png, .svg or .pdf."
+)
+@json_option
+def compare(runs, levels, plot, as_json):
+    """Settings, losses, tokens to a loss, and speed of runs, side by side.
+
+    \b
+    mlxgpt compare runs/model-l-shakespeare runs/model-l-shakespeare-2
+    mlxgpt compare runs/* --at 2.0 --plot curves.svg
+
+    A RUN is a run folder, or a checkpoint in one. Settings that are the same in all are left out.
+    """
+    from mlx_gpt.watch.compare import differences, draw, read_record, table, thresholds
+
+    records = [read_record(path) for path in runs]
+    levels = levels or thresholds(records)
+    if plot:
+        draw(plot, records)
+    if as_json:
+        reached = [{f"{level:g}": record.tokens_to(level) for level in levels} for record in records]
+        facts = [{"run": r.name, **r.facts(), "tokens_to": to} for r, to in zip(records, reached, strict=True)]
+        echo_json({"differences": differences(records), "runs": facts})
+        return
+    rows = [("", [record.name for record in records]), *table(records, levels)]
+    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(records))]
+    first = max(len(label) for label, _ in rows)
+    for label, cells in rows:
+        line = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+        click.echo(f"{label:<{first}}  {line}".rstrip())
+    if plot:
+        click.echo(f"curves: {plot}", err=True)

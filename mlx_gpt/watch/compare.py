@@ -1,0 +1,152 @@
+"""Runs side by side: what was set otherwise, what each reached and how fast, and their curves."""
+
+import math
+import statistics
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.watch.metrics import read_metrics
+
+FORMATS = (".png", ".svg", ".pdf")
+MAX_THRESHOLDS = 6
+ROUND_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """What a run left behind: settings by dotted name, evaluations and updates as in metrics.jsonl."""
+
+    name: str
+    settings: dict[str, Any]
+    evaluations: list[dict]
+    updates: list[dict]
+
+    def tokens_to(self, loss: float) -> int | None:
+        """Tokens trained on when validation first reached `loss`."""
+        return next((e["tokens"] for e in self.evaluations if e["val_loss"] <= loss), None)
+
+    def facts(self) -> dict[str, float]:
+        """Losses in nats a token, `seconds` of training with its evaluations, the pace of the median update."""
+        best = min(self.evaluations, key=lambda e: e["val_loss"])
+        last = (self.updates or self.evaluations)[-1]
+        facts = {
+            "best_loss": best["val_loss"],
+            "best_ppl": best["val_ppl"],
+            "best_bits_per_byte": best["val_bits_per_byte"],
+            "best_step": best["step"],
+            "best_tokens": best["tokens"],
+            "tokens": last["tokens"],
+            "seconds": last["elapsed"],
+        }
+        if self.updates:
+            seconds = statistics.median(u["seconds"] for u in self.updates)
+            facts |= {"ms_per_iter": seconds * 1000, "tokens_per_second": last["tokens"] / last["step"] / seconds}
+        return facts
+
+
+def read_record(path: Path) -> Record:
+    """The record of a run folder, or of the folder a checkpoint lies in."""
+    folder = path if path.is_dir() else path.parent
+    if not path.exists():
+        raise UserError(f"{path}: no such run; name a run folder, as runs/model-l-shakespeare")
+    if not (folder / "metrics.jsonl").is_file():
+        raise UserError(f"{folder}: no metrics.jsonl in it; name a run folder, as runs/model-l-shakespeare")
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if isinstance(line, dict)]
+    evaluations = [line for line in lines if line.get("val_loss") is not None]
+    if not evaluations:
+        raise UserError(f"{folder}: not evaluated yet, there is nothing to compare; train it further")
+    try:
+        tables = tomllib.loads((folder / "run.toml").read_text("utf-8")) if (folder / "run.toml").exists() else {}
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadFile(f"{folder / 'run.toml'}: not a readable TOML file: {error}") from None
+    return Record(
+        name=str(folder),
+        settings={f"{table}.{k}": v for table, values in tables.items() for k, v in values.items()},
+        evaluations=evaluations,
+        updates=[line for line in lines if "grad_norm" in line],
+    )
+
+
+def differences(records: Sequence[Record]) -> dict[str, list]:
+    """The settings that are not the same in all runs, with each run's value; None where it has none."""
+    keys = dict.fromkeys(key for record in records for key in record.settings)
+    values = {key: [record.settings.get(key) for record in records] for key in keys}
+    return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
+
+
+def thresholds(records: Sequence[Record]) -> list[float]:
+    """Round losses from the first evaluations down to the lowest of all, at most MAX_THRESHOLDS."""
+    low = min(e["val_loss"] for r in records for e in r.evaluations)
+    high = max(r.evaluations[0]["val_loss"] for r in records)
+    for step in ROUND_STEPS:
+        first, last = math.floor(high / step), math.ceil(low / step)
+        if first - last < MAX_THRESHOLDS:
+            break
+    return [round(i * step, 2) for i in range(first, last - 1, -1)]
+
+
+def table(records: Sequence[Record], levels: Sequence[float]) -> list[tuple[str, list[str]]]:
+    """The comparison as rows of text: a label, and a cell a run."""
+    facts = [record.facts() for record in records]
+
+    def row(label: str, form: str, key: str) -> tuple[str, list[str]]:
+        return label, [form.format(f[key]) if key in f else "-" for f in facts]
+
+    rows = [(key, ["-" if v is None else _text(v) for v in values]) for key, values in differences(records).items()]
+    rows += [
+        row("best loss", "{:.4f}", "best_loss"),
+        row("perplexity", "{:.2f}", "best_ppl"),
+        row("bits/byte", "{:.3f}", "best_bits_per_byte"),
+        row("at iteration", "{:,}", "best_step"),
+        row("at tokens", "{:,}", "best_tokens"),
+    ]
+    for level in levels:
+        reached = [record.tokens_to(level) for record in records]
+        rows.append((f"tokens to {level:g}", ["-" if tokens is None else f"{tokens:,}" for tokens in reached]))
+    return rows + [
+        row("tokens in all", "{:,}", "tokens"),
+        row("seconds in all", "{:,.0f}", "seconds"),
+        row("ms/iter", "{:,.0f}", "ms_per_iter"),
+        row("tokens/s", "{:,.0f}", "tokens_per_second"),
+    ]
+
+
+def draw(path: Path, records: Sequence[Record], marks: Sequence[tuple[str, Sequence[float], Sequence[float]]] = ()):
+    """Validation loss against tokens and against seconds; `marks` are further points (label, tokens, losses)."""
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path}: pictures are {', '.join(FORMATS)}; name it so")
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("pictures need matplotlib: pip install 'mlxgpt[plot]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import EngFormatter
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    for axes, key, label in zip(panels, ("tokens", "elapsed"), ("tokens", "seconds"), strict=True):
+        for record in records:
+            shown = [e for e in record.evaluations if e["tokens"]]
+            axes.plot([e[key] for e in shown], [e["val_loss"] for e in shown], ".-", ms=4, lw=1.2, label=record.name)
+        axes.set(xscale="log", xlabel=label)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(EngFormatter(sep=""))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    for label, tokens, losses in marks:
+        panels[0].plot(tokens, losses, "kx", label=label)
+    panels[0].set_ylabel("validation loss, nats a token")
+    panels[0].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _text(value) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value).lower() if value is True else str(value)

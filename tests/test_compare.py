@@ -1,0 +1,94 @@
+"""Runs side by side: what differs, what was reached when, and the pictures."""
+
+import json
+import sys
+
+import pytest
+
+from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.watch.compare import MAX_THRESHOLDS, differences, draw, read_record, table, thresholds
+
+
+def make_run(folder, losses, batch=16, seconds=0.5):
+    """A run of 10 updates an evaluation, 100 tokens an update."""
+    folder.mkdir()
+    lines = []
+    for n, loss in enumerate(losses, 1):
+        for step in range(n * 10 - 9, n * 10 + 1):
+            line = {"step": step, "loss": loss, "grad_norm": 1.0, "lr": 1e-3, "tokens": step * 100}
+            lines.append(line | {"seconds": seconds, "elapsed": step * seconds})
+        line = {"step": n * 10, "val_loss": loss, "val_ppl": 2**loss, "val_bits_per_byte": loss, "tokens": n * 1000}
+        lines.append(line | {"elapsed": n * 10 * seconds})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "run.toml").write_text(f'[train]\nbatch_size = {batch}\niters = 9\n[data]\ncorpus = ["a", "b"]\n')
+    return folder
+
+
+@pytest.fixture
+def records(tmp_path):
+    slow, fast = make_run(tmp_path / "slow", [3.0, 2.5, 2.25]), make_run(tmp_path / "fast", [2.4, 1.8, 1.9], 8, 0.25)
+    return [read_record(slow), read_record(fast)]
+
+
+def test_facts_are_those_of_the_files(records):
+    slow, fast = (record.facts() for record in records)
+    assert (slow["best_loss"], slow["best_step"], slow["best_tokens"]) == (2.25, 30, 3000)
+    assert (fast["best_loss"], fast["best_step"], fast["tokens"], fast["seconds"]) == (1.8, 20, 3000, 7.5)
+    assert (fast["ms_per_iter"], fast["tokens_per_second"]) == (250, 400)
+    assert [record.tokens_to(2.5) for record in records] == [2000, 1000]
+    assert [record.tokens_to(2.0) for record in records] == [None, 2000]
+
+
+def test_only_differing_settings_are_shown(records):
+    assert differences(records) == {"train.batch_size": [16, 8]}
+    assert differences(records[:1]) == {}
+    rows = dict(table(records, [2.0]))
+    assert rows["train.batch_size"] == ["16", "8"] and rows["tokens to 2"] == ["-", "2,000"]
+    assert rows["best loss"] == ["2.2500", "1.8000"]
+
+
+def test_a_setting_that_one_run_never_had_differs(records, tmp_path):
+    other = make_run(tmp_path / "other", [2.0])
+    (other / "run.toml").write_text("[train]\nbatch_size = 16\niters = 9\n")
+    assert differences([records[0], read_record(other)])["data.corpus"] == [["a", "b"], None]
+
+
+@pytest.mark.parametrize("losses", [[4.0, 1.4697], [2.37], [2.3, 2.296], [9.0, 0.1]])
+def test_thresholds_are_few_round_and_within_reach(tmp_path, losses):
+    levels = thresholds([read_record(make_run(tmp_path / "run", losses))])
+    assert len(levels) <= MAX_THRESHOLDS and levels == sorted(levels, reverse=True)
+    assert all(min(losses) <= level <= losses[0] for level in levels)
+    assert levels or max(losses) - min(losses) < 0.01
+
+
+@pytest.mark.parametrize("suffix, begins", [(".png", b"\x89PNG"), (".svg", b"<?xml")])
+def test_pictures_are_drawn(records, tmp_path, suffix, begins):
+    pytest.importorskip("matplotlib")
+    draw(tmp_path / f"curves{suffix}", records, marks=[("published", [1000, 2000], [3.0, 2.5])])
+    assert (tmp_path / f"curves{suffix}").read_bytes().startswith(begins)
+
+
+def test_what_is_no_run_is_named(records, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="absent: no such run"):
+        read_record(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"no metrics\.jsonl"):
+        read_record(tmp_path)
+    fresh = make_run(tmp_path / "fresh", [])
+    with pytest.raises(UserError, match="not evaluated yet"):
+        read_record(fresh)
+    broken = make_run(tmp_path / "broken", [2.0])
+    (broken / "run.toml").write_text("[train")
+    with pytest.raises(BadFile, match="run.toml"):
+        read_record(broken)
+    with pytest.raises(UserError, match=r"curves\.gif: pictures are \.png, \.svg, \.pdf"):
+        draw(tmp_path / "curves.gif", records)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match=r"mlxgpt\[plot\]"):
+        draw(tmp_path / "curves.png", records)
+
+
+def test_a_torn_last_line_is_left_out(records, tmp_path):
+    run = make_run(tmp_path / "torn", [2.0, 1.9])
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text[:-20])
+    assert len(read_record(run).evaluations) == 1
