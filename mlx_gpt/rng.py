@@ -10,7 +10,7 @@ import hashlib
 from mlx_gpt.backend import mx
 
 # What a run draws: each stream is independent of the others.
-INIT, WINDOWS, EPOCHS, DROPOUT, CORRUPTION = "init", "windows", "epochs", "dropout", "corruption"
+INIT, WINDOWS, EPOCHS, DROPOUT = "init", "windows", "epochs", "dropout"
 EVALUATION, SAMPLING = "evaluation", "sampling"
 
 
@@ -43,15 +43,6 @@ def dropout(x: mx.array, rate: float, key: mx.array, first_row: int = 0) -> mx.a
     columns = bits(key[::-1], mx.arange(C))
     keep = _hash(rows ^ columns) >= mx.array(int(rate * 2**32), dtype=mx.uint32)
     return mx.where(keep, x * (1 / (1 - rate)), mx.zeros((), x.dtype))
-
-
-def corrupt(tokens: mx.array, rate: float, vocab_size: int, key: mx.array, first_row: int = 0) -> mx.array:
-    """Replaces a share of the ids (B, T) by random ones, by their place in the whole batch."""
-    B, T = tokens.shape
-    places = mx.arange(first_row * T, (first_row + B) * T).reshape(B, T)
-    draws, other = split(key, 2)
-    hit = bits(draws, places) < mx.array(int(rate * 2**32), dtype=mx.uint32)
-    return mx.where(hit, (bits(other, places) % vocab_size).astype(tokens.dtype), tokens)
 
 
 def _hash(x: mx.array) -> mx.array:

@@ -26,6 +26,11 @@ class Case:
     inputs: np.ndarray
     targets: np.ndarray
 
+    def ours_alone(self) -> list[str]:
+        """The settings that no other contender has: they know randyGPT's network and AdamW."""
+        name = self.config.optimizer.name
+        return self.config.model.extensions() + [f"optimizer.name={name}"] * (name != "adamw")
+
     @property
     def prompt(self) -> int:
         """Tokens read before those that are written."""

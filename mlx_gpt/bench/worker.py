@@ -16,9 +16,12 @@ from mlx_gpt.bench.case import Case
 
 def serve(name: str, path: Path) -> None:
     """Makes the contender, then answers requests until stdin ends."""
-    module, arguments = CONTENDERS[name]
+    (module, arguments), case = CONTENDERS[name], Case.load(path)
+    if name != "mlxgpt" and (lacking := case.ours_alone()):
+        _answer(error=f"has no {', '.join(lacking)}")
+        return
     try:
-        contender = importlib.import_module(module).Contender(Case.load(path), **arguments)
+        contender = importlib.import_module(module).Contender(case, **arguments)
     except ModuleNotFoundError as error:
         _answer(error=f"needs {error.name}; pip install -e '.[bench]'")
         return

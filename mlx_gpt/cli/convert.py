@@ -79,11 +79,13 @@ def inspect(file, preset, sets, as_json):
         "vocab_size": header.vocab_size,
         "preset": preset_of(model),
         **model.shape(),
+        "network": model.extensions() or ["randyGPT's"],
         "parameters": model.num_params(header.vocab_size),
         "iteration": header.iteration,
         "step": header.step,
         "best_loss": header.best_loss if math.isfinite(header.best_loss) else None,
         "tokenizer": header.tokenizer["kind"] if header.tokenizer else None,
+        "averaged": header.averaged,
         "optimizer": bool(checkpoint.optimizer),
         "checks": ["length", "names and shapes", "finite"] + ["SHA-256"] * (format == "safetensors"),
     }

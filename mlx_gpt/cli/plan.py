@@ -20,7 +20,7 @@ def print_plan(start, as_json: bool) -> None:
         return
     lines = {
         "parameters": "{parameters:,}",
-        "memory": "{state_mb:.1f} MB of weights and moments; {peak_gb:.2f} GB at the peak of a step",
+        "memory": "{state_mb:.1f} MB of weights and the optimizer's state; {peak_gb:.2f} GB at the peak of a step",
         "disk": "2 checkpoints of {state_mb:.1f} MB",
         "tokens": "{tokens:,} in {iters:,} iterations of {tokens_per_step:,}: {epochs} epochs of {train_tokens:,}",
         "FLOPs": "{flops:.3g} in all, {flops_per_step:.3g} an iteration",
@@ -51,7 +51,7 @@ def plan(start) -> dict:
     evaluations = math.ceil(iters / train.eval_every)
     return {
         "parameters": model.num_params(header.vocab_size),
-        "state_bytes": 12 * model.num_params(header.vocab_size),  # float32 weights and two moments
+        "state_bytes": trainer.state_bytes,
         "peak_bytes": backend.peak_memory(),
         "train_tokens": trainer.train_tokens,
         "val_tokens": trainer.val_tokens,

@@ -143,6 +143,7 @@ def make_trainer(start: Start, folder: Path) -> Trainer:
 
 def bench_case(preset: str, settings: dict[str, Any], note: Note, use_tuned: bool = True) -> Case:
     """What `mlxgpt bench` has computed: the preset's shape on the training text, which is taken as one document."""
+    settings = {"optimizer.name": "adamw"} | settings  # which all contenders have
     config = _resolved(preset, None, settings, note) if use_tuned else resolve(preset, None, settings)
     corpus = open_corpus(config.data.corpus)
     tokenizer = CharTokenizer.from_documents(corpus.documents)

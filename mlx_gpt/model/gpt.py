@@ -109,7 +109,6 @@ class GPT(nn.Module):
         if "wpe" in self:
             x = x + (self.wpe.weight[:T] if cache is None else self.wpe(places))
         drops = self._drops(dropout_key, first_row)
-        x = drops[-1](x)
         for i, block in enumerate(self.layers):
             attend = with_past(self.attend, cache, i, hidden) if cache else self.attend
             run = partial(block, attend=attend, position=position, drop_attn=drops[2 * i], drop_mlp=drops[2 * i + 1])
@@ -148,15 +147,10 @@ class GPT(nn.Module):
 
     def _drops(self, key: mx.array | None, first_row: int) -> list[Drop]:
         """Two functions a block, each of which drops by a mask of its own."""
-        config = self.config
-        rates = [config.dropout] * 2 * config.n_layer + [config.embed_dropout]
-        if key is None:
-            return [lambda x: x] * len(rates)
-        keys = rng.split(key, len(rates))
-        return [
-            partial(rng.dropout, rate=rate, key=k, first_row=first_row) if rate else lambda x: x
-            for rate, k in zip(rates, keys, strict=True)
-        ]
+        count, rate = 2 * self.config.n_layer, self.config.dropout
+        if key is None or rate == 0:
+            return [lambda x: x] * count
+        return [partial(rng.dropout, rate=rate, key=k, first_row=first_row) for k in rng.split(key, count)]
 
 
 def initial_weights(config: ModelConfig, vocab_size: int, seed: int) -> dict[str, mx.array]:

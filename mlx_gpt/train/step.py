@@ -36,13 +36,10 @@ def initial_state(weights: dict[str, mx.array], optimizer) -> State:
 
 def make_loss(model, config: Config):
     """loss(weights, part, total, dropout_key, first_row): what a part adds to the mean over `total` tokens, scaled."""
-    dtype, corrupt = config.train.dtype, config.train.corrupt
+    dtype = config.train.dtype
 
     def loss(weights, batch: Batch, total: mx.array, dropout_key: mx.array, first_row: int):
-        inputs = batch.inputs
-        if corrupt:
-            inputs = rng.corrupt(inputs, corrupt, model.vocab_size, dropout_key[::-1], first_row)
-        logits = model.apply(cast(weights, dtype), inputs, dropout_key=dropout_key, first_row=first_row)
+        logits = model.apply(cast(weights, dtype), batch.inputs, dropout_key=dropout_key, first_row=first_row)
         return (cross_entropy(logits, batch.targets) * batch.mask).sum() / total * LOSS_SCALE[dtype]
 
     return loss

@@ -94,6 +94,11 @@ class Trainer:
     def val_tokens(self) -> int:
         return self._val.num_tokens
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the weights and the optimizer's state: of the device's memory, and of a checkpoint."""
+        return sum(a.nbytes for _, a in tree_flatten(self.state))
+
     def time_steps(self, count: int) -> list[float]:
         """Seconds of each of `count` steps after the one that compiles; the run's state is left as it was."""
         state, seconds = self.state, []
@@ -128,7 +133,7 @@ class Trainer:
     def run(self) -> Iterator[Report]:
         """Trains to the end of the run. Rare things come first, then the step."""
         self._begin()
-        require_space(self.folder, 2 * sum(a.nbytes for _, a in tree_flatten(self.state)))
+        require_space(self.folder, 2 * self.state_bytes)
         while True:
             if self._needs_plan():
                 yield self._plan()

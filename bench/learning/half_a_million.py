@@ -1,0 +1,30 @@
+"""How far half a million tokens go: model-l on Shakespeare, AdamW and Muon, by batch; three seeds each."""
+
+from table import measure
+
+TOKENS, BLOCK = 499_712, 256
+
+
+def steps_of(batch: int, *more: str) -> list[str]:
+    return ["--batch", str(batch), "--iters", str(TOKENS // (batch * BLOCK)), *more]
+
+
+measure(
+    "half_a_million",
+    {
+        "muon, batch 8": steps_of(8),
+        "muon, batch 16": steps_of(16),
+        "adamw, batch 8": steps_of(8, "--set", "optimizer.name=adamw", "--lr", "2e-3"),
+    },
+    seeds=[1, 2, 3],
+    common=[
+        "--preset",
+        "model-l",
+        "--corpus",
+        "shakespeare",
+        "--eval-every",
+        "100000",
+        "--set",
+        "train.save_minutes=0",
+    ],
+)
