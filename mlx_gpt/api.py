@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlx_gpt.backend import mx
 from mlx_gpt.checkpoint import rgpt, store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
-from mlx_gpt.config import Config, ModelConfig, load_toml
+from mlx_gpt.config import SHAPE_KEYS, Config, ModelConfig, load_toml
 from mlx_gpt.data.corpus import Corpus, open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.errors import BadFile, ResumeRefused, UserError
@@ -92,24 +93,25 @@ def stream(
     )
 
 
-def read_checkpoint(path: Path, preset: str | None = None, sizes: dict[str, int] | None = None) -> Checkpoint:
-    """A checkpoint of any format. A shape said by preset or sizes must be the file's own."""
-    wanted = (ModelConfig(**load_toml("presets", preset)["model"]).shape() if preset else {}) | (sizes or {})
+def read_checkpoint(path: Path, preset: str | None = None, sizes: dict[str, Any] | None = None) -> Checkpoint:
+    """A checkpoint of any format. What preset and `sizes`, settings of [model], say must be the file's own."""
+    wanted = (ModelConfig(**load_toml("presets", preset)["model"]).architecture() if preset else {}) | (sizes or {})
     if not path.exists():
         raise UserError(f"{path}: no such file")
     if path.is_dir():
         raise UserError(f"{path}: a folder; give a checkpoint file in it")
     try:
         if rgpt.is_rgpt(path):
-            return rgpt.read(path, wanted)
-        if path.suffix != ".safetensors" and not store.is_safetensors(path):
+            checkpoint = rgpt.read(path, {k: wanted[k] for k in SHAPE_KEYS if k in wanted})
+        elif path.suffix == ".safetensors" or store.is_safetensors(path):
+            checkpoint = store.load(path)
+        else:
             raise BadFile(f"{path}: neither an RGPT file nor a safetensors file")
-        checkpoint = store.load(path)
     except OSError as error:
         raise BadFile(f"{path}: {error.strerror}") from None
-    shape = checkpoint.header.config.model.shape()
-    if shape | wanted != shape:
-        raise ResumeRefused(f"{path}: asked for {store.differences(wanted, shape)}; leave the shape to the file")
+    own = checkpoint.header.config.model.architecture()
+    if own | wanted != own:
+        raise ResumeRefused(f"{path}: asked for {store.differences(wanted, own)}; leave the network to the file")
     return checkpoint
 
 

@@ -278,10 +278,10 @@ def resolve(
     preset: str | None = None,
     recipe: str | None = None,
     overrides: dict[str, Any] | None = None,
-    tuned: dict[str, Any] | None = None,
+    base: dict[str, Any] | None = None,
 ) -> Config:
-    """Lays what was tuned, preset, recipe and overrides over the defaults, in this order."""
-    tables = nest(tuned or {})
+    """Lays base (dotted settings, as overrides), preset, recipe and overrides over the defaults, in this order."""
+    tables = nest(base or {})
     if preset:
         tables = merge(tables, load_toml("presets", preset))
     if recipe:

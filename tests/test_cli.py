@@ -295,7 +295,7 @@ SILLY = [
     ("train --set model.positions=rope", 2, "rope learned rotary"),
     ("train --set model.positions=rotary --heads 256", 2, "rotary n_embd=256 n_head=256 even"),
     (f"train --resume {RUN} --set model.qk_norm=true --iters 20", 4, "qk_norm True False"),
-    (f"train --fine-tune {RUN}/best.safetensors --preset model-l-modern", 4, "positions"),
+    (f"train --fine-tune {RUN}/best.safetensors --set model.positions=rotary", 4, "positions rotary learned"),
 ]
 
 

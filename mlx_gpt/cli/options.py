@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from mlx_gpt.config import SHAPE_KEYS, UNTIL_TIME_IS_UP, names_of, parse_set
+from mlx_gpt.config import EXTENSION_KEYS, SHAPE_KEYS, UNTIL_TIME_IS_UP, names_of, parse_set
 from mlx_gpt.errors import UserError
 
 # Short flags and the settings they stand for; every other setting is reached by --set.
@@ -54,9 +54,9 @@ def overrides_of(sets: tuple[str, ...], flags: dict) -> dict:
     return overrides
 
 
-def sizes_of(overrides: dict) -> dict[str, int]:
-    """The parts of the shape among dotted settings, as {"n_head": 4}."""
-    return {k: overrides[f"model.{k}"] for k in SHAPE_KEYS if f"model.{k}" in overrides}
+def network_of(overrides: dict) -> dict:
+    """What dotted settings say of the network, as {"n_head": 4}."""
+    return {k: overrides[f"model.{k}"] for k in (*SHAPE_KEYS, *EXTENSION_KEYS) if f"model.{k}" in overrides}
 
 
 def sizes_from(sets: tuple[str, ...]) -> dict[str, int]:
@@ -64,7 +64,7 @@ def sizes_from(sets: tuple[str, ...]) -> dict[str, int]:
     overrides = overrides_of(sets, {})
     for key in overrides.keys() - {f"model.{k}" for k in SHAPE_KEYS}:
         raise UserError(f"--set {key} does nothing here; only model.{', model.'.join(SHAPE_KEYS)} do")
-    return sizes_of(overrides)
+    return network_of(overrides)
 
 
 def folder_option(context, parameter, value: str | None) -> Path | None:

@@ -19,7 +19,7 @@ from mlx_gpt.bench.tuner import tuned
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.files import write_atomic
 from mlx_gpt.checkpoint.store import Checkpoint, Header
-from mlx_gpt.cli.options import NEWEST, sizes_of
+from mlx_gpt.cli.options import NEWEST, network_of
 from mlx_gpt.config import UNTIL_TIME_IS_UP, Config, load_toml, merge, nest, preset_of, resolve
 from mlx_gpt.data.corpus import Corpus, corpus_name, open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer
@@ -260,7 +260,7 @@ def _checkpoint_to_resume(wish: Wish, note: Note) -> tuple[Checkpoint, Path | No
     if path.is_dir():
         checkpoint, folder = _newest_valid(path, wish, note), path
     else:
-        checkpoint = read_checkpoint(path, wish.preset, sizes_of(wish.overrides))
+        checkpoint = read_checkpoint(path, wish.preset, network_of(wish.overrides))
         folder = path.parent if path.name == LATEST and _is_run(path.parent) else None
     if folder is None or wish.out not in (None, folder):
         note(f"going on from {path} in a new run folder")
@@ -274,7 +274,7 @@ def _newest_valid(folder: Path, wish: Wish, note: Note) -> Checkpoint:
     for path in (folder / LATEST, folder / BEST):
         if path.exists():
             try:
-                found.append(read_checkpoint(path, wish.preset, sizes_of(wish.overrides)))
+                found.append(read_checkpoint(path, wish.preset, network_of(wish.overrides)))
             except BadFile as error:
                 broken.append((path, error))
     if not found:
@@ -293,22 +293,17 @@ def _newest_valid(folder: Path, wish: Wish, note: Note) -> Checkpoint:
 def _resumed_config(checkpoint: Checkpoint, wish: Wish) -> Config:
     """The run's own config with what was given anew; the shape and the split can't change."""
     header = checkpoint.header
-    if header.tokenizer is None:  # an RGPT file holds a shape and nothing else
+    if header.tokenizer is None:  # an RGPT file holds a shape, perhaps AdamW's moments, and nothing else
         overrides = {
             k: v for k, v in wish.overrides.items() if k.removeprefix("model.") not in header.config.model.shape()
         }
         shape = {f"model.{k}": v for k, v in header.config.model.shape().items()}
-        return resolve(None, wish.recipe, overrides | shape)
+        return resolve(None, wish.recipe, overrides | shape, base={"optimizer.name": "adamw"})
     tables = header.config.to_dict()
     if wish.recipe:
         tables = merge(tables, load_toml("presets/recipes", wish.recipe))
     config = Config.from_dict(merge(tables, nest(wish.overrides)))
     old, new = header.config, config
-    if old.model.architecture() != new.model.architecture():
-        raise ResumeRefused(
-            f"asked for {store.differences(new.model.architecture(), old.model.architecture())}; another network needs "
-            "a new run"
-        )
     if old.data.val_fraction != new.data.val_fraction:
         raise ResumeRefused(
             f"data.val_fraction {new.data.val_fraction}, the checkpoint has {old.data.val_fraction}; "
@@ -330,7 +325,7 @@ def _changes(old: Config, new: Config) -> list[str]:
 
 def _fine_tuned(wish: Wish, note: Note) -> Start:
     """Weights and tokenizer of a checkpoint; everything else starts afresh."""
-    checkpoint = read_checkpoint(wish.fine_tune, wish.preset, sizes_of(wish.overrides))
+    checkpoint = read_checkpoint(wish.fine_tune, wish.preset, network_of(wish.overrides))
     shape = {f"model.{k}": v for k, v in checkpoint.header.config.model.architecture().items()}
     own_text = {"data.corpus": checkpoint.header.config.data.corpus} if checkpoint.header.corpus else {}
     config = _resolved(None, wish.recipe, own_text | wish.overrides | shape, note)
