@@ -238,7 +238,7 @@ def test_documents_end_in_eos_and_the_split_cuts_by_tokens():
 
 def epoch_of(windows, seed, epoch, size):
     """One epoch's windows, drawn in batches of `size` that don't divide it."""
-    total = int(windows._strata.sum())
+    total = int(windows._parts.sum())
     batches = [windows.shuffled(seed, first, min(size, total - first % total)) for first in range(0, total, size)]
     starts, ends = (np.concatenate([np.array(b[i]) for b in batches]) for i in (0, 1))
     return starts[:total], ends[:total]

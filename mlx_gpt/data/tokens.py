@@ -68,8 +68,8 @@ class Windows:
         if not len(self._lengths):
             raise UserError(f"a split of {len(tokens)} tokens holds no window; give a longer corpus")
         starts = np.maximum(self._lengths - block_size, 1)
-        self._num_starts, self._strata = starts, -(-starts // block_size)
-        self._epochs: dict = {}
+        self._num_starts, self._parts = starts, -(-starts // block_size)
+        self._epochs: dict[tuple[int, int], np.ndarray] = {}
         weights = np.maximum(starts, np.minimum(self._lengths, block_size))
         if weights.sum() >= 1 << 31:
             raise UserError(f"corpus of {len(tokens)} tokens: at most {1 << 31} fit on the device; give a smaller one")
@@ -94,27 +94,28 @@ class Windows:
     def shuffled(self, seed: int, first: int, size: int) -> tuple[mx.array, mx.array]:
         """Windows `first` to `first + size` of an endless row of epochs, as draw() gives them.
 
-        An epoch reads each document once from a random offset on, its windows in random order: the starts of a
-        document are cut into as many equal parts as it has windows, and the offset is the same in each part.
+        An epoch reads each document once, from a random offset on and in random order: the starts of a document are
+        cut into as many equal parts as it needs windows, and one is taken from each part, at the same offset.
         """
-        epochs, places = np.divmod(np.arange(first, first + size), self._strata.sum())
-        starts, ends = (np.empty(size, np.int32) for _ in "se")
-        for epoch in np.unique(epochs):
+        epochs, places = np.divmod(np.arange(first, first + size), self._parts.sum())
+        windows = np.empty((2, size), np.int32)
+        for epoch in np.unique(epochs).tolist():
             own = epochs == epoch
-            starts[own], ends[own] = (a[places[own]] for a in self._epoch(seed, int(epoch)))
-        return mx.array(starts), mx.array(ends)
+            windows[:, own] = self._epoch(seed, epoch)[:, places[own]]
+        return mx.array(windows[0]), mx.array(windows[1])
 
-    def _epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _epoch(self, seed: int, epoch: int) -> np.ndarray:
+        """First tokens and document ends, (2, W), of an epoch's windows in its order; the last two are kept."""
         if (seed, epoch) not in self._epochs:
-            offsets, order = rng.split(rng.key(seed, rng.EPOCHS, epoch), 2)
-            shares = np.array(rng.bits(offsets, mx.arange(len(self._strata)))) / 2**32
-            order = np.array(mx.argsort(rng.bits(order, mx.arange(int(self._strata.sum())))))
-            document = np.repeat(np.arange(len(self._strata)), self._strata)
-            place = np.arange(len(document)) - np.repeat(np.cumsum(self._strata) - self._strata, self._strata)
-            part = self._num_starts / self._strata  # starts in each part
-            starts = self._begins[document] + ((place + shares[document]) * part[document]).astype(np.int64)
-            ends = (self._begins + self._lengths)[document]
-            self._epochs = dict(list(self._epochs.items())[-1:]) | {(seed, epoch): (starts[order], ends[order])}
+            offset_key, order_key = rng.split(rng.key(seed, rng.EPOCHS, epoch), 2)
+            offsets = np.array(rng.bits(offset_key, mx.arange(len(self._parts)))) / 2**32
+            document = np.repeat(np.arange(len(self._parts)), self._parts)
+            part = np.arange(len(document)) - np.repeat(np.cumsum(self._parts) - self._parts, self._parts)
+            width = (self._num_starts / self._parts)[document]
+            starts = self._begins[document] + ((part + offsets[document]) * width).astype(np.int64)
+            order = np.array(mx.argsort(rng.bits(order_key, mx.arange(len(document)))))
+            windows = np.stack([starts, (self._begins + self._lengths)[document]])[:, order]
+            self._epochs = dict(list(self._epochs.items())[-1:]) | {(seed, epoch): windows}
         return self._epochs[seed, epoch]
 
     def gather(self, starts: mx.array, ends: mx.array) -> Batch:

@@ -105,7 +105,7 @@ class Trainer:
         for i in range(count + 1):
             start = time.perf_counter()
             state, output = self._step(
-                state, mx.array(self.config.optimizer.learning_rate), mx.array(i, dtype=mx.uint32), *self._spans(i)
+                state, mx.array(self.config.optimizer.learning_rate), mx.array(i, dtype=mx.uint32), *self._spans()
             )
             mx.eval(state, output)
             seconds.append(time.perf_counter() - start)
@@ -172,20 +172,20 @@ class Trainer:
     def _submit(self) -> None:
         iteration, train = self.header.iteration, self.config.train
         lr = learning_rate(self.config.optimizer, iteration, train.iters, self.header.lr_cuts)
-        index, spans = mx.array(iteration, dtype=mx.uint32), self._spans(iteration)
+        index, spans = mx.array(iteration, dtype=mx.uint32), self._spans()
         self.state, output = self._step(self.state, mx.array(lr), index, *spans)
         mx.async_eval(self.state, output)
         tokens = self.header.tokens + train.sequences_per_step * self.config.model.block_size
         self._advance(iteration=iteration + 1, tokens=tokens)
         self._pending.append(Pending(iteration + 1, tokens, lr, output))
 
-    def _spans(self, iteration: int) -> tuple[mx.array, mx.array]:
-        """The windows of an update."""
-        train = self.config.train
+    def _spans(self) -> tuple[mx.array, mx.array]:
+        """The windows of the next update."""
+        train, header = self.config.train, self.header
         if train.shuffle:
-            size = train.sequences_per_step
-            return self._train.shuffled(train.seed, iteration * size, size)
-        return self._train.draw(rng.key(train.seed, rng.WINDOWS, iteration), train.sequences_per_step)
+            first = header.tokens // self.config.model.block_size
+            return self._train.shuffled(train.seed, first, train.sequences_per_step)
+        return self._train.draw(rng.key(train.seed, rng.WINDOWS, header.iteration), train.sequences_per_step)
 
     def _read(self) -> StepReport:
         """Waits for the oldest submitted step."""
@@ -262,12 +262,11 @@ class Trainer:
         """Evaluates, keeps patience and best, and saves a new best. Nothing happens if it is interrupted."""
         start = time.perf_counter()
         batches, average = self._batches(), self.state["optimizer"].get(EMA)
-        result = self._evaluate(self.state["weights"], batches, lambda: self._signal)
-        average_result = self._evaluate(average, batches, lambda: self._signal) if average and result else None
-        if result is None or (average and average_result is None):
+        candidates = [self.state["weights"]] + [average] * bool(average)
+        results = [self._evaluate(weights, batches, lambda: self._signal) for weights in candidates]
+        if None in results:
             return
-        raw_loss, averaged = result.loss, average_result is not None and average_result.loss < result.loss
-        result = average_result if averaged else result
+        result = min(results, key=lambda r: r.loss)
         self._last_eval_seconds = time.perf_counter() - start
         header, iteration = self.header, self.header.iteration
         if result.loss < header.best_loss:
@@ -281,7 +280,7 @@ class Trainer:
         report = EvalReport(
             step=iteration,
             loss=result.loss,
-            raw_loss=raw_loss,
+            raw_loss=results[0].loss,
             ppl=result.ppl,
             bits_per_byte=result.bits_per_byte,
             eval_tokens=result.tokens,
@@ -295,7 +294,7 @@ class Trainer:
         )
         yield report
         if report.is_best and iteration > 0:
-            yield self._save(BEST, averaged)
+            yield self._save(BEST, report.averaged)
         self._last_read = time.perf_counter()
 
     def _batches(self) -> list[tuple[mx.array, mx.array]]:
