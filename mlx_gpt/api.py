@@ -118,7 +118,7 @@ def read_checkpoint(path: Path, preset: str | None = None, sizes: dict[str, Any]
 def with_tokenizer(checkpoint: Checkpoint, specs: Sequence[str]) -> Checkpoint:
     """The checkpoint with the character vocabulary of the corpus it was trained on."""
     corpus, header = open_corpus(specs), checkpoint.header
-    tokenizer = CharTokenizer.from_documents(corpus.documents)
+    tokenizer = CharTokenizer.train(corpus.documents)
     if header.tokenizer and header.tokenizer != tokenizer.to_dict():
         raise ResumeRefused(
             f"corpus {corpus.name} has another alphabet than the checkpoint's own tokenizer; leave --corpus out"

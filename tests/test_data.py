@@ -25,7 +25,7 @@ NASTY = ["", "a", "\n", "\r\n\t\x00", "<>", "é́ü", "日本語", "👩‍👩�
 
 def test_shakespeare_is_the_real_one(shakespeare):
     corpus = open_corpus([shakespeare])
-    tokenizer = CharTokenizer.from_documents(corpus.documents)
+    tokenizer = CharTokenizer.train(corpus.documents)
     assert (sum(map(len, corpus.documents)), tokenizer.vocab_size) == (1_115_394, 67)
     assert [len(t) for t in encode(corpus, tokenizer).split(0.1)] == [1_003_854, 111_540]
 

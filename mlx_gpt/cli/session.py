@@ -68,7 +68,7 @@ def begin(wish: Wish, note: Note) -> Start:
         return _fine_tuned(wish, note)
     config = _resolved(wish.preset or "model-l", wish.recipe, wish.overrides, note)
     corpus = open_corpus(config.data.corpus)
-    tokenizer = CharTokenizer.from_documents(corpus.documents)
+    tokenizer = CharTokenizer.train(corpus.documents)
     return Start(
         header=_fresh_header(config, corpus, tokenizer),
         weights=None,
@@ -146,7 +146,7 @@ def bench_case(preset: str, settings: dict[str, Any], note: Note, use_tuned: boo
     settings = {"optimizer.name": "adamw"} | settings  # which all contenders have
     config = _resolved(preset, None, settings, note) if use_tuned else resolve(preset, None, settings)
     corpus = open_corpus(config.data.corpus)
-    tokenizer = CharTokenizer.from_documents(corpus.documents)
+    tokenizer = CharTokenizer.train(corpus.documents)
     _require_memory(config, tokenizer.vocab_size)
     ids = encode(corpus, tokenizer).split(config.data.val_fraction)[0].ids
     borders = np.array([0, len(ids)])
@@ -225,7 +225,7 @@ def _resumed(wish: Wish, note: Note) -> Start:
         for change in _changes(header.config, config):
             note(change)
     else:  # an RGPT file
-        tokenizer = CharTokenizer.from_documents(corpus.documents)
+        tokenizer = CharTokenizer.train(corpus.documents)
         require_vocab(corpus, tokenizer, header.vocab_size)
     moments = Optimizer(config.optimizer).moments(checkpoint.weights)
     has_moments = moments <= checkpoint.optimizer.keys()
@@ -330,7 +330,7 @@ def _fine_tuned(wish: Wish, note: Note) -> Start:
     own_text = {"data.corpus": checkpoint.header.config.data.corpus} if checkpoint.header.corpus else {}
     config = _resolved(None, wish.recipe, own_text | wish.overrides | shape, note)
     corpus = open_corpus(config.data.corpus)
-    tokenizer = tokenizer_of(checkpoint.header) or CharTokenizer.from_documents(corpus.documents)
+    tokenizer = tokenizer_of(checkpoint.header) or CharTokenizer.train(corpus.documents)
     require_vocab(corpus, tokenizer, checkpoint.header.vocab_size)
     note(f"fine-tuning the weights of {wish.fine_tune}")
     return Start(

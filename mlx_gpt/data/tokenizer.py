@@ -1,49 +1,30 @@
-"""Characters as tokens, as in randyGPT: id 0 is BOS, 1 is EOS, then the sorted distinct code points of the text."""
+"""Text to ids and back: what all tokenizers share, and characters as tokens, as in randyGPT.
 
-from collections.abc import Iterable
+Id 0 is BOS and 1 is EOS, unless a vocabulary of another origin says otherwise.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from mlx_gpt.errors import BadFile, UserError
 
-BOS_ID, EOS_ID = 0, 1
 SPECIALS = ("<|bos|>", "<|eos|>")
 
 
-class CharTokenizer:
-    """Text to ids and back, one id a character."""
+class Tokenizer:
+    """A vocabulary: `pieces` are the UTF-8 bytes that each id stands for, none for the specials."""
 
-    bos_id, eos_id = BOS_ID, EOS_ID
+    kind: str
+    bos_id, eos_id = 0, 1
 
-    def __init__(self, characters: str):
-        """`characters`: the distinct characters in code-point order."""
-        if list(characters) != sorted(set(characters)):
-            raise BadFile("tokenizer: its characters are not sorted and distinct")
-        self.characters = characters
-        self._points = _code_points(characters)
-
-    @classmethod
-    def from_documents(cls, documents: Iterable[str]) -> "CharTokenizer":
-        return cls("".join(sorted(set().union(*documents))))
+    def __init__(self, pieces: Sequence[bytes]):
+        self.pieces = pieces
 
     @property
     def vocab_size(self) -> int:
-        return len(SPECIALS) + len(self.characters)
-
-    def encode(self, text: str) -> np.ndarray:
-        """Ids of the text, in the smallest unsigned type. Raises UserError naming unknown characters."""
-        points = _code_points(text)
-        places = np.searchsorted(self._points, points)
-        known = places < len(self._points)
-        known[known] = self._points[places[known]] == points[known]
-        if not known.all():
-            raise UserError(f"{_named(points[~known])} not in the vocabulary of {len(self.characters)} characters")
-        return (places + len(SPECIALS)).astype(self.dtype)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Concatenated characters; BOS and EOS are skipped."""
-        first = len(SPECIALS)
-        return "".join(self.characters[i - first] for i in ids if i >= first)
+        return len(self.pieces)
 
     @property
     def dtype(self) -> type[np.unsignedinteger]:
@@ -51,26 +32,88 @@ class CharTokenizer:
         return np.uint8 if self.vocab_size <= 1 << 8 else np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def token_bytes(self) -> np.ndarray:
-        """UTF-8 length of each id, (V,) int32; specials have none."""
-        return np.array([0] * len(SPECIALS) + [len(c.encode()) for c in self.characters], np.int32)
+        """UTF-8 length of each id, (V,) int32."""
+        return np.array([len(piece) for piece in self.pieces], np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """What the ids stand for, one after the other; a character that is not whole becomes U+FFFD."""
+        return b"".join(self.pieces[i] for i in ids).decode("utf-8", "replace")
+
+    def encode(self, text: str, unknown: Counter | None = None) -> np.ndarray:
+        """Ids of the text, in the smallest unsigned type.
+
+        Characters that the vocabulary lacks are left out and counted in `unknown`; without it they raise UserError.
+        """
+        raise NotImplementedError
 
     def to_dict(self) -> dict:
-        return {"kind": "char", "characters": self.characters}
+        """All of it, as JSON can hold it, under "kind" and more."""
+        raise NotImplementedError
+
+
+class CharTokenizer(Tokenizer):
+    """The sorted distinct code points of a text, one id each."""
+
+    kind = "char"
+
+    def __init__(self, characters: str):
+        """`characters`: the distinct characters in code-point order."""
+        if list(characters) != sorted(set(characters)):
+            raise BadFile("tokenizer: its characters are not sorted and distinct")
+        super().__init__([b""] * len(SPECIALS) + [c.encode() for c in characters])
+        self.characters = characters
+        self._points = _code_points(characters)
 
     @classmethod
-    def from_dict(cls, data: dict) -> "CharTokenizer":
-        if data.get("kind") != "char" or not isinstance(data.get("characters"), str):
-            raise BadFile(f"tokenizer of kind {data.get('kind')!r}; this version reads 'char'")
-        return cls(data["characters"])
+    def train(cls, texts: Iterable[str]) -> "CharTokenizer":
+        return cls("".join(sorted(set().union(*texts))))
+
+    def encode(self, text: str, unknown: Counter | None = None) -> np.ndarray:
+        points = _code_points(text)
+        places = np.searchsorted(self._points, points)
+        known = places < len(self._points)
+        known[known] = self._points[places[known]] == points[known]
+        if not known.all():
+            count_unknown((chr(p) for p in points[~known].tolist()), unknown)
+            places = places[known]
+        return (places + len(SPECIALS)).astype(self.dtype)
+
+    def to_dict(self) -> dict:
+        return {"kind": self.kind, "characters": self.characters}
+
+
+def tokenizer_from_dict(data: dict) -> Tokenizer:
+    """The tokenizer that to_dict() told of. Raises BadFile."""
+    from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer
+
+    try:
+        match data["kind"]:
+            case CharTokenizer.kind:
+                return CharTokenizer(data["characters"])
+            case BPETokenizer.kind:
+                return BPETokenizer(data["vocab"], [tuple(merge) for merge in data["merges"]])
+            case ByteBPETokenizer.kind:
+                return ByteBPETokenizer(data["json"])
+            case kind:
+                raise BadFile(f"tokenizer of kind {kind!r}; this version reads 'char', 'bpe' and 'byte-bpe'")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadFile(f"tokenizer: not one of ours: {type(error).__name__} {error}") from None
+
+
+def count_unknown(characters: Iterable[str], unknown: Counter | None) -> None:
+    """Counts unknown characters, or refuses them where nobody counts."""
+    found = Counter(characters)
+    if unknown is None:
+        raise UserError(f"{name_unknown(found)} not in the vocabulary")
+    unknown.update(found)
+
+
+def name_unknown(unknown: Counter) -> str:
+    """The first few unknown characters, so that a user can find them, and "is" or "are"."""
+    shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in list(unknown)[:5])
+    more = len(unknown) - 5
+    return shown + (f" and {more} more are" if more > 0 else " are" if len(unknown) > 1 else " is")
 
 
 def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-
-
-def _named(points: np.ndarray) -> str:
-    """The first few unknown characters, so that a user can find them."""
-    distinct = [chr(p) for p in dict.fromkeys(points.tolist())]
-    shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in distinct[:5])
-    more = f" and {len(distinct) - 5} more are" if len(distinct) > 5 else " are" if len(distinct) > 1 else " is"
-    return shown + more
