@@ -10,8 +10,9 @@ from mlx_gpt.backend import mx
 from mlx_gpt.checkpoint import rgpt, store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config import SHAPE_KEYS, Config, ModelConfig, load_toml
-from mlx_gpt.data.corpus import Corpus, open_corpus
-from mlx_gpt.data.tokenizer import CharTokenizer
+from mlx_gpt.data.bpe import open_vocab
+from mlx_gpt.data.corpus import open_corpus
+from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer, tokenizer_from_dict
 from mlx_gpt.errors import BadFile, ResumeRefused, UserError
 from mlx_gpt.generation.engine import TextStream
 from mlx_gpt.generation.sampling import Sampling
@@ -23,7 +24,7 @@ class Run:
     """A loaded checkpoint. `model(tokens)` gives logits (B, T, V) of ids (B, T); `tokenizer` is None if unknown."""
 
     model: GPT
-    tokenizer: CharTokenizer | None
+    tokenizer: Tokenizer | None
     header: Header
 
     @property
@@ -39,15 +40,19 @@ def load(
     n_layer: int | None = None,
     block_size: int | None = None,
     corpus: str | Sequence[str] | None = None,
+    vocab: str | None = None,
 ) -> Run:
     """Loads our safetensors or a randyGPT .bin file, verified.
 
     A .bin file names no shape: it follows from the preset, the sizes given, or the file's length. It holds no tokenizer
-    either: `corpus` is the text it was trained on. Raises UserError, BadFile (corrupt), ResumeRefused (another shape).
+    either: `corpus` is the text whose characters it was trained on, `vocab` its vocab.json. Raises UserError, BadFile
+    (corrupt), ResumeRefused (another shape).
     """
     sizes = {"n_embd": n_embd, "n_head": n_head, "n_layer": n_layer, "block_size": block_size}
     checkpoint = read_checkpoint(Path(path), preset, {k: v for k, v in sizes.items() if v is not None})
-    if corpus is not None:
+    if vocab is not None:
+        checkpoint = with_vocab(checkpoint, open_vocab(Path(vocab)), vocab)
+    elif corpus is not None:
         checkpoint = with_tokenizer(checkpoint, [corpus] if isinstance(corpus, str) else corpus)
     return to_run(checkpoint)
 
@@ -117,28 +122,28 @@ def read_checkpoint(path: Path, preset: str | None = None, sizes: dict[str, Any]
 
 def with_tokenizer(checkpoint: Checkpoint, specs: Sequence[str]) -> Checkpoint:
     """The checkpoint with the character vocabulary of the corpus it was trained on."""
-    corpus, header = open_corpus(specs), checkpoint.header
-    tokenizer = CharTokenizer.train(corpus.documents)
-    if header.tokenizer and header.tokenizer != tokenizer.to_dict():
-        raise ResumeRefused(
-            f"corpus {corpus.name} has another alphabet than the checkpoint's own tokenizer; leave --corpus out"
-        )
-    require_vocab(corpus, tokenizer, header.vocab_size)
-    header = dataclasses.replace(
-        header,
-        tokenizer=tokenizer.to_dict(),
-        corpus=corpus.fingerprint(),
-        config=header.config.replace({"data.corpus": tuple(specs)}),
-    )
+    corpus = open_corpus(specs)
+    checkpoint = with_vocab(checkpoint, CharTokenizer.train(corpus.texts()), f"corpus {corpus.name}")
+    config = checkpoint.header.config.replace({"data.corpus": tuple(specs)})
+    header = dataclasses.replace(checkpoint.header, corpus=corpus.fingerprint, config=config)
     return dataclasses.replace(checkpoint, header=header)
 
 
-def require_vocab(corpus: Corpus, tokenizer: CharTokenizer, vocab_size: int) -> None:
+def with_vocab(checkpoint: Checkpoint, tokenizer: Tokenizer, origin: str) -> Checkpoint:
+    """The checkpoint with a tokenizer, which must be its own if it has one."""
+    header = checkpoint.header
+    if header.tokenizer and header.tokenizer != tokenizer.to_dict():
+        raise ResumeRefused(f"{origin} has another alphabet than the checkpoint's own tokenizer; leave it out")
+    require_vocab(origin, tokenizer, header.vocab_size)
+    return dataclasses.replace(checkpoint, header=dataclasses.replace(header, tokenizer=tokenizer.to_dict()))
+
+
+def require_vocab(origin: str, tokenizer: Tokenizer, vocab_size: int) -> None:
     """Raises ResumeRefused unless the tokenizer has as many ids as the checkpoint."""
     if tokenizer.vocab_size != vocab_size:
         raise ResumeRefused(
-            f"corpus {corpus.name} has a vocabulary of {tokenizer.vocab_size}, the checkpoint {vocab_size}; "
-            "name the text it was trained on with --corpus"
+            f"{origin} has a vocabulary of {tokenizer.vocab_size}, the checkpoint {vocab_size}; name the text it was "
+            "trained on with --corpus, or its vocab.json with --vocab"
         )
 
 
@@ -149,11 +154,11 @@ def to_run(checkpoint: Checkpoint) -> Run:
     return Run(model=model, tokenizer=tokenizer_of(header), header=header)
 
 
-def tokenizer_of(header: Header) -> CharTokenizer | None:
+def tokenizer_of(header: Header) -> Tokenizer | None:
     """The checkpoint's own tokenizer; None where it holds none, as in an RGPT file."""
     if header.tokenizer is None:
         return None
-    tokenizer = CharTokenizer.from_dict(header.tokenizer)
+    tokenizer = tokenizer_from_dict(header.tokenizer)
     if tokenizer.vocab_size != header.vocab_size:
         raise BadFile(f"tokenizer of {tokenizer.vocab_size} ids in a checkpoint of {header.vocab_size}; it is corrupt")
     return tokenizer

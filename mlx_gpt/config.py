@@ -217,7 +217,16 @@ class SpeedConfig(Table):
 class DataConfig(Table):
     """What is read."""
 
-    corpus: tuple[str, ...] = setting(("pydocs",), "corpus names, files or folders")
+    corpus: tuple[str, ...] = setting(("pydocs",), "corpus names, files, folders or patterns, as name:weight")
+    tokenizer: str = setting("char", "what a token is", choices=("char", "bpe", "byte-bpe"))
+    vocab_size: int = setting(2000, "ids that a byte-pair encoding is trained to", low=3, high=1 << 20)
+    vocab: str = setting("", "a vocab.json or tokenizer.json to take instead of training one")
+    unknown: str = setting(
+        "drop", "characters not in the vocabulary: left out and told of, or an error", choices=("drop", "refuse")
+    )
+    device_mb: int = setting(
+        1024, "tokens of up to so many MB lie on the device; more are read from disk", low=0, high=1 << 20
+    )
     val_fraction: float = setting(0.1, "last share of the tokens, kept for validation", low=1e-6, high=0.9)
 
 

@@ -7,6 +7,8 @@ and can be traced once with the index as an array.
 
 import hashlib
 
+import numpy as np
+
 from mlx_gpt.backend import mx
 
 # What a run draws: each stream is independent of the others.
@@ -16,9 +18,16 @@ EVALUATION, SAMPLING = "evaluation", "sampling"
 
 def key(seed: int, stream: str, index: int | mx.array = 0) -> mx.array:
     """A key, (2,) uint32, for MLX's own generators and for ours; `index` may be traced."""
-    digest = hashlib.sha256(f"{seed}/{stream}".encode()).digest()
-    first, second = (mx.array(int.from_bytes(digest[i : i + 4]), dtype=mx.uint32) for i in (0, 4))
+    first, second = (mx.array(word, dtype=mx.uint32) for word in _words(seed, stream))
     return mx.stack([first, second + mx.array(index).astype(mx.uint32)])
+
+
+def host_bits(seed: int, stream: str, index: int, count: int) -> np.ndarray:
+    """bits(key(seed, stream, index), arange(count)), (count,) uint32, without the device, which may be busy."""
+    first, second = _words(seed, stream)
+    with np.errstate(over="ignore"):
+        mixed = _hash(np.arange(count, dtype=np.uint32) ^ np.uint32(first), np.uint32)
+        return _hash(mixed + np.uint32((second + index) % 2**32), np.uint32)
 
 
 def split(key: mx.array, count: int) -> mx.array:
@@ -45,7 +54,12 @@ def dropout(x: mx.array, rate: float, key: mx.array, first_row: int = 0) -> mx.a
     return mx.where(keep, x * (1 / (1 - rate)), mx.zeros((), x.dtype))
 
 
-def _hash(x: mx.array) -> mx.array:
-    x = (x ^ (x >> 16)) * mx.array(0x7FEB352D, dtype=mx.uint32)
-    x = (x ^ (x >> 15)) * mx.array(0x846CA68B, dtype=mx.uint32)
+def _words(seed: int, stream: str) -> tuple[int, int]:
+    digest = hashlib.sha256(f"{seed}/{stream}".encode()).digest()
+    return int.from_bytes(digest[:4]), int.from_bytes(digest[4:8])
+
+
+def _hash(x, uint32=lambda constant: mx.array(constant, dtype=mx.uint32)):
+    x = (x ^ (x >> 16)) * uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * uint32(0x846CA68B)
     return x ^ (x >> 16)

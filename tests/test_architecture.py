@@ -18,23 +18,33 @@ ROOMS = {
     "blas": ({"config", "errors"}, set()),
     "jit": ({"config"}, set()),
     "backend": ({"blas", "config", "jit"}, {"mlx", "numpy"}),
-    "rng": ({"backend"}, set()),
-    "data": ({"backend", "config", "errors", "rng"}, {"numpy", "pooch"}),
+    "rng": ({"backend"}, {"numpy"}),
+    "files": ({"errors"}, set()),
+    "data": ({"backend", "config", "errors", "files", "rng"}, {"numpy", "pooch", "tokenizers"}),
     "model": ({"backend", "config", "errors", "rng"}, {"mlx"}),
     "optim": ({"backend", "config"}, set()),
-    "checkpoint": ({"config", "errors"}, {"numpy", "safetensors"}),
-    "train": ({"backend", "checkpoint", "config", "data", "errors", "optim", "reports", "rng"}, {"mlx", "numpy"}),
+    "checkpoint": ({"config", "errors", "files"}, {"numpy", "safetensors"}),
+    "train": (
+        {"backend", "checkpoint", "config", "data", "errors", "files", "optim", "reports", "rng"},
+        {"mlx", "numpy"},
+    ),
     "generation": ({"backend", "errors", "model", "rng"}, {"numpy"}),
     "watch": ({"errors", "reports"}, {"matplotlib", "rich"}),
     "api": ({"backend", "checkpoint", "config", "data", "errors", "generation", "model"}, set()),
     "bench": (
-        {"backend", "checkpoint", "config", "data", "errors", "generation", "model", "optim", "rng", "train"},
+        {"backend", "checkpoint", "config", "data", "errors", "files", "generation", "model", "optim", "rng", "train"},
         {"matplotlib", "mlx", "numpy", "torch"},
     ),
     "cli": (None, {"click", "numpy"}),
 }
 # Packages that one file alone may import.
-ONLY = {"pooch": "data/corpus.py", "mlx.core": "backend.py", "mlx.nn": "backend.py", "torch": "bench/pytorch.py"}
+ONLY = {
+    "pooch": "data/library.py",
+    "tokenizers": "data/bpe.py",
+    "mlx.core": "backend.py",
+    "mlx.nn": "backend.py",
+    "torch": "bench/pytorch.py",
+}
 BANNED_NAMES = {"utils", "helpers", "common", "misc"}
 
 

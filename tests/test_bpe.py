@@ -89,7 +89,7 @@ def test_nasty_strings_are_encoded_by_the_rule(public, monkeypatch):
 
 @pytest.mark.parametrize("seed", range(60))
 def test_random_vocabularies_follow_the_rule(seed, monkeypatch):
-    """Duplicate strings, merges out of order, of parts that are not there, across newlines; with and without a newline."""
+    """Duplicate strings, merges out of order, of parts that are not there, across newlines; newlines or none."""
     monkeypatch.setattr(bpe, "CHUNK", 7)
     draw = random.Random(seed)
     alphabet = "abc" + ("\n" if seed % 2 else "")
@@ -117,7 +117,9 @@ def test_random_vocabularies_follow_the_rule(seed, monkeypatch):
 def test_both_ways_of_computing_are_tried(public):
     """The random vocabularies above are of both kinds: those that the library computes and those that it can't."""
     assert public._engine
-    twice = BPETokenizer([*SPECIALS, "a", "b", "ab", "ba", "aba", "aba"], [("a", "b"), ("b", "a"), ("ab", "a"), ("a", "ba")])
+    twice = BPETokenizer(
+        [*SPECIALS, "a", "b", "ab", "ba", "aba", "aba"], [("a", "b"), ("b", "a"), ("ab", "a"), ("a", "ba")]
+    )
     assert twice._engine is None
     assert_as_reference(twice, "abababaab")
 
@@ -140,7 +142,7 @@ def test_unknown_characters_are_counted_or_refused(public):
 
 @pytest.mark.parametrize("text", ["abab", "aaaa bbb ab", "the cat\nthe hat\nthe mat", "x" * 50])
 def test_training_merges_the_most_frequent_pair_first(text):
-    tokenizer = BPETokenizer.train([text], 2 + len(set(text)) + 4)
+    tokenizer = BPETokenizer.train([text], 2 + len(set(text)) + 4, set(text))
     words = [list(line) for line in text.split("\n")]
     for left, right in tokenizer.merges:
         counts = Counter()
@@ -157,7 +159,7 @@ def test_training_merges_the_most_frequent_pair_first(text):
 
 
 def test_training_gives_specials_characters_and_merges_in_order(pydocs):
-    tokenizer = BPETokenizer.train([pydocs[:100_000], pydocs[100_000:]], 1000)
+    tokenizer = BPETokenizer.train([pydocs[:100_000], pydocs[100_000:]], 1000, set(pydocs))
     characters = sorted(set(pydocs))
     assert tokenizer.vocab_size == 1000
     assert tokenizer.vocab[: 2 + len(characters)] == [*SPECIALS, *characters]
@@ -171,7 +173,7 @@ def test_training_gives_specials_characters_and_merges_in_order(pydocs):
 @pytest.mark.parametrize("size", [1, 5, 30])
 def test_a_vocabulary_smaller_than_its_alphabet_is_refused(size):
     with pytest.raises(UserError, match="28 ids before the first merge"):
-        BPETokenizer.train(["abcdefghijklmnopqrstuvwxyz"], min(size, 28))
+        BPETokenizer.train(["abc"], min(size, 28), set("abcdefghijklmnopqrstuvwxyz"))
 
 
 # -- GPT-2's --------------------------------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ def test_a_vocabulary_smaller_than_its_alphabet_is_refused(size):
 
 @pytest.fixture(scope="module")
 def bytewise(pydocs):
-    return ByteBPETokenizer.train([pydocs], 600)
+    return ByteBPETokenizer.train([pydocs], 600, set(pydocs))
 
 
 def test_bytes_know_every_string(bytewise, monkeypatch):

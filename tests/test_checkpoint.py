@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 from conftest import TINY_SHAPE
 
-from mlx_gpt.checkpoint import files, rgpt, store
+from mlx_gpt import files, rgpt, store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config import Config, ModelConfig
 from mlx_gpt.errors import BadFile, OutOfRoom, ResumeRefused, UserError
@@ -147,10 +147,7 @@ def test_too_little_space_is_known_beforehand(tmp_path):
 
 def test_a_second_trainer_is_refused_until_the_first_process_ends(tmp_path):
     lock = files.FolderLock(tmp_path)
-    code = (
-        "import sys; from pathlib import Path; from mlx_gpt.checkpoint.files import FolderLock; "
-        "FolderLock(Path(sys.argv[1]))"
-    )
+    code = "import sys; from pathlib import Path; from mlx_gpt.files import FolderLock; FolderLock(Path(sys.argv[1]))"
     second = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
     assert "another trainer is running" in second.stderr
     with pytest.raises(ResumeRefused):

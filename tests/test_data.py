@@ -1,144 +1,44 @@
-"""Corpora, the character tokenizer, and the windows cut from token arrays."""
+"""The character tokenizer, text to ids in memory and in files, and the windows cut from them."""
 
-import functools
-import hashlib
-import http.server
 import itertools
+import json
 import random
-import threading
+import subprocess
+import sys
+from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from mlx_gpt import rng
 from mlx_gpt.backend import mx
-from mlx_gpt.data.corpus import Corpus, list_corpora, open_corpus
-from mlx_gpt.data.tokenizer import CharTokenizer
-from mlx_gpt.data.tokens import Tokens, Windows, encode
-from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.config import DataConfig
+from mlx_gpt.data import corpus as corpus_module
+from mlx_gpt.data import encoding
+from mlx_gpt.data.corpus import Corpus, Source, open_corpus
+from mlx_gpt.data.encoding import encode, make_tokenizer
+from mlx_gpt.data.tokenizer import CharTokenizer, tokenizer_from_dict
+from mlx_gpt.data.tokens import Tokens, Windows
+from mlx_gpt.errors import UserError
 
 NASTY = ["", "a", "\n", "\r\n\t\x00", "<>", "é́ü", "日本語", "👩‍👩‍👧", "\U0010ffff", "<|eos|>"]
 
 
-# -- corpora --------------------------------------------------------------------------------------------------------
-
-
-def test_shakespeare_is_the_real_one(shakespeare):
-    corpus = open_corpus([shakespeare])
-    tokenizer = CharTokenizer.train(corpus.documents)
-    assert (sum(map(len, corpus.documents)), tokenizer.vocab_size) == (1_115_394, 67)
-    assert [len(t) for t in encode(corpus, tokenizer).split(0.1)] == [1_003_854, 111_540]
-
-
-def test_pydocs_and_stdlib_need_no_network(monkeypatch):
-    monkeypatch.setenv("MLXGPT_CORPUS_DIR", "/nonexistent")
-    pydocs, stdlib = open_corpus(["pydocs"]), open_corpus(["stdlib"])
-    assert len(pydocs.documents) > 50 and sum(map(len, pydocs.documents)) > 400_000
-    assert len(stdlib.documents) > 400 and sum(map(len, stdlib.documents)) > 8_000_000
-    assert open_corpus(["pydocs"]).fingerprint() == pydocs.fingerprint() != stdlib.fingerprint()
-
-
-def test_corpora_are_listed_with_licence_and_state(shakespeare):
-    rows = {row["name"]: row for row in list_corpora()}
-    assert set(rows) == {"shakespeare", "pydocs", "stdlib"}
-    assert all(row["license"] and row["bytes"] > 400_000 and row["state"] for row in rows.values())
-    assert not rows["shakespeare"]["network"]
-
-
-def test_a_missing_download_says_where_to_put_the_file(monkeypatch, tmp_path):
-    monkeypatch.setenv("MLXGPT_CORPUS_DIR", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    monkeypatch.setattr("mlx_gpt.data.corpus.cache_dir", lambda: tmp_path / "cache")
-    with pytest.raises(UserError) as error:
-        open_corpus(["shakespeare"])
-    for word in ("tinyshakespeare/input.txt", str(tmp_path / "cache"), "MLXGPT_CORPUS_DIR", "pydocs and stdlib"):
-        assert word in str(error.value)
-
-
-@pytest.fixture
-def served(monkeypatch, tmp_path):
-    """A web server on this machine, a corpus `letters` that is downloaded from it, and the user's cache."""
-    (tmp_path / "web").mkdir()
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "web")
-    handler.func.log_message = lambda *_: None
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    manifest = {
-        "file": "letters.txt",
-        "size": 4,
-        "sha256": hashlib.sha256(b"abcd").hexdigest(),
-        "url": f"http://127.0.0.1:{server.server_port}/letters.txt",
-    }
-    monkeypatch.setattr("mlx_gpt.data.corpus._manifest", lambda name: manifest)
-    monkeypatch.setattr("mlx_gpt.data.corpus.cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.delenv("MLXGPT_CORPUS_DIR", raising=False)
-    yield tmp_path / "web/letters.txt"
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_corpus_is_downloaded_once_into_the_cache(served, tmp_path):
-    served.write_text("abcd")
-    assert open_corpus(["shakespeare"]).documents == ["abcd"]
-    served.unlink()
-    assert open_corpus(["shakespeare"]).documents == ["abcd"]
-    assert [p.name for p in (tmp_path / "cache/corpus").iterdir()] == ["letters.txt"]
-
-
-def test_a_download_of_something_else_is_refused_and_not_kept(served, tmp_path):
-    served.write_text("<html>")
-    with pytest.raises(BadFile, match="not the file expected"):
-        open_corpus(["shakespeare"])
-    assert not list((tmp_path / "cache").rglob("*.txt"))
-
-
-def test_a_file_with_another_checksum_is_refused(monkeypatch, tmp_path):
-    (tmp_path / "shakespeare.txt").write_text("not it")
-    monkeypatch.setenv("MLXGPT_CORPUS_DIR", str(tmp_path))
-    with pytest.raises(BadFile, match="SHA-256"):
-        open_corpus(["shakespeare"])
-
-
-def test_a_corpus_folder_that_is_not_there_is_named(monkeypatch, tmp_path):
-    monkeypatch.setenv("MLXGPT_CORPUS_DIR", str(tmp_path / "absent"))
-    with pytest.raises(UserError, match="MLXGPT_CORPUS_DIR=.*absent: no such folder"):
-        open_corpus(["shakespeare"])
-
-
-def test_files_and_folders_become_documents_in_order(tmp_path):
-    (tmp_path / "sub").mkdir()
-    for name, text in {
-        "b.txt": "second",
-        "a.md": "first",
-        "sub/c.py": "third",
-        ".hidden": "no",
-        "empty.txt": "",
-    }.items():
-        (tmp_path / name).write_text(text)
-    assert open_corpus([str(tmp_path)]).documents == ["first", "second", "third"]
-    assert open_corpus([str(tmp_path / "b.txt"), str(tmp_path / "a.md")]).documents == ["second", "first"]
-
-
-@pytest.mark.parametrize("content, words", [(b"ab\xffcd", ["byte 2", "0xff"]), (b"", ["empty"])])
-def test_bad_text_is_named_by_file_and_byte(tmp_path, content, words):
-    path = tmp_path / "bad.txt"
-    path.write_bytes(content)
-    with pytest.raises(BadFile) as error:
-        open_corpus([str(path)])
-    assert all(word in str(error.value) for word in [str(path), *words])
-
-
-def test_fingerprints_see_document_borders():
-    one, two = (Corpus(name="c", documents=d) for d in (["ab", "c"], ["a", "bc"]))
-    assert one.fingerprint() != two.fingerprint()
+def corpus_of(*documents, weights=None):
+    """Each document a source of its own where weights are given."""
+    streams = [[d[i : i + 25] for i in range(0, len(d), 25)] for d in documents]
+    sources = [Source("c", 1.0, sum(map(len, documents)), lambda: streams)]
+    if weights:
+        sources = [Source(d, w, len(d), lambda d=d: [[d]]) for d, w in zip(documents, weights, strict=True)]
+    return Corpus("c", tuple(sources))
 
 
 # -- tokenizer ------------------------------------------------------------------------------------------------------
 
 
 def test_ids_are_bos_eos_then_sorted_code_points():
-    tokenizer = CharTokenizer.from_documents(["ca", "b<"])
+    tokenizer = CharTokenizer.train(["ca", "b<"])
     assert tokenizer.encode("<abc").tolist() == [2, 3, 4, 5]
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (0, 1, 6)
     assert tokenizer.decode([0, 3, 1, 4]) == "ab"
@@ -146,9 +46,9 @@ def test_ids_are_bos_eos_then_sorted_code_points():
 
 @pytest.mark.parametrize("text", NASTY)
 def test_text_survives_the_round_trip(text):
-    tokenizer = CharTokenizer.from_documents(NASTY)
+    tokenizer = CharTokenizer.train(NASTY)
     assert tokenizer.decode(tokenizer.encode(text).tolist()) == text
-    again = CharTokenizer.from_dict(tokenizer.to_dict())
+    again = tokenizer_from_dict(tokenizer.to_dict())
     assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
     assert tokenizer.token_bytes()[tokenizer.encode(text).astype(int)].sum() == len(text.encode())
 
@@ -158,6 +58,9 @@ def test_unknown_characters_are_named():
         CharTokenizer("abc").encode("abé")
     with pytest.raises(UserError, match="and 1 more are not"):
         CharTokenizer("abc").encode("uvwxyz")
+    unknown = Counter()
+    assert CharTokenizer("abc").encode("axbxy", unknown).tolist() == [2, 3]
+    assert unknown == {"x": 2, "y": 1}
 
 
 @pytest.mark.parametrize("characters, dtype", [(254, np.uint8), (255, np.uint16), (70_000, np.uint32)])
@@ -172,23 +75,23 @@ def test_ids_take_the_smallest_type(characters, dtype):
 def documents_of(lengths, T):
     """Tokens whose value tells their document, so that a crossing shows."""
     ids = np.repeat(np.arange(len(lengths)), lengths).astype(np.uint8)
-    return Tokens(ids=ids, borders=np.cumsum([0, *lengths]))
+    return Tokens.of(ids, lengths)
 
 
 def test_no_window_crosses_a_document_and_every_token_can_be_drawn():
     lengths, T = [40, 3, 8, 9, 2, 100, 1, 17], 8
     tokens = documents_of(lengths, T)
     windows = Windows(tokens, T)
-    starts, ends = (np.array(a) for a in windows.draw(mx.array([1, 2], dtype=mx.uint32), 20_000))
+    starts, ends = windows.draw(1, "s", 2, 20_000)
     assert len(starts) == 20_000
-    document = tokens.ids[starts]
+    document = tokens.ids.host[starts]
     assert (ends == np.cumsum(lengths)[document]).all()
     drawn = np.zeros(len(tokens), bool)
     for s, e in zip(starts, ends, strict=True):
         drawn[s : min(s + T + 1, e)] = True
-    assert drawn[tokens.ids != 6].all()  # document 6 has one token: nothing to predict
+    assert drawn[tokens.ids.host != 6].all()  # document 6 has one token: nothing to predict
 
-    batch = windows.gather(mx.array(starts), mx.array(ends))
+    batch = windows.batch(np.stack([starts, ends]))
     inputs, targets, mask = (np.array(a) for a in batch)
     assert (inputs[:, 0] == document).all()
     assert (targets == document[:, None])[mask == 1].all() and mask.sum() > 0
@@ -196,7 +99,7 @@ def test_no_window_crosses_a_document_and_every_token_can_be_drawn():
 
 def test_the_starts_of_one_document_are_uniform():
     windows = Windows(documents_of([40], 8), 8)
-    starts = np.array(windows.draw(mx.array([7, 7], dtype=mx.uint32), 32_000)[0])
+    starts = windows.draw(7, "s", 7, 32_000)[0]
     counts = np.bincount(starts, minlength=32)
     assert len(counts) == 32 and counts.min() > 850 and counts.max() < 1150  # 1000 +- 5 sigma
 
@@ -206,7 +109,7 @@ def test_a_sweep_predicts_each_token_once(seed):
     draw = random.Random(seed)
     lengths, T = [draw.randint(1, 50) for _ in range(draw.randint(1, 12))] + [2], draw.randint(1, 16)
     borders = np.cumsum([0, *lengths])
-    tokens = Tokens(ids=(np.arange(borders[-1]) % 251).astype(np.uint8), borders=borders)
+    tokens = Tokens.of((np.arange(borders[-1]) % 251).astype(np.uint8), lengths)
     predicted = []
     for starts, ends in Windows(tokens, T).sweep(4):
         assert starts.shape == (4,)
@@ -219,28 +122,35 @@ def test_windows_depend_on_seed_stream_and_index_alone():
     windows = Windows(documents_of([500], 8), 8)
 
     def draw(*key):
-        return windows.draw(rng.key(*key), 16)[0].tolist()
+        return windows.draw(*key, 16)[0].tolist()
 
     assert draw(1, rng.WINDOWS, 5) == draw(1, rng.WINDOWS, 5)
     assert len({tuple(draw(*k)) for k in [(1, "a", 5), (2, "a", 5), (1, "b", 5), (1, "a", 6)]}) == 4
 
 
 def test_documents_end_in_eos_and_the_split_cuts_by_tokens():
-    corpus = Corpus(name="c", documents=["aaaa", "bbbbb"])
-    tokens = encode(corpus, CharTokenizer("ab"))
-    assert tokens.ids.tolist() == [2, 2, 2, 2, 1, 3, 3, 3, 3, 3, 1]
+    tokens = encode(corpus_of("aaaa", "bbbbb"), CharTokenizer("ab"), print)
+    assert tokens.ids.host.tolist() == [2, 2, 2, 2, 1, 3, 3, 3, 3, 3, 1]
     train, val = tokens.split(0.4)
-    assert train.borders.tolist() == [0, 5, 6] and val.borders.tolist() == [0, 5]
-    assert train.ids.tolist() + val.ids.tolist() == tokens.ids.tolist()
-    single = encode(Corpus(name="c", documents=["aaaa"]), CharTokenizer("ab"))
-    assert single.ids.tolist() == [2, 2, 2, 2]
+    assert (train.begins.tolist(), train.lengths.tolist()) == ([0, 5], [5, 1])
+    assert (val.begins.tolist(), val.lengths.tolist()) == ([6], [5])
+    assert (len(train), len(val)) == (6, 5)
+    single = encode(corpus_of("aaaa"), CharTokenizer("ab"), print)
+    assert single.ids.host.tolist() == [2, 2, 2, 2] and len(single) == 4
+
+
+def test_each_source_is_split_for_itself():
+    tokens = encode(corpus_of("a" * 99, "b" * 49, weights=[1, 2]), CharTokenizer("ab"), print)
+    train, val = tokens.split(0.1)
+    assert [n.lengths.tolist() for n in (train, val)] == [[90, 45], [10, 5]]
+    assert val.sources.tolist() == [0, 1] and val.begins.tolist() == [90, 145]
 
 
 def epoch_of(windows, seed, epoch, size):
     """One epoch's windows, drawn in batches of `size` that don't divide it."""
-    total = int(windows._parts.sum())
+    total = windows.windows_per_epoch
     batches = [windows.shuffled(seed, first, min(size, total - first % total)) for first in range(0, total, size)]
-    starts, ends = (np.concatenate([np.array(b[i]) for b in batches]) for i in (0, 1))
+    starts, ends = np.concatenate(batches, axis=1)
     return starts[:total], ends[:total]
 
 
@@ -267,17 +177,193 @@ def test_an_epoch_reads_every_document_once(seed):
 
 def test_epochs_differ_and_every_start_is_as_likely():
     windows = Windows(documents_of([60], 8), 8)
-    counts = np.bincount(
-        np.concatenate([np.array(windows.shuffled(5, e * 7, 7)[0]) for e in range(4000)]), minlength=52
-    )
+    counts = np.bincount(np.concatenate([windows.shuffled(5, e * 7, 7)[0] for e in range(4000)]), minlength=52)
     assert len(counts) == 52 and abs(counts / counts.mean() - 1).max() < 0.25  # 4 sigma of 538 draws is 0.17
-    orders = {tuple(np.argsort(np.array(windows.shuffled(5, e * 7, 7)[0])).tolist()) for e in range(50)}
+    orders = {tuple(np.argsort(windows.shuffled(5, e * 7, 7)[0]).tolist()) for e in range(50)}
     assert len(orders) > 40
 
 
 def test_a_batch_may_span_epochs_and_depends_on_its_place_alone():
     windows, again = (Windows(documents_of([60, 30], 8), 8) for _ in "ab")
-    whole = np.array(windows.shuffled(3, 0, 100)[0])
+    whole = windows.shuffled(3, 0, 100)[0]
     for first in (90, 13, 0, 50):
         np.testing.assert_array_equal(again.shuffled(3, first, 10)[0], whole[first : first + 10])
     assert not np.array_equal(again.shuffled(4, 0, 10)[0], whole[:10])
+
+
+def test_weights_say_how_often_a_source_is_read():
+    """Over many epochs each place of a source of weight w is read w times as often, drawn or shuffled."""
+    lengths, weights, T = [400, 60, 200], (1.0, 3.0, 0.25), 8
+    tokens = Tokens.of(np.repeat([0, 1, 2], lengths).astype(np.uint8), lengths, [0, 1, 2], weights=weights)
+    windows = Windows(tokens, T)
+    per_epoch = [49, 21, 6]
+    assert windows.windows_per_epoch == sum(per_epoch)
+    for epoch in range(5):
+        drawn = tokens.ids.host[windows.shuffled(1, epoch * 76, 76)[0]]
+        assert np.bincount(drawn).tolist() == per_epoch
+    starts = windows.shuffled(1, 0, 76 * 40)[0]
+    thirds = np.bincount((starts[starts >= 460] - 460) // 64)
+    assert len(thirds) == 3 and thirds.min() > 0.95 * thirds.mean()  # no part of it is left out
+    drawn = tokens.ids.host[windows.draw(1, "s", 0, 50_000)[0]]
+    shares = np.array([392 * 1, 52 * 3, 192 * 0.25])
+    assert np.bincount(drawn) / 50_000 == pytest.approx(shares / shares.sum(), abs=0.01)
+
+
+def test_text_on_disk_and_on_the_device_give_the_same_batches(tmp_path):
+    draw, T = np.random.default_rng(0), 8
+    ids = draw.integers(0, 200, 163).astype(np.uint8)
+    ids.tofile(tmp_path / "ids")
+    lengths = [40, 3, 8, 9, 2, 100, 1]
+    here = Windows(Tokens.of(ids, lengths), T)
+    there = Windows(Tokens.of(np.memmap(tmp_path / "ids", np.uint8, "r"), lengths), T, on_device=False)
+    for windows in (here.draw(1, "s", 3, 50), here.shuffled(1, 7, 50), *here.sweep(5)):
+        a, b = here.batch(windows), there.batch(windows)
+        assert all(mx.array_equal(x, y) and x.dtype == y.dtype for x, y in zip(a, b, strict=True))
+    assert np.array_equal(here.shuffled(1, 7, 50), there.shuffled(1, 7, 50))
+
+
+def test_draws_on_the_host_are_those_of_the_device():
+    for index in (0, 5, 2**32 - 1):
+        ours = rng.host_bits(3, "s", index, 1000)
+        assert np.array_equal(ours, np.array(rng.bits(rng.key(3, "s", index), mx.arange(1000))))
+
+
+# -- ids in files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Every corpus is large, every piece small, and the state saved often; the user's cache."""
+    monkeypatch.setattr(encoding, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(encoding, "KEPT_BYTES", 0)
+    monkeypatch.setattr(encoding, "SAVE_TOKENS", 50)
+    monkeypatch.setattr(corpus_module, "PIECE", 40)
+    return tmp_path / "cache/tokens"
+
+
+TEXTS = ["the quick brown fox\njumps over\n" * 20, "é", "the lazy dog\n" * 30]
+
+
+def assert_same(a, b):
+    for x, y in ((a.ids.host, b.ids.host), (a.begins, b.begins), (a.lengths, b.lengths), (a.sources, b.sources)):
+        assert np.array_equal(x, y) and x.dtype == y.dtype
+    assert a.weights == b.weights
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", "byte-bpe"])
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1]])
+def test_ids_from_a_file_are_those_in_memory(kept, monkeypatch, kind, texts):
+    corpus, told = corpus_of(*texts), []
+    tokenizer = make_tokenizer(corpus, DataConfig(tokenizer=kind, vocab_size=300), told.append)
+    first, again = encode(corpus, tokenizer, told.append), encode(corpus, tokenizer, told.append)
+    assert isinstance(first.ids.host, np.memmap) and sum("become tokens" in text for text in told) == 1
+    monkeypatch.setattr(encoding, "KEPT_BYTES", 1 << 40)
+    plain = encode(corpus, tokenizer, told.append)
+    assert_same(first, plain)
+    assert_same(again, plain)
+    assert {p.suffix for p in kept.iterdir()} == {".tokens", ".lock"}
+
+
+def test_another_text_or_tokenizer_is_another_file(kept):
+    for corpus, characters in (
+        (corpus_of("ab" * 50), "ab"),
+        (corpus_of("ab" * 51), "ab"),
+        (corpus_of("ab" * 50), "abc"),
+    ):
+        encode(corpus, CharTokenizer(characters), print)
+    assert len(list(kept.glob("*.tokens"))) == 3
+
+
+def test_an_interrupted_encoding_goes_on(kept, monkeypatch):
+    """Stopped at each piece in turn, by an error or with half a write, it ends with the same file."""
+    corpus = corpus_of(*TEXTS)
+    tokenizer = CharTokenizer.train(corpus.texts())
+    encode(corpus, tokenizer, print)
+    whole = next(kept.glob("*.tokens"))
+    expected, advance = whole.read_bytes(), encoding._advance
+    pieces = sum(1 for _ in corpus.sources[0].pieces())
+    assert pieces > 10
+    for stop in range(1, pieces, 3):
+        whole.unlink()
+        seen = []
+
+        def interrupted(state, *rest, stop=stop, seen=seen):
+            if state.pieces == stop:
+                raise KeyboardInterrupt
+            seen.append(state.pieces)
+            return advance(state, *rest)
+
+        monkeypatch.setattr(encoding, "_advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            encode(corpus, tokenizer, print)
+        with open(next(kept.glob("*.part")), "ab") as file:
+            file.write(b"torn")
+        told = []
+        monkeypatch.setattr(
+            encoding, "_advance", lambda state, *rest, seen=seen: seen.append(state.pieces) or advance(state, *rest)
+        )
+        seen.clear()
+        encode(corpus, tokenizer, told.append)
+        assert whole.read_bytes() == expected
+        assert any("going on" in text for text in told) == (seen[0] > 0)
+        assert stop < 5 or seen[0] > 0
+
+
+def test_a_damaged_file_is_made_anew(kept):
+    corpus, told = corpus_of(*TEXTS), []
+    tokenizer = CharTokenizer.train(corpus.texts())
+    plain = encode(corpus, tokenizer, print)
+    plain = Tokens.of(np.array(plain.ids.host), plain.lengths, plain.sources)  # off the file that is to be damaged
+    path = next(kept.glob("*.tokens"))
+    good = path.read_bytes()
+    for bad in (
+        b"",
+        good[:50],
+        good[:-1],
+        good[:200],
+        b"X" + good[1:],
+        good[:130] + b"\xff" + good[131:],
+        good[:8] + b"\2" + good[9:],
+    ):
+        path.write_bytes(bad)
+        assert_same(encode(corpus, tokenizer, told.append), plain)
+        assert path.read_bytes() == good
+    assert sum("not whole; made anew" in text for text in told) == 7
+
+
+def test_two_processes_make_one_file(kept, tmp_path):
+    (tmp_path / "text.txt").write_text("to be or not to be\n" * 20_000)
+    code = (
+        "import sys, time; from pathlib import Path; from mlx_gpt.data import encoding as e; "
+        "from mlx_gpt.data.corpus import open_corpus; from mlx_gpt.data.tokenizer import CharTokenizer; "
+        "e.KEPT_BYTES = 0; e.cache_dir = lambda: Path(sys.argv[1]); c = open_corpus([sys.argv[2]]); "
+        "t = e.encode(c, CharTokenizer.train(c.texts()), lambda s: print(s, flush=True)); "
+        "print(len(t), t.ids.host.sum())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "cache"), str(tmp_path / "text.txt")]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"]
+    told = [p.communicate()[0].splitlines() for p in both]
+    assert [p.returncode for p in both] == [0, 0] and told[0][-1] == told[1][-1]
+    assert sum("become tokens" in line for lines in told for line in lines) == 1
+
+
+def test_unknown_characters_are_told_of_or_refused(kept, monkeypatch):
+    corpus, told = corpus_of("abc abd", "xé"), []
+    tokens = encode(corpus, CharTokenizer(" abc"), told.append)
+    assert tokens.ids.host.tolist() == [3, 4, 5, 2, 3, 4, 1][: len(tokens.ids.host)] or len(tokens) == 6
+    assert any("'d' (U+0064), 'x' (U+0078), 'é' (U+00E9) are not in the vocabulary: 3 characters" in t for t in told)
+    with pytest.raises(UserError, match="are not in the vocabulary; take other text"):
+        encode(corpus, CharTokenizer(" abc"), told.append, refuse_unknown=True)
+    with pytest.raises(UserError, match="is not in the vocabulary; take other text"):
+        encode(corpus_of("xxx"), CharTokenizer("abc"), told.append)
+
+
+def test_a_vocabulary_is_made_from_text_or_read(tmp_path, vectors):
+    corpus, told = open_corpus(["pydocs"]), []
+    assert make_tokenizer(corpus, DataConfig(), told.append).kind == "char" and not told
+    trained = make_tokenizer(corpus, DataConfig(tokenizer="bpe", vocab_size=500), told.append)
+    assert (trained.kind, trained.vocab_size) == ("bpe", 500) and "vocabulary of 500" in told[0]
+    (tmp_path / "tokenizer.json").write_text(trained.to_json())
+    again = make_tokenizer(corpus, DataConfig(vocab=str(tmp_path / "tokenizer.json")), told.append)
+    assert again.to_dict() == trained.to_dict()
+    assert json.loads(json.dumps(again.to_dict())) == again.to_dict()

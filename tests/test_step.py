@@ -1,6 +1,7 @@
 """The compiled step and the evaluator: traced once, exact under accumulation, safe against non-finite numbers."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ V = 11
 
 def tokens(lengths=(300,), seed=0):
     ids = np.random.default_rng(seed).integers(0, V, sum(lengths)).astype(np.uint8)
-    return Tokens(ids=ids, borders=np.cumsum([0, *lengths]))
+    return Tokens.of(ids, lengths)
 
 
 def index(i):
@@ -27,7 +28,8 @@ def index(i):
 
 
 def spans(config, windows, i):
-    return windows.draw(rng.key(config.train.seed, rng.WINDOWS, i), config.train.sequences_per_step)
+    drawn = windows.draw(config.train.seed, rng.WINDOWS, i, config.train.sequences_per_step)
+    return [mx.array(a) for a in windows.read(drawn)]
 
 
 def run(config, steps=3, windows=None, lrs=None):
@@ -124,12 +126,12 @@ def test_accumulation_is_the_big_batch_dropout_included(tiny_config, parts, leng
 def test_masked_targets_weigh_nothing(tiny_config):
     """A short document's padding changes neither loss nor update, whatever lies behind its end."""
     one, other = tokens((20, 100)), tokens((20, 100))
-    other.ids[20:] = (other.ids[20:] + 1) % V
+    other.ids.host[20:] = (other.ids.host[20:] + 1) % V
     config = tiny_config.replace({"model.dropout": 0.0})
     results = []
     for data in (one, other):
         windows = Windows(data, 64)
-        batch = windows.gather(mx.array([0] * 4, dtype=mx.int32), mx.array([20] * 4, dtype=mx.int32))
+        batch = windows.batch(np.array([[0] * 4, [20] * 4], np.int32))
         windows.gather = functools.partial(lambda batch, *spans: batch, batch)
         results.append(run(config, windows=windows))
     assert [o.loss.item() for o in results[0][1]] == [o.loss.item() for o in results[1][1]]
@@ -190,9 +192,9 @@ def test_evaluation_is_the_mean_over_the_split(tiny_config, lengths, size):
     token_bytes = np.arange(V, dtype=np.int32)
     result = Evaluator(model, windows, token_bytes, "float32")(model.weights(), windows.sweep(size))
     nats, count, size_bytes = 0.0, 0, 0
-    for begin, end in zip(data.borders, data.borders[1:], strict=False):
+    for begin, end in itertools.pairwise(np.cumsum([0, *lengths])):
         for start in range(begin, end - 1, T):
-            part = data.ids[start : min(start + T + 1, end)].astype(np.int32)
+            part = data.ids.host[start : min(start + T + 1, end)].astype(np.int32)
             logits = np.array(model(part[None, :-1])[0], np.float64)
             nats -= sum(row[t] - np.log(np.exp(row).sum()) for row, t in zip(logits, part[1:], strict=True))
             count, size_bytes = count + len(part) - 1, size_bytes + token_bytes[part[1:]].sum()
@@ -210,6 +212,7 @@ def test_evaluation_is_deterministic_and_can_be_stopped(tiny_config):
 
 
 def test_batches_are_data(tiny_config):
-    batch = Windows(tokens(), 64).sample(mx.array([1, 2], dtype=mx.uint32), 5)
+    windows = Windows(tokens(), 64)
+    batch = windows.batch(windows.draw(1, "s", 2, 5))
     assert isinstance(batch, Batch) and batch.inputs.shape == batch.targets.shape == batch.mask.shape == (5, 64)
     assert mx.array_equal(batch.inputs[:, 1:], batch.targets[:, :-1])

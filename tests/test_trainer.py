@@ -27,7 +27,7 @@ V = 13
 
 
 def tokens(size, seed):
-    return Tokens(ids=np.random.default_rng(seed).integers(2, V, size).astype(np.uint8), borders=np.array([0, size]))
+    return Tokens.of(np.random.default_rng(seed).integers(2, V, size).astype(np.uint8), [size])
 
 
 def trainer(folder, config, checkpoint=None, lag=0):

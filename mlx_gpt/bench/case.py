@@ -22,7 +22,6 @@ class Case:
     vocab_size: int
     weights: dict[str, np.ndarray]
     ids: np.ndarray
-    borders: np.ndarray
     inputs: np.ndarray
     targets: np.ndarray
 
@@ -43,7 +42,7 @@ class Case:
 
     def save(self, path: Path) -> None:
         settings = json.dumps({"config": self.config.to_dict(), "vocab_size": self.vocab_size})
-        arrays = {"ids": self.ids, "borders": self.borders, "inputs": self.inputs, "targets": self.targets}
+        arrays = {"ids": self.ids, "inputs": self.inputs, "targets": self.targets}
         weights = {f"weight.{name}": w for name, w in self.weights.items()}
         np.savez(path, settings=np.array(settings), **arrays, **weights)
 
@@ -51,7 +50,7 @@ class Case:
     def load(cls, path: Path) -> "Case":
         with np.load(path) as file:
             settings = json.loads(str(file["settings"]))
-            arrays = {name: file[name] for name in ("ids", "borders", "inputs", "targets")}
+            arrays = {name: file[name] for name in ("ids", "inputs", "targets")}
             prefix = "weight."
             weights = {name.removeprefix(prefix): file[name] for name in file.files if name.startswith(prefix)}
         return cls(config=Config.from_dict(settings.pop("config")), weights=weights, **settings, **arrays)

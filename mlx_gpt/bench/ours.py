@@ -28,7 +28,7 @@ class Contender:
         self.model.compute_as(case.config.speed)
         self.weights = {name: mx.array(w) for name, w in case.weights.items()}
         self.model.set_weights(self.weights)
-        self.windows = Windows(Tokens(ids=case.ids, borders=case.borders), self.config.model.block_size)
+        self.windows = Windows(Tokens.of(case.ids, [len(case.ids)]), self.config.model.block_size)
         self.optimizer = Optimizer(self.config.optimizer)
         self.step = self._make_step(self.config)
         self.state, self.index = self._first_state(), 0
@@ -132,9 +132,10 @@ class Contender:
         self.model.set_weights(self.weights)
         return Decoder(self.model, lambda logits, place: mx.argmax(logits, axis=-1))
 
-    def _spans(self, index: int, rows: int | None = None) -> tuple[mx.array, mx.array]:
-        key = rng.key(self.config.train.seed, rng.WINDOWS, index)
-        return self.windows.draw(key, rows or self.config.train.sequences_per_step)
+    def _spans(self, index: int, rows: int | None = None) -> list[mx.array]:
+        train = self.config.train
+        windows = self.windows.draw(train.seed, rng.WINDOWS, index, rows or train.sequences_per_step)
+        return [mx.array(a) for a in self.windows.read(windows)]
 
     def _make_step(self, config):
         return make_step(self.model, self.optimizer, self.windows.gather, CLIPS[config.optimizer.clip_mode], config)

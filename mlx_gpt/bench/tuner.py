@@ -14,9 +14,9 @@ from pathlib import Path
 from mlx_gpt import backend
 from mlx_gpt.bench.case import Case
 from mlx_gpt.bench.race import OURS, TOLERANCES, Failed, Racer
-from mlx_gpt.checkpoint.files import make_folder, write_atomic
 from mlx_gpt.config import ModelConfig, cache_dir, resolve
 from mlx_gpt.errors import UserError
+from mlx_gpt.files import make_folder, write_atomic
 from mlx_gpt.model.attention import FUSED_HEAD_DIMS
 
 LIMIT_SECONDS = 280

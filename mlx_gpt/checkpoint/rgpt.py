@@ -14,10 +14,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mlx_gpt.checkpoint.files import write_atomic
 from mlx_gpt.checkpoint.store import MAX_VOCAB, Checkpoint, Header, Tensors, require_finite
 from mlx_gpt.config import Config, ModelConfig, load_toml, names_of
 from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.files import write_atomic
 
 HEADER = struct.Struct("<8sIIIf")
 FORMATS = {"rgpt0001": b"RGPT0001", "rgpt0002": b"RGPT0002", "rgpt0003": b"RGPT0003"}

@@ -16,9 +16,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mlx_gpt.checkpoint.files import write_atomic
 from mlx_gpt.config import Config, merge
 from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.files import write_atomic
 
 FORMAT, FORMAT_VERSION = "mlxgpt", 2
 # What settings that version 1 had not yet were in it.

@@ -56,8 +56,8 @@ def bench(presets, rounds, only, quick, tune, out, sets, as_json, **flags):
     """
     from mlx_gpt.bench import report
     from mlx_gpt.bench.machine import machine
-    from mlx_gpt.checkpoint.files import make_folder
     from mlx_gpt.cli.session import bench_case
+    from mlx_gpt.files import make_folder
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left behind
 
@@ -105,7 +105,7 @@ def measure(case, names: list[str], rounds: int, note) -> dict:
 
 def _keep(record: dict, folder: Path, note) -> list[Path]:
     from mlx_gpt.bench import report
-    from mlx_gpt.checkpoint.files import write_atomic
+    from mlx_gpt.files import write_atomic
 
     written = [folder / "bench.json"]
     write_atomic(written[0], [json.dumps(record, indent=1).encode()])

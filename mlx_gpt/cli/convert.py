@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from mlx_gpt.cli.options import corpus_option, echo_json, json_option, preset_option, set_option, sizes_from
+from mlx_gpt.cli.options import (
+    corpus_option,
+    echo_json,
+    json_option,
+    preset_option,
+    set_option,
+    sizes_from,
+    vocab_option,
+)
 
 FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003"]
 
@@ -23,17 +31,18 @@ FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003"]
 @click.option("--force", is_flag=True, help="Overwrite DST.")
 @preset_option
 @corpus_option
+@vocab_option
 @set_option
-def convert(src, dst, format, force, preset, corpus, sets):
+def convert(src, dst, format, force, preset, corpus, vocab, sets):
     """Translate a checkpoint between safetensors and RGPT0001, RGPT0002, RGPT0003.
 
     \b
     mlxgpt convert model.bin model.safetensors --preset model-l --corpus shakespeare
     mlxgpt convert runs/model-l-shakespeare/best.safetensors model.bin --format rgpt0003
 
-    An RGPT file holds no tokenizer: --corpus rebuilds it from the training text.
+    An RGPT file holds no tokenizer: --corpus rebuilds that of characters from the training text, --vocab reads a BPE's.
     """
-    from mlx_gpt.api import read_checkpoint, with_tokenizer
+    from mlx_gpt.api import read_checkpoint, with_tokenizer, with_vocab
     from mlx_gpt.checkpoint import rgpt, store
     from mlx_gpt.errors import UserError
 
@@ -44,7 +53,11 @@ def convert(src, dst, format, force, preset, corpus, sets):
     if dst.exists() and not force:
         raise UserError(f"{dst}: already there; name another file, or overwrite it with --force")
     checkpoint = read_checkpoint(src, preset, sizes_from(sets))
-    if corpus:
+    if vocab:
+        from mlx_gpt.data.bpe import open_vocab
+
+        checkpoint = with_vocab(checkpoint, open_vocab(Path(vocab)), vocab)
+    elif corpus:
         checkpoint = with_tokenizer(checkpoint, corpus)
     if not format and dst.suffix == ".bin":
         format = "rgpt0003" if rgpt.has_moments(checkpoint) else "rgpt0002"

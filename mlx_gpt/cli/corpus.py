@@ -1,8 +1,10 @@
 """`mlxgpt corpus`: what there is to train on."""
 
+from pathlib import Path
+
 import click
 
-from mlx_gpt.cli.options import echo_json, json_option
+from mlx_gpt.cli.options import echo_json, json_option, note
 
 
 @click.group()
@@ -24,4 +26,36 @@ def list_command(as_json):
         click.echo(
             f"{row['name']:<12} {row['bytes'] / 1e6:>6.2f} MB  {row['license']:<14} {row['state']}\n"
             f"{'':<12} {row['title']}"
+        )
+
+
+@corpus.command("stats")
+@click.argument("specs", nargs=-1, required=True, metavar="NAME|PATH...")
+@click.option("--vocab", metavar="FILE", help="Count the tokens of a vocab.json or tokenizer.json, not characters.")
+@json_option
+def stats_command(specs, vocab, as_json):
+    """Size, documents and commonest tokens of a text, and what a model of order 2 reaches on its last tenth."""
+    from mlx_gpt.config import DataConfig
+    from mlx_gpt.data.corpus import open_corpus
+    from mlx_gpt.data.encoding import encode, make_tokenizer
+    from mlx_gpt.data.stats import stats
+
+    data, corpus = DataConfig(corpus=specs, vocab=str(Path(vocab)) if vocab else ""), open_corpus(specs)
+    for line in corpus.notes:
+        note(line)
+    tokenizer = make_tokenizer(corpus, data, note)
+    facts = stats(corpus, tokenizer, encode(corpus, tokenizer, note), data.val_fraction)
+    if as_json:
+        echo_json(facts)
+        return
+    click.echo(
+        f"{facts['name']}: {facts['bytes']:,} bytes, {facts['documents']:,} documents, {facts['tokens']:,} tokens of "
+        f"{facts['vocab_size']:,} kinds, {facts['bytes_per_token']} bytes each"
+    )
+    common = "  ".join(f"{text!r} {share:.1%}" for text, share in facts["most_common"])
+    click.echo(f"most common: {common}")
+    if "order2_bits" in facts:
+        click.echo(
+            f"a model of order 2 reaches {facts['order2_nats']} nats ({facts['order2_bits']} bits) a token on the last "
+            f"{data.val_fraction:.0%}: what training should beat"
         )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from mlx_gpt.cli.options import corpus_option, echo_json, json_option, preset_option, set_option, sizes_from
+from mlx_gpt.cli.options import corpus_option, echo_json, json_option, note, preset_option, set_option, sizes_from
 
 
 @click.command("eval")
@@ -24,7 +24,8 @@ def evaluate(checkpoint, corpus, split, batch, preset, sets, as_json):
     from mlx_gpt.api import read_checkpoint, to_run, with_tokenizer
     from mlx_gpt.cli.session import newest_checkpoint
     from mlx_gpt.data.corpus import open_corpus
-    from mlx_gpt.data.tokens import Windows, encode
+    from mlx_gpt.data.encoding import encode
+    from mlx_gpt.data.tokens import Windows
     from mlx_gpt.errors import UserError
     from mlx_gpt.train.loss import Evaluator
 
@@ -37,9 +38,11 @@ def evaluate(checkpoint, corpus, split, batch, preset, sets, as_json):
         checkpoint = with_tokenizer(checkpoint, corpus)
     run = to_run(checkpoint)
     text = open_corpus(corpus or run.config.data.corpus)
-    tokens = encode(text, run.tokenizer)
-    train, val = tokens.split(run.config.data.val_fraction)
-    windows = Windows({"train": train, "val": val, "all": tokens}[split], run.config.model.block_size)
+    data = run.config.data
+    tokens = encode(text, run.tokenizer, note, data.unknown == "refuse")
+    train, val = tokens.split(data.val_fraction)
+    chosen = {"train": train, "val": val, "all": tokens}[split]
+    windows = Windows(chosen, run.config.model.block_size, tokens.fit(data.device_mb))
     evaluator = Evaluator(run.model, windows, run.tokenizer.token_bytes(), run.config.train.dtype)
     result = evaluator(run.model.weights(), windows.sweep(batch))
     if as_json:

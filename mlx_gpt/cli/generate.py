@@ -5,7 +5,15 @@ from pathlib import Path
 
 import click
 
-from mlx_gpt.cli.options import corpus_option, echo_json, json_option, preset_option, set_option, sizes_from
+from mlx_gpt.cli.options import (
+    corpus_option,
+    echo_json,
+    json_option,
+    preset_option,
+    set_option,
+    sizes_from,
+    vocab_option,
+)
 
 
 @click.command()
@@ -20,10 +28,11 @@ from mlx_gpt.cli.options import corpus_option, echo_json, json_option, preset_op
 @click.option("--samples", "-n", type=click.IntRange(1), default=1, help="Texts to write.")
 @preset_option
 @corpus_option
+@vocab_option
 @set_option
 @json_option
 def generate(
-    checkpoint, prompt, max_tokens, temperature, top_p, top_k, seed, stop, samples, preset, corpus, sets, as_json
+    checkpoint, prompt, max_tokens, temperature, top_p, top_k, seed, stop, samples, preset, corpus, vocab, sets, as_json
 ):
     """Write text with CHECKPOINT, or with the best checkpoint of the newest run.
 
@@ -41,7 +50,7 @@ def generate(
 
     how = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
     path = checkpoint or newest_checkpoint()
-    run = load(path, preset, corpus=corpus or None, **sizes_from(sets))
+    run = load(path, preset, corpus=corpus or None, vocab=vocab, **sizes_from(sets))
     prompt = _read_stdin() if prompt == "-" else prompt
     seed = secrets.randbits(32) if seed is None else seed
     for i in range(samples):

@@ -16,6 +16,7 @@ from mlx_gpt.cli.corpus import corpus
 from mlx_gpt.cli.doctor import doctor
 from mlx_gpt.cli.evaluate import evaluate
 from mlx_gpt.cli.generate import generate
+from mlx_gpt.cli.tokenizer import tokenizer
 from mlx_gpt.cli.train import train
 from mlx_gpt.errors import OutOfRoom, UserError
 
@@ -39,7 +40,7 @@ def cli():
     """
 
 
-for command in (train, generate, evaluate, compare, convert, inspect, corpus, doctor, bench):
+for command in (train, generate, evaluate, compare, convert, inspect, corpus, tokenizer, doctor, bench):
     cli.add_command(command)
 
 

@@ -22,6 +22,7 @@ FLAGS = {
     "lr": "optimizer.learning_rate",
     "min_lr": "optimizer.min_learning_rate",
     "corpus": "data.corpus",
+    "vocab": "data.vocab",
 }
 
 # What --resume stands for alone.
@@ -36,14 +37,25 @@ preset_option = click.option(
 )
 heads_option = click.option("--heads", type=int, help="Attention heads; 64-wide ones have fused kernels on Metal.")
 corpus_option = click.option(
-    "--corpus", multiple=True, metavar="NAME|PATH", help="A named corpus, a file or a folder of UTF-8 text; repeatable."
+    "--corpus",
+    multiple=True,
+    metavar="NAME|PATH",
+    help="A named corpus, a file, folder or pattern of UTF-8 text; repeatable; NAME:2 is read twice as often.",
 )
+vocab_option = click.option("--vocab", metavar="FILE", help="A vocab.json or tokenizer.json to read text with.")
 
 
 def overrides_of(sets: tuple[str, ...], flags: dict) -> dict:
     """Dotted settings from --set and from the flags that were given; one setting given twice is refused."""
     overrides = {}
+    bpe, byte_level = flags.pop("bpe", None), flags.pop("byte_level", False)
+    if byte_level and bpe is None:
+        raise UserError("--byte-level says how --bpe merges; give --bpe [N] too")
+    if bpe is not None and flags.get("vocab"):
+        raise UserError("--bpe trains a vocabulary, --vocab takes one; give one of them")
     given = [parse_set(text) for text in sets]
+    if bpe is not None:
+        given += [("data.tokenizer", "byte-bpe" if byte_level else "bpe"), parse_set(f"data.vocab_size={bpe}")]
     given += [(FLAGS[name], value) for name, value in flags.items() if value not in (None, ())]
     for key, value in given:
         if key in overrides:
@@ -76,3 +88,8 @@ def folder_option(context, parameter, value: str | None) -> Path | None:
 
 def echo_json(data) -> None:
     click.echo(json.dumps(data, allow_nan=False, default=str))
+
+
+def note(text: str) -> None:
+    """Says something on stderr, apart from a command's result."""
+    click.echo(text, err=True)

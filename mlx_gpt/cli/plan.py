@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mlx_gpt.cli.options import echo_json
+from mlx_gpt.cli.options import echo_json, note
 
 PROBE_STEPS = 3
 
@@ -41,7 +41,7 @@ def plan(start) -> dict:
     from mlx_gpt import backend
     from mlx_gpt.cli.session import make_trainer
 
-    trainer = make_trainer(start, Path())
+    trainer = make_trainer(start, Path(), note)
     header, train, model = start.header, start.header.config.train, start.header.config.model
     step_seconds = statistics.median(trainer.time_steps(PROBE_STEPS))
     target = trainer.iters_in_budget(step_seconds) if train.minutes and not header.planned else train.iters

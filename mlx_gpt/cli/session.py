@@ -17,14 +17,15 @@ from mlx_gpt.backend import mx
 from mlx_gpt.bench.case import Case
 from mlx_gpt.bench.tuner import tuned
 from mlx_gpt.checkpoint import store
-from mlx_gpt.checkpoint.files import write_atomic
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.cli.options import NEWEST, network_of
 from mlx_gpt.config import UNTIL_TIME_IS_UP, Config, load_toml, merge, nest, preset_of, resolve
 from mlx_gpt.data.corpus import Corpus, corpus_name, open_corpus
-from mlx_gpt.data.tokenizer import CharTokenizer
-from mlx_gpt.data.tokens import Tokens, Windows, encode
+from mlx_gpt.data.encoding import encode, make_tokenizer
+from mlx_gpt.data.tokenizer import Tokenizer
+from mlx_gpt.data.tokens import Tokens, Windows
 from mlx_gpt.errors import BadFile, OutOfRoom, ResumeRefused, UserError
+from mlx_gpt.files import write_atomic
 from mlx_gpt.model.attention import way_of
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.optim.optimizers import Optimizer
@@ -54,7 +55,7 @@ class Start:
     weights: store.Tensors | None
     optimizer: store.Tensors | None
     corpus: Corpus
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     folder: Path | None
 
 
@@ -67,8 +68,8 @@ def begin(wish: Wish, note: Note) -> Start:
     if wish.fine_tune:
         return _fine_tuned(wish, note)
     config = _resolved(wish.preset or "model-l", wish.recipe, wish.overrides, note)
-    corpus = open_corpus(config.data.corpus)
-    tokenizer = CharTokenizer.train(corpus.documents)
+    corpus = _opened(config, note)
+    tokenizer = make_tokenizer(corpus, config.data, note)
     return Start(
         header=_fresh_header(config, corpus, tokenizer),
         weights=None,
@@ -110,14 +111,16 @@ def best_checkpoint(folder: Path) -> Path:
     return best if best.exists() else folder / LATEST
 
 
-def make_trainer(start: Start, folder: Path) -> Trainer:
+def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
     """The trainer of a run that begins at `start`. Puts the model and the text on the device."""
     config, tokenizer = start.header.config, start.tokenizer
     os.environ.update(backend.buffer_variables(config.speed))  # before the device is first used
     backend.prepare(config.train.dtype)
     _require_memory(config, tokenizer.vocab_size)
-    train, val = encode(start.corpus, tokenizer).split(config.data.val_fraction)
-    block_size = config.model.block_size
+    data, block_size = config.data, config.model.block_size
+    tokens = encode(start.corpus, tokenizer, note, data.unknown == "refuse")
+    on_device = tokens.fit(data.device_mb)
+    train, val = tokens.split(data.val_fraction)
     if len(train) <= block_size or len(val) < 2:
         shorter = len(train) // 4
         raise UserError(
@@ -134,8 +137,8 @@ def make_trainer(start: Start, folder: Path) -> Trainer:
         model=model,
         optimizer=Optimizer(config.optimizer),
         optimizer_state=start.optimizer,
-        train=Windows(train, block_size),
-        val=Windows(val, block_size),
+        train=Windows(train, block_size, on_device),
+        val=Windows(val, block_size, on_device),
         token_bytes=tokenizer.token_bytes(),
         folder=folder,
     )
@@ -146,18 +149,17 @@ def bench_case(preset: str, settings: dict[str, Any], note: Note, use_tuned: boo
     settings = {"optimizer.name": "adamw"} | settings  # which all contenders have
     config = _resolved(preset, None, settings, note) if use_tuned else resolve(preset, None, settings)
     corpus = open_corpus(config.data.corpus)
-    tokenizer = CharTokenizer.train(corpus.documents)
+    tokenizer = make_tokenizer(corpus, config.data, note)
     _require_memory(config, tokenizer.vocab_size)
-    ids = encode(corpus, tokenizer).split(config.data.val_fraction)[0].ids
-    borders = np.array([0, len(ids)])
-    windows = Windows(Tokens(ids=ids, borders=borders), config.model.block_size)
-    batch = windows.sample(rng.key(config.train.seed, rng.WINDOWS, 0), config.train.sequences_per_step)
+    tokens = encode(corpus, tokenizer, note)
+    ids = np.array(tokens.ids.host[: int(len(tokens) * (1 - config.data.val_fraction))])
+    windows = Windows(Tokens.of(ids, [len(ids)]), config.model.block_size)
+    batch = windows.batch(windows.draw(config.train.seed, rng.WINDOWS, 0, config.train.sequences_per_step))
     return Case(
         config=config,
         vocab_size=tokenizer.vocab_size,
         weights={name: np.array(w) for name, w in GPT(config.model, tokenizer.vocab_size).weights().items()},
         ids=ids,
-        borders=borders,
         inputs=np.array(batch.inputs),
         targets=np.array(batch.targets),
     )
@@ -193,14 +195,27 @@ def save_config(folder: Path, config: Config) -> None:
     write_atomic(folder / "run.toml", [config.to_toml().encode()])
 
 
-def _fresh_header(config: Config, corpus: Corpus, tokenizer: CharTokenizer) -> Header:
+def _opened(config: Config, note: Note) -> Corpus:
+    corpus = open_corpus(config.data.corpus)
+    for line in corpus.notes:
+        note(line)
+    return corpus
+
+
+def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Keeps a byte-pair encoding with the run, as a file that --vocab takes."""
+    if tokenizer.kind != "char":
+        write_atomic(folder / tokenizer.file_name, [tokenizer.to_file().encode()])
+
+
+def _fresh_header(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> Header:
     return Header(
         config=config,
         vocab_size=tokenizer.vocab_size,
         iteration=0,
         step=0,
         tokenizer=tokenizer.to_dict(),
-        corpus=corpus.fingerprint(),
+        corpus=corpus.fingerprint,
     )
 
 
@@ -213,20 +228,19 @@ def _resumed(wish: Wish, note: Note) -> Start:
     checkpoint = checkpoint.as_trained()
     header = checkpoint.header
     config = _resumed_config(checkpoint, wish)
-    corpus = open_corpus(config.data.corpus)
-    fingerprint = corpus.fingerprint()
+    corpus = _opened(config, note)
     tokenizer = tokenizer_of(header)
     if tokenizer:
-        if fingerprint != header.corpus:
+        if corpus.fingerprint != header.corpus:
             raise ResumeRefused(
-                f"corpus {corpus.name} is not the text of this run: SHA-256 {fingerprint[:12]}..., the "
+                f"corpus {corpus.name} is not the text of this run: SHA-256 {corpus.fingerprint[:12]}..., the "
                 f"checkpoint has {str(header.corpus)[:12]}...; give the same --corpus, or start anew with --fine-tune"
             )
         for change in _changes(header.config, config):
             note(change)
     else:  # an RGPT file
-        tokenizer = CharTokenizer.train(corpus.documents)
-        require_vocab(corpus, tokenizer, header.vocab_size)
+        tokenizer = make_tokenizer(corpus, config.data, note)
+        require_vocab(config.data.vocab or f"corpus {corpus.name}", tokenizer, header.vocab_size)
     moments = Optimizer(config.optimizer).moments(checkpoint.weights)
     has_moments = moments <= checkpoint.optimizer.keys()
     if not has_moments:
@@ -235,7 +249,7 @@ def _resumed(wish: Wish, note: Note) -> Start:
         header,
         config=config,
         tokenizer=tokenizer.to_dict(),
-        corpus=fingerprint,
+        corpus=corpus.fingerprint,
         planned=header.planned and not {"train.iters", "train.minutes"} & wish.overrides.keys(),
         step=header.step if has_moments else 0,
         best_loss=math.inf if math.isnan(header.best_loss) else header.best_loss,
@@ -304,6 +318,12 @@ def _resumed_config(checkpoint: Checkpoint, wish: Wish) -> Config:
         tables = merge(tables, load_toml("presets/recipes", wish.recipe))
     config = Config.from_dict(merge(tables, nest(wish.overrides)))
     old, new = header.config, config
+    for key in ("tokenizer", "vocab_size", "vocab"):
+        if getattr(old.data, key) != getattr(new.data, key):
+            raise ResumeRefused(
+                f"data.{key} {getattr(new.data, key)}, the run has {getattr(old.data, key) or 'none'}; its tokens stay "
+                "as they are, others need a new run"
+            )
     if old.data.val_fraction != new.data.val_fraction:
         raise ResumeRefused(
             f"data.val_fraction {new.data.val_fraction}, the checkpoint has {old.data.val_fraction}; "
@@ -329,9 +349,9 @@ def _fine_tuned(wish: Wish, note: Note) -> Start:
     shape = {f"model.{k}": v for k, v in checkpoint.header.config.model.architecture().items()}
     own_text = {"data.corpus": checkpoint.header.config.data.corpus} if checkpoint.header.corpus else {}
     config = _resolved(None, wish.recipe, own_text | wish.overrides | shape, note)
-    corpus = open_corpus(config.data.corpus)
-    tokenizer = tokenizer_of(checkpoint.header) or CharTokenizer.train(corpus.documents)
-    require_vocab(corpus, tokenizer, checkpoint.header.vocab_size)
+    corpus = _opened(config, note)
+    tokenizer = tokenizer_of(checkpoint.header) or make_tokenizer(corpus, config.data, note)
+    require_vocab(config.data.vocab or f"corpus {corpus.name}", tokenizer, checkpoint.header.vocab_size)
     note(f"fine-tuning the weights of {wish.fine_tune}")
     return Start(
         header=_fresh_header(config, corpus, tokenizer),

@@ -17,9 +17,11 @@ from mlx_gpt.cli.options import (
     folder_option,
     heads_option,
     json_option,
+    note,
     overrides_of,
     preset_option,
     set_option,
+    vocab_option,
 )
 from mlx_gpt.config import UNTIL_TIME_IS_UP
 
@@ -32,6 +34,11 @@ SAME_SIGNAL_SECONDS = 0.3  # timeout(1) and some shells signal both the process 
 @preset_option
 @click.option("--recipe", metavar="NAME", help="Hyperparameters: default, randygpt, randygpt-0.9.5, or a TOML file.")
 @corpus_option
+@click.option(
+    "--bpe", is_flag=False, flag_value="2000", metavar="[N]", help="Tokens are pairs merged to N ids, 2000 if alone."
+)
+@click.option("--byte-level", is_flag=True, help="With --bpe: merge bytes, as GPT-2, so that no text is unknown.")
+@vocab_option
 @click.option(
     "--out", metavar="DIR", callback=folder_option, help="Run folder.  [default: runs/PRESET-CORPUS, numbered if taken]"
 )
@@ -64,6 +71,7 @@ def train(preset, recipe, out, resume, fine_tune, sets, plan, as_json, **flags):
     \b
     mlxgpt train --preset model-l --corpus shakespeare
     mlxgpt train --preset model-s --corpus notes/ --minutes 10
+    mlxgpt train --bpe 2000 --corpus shakespeare:2 --corpus 'books/*.txt'
     mlxgpt train --resume --iters 4000
 
     Ctrl-C saves after the current update; a second one ends at once.
@@ -74,11 +82,11 @@ def train(preset, recipe, out, resume, fine_tune, sets, plan, as_json, **flags):
     wish = Wish(
         preset=preset, recipe=recipe, overrides=overrides_of(sets, flags), out=out, resume=resume, fine_tune=fine_tune
     )
-    start = begin(wish, _note)
+    start = begin(wish, note)
     if plan:
         print_plan(start, as_json)
     elif start.header.iteration >= start.header.config.train.iters:
-        _note(
+        note(
             f"already at iteration {start.header.iteration} of {start.header.config.train.iters}: nothing to do; "
             "raise --iters to go on"
         )
@@ -86,23 +94,20 @@ def train(preset, recipe, out, resume, fine_tune, sets, plan, as_json, **flags):
         sys.exit(_train(wish, start, as_json))
 
 
-def _note(text: str) -> None:
-    click.echo(text, err=True)
-
-
 def _train(wish, start, as_json: bool) -> int:
     """Runs the trainer in its folder and shows its reports; the exit code."""
-    from mlx_gpt.checkpoint.files import FolderLock, make_folder
-    from mlx_gpt.cli.session import make_trainer, new_folder, save_config
+    from mlx_gpt.cli.session import make_trainer, new_folder, save_config, save_tokenizer
+    from mlx_gpt.files import FolderLock, make_folder
     from mlx_gpt.reports import Plan
     from mlx_gpt.watch.metrics import MetricsFile
 
     folder = start.folder or new_folder(wish, start.header.config)
-    trainer = make_trainer(start, folder)  # refuses what can't be trained before a folder is made
+    trainer = make_trainer(start, folder, note)  # refuses what can't be trained before a folder is made
     make_folder(folder)
     with contextlib.ExitStack() as stack:
         stack.callback(FolderLock(folder).release)
         save_config(folder, trainer.config)
+        save_tokenizer(folder, start.tokenizer)
         view = stack.enter_context(contextlib.closing(JsonView() if as_json else TextView(start, trainer, folder)))
         metrics = MetricsFile(folder / "metrics.jsonl", start.header.iteration, view.note)
         stack.callback(metrics.close)
@@ -186,7 +191,7 @@ class JsonView(SilentView):
         echo_json({"report": type(report).__name__.removesuffix("Report").lower(), **to_dict(report)})
 
     def note(self, text: str) -> None:
-        _note(text)
+        note(text)
 
 
 class TextView:

@@ -40,22 +40,20 @@ class BPETokenizer(Tokenizer):
         self._engine = _engine(self._ids, self._in_order()) if self._regular() else None
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
+    def train(cls, texts: Iterable[str], vocab_size: int, characters: set[str]) -> "BPETokenizer":
         """Merges the most frequent pair until there are `vocab_size` ids; of equal ones that of the lower ids.
 
         Pairs are counted within lines, for none is merged across them. Raises UserError if characters alone are more.
         """
-        engine = tokenizers.Tokenizer(models.BPE())
-        engine.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
-        characters: set[str] = set()
-        trainer = _trainer(vocab_size, [])
-        engine.train_from_iterator(_watched(texts, characters), trainer)
         smallest = len(SPECIALS) + len(characters)
         if vocab_size <= smallest:
             raise UserError(
                 f"a vocabulary of {vocab_size} is too small: the text has {len(characters)} characters, with two "
                 f"specials {smallest} ids before the first merge; give more"
             )
+        engine = tokenizers.Tokenizer(models.BPE())
+        engine.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
+        engine.train_from_iterator(texts, _trainer(vocab_size, sorted(characters)))
         return cls.from_json(engine.to_str())
 
     @classmethod
@@ -87,7 +85,7 @@ class BPETokenizer(Tokenizer):
 
     def to_json(self) -> str:
         """A tokenizer.json with the specials. Raises UserError where the library can't compute what this does."""
-        if len(self._ids) < len(self.vocab) or not self._engine:
+        if not self._is_librarys():
             raise UserError(
                 "a tokenizer.json can't hold this vocabulary: it has a string twice, or merges out of order; "
                 "keep it as vocab.json"
@@ -96,6 +94,18 @@ class BPETokenizer(Tokenizer):
         engine.decoder = decoders.Fuse()
         engine.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in self.vocab[: len(SPECIALS)]])
         return engine.to_str(pretty=True)
+
+    @property
+    def file_name(self) -> str:
+        """What to_file() gives: a tokenizer.json where the library can compute this, else a vocab.json."""
+        return "tokenizer.json" if self._is_librarys() else "vocab.json"
+
+    def to_file(self) -> str:
+        return self.to_json() if self._is_librarys() else self.to_vocab_json()
+
+    def _is_librarys(self) -> bool:
+        """Whether a tokenizer.json can hold this: no string twice, merges that fire in order."""
+        return self._engine is not None and len(self._ids) == len(self.vocab)
 
     def _regular(self) -> bool:
         """Whether the library, which merges pair by pair and one place after the other, comes to the same.
@@ -151,7 +161,7 @@ class ByteBPETokenizer(Tokenizer):
         self._engine = engine
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> "ByteBPETokenizer":
+    def train(cls, texts: Iterable[str], vocab_size: int, characters: set[str]) -> "ByteBPETokenizer":
         """As BPETokenizer.train(), on bytes, within words."""
         smallest = len(SPECIALS) + len(BYTES)
         if vocab_size <= smallest:
@@ -171,6 +181,8 @@ class ByteBPETokenizer(Tokenizer):
 
     def to_json(self) -> str:
         return self._json
+
+    file_name, to_file = "tokenizer.json", to_json
 
 
 def open_vocab(path: Path) -> Tokenizer:
@@ -211,12 +223,6 @@ def _trainer(vocab_size: int, alphabet: list[str]) -> trainers.BpeTrainer:
     return trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
     )
-
-
-def _watched(texts: Iterable[str], characters: set[str]) -> Iterator[str]:
-    for text in texts:
-        characters.update(text)
-        yield text
 
 
 def _engine(ids: dict[str, int], merges: list[Merge]) -> tokenizers.Tokenizer:

@@ -1,111 +1,292 @@
-"""Where text comes from: a name, a file, several files or a folder of UTF-8 text, as a list of documents."""
+"""Where text comes from: names, files, folders and patterns of UTF-8 text, as a stream of documents.
 
-import errno
+A spec is a name, a path or a pattern, and may end in a weight, as `shakespeare:2`. Text is read in pieces, so a corpus
+may be larger than memory. Files end documents, and so does `<|eos|>` in a text.
+"""
+
+import codecs
+import glob
+import gzip
 import hashlib
-import os
+import json
+import re
 import sysconfig
-import tomllib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
-from mlx_gpt.config import cache_dir, names_of, resource_dir
-from mlx_gpt.errors import BadFile, OutOfRoom, UserError
+from mlx_gpt.config import names_of
+from mlx_gpt.data import library, markov
+from mlx_gpt.errors import BadFile, UserError
 
 # Folders of the standard library that are tests or programs rather than library source.
 NOT_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
+SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".jsonl.gz")  # of the files that a folder is read for
+DOCUMENT_END = "<|eos|>"
+PIECE = 1 << 20  # characters, about, that are read at once
+# A line ends after a word: here a text may be cut without changing the tokens on either side.
+BORDER = re.compile(r"(?<=\S)(?=\n)")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Corpus:
-    """Text in documents, none of them empty."""
+class Piece(NamedTuple):
+    """A part of a document; whether the document ends with it."""
+
+    text: str
+    ends: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one spec stands for. `weight` says how often it is read, next to the others."""
 
     name: str
-    documents: list[str]
+    weight: float
+    num_bytes: int
+    read: Callable[[], Iterable[Iterable[str]]]  # files, each a stream of text
 
+    def pieces(self) -> Iterator[Piece]:
+        """Its documents, none of them empty, cut so that no piece is much larger than PIECE if its lines are not."""
+        for file in self.read():
+            yield from _documents(file)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One or more sources."""
+
+    name: str
+    sources: tuple[Source, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """About the size of its text."""
+        return sum(source.num_bytes for source in self.sources)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return tuple(source.weight for source in self.sources)
+
+    def texts(self) -> Iterator[str]:
+        """All text, in pieces."""
+        return (piece.text for source in self.sources for piece in source.pieces())
+
+    @property
+    def documents(self) -> list[str]:
+        """All documents, in memory."""
+        found = [[]]
+        for source in self.sources:
+            for text, ends in source.pieces():
+                found[-1].append(text)
+                found += [[]] * 0 if not ends else [[]]
+        return ["".join(parts) for parts in found if parts]
+
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the documents and their borders."""
-        digest = hashlib.sha256()
-        for document in self.documents:
-            data = document.encode()
-            digest.update(len(data).to_bytes(8, "little") + data)
-        return digest.hexdigest()
+        """SHA-256 of the documents and their borders. Raises BadFile where there is none."""
+        whole, document, empty = hashlib.sha256(), hashlib.sha256(), True
+        for source in self.sources:
+            for text, ends in source.pieces():
+                document.update(text.encode())
+                if ends:
+                    whole.update(document.digest())
+                    document, empty = hashlib.sha256(), False
+        if empty:
+            raise BadFile(f"corpus {self.name}: no text in it; give a file or folder of UTF-8 text")
+        return whole.hexdigest()
 
 
 def open_corpus(specs: Sequence[str]) -> Corpus:
-    """Reads corpus names, files and folders, in the order given."""
-    for spec in specs:
-        if specs.count(spec) > 1:
-            raise UserError(f"corpus {spec} is given {specs.count(spec)} times; give it once")
-    documents = [d for spec in specs for d in _documents(spec)]
-    if not documents:
-        raise BadFile(f"corpus {', '.join(specs)}: no text in it; give a file or folder of UTF-8 text")
-    return Corpus(name=corpus_name(specs), documents=documents)
+    """Finds corpus names, files, folders and patterns, in the order given. Reads nothing of files yet."""
+    parsed = [_parse(spec) for spec in specs]
+    for name, _ in parsed:
+        if (times := sum(name == other for other, _ in parsed)) > 1:
+            raise UserError(f"corpus {name} is given {times} times; give it once, with a weight: {name}:{times}")
+    notes: list[str] = []
+    sources = tuple(_source(name, weight, notes) for name, weight in parsed)
+    return Corpus(name=corpus_name(specs), sources=sources, notes=tuple(notes))
 
 
 def corpus_name(specs: Sequence[str]) -> str:
     """A short name for a run folder."""
-    first = specs[0] if specs[0] in names_of("corpus") else Path(specs[0]).resolve().stem
-    return first + (f"-and-{len(specs) - 1}" if len(specs) > 1 else "")
+    first = _parse(specs[0])[0]
+    if first not in names_of("corpus"):
+        first = re.sub(r"[^\w.-]+", "-", Path(first).name if glob.has_magic(first) else Path(first).resolve().stem)
+    return (first.strip("-.") or "text") + (f"-and-{len(specs) - 1}" if len(specs) > 1 else "")
 
 
 def list_corpora() -> list[dict]:
     """Each named corpus with its title, licence, size in bytes and state."""
     rows = []
     for name in names_of("corpus"):
-        manifest = _manifest(name)
-        path = _local_file(manifest) if "url" in manifest else None
-        state = "built in" if "url" not in manifest else f"at {path}" if path else "downloaded when first used"
-        if path and _sha256(path) != manifest["sha256"]:
-            state = f"a wrong file (SHA-256) at {path}; remove it"
-        size = manifest.get("size") or sum(len(d.encode()) for d in BUILT_IN[name]())
+        if name in BUILT_IN:
+            manifest, state = library.manifest(name), "built in"
+            manifest["size"] = sum(len(text.encode()) for text in BUILT_IN[name]())
+        else:
+            manifest = library.manifest(name)
+            state = library.state(name)
         rows.append(
             {
                 "name": name,
                 "title": manifest["title"],
                 "license": manifest["license"],
-                "bytes": size,
+                "bytes": manifest["size"],
                 "state": state,
-                "network": "url" in manifest and not path,
+                "network": state == library.ABSENT,
             }
         )
     return rows
 
 
-def _documents(spec: str) -> list[str]:
-    if spec in names_of("corpus"):
-        return BUILT_IN[spec]() if spec in BUILT_IN else [_read_text(_fetched(spec))]
-    path = Path(spec).expanduser()
+def _parse(spec: str) -> tuple[str, float]:
+    """The name and the weight of a spec; a file whose own name ends so is meant as it is."""
+    name, colon, tail = spec.rpartition(":")
+    if not colon or Path(spec).expanduser().exists() or (name == "markov" and tail.isdigit()):
+        return spec, 1.0
+    try:
+        weight = float(tail)
+    except ValueError:
+        return spec, 1.0
+    if not 0 < weight < 1e6:
+        raise UserError(f"corpus {spec}: a weight is a number above 0, as {name}:2")
+    return name, weight
+
+
+def _source(name: str, weight: float, notes: list[str]) -> Source:
+    if name.startswith("markov:"):
+        chain = markov.Chain.parse(name)
+        notes.append(chain.note())
+        return Source(name, weight, chain.length, lambda: [chain.pieces()])
+    if name in BUILT_IN:
+        texts = BUILT_IN[name]()
+        return Source(name, weight, sum(map(len, texts)), lambda: ([text] for text in texts))
+    paths = [library.fetched(name)] if name in names_of("corpus") else _files(name, notes)
+    return Source(name, weight, sum(p.stat().st_size for p in paths), lambda: _contents(paths))
+
+
+def _files(name: str, notes: list[str]) -> list[Path]:
+    """The files that a path or a pattern stands for, sorted."""
+    path = Path(name).expanduser()
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+        inside = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+        files = [p for p in inside if p.name.lower().endswith(SUFFIXES)]
+        if left := len(inside) - len(files):
+            kinds = ", ".join(
+                s or "none" for s, _ in Counter(p.suffix for p in inside if p not in files).most_common(5)
+            )
+            notes.append(
+                f"corpus {name}: {left} files left out whose names don't end in {', '.join(SUFFIXES)} ({kinds})"
+            )
         if not files:
-            raise BadFile(f"corpus {spec}: an empty folder; put UTF-8 text files into it")
-        return [text for text in map(_read_text, files) if text]
+            raise BadFile(
+                f"corpus {name}: no {', '.join(SUFFIXES)} in this folder; put some into it, or give a pattern"
+            )
+        return files
+    if glob.has_magic(name) and not path.exists():
+        files = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+        if not files:
+            raise UserError(f"corpus {name!r}: the pattern matches no file")
+        return files
     if not path.exists():
         raise UserError(
-            f"corpus {spec!r}: no such name or file; choose from {', '.join(names_of('corpus'))}, or give a path"
+            f"corpus {name!r}: no such name or file; choose from {', '.join(names_of('corpus'))}, markov:2, "
+            "or give a path"
         )
     if path.is_char_device() or path.is_block_device():
-        raise BadFile(f"corpus {spec}: a device; give a file or folder of UTF-8 text")
-    text = _read_text(path)
-    if not text:
-        raise BadFile(f"corpus {spec}: an empty file; give UTF-8 text")
-    return [text]
+        raise BadFile(f"corpus {name}: a device; give a file or folder of UTF-8 text")
+    if not path.stat().st_size:
+        raise BadFile(f"corpus {name}: an empty file; give UTF-8 text")
+    return [path]
 
 
 def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _read_text(path: Path) -> str:
+def _contents(paths: Sequence[Path]) -> Iterator[Iterable[str]]:
+    """The text of each file; of JSON lines, of each line."""
+    for path in paths:
+        name = path.name.lower()
+        if name.endswith((".jsonl", ".jsonl.gz")):
+            yield from _json_lines(path)
+        else:
+            yield _text(path)
+
+
+def _text(path: Path) -> Iterator[str]:
+    """A file's text in pieces. Raises BadFile that names the first byte that is not UTF-8."""
+    decoder, before = codecs.getincrementaldecoder("utf-8")(), 0
+    with _opened(path) as file:
+        while True:
+            block = file.read(PIECE)
+            pending = len(decoder.getstate()[0])
+            try:
+                yield decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                place = before - pending + error.start
+                raise BadFile(
+                    f"corpus {path}: byte {place} is 0x{error.object[error.start]:02x}, not UTF-8 text"
+                ) from None
+            if not block:
+                return
+            before += len(block)
+
+
+def _json_lines(path: Path) -> Iterator[Iterable[str]]:
+    """The field `text` of each line."""
+    with _opened(path) as file:
+        for number, line in enumerate(_lines(path, file), 1):
+            if not line.strip():
+                continue
+            try:
+                text = json.loads(line)["text"]
+                if not isinstance(text, str):
+                    raise TypeError
+            except (ValueError, KeyError, TypeError):
+                raise BadFile(f'corpus {path}: line {number} is no JSON object with a string as "text"') from None
+            yield [text.encode("utf-8", "replace").decode()]  # JSON may spell what no UTF-8 holds
+
+
+def _lines(path: Path, file) -> Iterator[bytes]:
     try:
-        data = path.read_bytes()
+        yield from file
+    except (OSError, EOFError) as error:
+        raise BadFile(f"corpus {path}: not a whole gzip file: {error}") from None
+
+
+def _opened(path: Path):
+    try:
+        return gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")
     except OSError as error:
         raise BadFile(f"corpus {path}: {error.strerror}; give a readable file of UTF-8 text") from None
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadFile(f"corpus {path}: byte {error.start} is 0x{data[error.start]:02x}, not UTF-8 text") from None
+
+
+def _documents(stream: Iterable[str]) -> Iterator[Piece]:
+    """The documents of a stream, cut at DOCUMENT_END and left out where empty, in pieces cut at borders."""
+    held, begun = "", False
+    for text in stream:
+        held += text
+        *ended, held = held.split(DOCUMENT_END)
+        for document in ended:
+            if document or begun:
+                yield Piece(document, True)
+            begun = False
+        if len(held) > PIECE and (cut := _last_border(held)):
+            yield Piece(held[:cut], False)
+            held, begun = held[cut:], True
+    if held or begun:
+        yield Piece(held, True)
+
+
+def _last_border(text: str) -> int:
+    """The last place of BORDER, 0 if there is none."""
+    end = text.rfind("\n")
+    while end > 0 and text[end - 1].isspace():
+        end = text.rfind("\n", 0, end)
+    return max(end, 0)
 
 
 def _pydocs() -> list[str]:
@@ -121,53 +302,3 @@ def _stdlib() -> list[str]:
 
 
 BUILT_IN = {"pydocs": _pydocs, "stdlib": _stdlib}
-
-
-def _manifest(name: str) -> dict:
-    return tomllib.loads((resource_dir("corpus") / f"{name}.toml").read_text("utf-8"))
-
-
-def _local_file(manifest: dict) -> Path | None:
-    """The file in MLXGPT_CORPUS_DIR or the user's cache, if it is there."""
-    folders = [cache_dir() / "corpus"]
-    if named := os.environ.get("MLXGPT_CORPUS_DIR"):
-        folders.insert(0, Path(named).expanduser())
-        if not folders[0].is_dir():
-            raise UserError(f"MLXGPT_CORPUS_DIR={named}: no such folder; put {manifest['file']} into one, or unset it")
-    paths = (folder / manifest["file"] for folder in folders)
-    return next((path for path in paths if path.is_file()), None)
-
-
-def _fetched(name: str) -> Path:
-    """The checked file of a named corpus, downloaded into the user's cache if need be."""
-    manifest = _manifest(name)
-    path = _local_file(manifest) or _download(name, manifest)
-    found = _sha256(path)
-    if found != manifest["sha256"]:
-        raise BadFile(
-            f"corpus {name}: {path} has SHA-256 {found[:16]}..., {manifest['sha256'][:16]}... is right; remove the file"
-        )
-    return path
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _download(name: str, manifest: dict) -> Path:
-    import pooch
-
-    pooch.get_logger().setLevel("ERROR")
-    folder = cache_dir() / "corpus"
-    offline = [n for n in names_of("corpus") if n in BUILT_IN]
-    try:
-        return Path(pooch.retrieve(manifest["url"], f"sha256:{manifest['sha256']}", manifest["file"], folder))
-    except ValueError as error:
-        raise BadFile(f"corpus {name}: the download of {manifest['url']} is not the file expected: {error}") from None
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OutOfRoom(f"corpus {name}: no space left in {folder}; free {manifest['size']} bytes") from None
-        raise UserError(
-            f"corpus {name}: no network to download it; put {manifest['url']} at {folder / manifest['file']} "
-            f"or into MLXGPT_CORPUS_DIR; {' and '.join(offline)} need no network"
-        ) from None

@@ -3,47 +3,72 @@
 Shapes: N tokens, D documents, B windows, T block_size.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from mlx_gpt import rng
 from mlx_gpt.backend import mx
-from mlx_gpt.data.corpus import Corpus
 from mlx_gpt.errors import UserError
 
+MAX_PLACES = 1 << 31  # that an index on the device can tell apart
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+
+class Ids:
+    """All ids of a corpus, (N,) uint8, uint16 or uint32: in memory or a mapped file, and on the device if asked."""
+
+    def __init__(self, host: np.ndarray):
+        self.host = host
+
+    @cached_property
+    def device(self) -> mx.array:
+        return mx.array(np.ascontiguousarray(self.host))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Ids (N,) uint8, uint16 or uint32, and the borders of the documents (D + 1,): 0, ..., N."""
+    """Documents in an array of ids: where each begins, how long it is, (D,) int64, and the source it is from, (D,).
 
-    ids: np.ndarray
-    borders: np.ndarray
+    `weights` says how often each source is read, next to the others.
+    """
+
+    ids: Ids
+    begins: np.ndarray
+    lengths: np.ndarray
+    sources: np.ndarray
+    weights: tuple[float, ...] = (1.0,)
+
+    @classmethod
+    def of(cls, ids: np.ndarray, lengths: Sequence[int], sources: Sequence[int] | None = None, **rest) -> "Tokens":
+        """Documents one after the other, of one source unless said otherwise."""
+        lengths = np.asarray(lengths, np.int64)
+        sources = np.zeros(len(lengths), np.int64) if sources is None else np.asarray(sources, np.int64)
+        return cls(ids=Ids(ids), begins=np.cumsum(lengths) - lengths, lengths=lengths, sources=sources, **rest)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return int(self.lengths.sum())
+
+    def fit(self, megabytes: int) -> bool:
+        """Whether the ids take no more than so many MB."""
+        return self.ids.host.nbytes <= megabytes * 1_000_000
 
     def split(self, val_fraction: float) -> tuple["Tokens", "Tokens"]:
-        """The first tokens to train on and the last `val_fraction` of them, a document cut at the border."""
-        cut = int(len(self) * (1 - val_fraction))
-        return self._slice(0, cut), self._slice(cut, len(self))
+        """Of each source the first tokens to train on, and the last `val_fraction`; a document is cut at the border."""
+        train, val = self.lengths.copy(), np.zeros_like(self.lengths)
+        for source in range(len(self.weights)):
+            own = self.sources == source
+            ends = np.cumsum(self.lengths[own])
+            cut = int(ends[-1] * (1 - val_fraction)) if len(ends) else 0
+            train[own] = np.clip(cut - (ends - self.lengths[own]), 0, self.lengths[own])
+        val = self.lengths - train
+        return self._some(self.begins, train), self._some(self.begins + train, val)
 
-    def _slice(self, start: int, stop: int) -> "Tokens":
-        inside = self.borders[(self.borders > start) & (self.borders < stop)]
-        return Tokens(ids=self.ids[start:stop], borders=np.concatenate([[start], inside, [stop]]) - start)
-
-
-def encode(corpus: Corpus, tokenizer) -> Tokens:
-    """The corpus as ids; where there are several documents each ends in EOS."""
-    try:
-        parts = [tokenizer.encode(document) for document in corpus.documents]
-    except UserError as error:
-        raise UserError(f"corpus {corpus.name}: {error}; take other text, or train a new model on this one") from None
-    if len(parts) > 1:
-        end = np.array([tokenizer.eos_id], tokenizer.dtype)
-        parts = [np.append(part, end) for part in parts]
-    return Tokens(ids=np.concatenate(parts), borders=np.cumsum([0] + [len(p) for p in parts]))
+    def _some(self, begins: np.ndarray, lengths: np.ndarray) -> "Tokens":
+        kept = lengths > 0
+        return replace(self, begins=begins[kept], lengths=lengths[kept], sources=self.sources[kept])
 
 
 class Batch(NamedTuple):
@@ -55,95 +80,150 @@ class Batch(NamedTuple):
 
 
 class Windows:
-    """A split on the device, and the windows of block_size + 1 tokens in it. No window crosses a document's end.
+    """The windows of block_size + 1 tokens in a split. No window crosses a document's end.
 
-    A document of L tokens has L - T starts, drawn uniformly. One too short for a full window is drawn from its first
+    A document of L tokens has L - T starts, drawn uniformly. One too short for a full window is read from its first
     token, its targets masked past the end, and weighs its own length in draws: every token can be drawn.
+
+    A window is told by its first token and its document's end. read() makes of these what gather() takes to make a
+    batch of: the same, where the ids are on the device, and ids read from memory or a file, where they are not.
     """
 
-    def __init__(self, tokens: Tokens, block_size: int):
-        lengths = np.diff(tokens.borders)
-        self.block_size, self.num_tokens = block_size, len(tokens)
-        self._begins, self._lengths = tokens.borders[:-1][lengths > 1], lengths[lengths > 1]
+    def __init__(self, tokens: Tokens, block_size: int, on_device: bool = True):
+        readable = tokens.lengths > 1
+        self.block_size, self.num_tokens, self.on_device = block_size, len(tokens), on_device
+        self._ids, self._begins, self._lengths = tokens.ids.host, tokens.begins[readable], tokens.lengths[readable]
+        self._device_ids = tokens.ids.device if on_device else None
+        self._sources, self._weights = tokens.sources[readable], tokens.weights
         if not len(self._lengths):
             raise UserError(f"a split of {len(tokens)} tokens holds no window; give a longer corpus")
-        starts = np.maximum(self._lengths - block_size, 1)
-        self._num_starts, self._parts = starts, -(-starts // block_size)
-        self._epochs: dict[tuple[int, int], np.ndarray] = {}
-        weights = np.maximum(starts, np.minimum(self._lengths, block_size))
-        if weights.sum() >= 1 << 31:
-            raise UserError(f"corpus of {len(tokens)} tokens: at most {1 << 31} fit on the device; give a smaller one")
-        self._ids = mx.array(tokens.ids)
-        self._draws = mx.array(np.cumsum(weights), dtype=mx.int32)  # (D,)
-        self._begin = mx.array(self._begins, dtype=mx.int32)
-        self._end = mx.array(self._begins + self._lengths, dtype=mx.int32)
-        self._starts = mx.array(starts, dtype=mx.int32)
+        if len(self._ids) >= MAX_PLACES:
+            raise UserError(f"corpus of {len(self._ids)} tokens: at most {MAX_PLACES} can be told apart")
+        self._starts = np.maximum(self._lengths - block_size, 1)
+        shares = (
+            np.maximum(self._starts, np.minimum(self._lengths, block_size)) * np.array(self._weights)[self._sources]
+        )
+        self._draws = np.cumsum(shares)
+        self._epochs: dict[tuple, np.ndarray] = {}
 
-    def sample(self, key: mx.array, size: int) -> Batch:
-        """`size` random windows; runs on the device and can be traced."""
-        return self.gather(*self.draw(key, size))
+    def draw(self, seed: int, stream: str, index: int, size: int) -> np.ndarray:
+        """First tokens and document ends, (2, B) int32, of `size` random windows."""
+        shares = _uniform(seed, stream, index, 2 * size)
+        document = np.searchsorted(self._draws, shares[:size] * self._draws[-1], side="right")
+        starts = self._begins[document] + (shares[size:] * self._starts[document]).astype(np.int64)
+        return np.stack([starts, (self._begins + self._lengths)[document]]).astype(np.int32)
 
-    def draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
-        """First token and document end, (B,) each, of `size` random windows."""
-        total = self._draws[-1].astype(mx.uint32)
-        draw = (rng.bits(key, mx.arange(size)) % total).astype(mx.int32)
-        document = mx.searchsorted(self._draws, draw, side="right")
-        start = self._begin[document] + draw % self._starts[document]
-        return start, self._end[document]
-
-    def shuffled(self, seed: int, first: int, size: int) -> tuple[mx.array, mx.array]:
+    def shuffled(self, seed: int, first: int, size: int) -> np.ndarray:
         """Windows `first` to `first + size` of an endless row of epochs, as draw() gives them.
 
-        An epoch reads each document once, from a random offset on and in random order: the starts of a document are
-        cut into as many equal parts as it needs windows, and one is taken from each part, at the same offset.
+        An epoch reads a source of weight 1 once, one of weight 2 twice, in random order. Reading a source once is
+        reading each of its documents once, from a random offset on: the document's starts are cut into as many equal
+        parts as it needs windows, and one is taken from each part, at the same offset.
         """
-        epochs, places = np.divmod(np.arange(first, first + size), self._parts.sum())
+        epochs, places = np.divmod(np.arange(first, first + size), self.windows_per_epoch)
         windows = np.empty((2, size), np.int32)
         for epoch in np.unique(epochs).tolist():
             own = epochs == epoch
             windows[:, own] = self._epoch(seed, epoch)[:, places[own]]
-        return mx.array(windows[0]), mx.array(windows[1])
+        return windows
+
+    @property
+    def windows_per_epoch(self) -> int:
+        return sum(self._per_epoch)
+
+    @cached_property
+    def _parts(self) -> np.ndarray:
+        """How many windows each document needs, (D,)."""
+        return -(-self._starts // self.block_size)
+
+    @cached_property
+    def _per_epoch(self) -> list[int]:
+        """How many windows of each source an epoch reads."""
+        needed = np.bincount(self._sources, self._parts, len(self._weights))
+        return [max(round(n * weight), 1) if n else 0 for n, weight in zip(needed.tolist(), self._weights, strict=True)]
 
     def _epoch(self, seed: int, epoch: int) -> np.ndarray:
-        """First tokens and document ends, (2, W), of an epoch's windows in its order; the last two are kept."""
-        if (seed, epoch) not in self._epochs:
-            offset_key, order_key = rng.split(rng.key(seed, rng.EPOCHS, epoch), 2)
-            offsets = np.array(rng.bits(offset_key, mx.arange(len(self._parts)))) / 2**32
-            document = np.repeat(np.arange(len(self._parts)), self._parts)
-            part = np.arange(len(document)) - np.repeat(np.cumsum(self._parts) - self._parts, self._parts)
-            width = (self._num_starts / self._parts)[document]
-            starts = self._begins[document] + ((part + offsets[document]) * width).astype(np.int64)
-            order = np.array(mx.argsort(rng.bits(order_key, mx.arange(len(document)))))
-            windows = np.stack([starts, (self._begins + self._lengths)[document]])[:, order]
-            self._epochs = dict(list(self._epochs.items())[-1:]) | {(seed, epoch): windows}
-        return self._epochs[seed, epoch]
+        """An epoch's windows in its order, (2, W)."""
+        return self._kept((seed, epoch), lambda: self._make_epoch(seed, epoch))
 
-    def gather(self, starts: mx.array, ends: mx.array) -> Batch:
-        """The windows that begin at `starts` (B,), in documents that end at `ends` (B,)."""
+    def _make_epoch(self, seed: int, epoch: int) -> np.ndarray:
+        found = []
+        for source, count in enumerate(self._per_epoch):
+            if not count:
+                continue
+            needed = int(self._parts[self._sources == source].sum())
+            rounds, places = np.divmod(np.arange(epoch * count, (epoch + 1) * count), needed)
+            for number in np.unique(rounds).tolist():
+                found.append(self._round(seed, source, number)[:, places[rounds == number]])
+        windows = np.concatenate(found, axis=1)
+        return windows[:, _order(seed, rng.EPOCHS, epoch, windows.shape[1])]
+
+    def _round(self, seed: int, source: int, number: int) -> np.ndarray:
+        """The windows of one reading of a source, in random order, (2, W)."""
+
+        def make() -> np.ndarray:
+            stream = f"{rng.EPOCHS}/{source}"
+            own = np.flatnonzero(self._sources == source)
+            document = np.repeat(own, self._parts[own])
+            part = np.arange(len(document)) - np.repeat(
+                np.cumsum(self._parts[own]) - self._parts[own], self._parts[own]
+            )
+            offset = np.repeat(_uniform(seed, stream, 2 * number, len(own)), self._parts[own])
+            width = self._starts[document] / self._parts[document]
+            starts = self._begins[document] + ((part + offset) * width).astype(np.int64)
+            windows = np.stack([starts, (self._begins + self._lengths)[document]]).astype(np.int32)
+            return windows[:, _order(seed, stream, 2 * number + 1, len(document))]
+
+        return self._kept((seed, source, number), make)
+
+    def _kept(self, name: tuple, make) -> np.ndarray:
+        """What was made under a name; two epochs' worth is kept."""
+        if name not in self._epochs:
+            last = list(self._epochs.items())[-2 * len(self._weights) - 1 :]
+            self._epochs = dict(last) | {name: make()}
+        return self._epochs[name]
+
+    def read(self, windows: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What gather() takes, of windows (2, B); touches no device."""
+        starts, ends = windows
+        if self.on_device:
+            return starts, ends
+        places = starts[:, None].astype(np.int64) + np.arange(self.block_size + 1)  # (B, T + 1)
+        return self._ids[np.minimum(places, len(self._ids) - 1)].astype(np.int32), starts, ends
+
+    def gather(self, *read: mx.array) -> Batch:
+        """The batch of what read() gave, on the device; can be traced."""
+        *ids, starts, ends = read
         places = starts[:, None] + mx.arange(self.block_size + 1)  # (B, T + 1)
-        ids = self._ids[mx.minimum(places, self.num_tokens - 1)].astype(mx.int32)
+        if self.on_device:
+            ids = [self._device_ids[mx.minimum(places, len(self._ids) - 1)].astype(mx.int32)]
         mask = (places[:, 1:] < ends[:, None]).astype(mx.float32)
-        return Batch(ids[:, :-1], ids[:, 1:], mask)
+        return Batch(ids[0][:, :-1], ids[0][:, 1:], mask)
 
-    def draw_batches(self, key: mx.array, windows: int, size: int) -> "Spans":
-        """`windows` random windows in batches of `size`, as `sweep` gives them."""
-        starts, ends = self.draw(key, windows)
-        return _batches(np.array(starts), np.array(ends), size)
+    def batch(self, windows: np.ndarray) -> Batch:
+        """The batch of windows (2, B)."""
+        return self.gather(*map(mx.array, self.read(windows)))
 
-    def sweep(self, size: int) -> "Spans":
-        """Batches of `size` windows that predict every token once, but the first of each document."""
+    def sweep(self, size: int) -> list[np.ndarray]:
+        """Batches of `size` windows, (2, B) each, that predict every token once, but the first of each document."""
         T = self.block_size
-        starts = np.concatenate([np.arange(b, b + n - 1, T) for b, n in zip(self._begins, self._lengths, strict=True)])
-        ends = np.repeat(self._begins + self._lengths, -(-(self._lengths - 1) // T))
-        return _batches(starts, ends, size)
+        counts = -(-(self._lengths - 1) // T)
+        part = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        starts = np.repeat(self._begins, counts) + part * T
+        return batches(np.stack([starts, np.repeat(self._begins + self._lengths, counts)]).astype(np.int32), size)
 
 
-# The starts and the document ends, (B,) int32 each, of a list of batches of windows.
-Spans = list[tuple[mx.array, mx.array]]
-
-
-def _batches(starts: np.ndarray, ends: np.ndarray, size: int) -> Spans:
+def batches(windows: np.ndarray, size: int) -> list[np.ndarray]:
     """Cuts into batches of one size; the last is filled up with windows that are masked throughout."""
-    missing = -len(starts) % size
-    pair = (np.pad(starts, (0, missing)), np.pad(ends, (0, missing)))
-    return [tuple(mx.array(a[i : i + size], dtype=mx.int32) for a in pair) for i in range(0, len(pair[0]), size)]
+    windows = np.pad(windows, ((0, 0), (0, -windows.shape[1] % size)))
+    return [windows[:, i : i + size] for i in range(0, windows.shape[1], size)]
+
+
+def _uniform(seed: int, stream: str, index: int, count: int) -> np.ndarray:
+    """Numbers from 0 to 1, (count,) float64."""
+    return rng.host_bits(seed, stream, index, count) / 2**32
+
+
+def _order(seed: int, stream: str, index: int, count: int) -> np.ndarray:
+    """A random order of 0 to count - 1."""
+    return np.argsort(rng.host_bits(seed, stream, index, count), kind="stable")

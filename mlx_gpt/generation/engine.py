@@ -3,6 +3,7 @@
 Shapes: B batch, T time, V vocabulary.
 """
 
+import codecs
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -118,6 +119,7 @@ class TextStream:
     def __iter__(self) -> Iterator[str]:
         # Text that might be the beginning of a stop string is held back until the next token tells.
         held, longest = "", max(map(len, self.stop), default=1)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end within a character
         ids = decode(self.model, self.prompt or [self.tokenizer.bos_id], self.how, self.seed)
         while self.num_tokens < self.max_tokens:
             token = next(ids)
@@ -125,7 +127,7 @@ class TextStream:
             if token == self.tokenizer.eos_id:
                 self.finish_reason = "stop"
                 break
-            held += self.tokenizer.decode([token])
+            held += decoder.decode(self.tokenizer.pieces[token])
             ends = [place for place in (held.find(s) for s in self.stop) if place >= 0]
             if ends:
                 self.finish_reason, held = "stop", held[: min(ends)]
@@ -134,6 +136,8 @@ class TextStream:
             if ready > 0:
                 yield held[:ready]
                 held = held[ready:]
+        else:
+            held += decoder.decode(b"", final=True)
         if held:
             yield held
 

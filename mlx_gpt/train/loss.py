@@ -34,33 +34,33 @@ class Evaluator:
     def __init__(self, model, windows: Windows, token_bytes: np.ndarray, dtype: str):
         lengths = mx.array(token_bytes)
 
-        def part_sums(weights, starts, ends):
-            batch = windows.gather(starts, ends)
+        def part_sums(weights, *read):
+            batch = windows.gather(*read)
             losses = cross_entropy(model.apply(weights, batch.inputs), batch.targets) * batch.mask
             num_bytes = lengths[batch.targets] * batch.mask
             return mx.stack([losses.sum(), batch.mask.sum(), num_bytes.sum()])
 
-        def sums(weights, starts, ends):
-            weights, parts = cast(weights, dtype), []
-            for first, end, lane in divide(len(starts), len(starts), lanes(), windows.block_size):
+        def sums(weights, *read):
+            weights, parts, rows = cast(weights, dtype), [], len(read[0])
+            for first, end, lane in divide(rows, rows, lanes(), windows.block_size):
                 with mx.stream(lane):
-                    parts.append(part_sums(weights, starts[first:end], ends[first:end]))
+                    parts.append(part_sums(weights, *(a[first:end] for a in read)))
             return sum(parts)
 
-        self._sums = mx.compile(sums)
+        self._read, self._sums = windows.read, mx.compile(sums)
 
     def __call__(
         self,
         weights: dict[str, mx.array],
-        batches: Iterable[tuple[mx.array, mx.array]],
+        batches: Iterable[np.ndarray],
         stopped: Callable[[], bool] = lambda: False,
     ) -> Evaluation | None:
-        """Evaluates (starts, ends) batches; None if `stopped` turned true on the way."""
+        """Evaluates batches of windows, (2, B) each; None if `stopped` turned true on the way."""
         total, previous = np.zeros(3), None
-        for starts, ends in batches:
+        for windows in batches:
             if stopped():
                 return None
-            current = self._sums(weights, starts, ends)
+            current = self._sums(weights, *map(mx.array, self._read(windows)))
             mx.async_eval(current)
             total += 0 if previous is None else np.array(previous, np.float64)
             previous = current

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +20,10 @@ from mlx.utils import tree_flatten
 from mlx_gpt import backend, rng
 from mlx_gpt.backend import mx
 from mlx_gpt.checkpoint import store
-from mlx_gpt.checkpoint.files import require_space
 from mlx_gpt.checkpoint.store import Checkpoint, Header
-from mlx_gpt.data.tokens import Windows
+from mlx_gpt.data.tokens import Windows, batches
 from mlx_gpt.errors import OutOfRoom
+from mlx_gpt.files import require_space
 from mlx_gpt.optim.clip import CLIPS
 from mlx_gpt.optim.optimizers import EMA
 from mlx_gpt.optim.schedules import learning_rate
@@ -33,6 +34,7 @@ from mlx_gpt.train.step import StepOutput, initial_state, make_step
 MAX_BAD_STEPS = 5  # updates in a row that are skipped, or whose loss is absurd, before the run stops
 ABSURD = 10  # times the loss of a uniform guess
 PROBE_STEPS = 5  # updates timed before a time budget is turned into a number of updates
+READ_AHEAD = 3  # updates whose text is being read while one is computed
 LATEST, BEST = "checkpoint.safetensors", "best.safetensors"
 
 
@@ -81,6 +83,8 @@ class Trainer:
         self._last_eval_seconds = 0.0
         self._last_sample = header.iteration
         self._step_seconds: deque[float] = deque(maxlen=20)
+        self._read_ahead: deque[Future] = deque()
+        self._reader = ThreadPoolExecutor(1)
 
     @property
     def config(self):
@@ -101,11 +105,11 @@ class Trainer:
 
     def time_steps(self, count: int) -> list[float]:
         """Seconds of each of `count` steps after the one that compiles; the run's state is left as it was."""
-        state, seconds = self.state, []
+        state, seconds, windows = self.state, [], [mx.array(a) for a in self._train.read(self._windows(0))]
         for i in range(count + 1):
             start = time.perf_counter()
             state, output = self._step(
-                state, mx.array(self.config.optimizer.learning_rate), mx.array(i, dtype=mx.uint32), *self._spans()
+                state, mx.array(self.config.optimizer.learning_rate), mx.array(i, dtype=mx.uint32), *windows
             )
             mx.eval(state, output)
             seconds.append(time.perf_counter() - start)
@@ -133,7 +137,7 @@ class Trainer:
     def run(self) -> Iterator[Report]:
         """Trains to the end of the run. Rare things come first, then the step."""
         self._begin()
-        require_space(self.folder, 2 * self.state_bytes)
+        require_space(self.folder, 2 * self.state_bytes, "the run's two checkpoints", "choose another --out")
         while True:
             if self._needs_plan():
                 yield self._plan()
@@ -172,20 +176,28 @@ class Trainer:
     def _submit(self) -> None:
         iteration, train = self.header.iteration, self.config.train
         lr = learning_rate(self.config.optimizer, iteration, train.iters, self.header.lr_cuts)
-        index, spans = mx.array(iteration, dtype=mx.uint32), self._spans()
-        self.state, output = self._step(self.state, mx.array(lr), index, *spans)
+        index, windows = mx.array(iteration, dtype=mx.uint32), self._next_windows()
+        self.state, output = self._step(self.state, mx.array(lr), index, *windows)
         mx.async_eval(self.state, output)
         tokens = self.header.tokens + train.sequences_per_step * self.config.model.block_size
         self._advance(iteration=iteration + 1, tokens=tokens)
         self._pending.append(Pending(iteration + 1, tokens, lr, output))
 
-    def _spans(self) -> tuple[mx.array, mx.array]:
-        """The windows of the next update."""
+    def _next_windows(self) -> list[mx.array]:
+        """What the next update gathers. Text that is not on the device is read some updates ahead, in a thread."""
+        if self._train.on_device:
+            return [mx.array(a) for a in self._train.read(self._windows(0))]
+        while len(self._read_ahead) <= READ_AHEAD:
+            self._read_ahead.append(self._reader.submit(self._train.read, self._windows(len(self._read_ahead))))
+        return [mx.array(a) for a in self._read_ahead.popleft().result()]
+
+    def _windows(self, ahead: int) -> np.ndarray:
+        """The windows of the update that comes after `ahead` others, (2, B)."""
         train, header = self.config.train, self.header
-        if train.shuffle:
-            first = header.tokens // self.config.model.block_size
-            return self._train.shuffled(train.seed, first, train.sequences_per_step)
-        return self._train.draw(rng.key(train.seed, rng.WINDOWS, header.iteration), train.sequences_per_step)
+        size = train.sequences_per_step
+        if not train.shuffle:
+            return self._train.draw(train.seed, rng.WINDOWS, header.iteration + ahead, size)
+        return self._train.shuffled(train.seed, header.tokens // self.config.model.block_size + ahead * size, size)
 
     def _read(self) -> StepReport:
         """Waits for the oldest submitted step."""
@@ -297,12 +309,12 @@ class Trainer:
             yield self._save(BEST, report.averaged)
         self._last_read = time.perf_counter()
 
-    def _batches(self) -> list[tuple[mx.array, mx.array]]:
+    def _batches(self) -> list[np.ndarray]:
         train = self.config.train
         if not train.eval_windows:
             return self._sweep
-        key = rng.key(train.seed, rng.EVALUATION, self.header.iteration)
-        return self._val.draw_batches(key, train.eval_windows, train.batch_size)
+        windows = self._val.draw(train.seed, rng.EVALUATION, self.header.iteration, train.eval_windows)
+        return batches(windows, train.batch_size)
 
     def _sample_due(self) -> bool:
         iteration, every = self.header.iteration, self.config.train.sample_every

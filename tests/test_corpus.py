@@ -1,0 +1,304 @@
+"""Where text comes from: names, downloads, files, patterns, JSON lines; its documents, and what is known of it."""
+
+import functools
+import gzip
+import hashlib
+import http.server
+import json
+import math
+import threading
+
+import numpy as np
+import pytest
+
+from mlx_gpt.data import corpus as corpus_module
+from mlx_gpt.data import library, markov
+from mlx_gpt.data.corpus import Corpus, Source, corpus_name, list_corpora, open_corpus
+from mlx_gpt.data.encoding import encode
+from mlx_gpt.data.stats import order2_loss, stats
+from mlx_gpt.data.tokenizer import CharTokenizer
+from mlx_gpt.errors import BadFile, UserError
+
+
+def corpus_of(*documents):
+    return Corpus("c", (Source("c", 1.0, sum(map(len, documents)), lambda: [[d] for d in documents]),))
+
+
+def test_shakespeare_is_the_real_one(shakespeare):
+    corpus = open_corpus([shakespeare])
+    tokenizer = CharTokenizer.train(corpus.texts())
+    assert (sum(map(len, corpus.documents)), tokenizer.vocab_size) == (1_115_394, 67)
+    assert [len(t) for t in encode(corpus, tokenizer, print).split(0.1)] == [1_003_854, 111_540]
+
+
+def test_pydocs_and_stdlib_need_no_network(monkeypatch):
+    monkeypatch.setenv("MLXGPT_CORPUS_DIR", "/nonexistent")
+    pydocs, stdlib = open_corpus(["pydocs"]), open_corpus(["stdlib"])
+    assert len(pydocs.documents) > 50 and sum(map(len, pydocs.documents)) > 400_000
+    assert len(stdlib.documents) > 400 and sum(map(len, stdlib.documents)) > 8_000_000
+    assert open_corpus(["pydocs"]).fingerprint == pydocs.fingerprint != stdlib.fingerprint
+
+
+def test_corpora_are_listed_with_licence_and_state(shakespeare):
+    rows = {row["name"]: row for row in list_corpora()}
+    assert set(rows) == {"shakespeare", "gutenberg-shakespeare", "pydocs", "stdlib"}
+    assert all(row["license"] and row["bytes"] > 400_000 and row["state"] for row in rows.values())
+    assert not rows["shakespeare"]["network"]
+
+
+def test_a_missing_download_says_where_to_put_the_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLXGPT_CORPUS_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr("mlx_gpt.data.library.cache_dir", lambda: tmp_path / "cache")
+    with pytest.raises(UserError) as error:
+        open_corpus(["shakespeare"])
+    for word in ("tinyshakespeare/input.txt", str(tmp_path / "cache"), "MLXGPT_CORPUS_DIR", "pydocs and stdlib"):
+        assert word in str(error.value)
+
+
+@pytest.fixture
+def served(monkeypatch, tmp_path):
+    """A web server on this machine, a corpus `letters` that is downloaded from it, and the user's cache."""
+    (tmp_path / "web").mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "web")
+    handler.func.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    manifest = {
+        "file": "letters.txt",
+        "size": 4,
+        "sha256": hashlib.sha256(b"abcd").hexdigest(),
+        "url": f"http://127.0.0.1:{server.server_port}/letters.txt",
+    }
+    monkeypatch.setattr(library, "manifest", lambda name: manifest)
+    monkeypatch.setattr("mlx_gpt.data.library.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.delenv("MLXGPT_CORPUS_DIR", raising=False)
+    yield tmp_path / "web/letters.txt", manifest
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_corpus_is_downloaded_once_into_the_cache(served, tmp_path):
+    served[0].write_text("abcd")
+    assert open_corpus(["shakespeare"]).documents == ["abcd"]
+    served[0].unlink()
+    assert open_corpus(["shakespeare"]).documents == ["abcd"]
+    assert [p.name for p in (tmp_path / "cache/corpus").iterdir()] == ["letters.txt"]
+
+
+def test_a_download_of_something_else_is_refused_and_not_kept(served, tmp_path):
+    served[0].write_text("<html>")
+    with pytest.raises(BadFile, match="not the file expected"):
+        open_corpus(["shakespeare"])
+    assert not list((tmp_path / "cache").rglob("*.txt"))
+
+
+def test_a_file_with_another_checksum_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "shakespeare.txt").write_text("not it")
+    monkeypatch.setenv("MLXGPT_CORPUS_DIR", str(tmp_path))
+    with pytest.raises(BadFile, match="SHA-256"):
+        open_corpus(["shakespeare"])
+
+
+def test_a_corpus_folder_that_is_not_there_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLXGPT_CORPUS_DIR", str(tmp_path / "absent"))
+    with pytest.raises(UserError, match="MLXGPT_CORPUS_DIR=.*absent: no such folder"):
+        open_corpus(["shakespeare"])
+
+
+def test_files_and_folders_become_documents_in_order(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name, text in {
+        "b.txt": "second",
+        "a.md": "first",
+        "sub/c.py": "third",
+        ".hidden": "no",
+        "empty.txt": "",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert open_corpus([str(tmp_path)]).documents == ["first", "second", "third"]
+    assert open_corpus([str(tmp_path / "b.txt"), str(tmp_path / "a.md")]).documents == ["second", "first"]
+
+
+@pytest.mark.parametrize("content, words", [(b"ab\xffcd", ["byte 2", "0xff"]), (b"", ["empty"])])
+def test_bad_text_is_named_by_file_and_byte(tmp_path, content, words):
+    path = tmp_path / "bad.txt"
+    path.write_bytes(content)
+    with pytest.raises(BadFile) as error:
+        list(open_corpus([str(path)]).texts())
+    assert all(word in str(error.value) for word in [str(path), *words])
+
+
+def test_fingerprints_see_document_borders():
+    prints = {corpus_of(*d).fingerprint for d in (["ab", "c"], ["a", "bc"], ["abc"], ["ab<|eos|>", "c", ""])}
+    assert len(prints) == 3
+
+
+def test_a_download_is_cleaned_of_what_surrounds_the_book(served, tmp_path):
+    path, manifest = served
+    book = "*** START OF THE PROJECT GUTENBERG EBOOK {0} ***\r\n\r\n\r\n{0}, line 1  \r\n\r\n\r\n\r\nline 2\r\n"
+    text = "\ufeffLicence\r\n" + "".join(
+        f"{book.format(n)}*** END OF THE PROJECT GUTENBERG EBOOK {n} ***\r\nmore\r\n" for n in "AB"
+    )
+    path.write_text(text, encoding="utf-8", newline="")
+    del manifest["sha256"]
+    manifest["clean"] = ["lines", "gutenberg"]
+    assert open_corpus(["shakespeare"]).documents == ["A, line 1\n\nline 2\n", "B, line 1\n\nline 2\n"]
+    assert sorted(p.name for p in (tmp_path / "cache/corpus").iterdir()) == ["letters.txt", "raw-letters.txt"]
+
+
+def test_a_page_in_place_of_a_book_leaves_nothing(served):
+    path, manifest = served
+    path.write_text("<html>moved</html>")
+    del manifest["sha256"]
+    manifest["clean"] = ["lines", "gutenberg"]
+    with pytest.raises(BadFile, match="nothing is left"):
+        open_corpus(["shakespeare"])
+
+
+def test_every_manifest_is_whole():
+    for row in list_corpora():
+        facts = library.manifest(row["name"])
+        assert set(facts) <= {"title", "license", "source", "file", "url", "clean", "size", "sha256"}
+        assert all(step in library.CLEANING for step in facts.get("clean", []))
+        assert ("url" in facts) == ("file" in facts)
+
+
+def test_other_files_in_a_folder_are_left_out_and_told_of(tmp_path):
+    for name in ("a.txt", "b.png", "c.PNG", "d", "e.MD"):
+        (tmp_path / name).write_bytes(b"x" if name[0] in "ae" else b"\xff")
+    corpus = open_corpus([str(tmp_path)])
+    assert corpus.documents == ["x", "x"]
+    assert len(corpus.notes) == 1 and "3 files left out" in corpus.notes[0] and ".png" in corpus.notes[0]
+
+
+def test_patterns_and_weights(tmp_path):
+    for name in ("a.txt", "b.txt", "sub/c.txt", "odd:2"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name.rpartition("/")[2][0])
+    corpus = open_corpus([f"{tmp_path}/*.txt:0.5", f"{tmp_path}/**/c.txt", f"{tmp_path}/odd:2"])
+    assert [source.weight for source in corpus.sources] == [0.5, 1.0, 1.0]
+    assert corpus.documents == ["a", "b", "c", "o"]
+    with pytest.raises(UserError, match="matches no file"):
+        open_corpus([f"{tmp_path}/*.csv"])
+    for weight in ("0", "-1", "inf", "nan"):
+        with pytest.raises(UserError, match="above 0"):
+            open_corpus([f"pydocs:{weight}"])
+    with pytest.raises(UserError, match="pydocs:2"):
+        open_corpus(["pydocs", "pydocs:3"])
+
+
+@pytest.mark.parametrize(
+    "specs, name",
+    [
+        (["shakespeare:2"], "shakespeare"),
+        (["notes/a.b.txt", "pydocs"], "a.b-and-1"),
+        (["books/*.txt"], "txt"),
+        (["markov:2"], "markov-2"),
+    ],
+)
+def test_a_run_folder_is_named_after_its_first_corpus(specs, name):
+    assert corpus_name(specs) == name
+
+
+@pytest.mark.parametrize("suffix, opened", [(".jsonl", open), (".jsonl.gz", gzip.open)])
+def test_each_line_of_json_is_a_document(tmp_path, suffix, opened):
+    path = tmp_path / f"texts{suffix}"
+    texts = ["one\nline", "", "zwei \u2028 \U0001f600", "lone \udc80"]
+    with opened(path, "wt", encoding="utf-8") as file:
+        file.write("\n\n".join(json.dumps({"text": text, "id": 3}) for text in texts))
+    assert open_corpus([str(path)]).documents == [texts[0], texts[2], "lone ?"]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"txt": "a"}', '{"text": 3}', "\xff"])
+def test_a_bad_line_of_json_is_named(tmp_path, line):
+    path = tmp_path / "texts.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n' + line.encode("latin-1") + b"\n")
+    with pytest.raises(BadFile, match="texts.jsonl: line 2"):
+        list(open_corpus([str(path)]).texts())
+    path = tmp_path / "torn.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "fine"}\n' * 1000)[:-20])
+    with pytest.raises(BadFile, match=r"torn.jsonl.gz: not a whole gzip file"):
+        list(open_corpus([str(path)]).texts())
+
+
+@pytest.mark.parametrize("piece", [3, 10, 1000])
+def test_text_is_read_in_pieces_and_cut_at_eos(tmp_path, piece, monkeypatch):
+    """However small the pieces: the same documents, none empty, no character or mark torn, cuts between lines."""
+    monkeypatch.setattr(corpus_module, "PIECE", piece)
+    documents = ["été\n\n ünd\nso", "<|eos|", "a\n" * 40, "\n\n", "naïve"]
+    path = tmp_path / "a.txt"
+    path.write_text("<|eos|>" + "<|eos|>".join(documents) + "<|eos|><|eos|>")
+    corpus = open_corpus([str(path)])
+    assert corpus.documents == documents
+    for text, ends in corpus.sources[0].pieces():
+        assert ends or (text and not text[-1].isspace())
+    assert any(not ends for _, ends in corpus.sources[0].pieces()) == (piece < 40)
+
+
+def test_the_byte_that_is_no_text_is_named_wherever_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "PIECE", 8)
+    path = tmp_path / "bad.txt"
+    for before in range(0, 30):
+        path.write_bytes("é".encode() * (before // 2) + b"x" * (before % 2) + b"\xff tail")
+        with pytest.raises(BadFile, match=f"byte {before} is 0xff"):
+            list(open_corpus([str(path)]).texts())
+    path.write_bytes(b"abc" + "é".encode()[:1])
+    with pytest.raises(BadFile, match="byte 3 is 0xc3"):
+        list(open_corpus([str(path)]).texts())
+
+
+# -- what is known of a text ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", range(4))
+def test_a_chains_entropy_rate_is_that_of_its_text(order):
+    """The rate from the stationary distribution, against what the known probabilities say of the drawn text."""
+    chain = markov.Chain(order, length=200_000)
+    text = "".join(chain.pieces())
+    probabilities, A = chain.probabilities, len(markov.LETTERS)
+    letters = np.array([markov.LETTERS.index(c) for c in text])
+    context = sum((np.roll(letters, k) * A ** (k - 1) for k in range(1, order + 1)), np.zeros(len(letters), int))
+    loss = -np.log(probabilities[context, letters])[order:]
+    assert chain.entropy_rate() == pytest.approx(loss.mean(), abs=5 * loss.std() / len(loss) ** 0.5)
+    assert probabilities.shape == (A**order, A) and np.allclose(probabilities.sum(1), 1)
+
+
+def test_chains_are_corpora():
+    one, two = open_corpus(["markov:1"]), open_corpus(["markov:2:3"])
+    assert one.fingerprint == open_corpus(["markov:1"]).fingerprint != two.fingerprint
+    assert two.weights == (3.0,) and "entropy rate" in one.notes[0]
+    assert len(one.documents[0]) == 1_000_000
+    for name in ("markov:9", "markov:x", "markov:"):
+        with pytest.raises(UserError, match="order from 0 to 4"):
+            open_corpus([name])
+
+
+def reference_order2(train, val, vocab_size):
+    def mixed(past, letter):
+        if past is None:
+            return 1 / vocab_size
+        shorter = past[1:] if past else None
+        n = len(past)
+        times = sum(train[i : i + n] == past for i in range(len(train) - n + 1))
+        hits = sum(train[i : i + n + 1] == [*past, letter] for i in range(len(train) - n))
+        return (hits + mixed(shorter, letter)) / (times + 1)
+
+    losses = [-math.log(mixed(val[max(i - 2, 0) : i], c)) for i, c in enumerate(val)]
+    return sum(losses) / len(losses)
+
+
+def test_the_order_2_model_is_its_definition():
+    draw = np.random.default_rng(0)
+    train, val = draw.integers(0, 4, 60), draw.integers(0, 5, 30)
+    assert order2_loss(train, val, 5) == pytest.approx(reference_order2(train.tolist(), val.tolist(), 5), rel=1e-9)
+
+
+def test_stats_say_what_a_text_is():
+    corpus = corpus_of("aab\n" * 50, "éa")
+    tokenizer = CharTokenizer.train(corpus.texts())
+    facts = stats(corpus, tokenizer, encode(corpus, tokenizer, print), 0.1)
+    assert (facts["documents"], facts["tokens"], facts["bytes"], facts["vocab_size"]) == (2, 204, 203, 6)
+    assert facts["most_common"][0] == ("a", round(101 / 204, 5))
+    assert 0 < facts["order2_nats"] < math.log(6)
