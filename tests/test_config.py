@@ -15,6 +15,7 @@ PARAMETERS = {
     "model-ds": 2_409_216,
     "model-m": 2_729_088,
     "model-l": 4_818_432,
+    "model-l-modern": 4_752_896,
     "model-deep": 7_152_768,
     "model-xl": 14_305_536,
 }
