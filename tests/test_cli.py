@@ -11,6 +11,11 @@ import pytest
 from conftest import ROOT, TINY, TINY_SHAPE
 
 COMMANDS = ["train", "generate", "eval", "convert", "inspect", "corpus", "corpus list", "doctor", "bench", "compare"]
+COMMANDS += [
+    "tokenizer",
+    "corpus stats",
+    *(f"tokenizer {name}" for name in ("train", "encode", "decode", "inspect", "convert")),
+]
 SMALL = [f"--set={k}={v}" for k, v in TINY.items()] + ["--batch=4", "--iters=12", "--eval-every=6", "--sample-every=0"]
 
 
@@ -101,7 +106,7 @@ def test_json_output_is_one_object_a_line_and_nothing_else(tmp_path):
 
 def test_generate_takes_the_best_of_the_newest_run(home):
     done = mlxgpt("generate", "--top-p", "0.9", "--temp", "0.8", "--max-tokens", "20", "--seed", "3", cwd=home)
-    assert done.returncode == 0 and len(done.stdout) == 21
+    assert done.returncode == 0 and "20 tokens" in done.stderr and 1 < len(done.stdout) <= 21
     assert "runs/custom-pydocs/best.safetensors: 20 tokens" in done.stderr
     again = mlxgpt("generate", "runs/custom-pydocs/best.safetensors", "--max-tokens", "20", "--seed", "3", cwd=home)
     assert again.stdout == done.stdout
@@ -208,6 +213,56 @@ def test_a_corrupt_latest_checkpoint_is_kept_and_the_best_goes_on(home, tmp_path
     assert (tmp_path / "run/checkpoint.safetensors.corrupt-1").exists()
 
 
+@pytest.mark.parametrize("mode", [["--bpe", "300"], ["--bpe", "400", "--byte-level"]])
+def test_a_run_of_pairs_keeps_its_vocabulary(tmp_path, mode):
+    """Trained once, kept with the run and in the checkpoint, gone on with, written with, taken by another run."""
+    small = [*SMALL, "--corpus=pydocs", "--set=train.eval_windows=4"]
+    done = mlxgpt("train", *small, *mode, "--out=run", cwd=tmp_path)
+    assert done.returncode == 0 and f"trained a vocabulary of {mode[1]} in" in done.stderr
+    vocab = (tmp_path / "run/tokenizer.json").read_bytes()
+    done = mlxgpt("train", "--resume", "run", "--iters=14", cwd=tmp_path)
+    assert done.returncode == 0 and "vocabulary" not in done.stderr
+    assert (tmp_path / "run/tokenizer.json").read_bytes() == vocab
+    done = mlxgpt("generate", "run/best.safetensors", "--prompt=The", "--max-tokens=9", "--json", cwd=tmp_path)
+    assert done.returncode == 0 and json.loads(done.stdout)["tokens"] == 9
+    done = mlxgpt("train", *small, "--vocab=run/tokenizer.json", "--out=other", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "other/tokenizer.json").read_bytes() == vocab
+    facts = json.loads(mlxgpt("eval", "other/best.safetensors", "--json", cwd=tmp_path).stdout)
+    assert 0 < facts["bits_per_byte"] < facts["loss"] / 0.6931
+    done = mlxgpt("train", "--resume", "run", "--iters=20", "--bpe=500", cwd=tmp_path)
+    assert done.returncode == 4 and "its tokens stay as they are" in done.stderr
+
+
+def test_the_tokenizer_commands_translate_and_agree(vectors, tmp_path):
+    vocab = vectors / "bpe-1500.vocab.json"
+    data = json.loads((vectors / "bpe-1500.ids.json").read_text())
+    (tmp_path / "text.txt").write_text(data["text"])
+    assert mlxgpt("tokenizer", "convert", vocab, "tokenizer.json", cwd=tmp_path).returncode == 0
+    for known in (vocab, "tokenizer.json"):
+        done = mlxgpt("tokenizer", "encode", "--vocab", known, "--json", "text.txt", cwd=tmp_path)
+        assert json.loads(done.stdout) == {"ids": data["ids"]}
+        (tmp_path / "ids.json").write_text(done.stdout)
+        assert mlxgpt("tokenizer", "decode", "--vocab", known, "ids.json", cwd=tmp_path).stdout == data["decoded"]
+    assert mlxgpt("tokenizer", "convert", "tokenizer.json", "vocab.json", cwd=tmp_path).returncode == 0
+    assert json.loads((tmp_path / "vocab.json").read_text())["vocab"] == json.loads(vocab.read_text())["vocab"]
+    facts = json.loads(mlxgpt("tokenizer", "inspect", "vocab.json", "--json", cwd=tmp_path).stdout)
+    assert (facts["kind"], facts["vocab_size"]) == ("bpe", 1500)
+
+
+def test_corpora_are_mixed_counted_and_read_from_disk(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.md").write_text("alpha beta gamma\n" * 100)
+    (tmp_path / "notes/b.jsonl").write_text('{"text": "delta epsilon"}\n' * 50)
+    facts = json.loads(mlxgpt("corpus", "stats", "notes", "--json", cwd=tmp_path).stdout)
+    assert facts["documents"] == 51 and 0 < facts["order2_nats"] < 1
+    mixed = ["--corpus=notes:2", "--corpus=pydocs", "--set=train.eval_windows=4"]
+    losses = []
+    for i, where in enumerate(["--set=data.device_mb=0", "--set=data.device_mb=9"]):
+        done = mlxgpt("train", *SMALL, *mixed, where, f"--out=run{i}", "--json", cwd=tmp_path)
+        losses.append([json.loads(line).get("loss") for line in done.stdout.splitlines()])
+    assert losses[0] == losses[1]
+
+
 # -- silly things ---------------------------------------------------------------------------------------------------
 
 RUN = "runs/custom-pydocs"
@@ -215,11 +270,11 @@ SILLY = [
     # arguments, exit code, words of the one line
     ("train --corpus absent.txt", 2, "absent.txt no such pydocs"),
     ("train --corpus empty.txt", 3, "empty.txt empty"),
-    ("train --corpus folder", 3, "folder empty"),
+    ("train --corpus folder", 3, "folder .txt .jsonl"),
     ("train --corpus binary.bin", 3, "binary.bin byte 128 UTF-8"),
     ("train --corpus short.txt", 2, "short 257 longer"),
     ("train --corpus /dev/zero", 3, "/dev/zero device"),
-    ("train --corpus pydocs --corpus pydocs", 2, "pydocs 2 times"),
+    ("train --corpus pydocs --corpus pydocs", 2, "pydocs 2 times pydocs:2"),
     ("train --batch 65536", 6, "65536 sequences GB --batch --accum"),
     ("train --preset text.txt", 3, "text.txt TOML"),
     ("train --preset folder", 2, "unknown preset TOML folder"),
@@ -282,6 +337,28 @@ SILLY = [
     (f"convert {RUN}/best.safetensors x.bin --format rgpt0004", 2, "rgpt0004"),
     ("convert absent x.bin", 2, "absent no such"),
     ("corpus lst", 2, "lst"),
+    ("train --byte-level", 2, "--byte-level --bpe"),
+    ("train --bpe 300 --vocab v.json", 2, "--bpe --vocab"),
+    ("train --bpe many", 2, "data.vocab_size"),
+    ("train --bpe 20", 2, "20 too small characters"),
+    ("train --bpe 100 --byte-level", 2, "100 too small bytes 258"),
+    ("train --vocab absent.json", 2, "absent.json no such file"),
+    ("train --vocab text.txt", 3, "text.txt JSON"),
+    ("train --corpus pydocs:0", 2, "pydocs:0 above 0"),
+    ("train --corpus pydocs --corpus pydocs:2", 2, "pydocs 2 times weight"),
+    ("train --corpus markov:7", 2, "markov:7 order 0 4"),
+    ("train --corpus *.csv", 2, "*.csv matches no file"),
+    ("train --set data.unknown=keep", 2, "keep drop refuse"),
+    (f"train --resume {RUN} --bpe 300 --iters 20", 4, "data.tokenizer bpe char new run"),
+    ("tokenizer encode text.txt", 2, "--vocab"),
+    ("tokenizer encode absent.txt --vocab absent.json", 2, "absent.json no such"),
+    ("tokenizer inspect binary.bin", 3, "binary.bin JSON"),
+    ("tokenizer train text.txt --corpus pydocs", 2, "text.txt already --force"),
+    ("tokenizer train folder --corpus pydocs", 2, "folder name a file"),
+    ("tokenizer train x.json --corpus pydocs --bpe 10", 2, "10 too small"),
+    ("tokenizer convert absent.json x.json", 2, "absent.json no such"),
+    ("corpus stats absent.txt", 2, "absent.txt no such"),
+    ("generate --vocab absent.json", 2, "absent.json no such"),
     ("compare", 2, "RUN"),
     ("compare absent", 2, "absent no such run"),
     ("compare folder", 2, "folder metrics.jsonl"),

@@ -125,6 +125,7 @@ def test_windows_depend_on_seed_stream_and_index_alone():
         return windows.draw(*key, 16)[0].tolist()
 
     assert draw(1, rng.WINDOWS, 5) == draw(1, rng.WINDOWS, 5)
+    assert windows.draw(1, "a", 5, 7)[0].tolist() == draw(1, "a", 5)[:7]
     assert len({tuple(draw(*k)) for k in [(1, "a", 5), (2, "a", 5), (1, "b", 5), (1, "a", 6)]}) == 4
 
 

@@ -60,6 +60,15 @@ def lines(name: str, result: dict) -> list[str]:
     return out
 
 
+def text_line(text: dict) -> str:
+    """What the byte-pair encoding took."""
+    return (
+        f"text             {text['bytes'] / 1e6:.1f} MB: a vocabulary of {text['vocab_size']:,} trained in "
+        f"{text['train_seconds']} s, {text['tokens']:,} tokens encoded in {text['encode_seconds']} s; resident "
+        f"{text['peak_resident_bytes'] / 1e9:.2f} GB"
+    )
+
+
 def draw(path: Path, results: dict[str, dict], machine: dict) -> None:
     """Bars of training tokens per second, a group a preset. Needs matplotlib."""
     import matplotlib

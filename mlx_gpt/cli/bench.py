@@ -56,6 +56,7 @@ def bench(presets, rounds, only, quick, tune, out, sets, as_json, **flags):
     """
     from mlx_gpt.bench import report
     from mlx_gpt.bench.machine import machine
+    from mlx_gpt.bench.text import measure_apart
     from mlx_gpt.cli.session import bench_case
     from mlx_gpt.files import make_folder
 
@@ -82,6 +83,10 @@ def bench(presets, rounds, only, quick, tune, out, sets, as_json, **flags):
         record["presets"][preset] = result
         if not as_json:
             click.echo("\n" + "\n".join(report.lines(preset, result)))
+    note("text: a vocabulary, and tokens")
+    record["text"] = measure_apart()
+    if not as_json:
+        click.echo("\n" + report.text_line(record["text"]))
     files = _keep(record, out, note)
     if as_json:
         echo_json(record)

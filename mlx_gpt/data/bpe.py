@@ -53,7 +53,8 @@ class BPETokenizer(Tokenizer):
             )
         engine = tokenizers.Tokenizer(models.BPE())
         engine.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
-        engine.train_from_iterator(texts, _trainer(vocab_size, sorted(characters)))
+        chunks = (chunk for text in texts for chunk in _chunks(text, LINE_END))
+        engine.train_from_iterator(chunks, _trainer(vocab_size, sorted(characters)))
         return cls.from_json(engine.to_str())
 
     @classmethod
@@ -169,7 +170,8 @@ class ByteBPETokenizer(Tokenizer):
         engine = tokenizers.Tokenizer(models.BPE())
         engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         engine.decoder = decoders.ByteLevel()
-        engine.train_from_iterator(texts, _trainer(vocab_size, sorted(BYTES)))
+        chunks = (chunk for text in texts for chunk in _chunks(text, WORD_END))
+        engine.train_from_iterator(chunks, _trainer(vocab_size, sorted(BYTES)))
         return cls(engine.to_str())
 
     def encode(self, text: str, unknown: Counter | None = None) -> np.ndarray:

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import struct
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,10 +44,12 @@ def make_tokenizer(corpus: Corpus, data: DataConfig, note: Note) -> Tokenizer:
         return CharTokenizer("".join(sorted(characters)))
     every = -(-corpus.num_bytes // TRAINED_BYTES) or 1
     texts = itertools.islice(corpus.texts(), 0, None, every)
-    told = f" on one piece of text in {every}" if every > 1 else ""
-    note(f"training a vocabulary of {data.vocab_size:,}{told}")
     kind = {"bpe": BPETokenizer, "byte-bpe": ByteBPETokenizer}[data.tokenizer]
-    return kind.train(texts, data.vocab_size, characters)
+    start = time.perf_counter()
+    tokenizer = kind.train(texts, data.vocab_size, characters)
+    told = f", on one piece of text in {every}" if every > 1 else ""
+    note(f"trained a vocabulary of {tokenizer.vocab_size} in {time.perf_counter() - start:.1f} s{told}")
+    return tokenizer
 
 
 @dataclass

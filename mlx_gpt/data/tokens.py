@@ -108,9 +108,9 @@ class Windows:
 
     def draw(self, seed: int, stream: str, index: int, size: int) -> np.ndarray:
         """First tokens and document ends, (2, B) int32, of `size` random windows."""
-        shares = _uniform(seed, stream, index, 2 * size)
-        document = np.searchsorted(self._draws, shares[:size] * self._draws[-1], side="right")
-        starts = self._begins[document] + (shares[size:] * self._starts[document]).astype(np.int64)
+        which, where = _uniform(seed, stream, index, 2 * size).reshape(size, 2).T
+        document = np.searchsorted(self._draws, which * self._draws[-1], side="right")
+        starts = self._begins[document] + (where * self._starts[document]).astype(np.int64)
         return np.stack([starts, (self._begins + self._lengths)[document]]).astype(np.int32)
 
     def shuffled(self, seed: int, first: int, size: int) -> np.ndarray:

@@ -1,0 +1,40 @@
+"""The pace of a byte-pair encoding: training its vocabulary on text, and encoding that text; a process of its own."""
+
+import json
+import subprocess
+import sys
+import time
+
+from mlx_gpt.bench.worker import peak_resident
+from mlx_gpt.data.bpe import BPETokenizer
+from mlx_gpt.data.corpus import open_corpus
+
+TEXT_BYTES = 7_600_000  # as much as the largest text that randyGPT's authors gave times for
+VOCAB_SIZE = 2000
+
+
+def measure() -> dict:
+    """Seconds of both on the first TEXT_BYTES of Python's standard library, and the largest resident size."""
+    text = "\n".join(open_corpus(["stdlib"]).documents)[:TEXT_BYTES]
+    start = time.perf_counter()
+    tokenizer = BPETokenizer.train([text], VOCAB_SIZE, set(text))
+    trained = time.perf_counter()
+    ids = tokenizer.encode(text)
+    return {
+        "bytes": len(text.encode()),
+        "vocab_size": VOCAB_SIZE,
+        "train_seconds": round(trained - start, 2),
+        "encode_seconds": round(time.perf_counter() - trained, 2),
+        "tokens": len(ids),
+        "peak_resident_bytes": peak_resident(),
+    }
+
+
+def measure_apart() -> dict:
+    """measure() in a fresh process."""
+    done = subprocess.run([sys.executable, "-m", "mlx_gpt.bench.text"], stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(measure()))
