@@ -42,7 +42,7 @@ def evaluate(checkpoint, corpus, split, batch, preset, sets, as_json):
     tokens = encode(text, run.tokenizer, note, data.unknown == "refuse")
     train, val = tokens.split(data.val_fraction)
     chosen = {"train": train, "val": val, "all": tokens}[split]
-    windows = Windows(chosen, run.config.model.block_size, tokens.fit(data.device_mb))
+    windows = Windows(chosen, run.config.model.block_size, tokens.fits(data.device_mb))
     evaluator = Evaluator(run.model, windows, run.tokenizer.token_bytes(), run.config.train.dtype)
     result = evaluator(run.model.weights(), windows.sweep(batch))
     if as_json:

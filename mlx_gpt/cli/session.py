@@ -119,7 +119,7 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
     _require_memory(config, tokenizer.vocab_size)
     data, block_size = config.data, config.model.block_size
     tokens = encode(start.corpus, tokenizer, note, data.unknown == "refuse")
-    on_device = tokens.fit(data.device_mb)
+    on_device = tokens.fits(data.device_mb)
     train, val = tokens.split(data.val_fraction)
     if len(train) <= block_size or len(val) < 2:
         shorter = len(train) // 4

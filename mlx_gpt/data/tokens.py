@@ -51,7 +51,7 @@ class Tokens:
     def __len__(self) -> int:
         return int(self.lengths.sum())
 
-    def fit(self, megabytes: int) -> bool:
+    def fits(self, megabytes: int) -> bool:
         """Whether the ids take no more than so many MB."""
         return self.ids.host.nbytes <= megabytes * 1_000_000
 
