@@ -13,7 +13,8 @@ import pytest
 import safetensors.numpy
 from conftest import TINY_SHAPE
 
-from mlx_gpt import files, rgpt, store
+from mlx_gpt import files
+from mlx_gpt.checkpoint import rgpt, store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config import Config, ModelConfig
 from mlx_gpt.errors import BadFile, OutOfRoom, ResumeRefused, UserError
