@@ -135,7 +135,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch)
     def broken(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "_sync", broken)
+    monkeypatch.setattr(files, "sync", broken)
     with pytest.raises(OutOfRoom, match="no space left"):
         store.save(saved, checkpoint(seed=1))
     assert saved.read_bytes() == before and os.listdir(saved.parent) == [saved.name]
@@ -143,7 +143,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch)
 
 def test_too_little_space_is_known_beforehand(tmp_path):
     with pytest.raises(OutOfRoom, match="MB free"):
-        files.require_space(tmp_path, 1 << 60)
+        files.require_space(tmp_path, 1 << 60, "the checkpoints", "choose another --out")
 
 
 def test_a_second_trainer_is_refused_until_the_first_process_ends(tmp_path):
