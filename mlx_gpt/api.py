@@ -14,6 +14,7 @@ from mlx_gpt.data.bpe import open_vocab
 from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer, tokenizer_from_dict
 from mlx_gpt.errors import BadFile, ResumeRefused, UserError
+from mlx_gpt.export import huggingface
 from mlx_gpt.generation.engine import TextStream
 from mlx_gpt.generation.sampling import Sampling
 from mlx_gpt.model.gpt import GPT
@@ -103,13 +104,16 @@ def read_checkpoint(path: Path, preset: str | None = None, sizes: dict[str, Any]
     wanted = (ModelConfig(**load_toml("presets", preset)["model"]).architecture() if preset else {}) | (sizes or {})
     if not path.exists():
         raise UserError(f"{path}: no such file")
-    if path.is_dir():
+    if path.is_dir() and not huggingface.is_folder(path):
         raise UserError(f"{path}: a folder; give a checkpoint file in it")
     try:
-        if rgpt.is_rgpt(path):
+        if path.is_dir():
+            checkpoint = huggingface.read_folder(path)
+        elif rgpt.is_rgpt(path):
             checkpoint = rgpt.read(path, {k: wanted[k] for k in SHAPE_KEYS if k in wanted})
         elif path.suffix == ".safetensors" or store.is_safetensors(path):
-            checkpoint = store.load(path)
+            ours = store.is_ours(path)
+            checkpoint = store.load(path) if ours else huggingface.read_state_dict(path, wanted)
         else:
             raise BadFile(f"{path}: neither an RGPT file nor a safetensors file")
     except OSError as error:

@@ -119,10 +119,10 @@ def test_nan_newer_foreign_and_misshapen_files_are_refused(tmp_path, saved):
     store.save(saved, checkpoint(vocab_size=2**40))
     refused("header can't be read")
     foreign = tmp_path / "foreign.safetensors"
-    safetensors.numpy.save_file({"x": np.zeros(3)}, foreign)
+    safetensors.numpy.save_file({"x": np.zeros(3, np.float32)}, foreign)
     refused("not an mlxgpt checkpoint", foreign)
     safetensors.numpy.save_file(
-        {"x": np.zeros(3)}, foreign, {"format": "mlxgpt", "format_version": "3", "header": "{}"}
+        {"x": np.zeros(3, np.float32)}, foreign, {"format": "mlxgpt", "format_version": "3", "header": "{}"}
     )
     refused("format version '3'", foreign)
     with pytest.raises(UserError, match="no such file"):

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
+from mlx_gpt.checkpoint.container import Entry, read_header, read_tensors
 from mlx_gpt.config import Config, merge
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
@@ -113,6 +113,11 @@ def is_safetensors(path: Path) -> bool:
         return f.read(9)[8:] == b"{"
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a safetensors file says that it is an mlxgpt checkpoint."""
+    return read_header(path)[1].get("format") == FORMAT
+
+
 def require_finite(path: Path, tensors: Tensors) -> None:
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
@@ -127,14 +132,10 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
 def _read(path: Path) -> tuple[Header, Tensors]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    try:
-        with safetensors.safe_open(path, "np") as f:
-            metadata = f.metadata() or {}
-            header = _header(path, metadata)
-            _require_layout(path, header, {name: f.get_slice(name) for name in f.keys()})
-            tensors = {name: f.get_tensor(name) for name in sorted(f.keys())}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise BadFile(f"{path}: not a whole safetensors file ({error}); take an earlier checkpoint") from None
+    entries, metadata = read_header(path)
+    header = _header(path, metadata)
+    _require_layout(path, header, entries)
+    tensors = read_tensors(path, entries)
     if metadata.get("sha256") != _digest(metadata["header"], tensors):
         raise BadFile(
             f"{path}: its contents don't match their SHA-256, the file is corrupt; take an earlier checkpoint"
@@ -158,19 +159,18 @@ def _header(path: Path, metadata: dict[str, str]) -> Header:
         raise BadFile(f"{path}: its header can't be read: {error}") from None
 
 
-def _require_layout(path: Path, header: Header, slices: dict[str, Any]) -> None:
+def _require_layout(path: Path, header: Header, entries: dict[str, Entry]) -> None:
     """Every weight with its shape; each optimizer tensor shaped as its weight; float32 throughout."""
     expected = header.config.model.weight_shapes(header.vocab_size)
     needed = [*expected] + [f"{OPTIMIZER}ema.{name}" for name in expected if header.averaged]
-    for name in set(needed) - slices.keys():
+    for name in set(needed) - entries.keys():
         raise BadFile(f"{path}: {name} is missing")
-    for name, found in slices.items():
+    for name, found in entries.items():
         weight = name.removeprefix(OPTIMIZER).partition(".")[2] if name.startswith(OPTIMIZER) else name
         if weight not in expected:
             raise BadFile(f"{path}: {name} does not belong to this model")
-        shape, dtype = tuple(found.get_shape()), found.get_dtype()
-        if shape != expected[weight] or dtype != "F32":
-            raise BadFile(f"{path}: {name} is {dtype} {shape}, expected F32 {expected[weight]}")
+        if found.shape != expected[weight] or found.dtype != "F32":
+            raise BadFile(f"{path}: {name} is {found.dtype} {found.shape}, expected F32 {expected[weight]}")
 
 
 def _digest(header: str, tensors: Tensors) -> str:

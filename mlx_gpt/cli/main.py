@@ -15,6 +15,7 @@ from mlx_gpt.cli.convert import convert, inspect
 from mlx_gpt.cli.corpus import corpus
 from mlx_gpt.cli.doctor import doctor
 from mlx_gpt.cli.evaluate import evaluate
+from mlx_gpt.cli.export import export, push
 from mlx_gpt.cli.generate import generate
 from mlx_gpt.cli.tokenizer import tokenizer
 from mlx_gpt.cli.train import train
@@ -40,7 +41,7 @@ def cli():
     """
 
 
-for command in (train, generate, evaluate, compare, convert, inspect, corpus, tokenizer, doctor, bench):
+for command in (train, generate, evaluate, compare, convert, export, push, inspect, corpus, tokenizer, doctor, bench):
     cli.add_command(command)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from mlx_gpt.data.tokenizer import SPECIALS, Tokenizer, count_unknown
+from mlx_gpt.data.tokenizer import SPECIALS, CharTokenizer, Tokenizer, count_unknown
 from mlx_gpt.errors import BadFile, UserError
 
 CHUNK = 1 << 16  # characters that are encoded together, on one core
@@ -91,10 +91,7 @@ class BPETokenizer(Tokenizer):
                 "a tokenizer.json can't hold this vocabulary: it has a string twice, or merges out of order; "
                 "keep it as vocab.json"
             )
-        engine = _engine(self._ids, self._in_order())
-        engine.decoder = decoders.Fuse()
-        engine.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in self.vocab[: len(SPECIALS)]])
-        return engine.to_str(pretty=True)
+        return _with_specials(self._ids, self._in_order(), self.vocab[: len(SPECIALS)])
 
     @property
     def file_name(self) -> str:
@@ -156,8 +153,9 @@ class ByteBPETokenizer(Tokenizer):
         for string, i in ids.items():
             pieces[i] = b"" if string in specials else bytes(BYTES[c] for c in string)
         super().__init__(pieces)
-        self.eos_id = ids[ends[0]]
-        self.bos_id = next((ids[name] for name in ("<|bos|>", "<s>") if name in ids), self.eos_id)
+        begins = [name for name in ("<|bos|>", "<s>") if name in ids]
+        self.special_names = ([*begins, ends[0]][0], ends[0])
+        self.bos_id, self.eos_id = (ids[name] for name in self.special_names)
         engine.encode_special_tokens = True  # a text that spells a special is a text
         self._engine = engine
 
@@ -187,6 +185,11 @@ class ByteBPETokenizer(Tokenizer):
     file_name, to_file = "tokenizer.json", to_json
 
 
+def character_json(characters: str) -> str:
+    """A tokenizer.json of characters alone: pairs that never merge."""
+    return _with_specials({s: i for i, s in enumerate([*SPECIALS, *characters])}, [], SPECIALS)
+
+
 def open_vocab(path: Path) -> Tokenizer:
     """A vocab.json of randyGPT's, or a tokenizer.json: ours, or any byte-level BPE. Raises BadFile, UserError."""
     try:
@@ -203,7 +206,10 @@ def open_vocab(path: Path) -> Tokenizer:
             ours = data["model"].get("type") == "BPE" and [p.get("type") for p in _parts(data["pre_tokenizer"])] == [
                 "Split"
             ]
-            return BPETokenizer.from_json(text) if ours else ByteBPETokenizer(text)
+            if not ours:
+                return ByteBPETokenizer(text)
+            known = BPETokenizer.from_json(text)
+            return known if known.merges else CharTokenizer("".join(known.vocab[len(SPECIALS) :]))
     except BadFile as error:
         raise BadFile(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -231,6 +237,14 @@ def _engine(ids: dict[str, int], merges: list[Merge]) -> tokenizers.Tokenizer:
     engine = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges))
     engine.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
     return engine
+
+
+def _with_specials(ids: dict[str, int], merges: list[Merge], specials: Sequence[str]) -> str:
+    """A tokenizer.json that knows its specials and decodes without spaces between tokens."""
+    engine = _engine(ids, merges)
+    engine.decoder = decoders.Fuse()
+    engine.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in specials])
+    return engine.to_str(pretty=True)
 
 
 def _encode(engine: tokenizers.Tokenizer, chunks: Iterator[str], dtype) -> np.ndarray:

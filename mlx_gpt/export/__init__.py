@@ -1,0 +1,1 @@
+"""A trained model as other tools take it."""

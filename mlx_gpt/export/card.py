@@ -1,0 +1,60 @@
+"""The model card: what the model is, what it learned from, how well, and how it is loaded."""
+
+from mlx_gpt.checkpoint.store import Header
+
+LOADING = {
+    "huggingface": """```python
+from transformers import pipeline
+
+write = pipeline("text-generation", model="{name}", trust_remote_code=True)
+print(write("{prompt}", max_new_tokens=200)[0]["generated_text"])
+```""",
+    "mlx-lm": """```
+mlx_lm.generate --model {name} --trust-remote-code --ignore-chat-template --prompt "{prompt}"
+```""",
+}
+
+
+def card(
+    header: Header, name: str, target: str, licence: str, evaluations: list[dict], has_curve: bool, notes: list[str]
+) -> str:
+    """Markdown with the front matter that the hub reads. `evaluations`: lines of metrics.jsonl."""
+    model, train = header.config.model, header.config.train
+    corpora = ", ".join(header.config.data.corpus)
+    lines = [
+        "---",
+        "library_name: " + {"huggingface": "transformers", "mlx-lm": "mlx"}[target],
+        "pipeline_tag: text-generation",
+        f"license: {licence}",
+        "tags:",
+        "- mlxgpt",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A GPT of {model.num_params(header.vocab_size):,} parameters, trained from scratch with mlxgpt: "
+        f"{model.n_layer} layers of {model.n_head} heads, {model.n_embd} wide, {model.block_size} tokens of context, a "
+        f"vocabulary of {header.vocab_size:,} ({header.tokenizer['kind']}).",
+        "",
+        LOADING[target].format(name=name, prompt="The "),
+        "",
+        "The code in this folder is needed because no architecture of the library is this one; it is short, and the "
+        "same for every model.",
+        "",
+        "## Training",
+        "",
+        f"- text: {corpora} (SHA-256 of the documents {str(header.corpus)[:16]}...)",
+        f"- {header.iteration:,} updates of {train.sequences_per_step} x {model.block_size} tokens, "
+        f"{header.tokens:,} in all, by {header.config.optimizer.name}, in {train.dtype}",
+        f"- best validation loss {header.best_loss:.4f} nats a token, at update {header.best_iteration:,}",
+        *(f"- {note}" for note in notes),
+        "",
+    ]
+    if has_curve:
+        lines += ["![validation loss](curve.png)", ""]
+    elif evaluations:
+        lines += ["| update | tokens | validation loss | perplexity |", "|---|---|---|---|"]
+        shown = evaluations[:: max(len(evaluations) // 20, 1)]
+        lines += [f"| {e['step']:,} | {e['tokens']:,} | {e['val_loss']:.4f} | {e['val_ppl']:.2f} |" for e in shown]
+        lines += [""]
+    return "\n".join(lines)

@@ -1,0 +1,214 @@
+"""Folders that other tools load: Hugging Face transformers and mlx-lm; and theirs, and randyGPT's, read back.
+
+A folder holds config.json, model.safetensors, a real tokenizer.json with what goes with it, the model's code, which is
+a fixed template without a word of the user's, and a card. Nothing in a folder is ever run here.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import safetensors.numpy
+
+from mlx_gpt.checkpoint import store
+from mlx_gpt.checkpoint.container import read_header, read_tensors
+from mlx_gpt.checkpoint.store import Checkpoint, Header, Tensors
+from mlx_gpt.config import EXTENSION_KEYS, SHAPE_KEYS, Config, ModelConfig
+from mlx_gpt.data.bpe import character_json, open_vocab
+from mlx_gpt.data.tokenizer import Tokenizer
+from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.files import make_folder, write_atomic
+
+TARGETS = ("huggingface", "mlx-lm")
+TEMPLATES = Path(__file__).parent / "templates"
+CODE = {
+    "huggingface": {"configuration_mlxgpt.py": "configuration_mlxgpt.py", "modeling_mlxgpt.py": "modeling_mlxgpt.py"},
+    "mlx-lm": {"mlxgpt.py": "mlxgpt_mlx_lm.py"},
+}
+BOS, EOS = "<|bos|>", "<|eos|>"
+MAX_JSON = 64 << 20  # bytes of a config.json or tokenizer.json
+
+
+def write_folder(
+    folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, target: str, card: str, extra: dict
+) -> list[Path]:
+    """Writes the folder of one of TARGETS; the paths written. `extra` goes into config.json.
+
+    Raises UserError where the vocabulary has no tokenizer.json.
+    """
+    names = special_names(tokenizer)
+    files = {
+        "config.json": json.dumps(config_json(checkpoint.header, tokenizer, target) | extra, indent=2),
+        "generation_config.json": json.dumps(
+            {
+                "bos_token_id": tokenizer.bos_id,
+                "eos_token_id": tokenizer.eos_id,
+                "pad_token_id": tokenizer.eos_id,
+                "do_sample": True,
+                "temperature": 0.8,
+                "top_p": 0.9,
+                "max_new_tokens": 200,
+            },
+            indent=2,
+        ),
+        "tokenizer.json": tokenizer_json(tokenizer),
+        "tokenizer_config.json": json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": names[0],
+                "eos_token": names[1],
+                "pad_token": names[1],
+                "model_max_length": checkpoint.header.config.model.block_size,
+                "clean_up_tokenization_spaces": False,
+                "padding_side": "left",
+                "model_input_names": ["input_ids", "attention_mask"],
+            },
+            indent=2,
+        ),
+        "special_tokens_map.json": json.dumps(
+            {"bos_token": names[0], "eos_token": names[1], "pad_token": names[1]}, indent=2
+        ),
+        "README.md": card,
+        **{name: (TEMPLATES / template).read_text("utf-8") for name, template in CODE[target].items()},
+    }
+    make_folder(folder)
+    paths = [folder / name for name in files]
+    for path, text in zip(paths, files.values(), strict=True):
+        write_atomic(path, [text.encode()])
+    return paths
+
+
+def write_weights(folder: Path, weights: Tensors) -> Path:
+    """model.safetensors, with the metadata that transformers asks for."""
+    path = folder / "model.safetensors"
+    write_atomic(path, [safetensors.numpy.save(weights, {"format": "pt"})])
+    return path
+
+
+def config_json(header: Header, tokenizer: Tokenizer, target: str) -> dict:
+    model = header.config.model
+    facts = {
+        "model_type": "mlxgpt",
+        "architectures": ["MLXGPTForCausalLM"],
+        "vocab_size": header.vocab_size,
+        **model.architecture(),
+        "mlp_dim": model.mlp_dim,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.eos_id,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "dtype": "float32",
+        "mlxgpt": {"iteration": header.iteration, "step": header.step, "best_loss": repr(header.best_loss)},
+    }
+    if target == "mlx-lm":
+        return facts | {"model_file": "mlxgpt.py"}
+    return facts | {
+        "auto_map": {
+            "AutoConfig": "configuration_mlxgpt.MLXGPTConfig",
+            "AutoModelForCausalLM": "modeling_mlxgpt.MLXGPTForCausalLM",
+        }
+    }
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> str:
+    """A file that the `tokenizers` library loads, for characters too."""
+    return character_json(tokenizer.characters) if tokenizer.kind == "char" else tokenizer.to_json()
+
+
+def special_names(tokenizer: Tokenizer) -> tuple[str, str]:
+    """BOS and EOS, as the tokenizer.json spells them."""
+    if tokenizer.kind == "byte-bpe":
+        return tokenizer.special_names
+    return BOS, EOS
+
+
+def is_folder(path: Path) -> bool:
+    return path.is_dir() and (path / "config.json").is_file()
+
+
+def read_folder(folder: Path) -> Checkpoint:
+    """A randyGPT export, or ours, as a checkpoint. Raises BadFile, naming file and place."""
+    facts = _json(folder / "config.json")
+    kind = facts.get("model_type")
+    if kind not in ("randygpt", "mlxgpt"):
+        raise BadFile(f"{folder / 'config.json'}: model_type {kind!r}; randygpt and mlxgpt are read")
+    try:
+        model = ModelConfig(**{k: facts[k] for k in SHAPE_KEYS}, **{k: facts[k] for k in EXTENSION_KEYS if k in facts})
+    except KeyError as error:
+        raise BadFile(f"{folder / 'config.json'}: {error} is missing") from None
+    except UserError as error:
+        raise BadFile(f"{folder / 'config.json'}: {error}") from None
+    vocab_size = facts.get("vocab_size")
+    if type(vocab_size) is not int or not 1 <= vocab_size <= store.MAX_VOCAB:
+        raise BadFile(f"{folder / 'config.json'}: vocab_size {vocab_size!r}")
+    weights = _weights(folder / "model.safetensors", model.weight_shapes(vocab_size))
+    tokenizer = None
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = open_vocab(folder / "tokenizer.json")
+        if tokenizer.vocab_size != vocab_size:
+            raise BadFile(f"{folder / 'tokenizer.json'}: {tokenizer.vocab_size} ids, config.json has {vocab_size}")
+    found = _checkpoint(model, vocab_size, weights, tokenizer.to_dict() if tokenizer else None)
+    own = facts.get("mlxgpt", {})
+    try:
+        told = {"iteration": int(own["iteration"]), "step": int(own["step"]), "best_loss": float(own["best_loss"])}
+    except (KeyError, TypeError, ValueError):  # another's folder does not tell
+        return found
+    return dataclasses.replace(found, header=dataclasses.replace(found.header, **told))
+
+
+def read_state_dict(path: Path, wanted: dict) -> Checkpoint:
+    """A PyTorch state_dict of randyGPT's names in safetensors. The heads are not in it: they come from `wanted`."""
+    entries, _ = read_header(path)
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    for name in ("wte.weight", "wpe.weight", "lm_head.weight"):
+        if len(shapes.get(name, ())) != 2:
+            raise BadFile(f"{path}: {name} is missing, or no matrix; a state_dict of randyGPT's names is read")
+    vocab_size, n_embd = shapes["wte.weight"]
+    layers = {int(name.split(".")[1]) for name in shapes if name.startswith("layers.") and name.split(".")[1].isdigit()}
+    found = {"n_embd": n_embd, "n_layer": len(layers), "block_size": shapes["wpe.weight"][0]}
+    heads = wanted.get("n_head") or {116: 4, 128: 4, 192: 6, 256: 8, 384: 8}.get(n_embd)
+    if not heads:
+        raise UserError(f"{path}: a state_dict does not tell its heads; say them with --set model.n_head=4")
+    model = ModelConfig(**found, n_head=heads)
+    return _checkpoint(model, vocab_size, _weights(path, model.weight_shapes(vocab_size)), None)
+
+
+def _weights(path: Path, expected: dict[str, tuple[int, ...]]) -> Tensors:
+    """Exactly the expected tensors, as float32."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    entries, _ = read_header(path)
+    for name in expected.keys() - entries.keys():
+        raise BadFile(f"{path}: {name} is missing")
+    for name, entry in entries.items():
+        if name not in expected:
+            raise BadFile(f"{path}: {name} (at byte {entry.first}) does not belong to this model")
+        if entry.shape != expected[name] or entry.dtype not in ("F32", "F16", "BF16"):
+            raise BadFile(
+                f"{path}: {name} (at byte {entry.first}) is {entry.dtype} {entry.shape}, expected F32, F16 or BF16 "
+                f"{expected[name]}"
+            )
+    weights = read_tensors(path, entries)
+    store.require_finite(path, weights)
+    return weights
+
+
+def _checkpoint(model: ModelConfig, vocab_size: int, weights: Tensors, tokenizer: dict | None) -> Checkpoint:
+    header = Header(
+        config=Config(model=model), vocab_size=vocab_size, iteration=1, step=0, best_loss=math.inf, tokenizer=tokenizer
+    )
+    return Checkpoint(header=header, weights=weights, optimizer={})
+
+
+def _json(path: Path) -> dict:
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise BadFile(f"{path}: {path.stat().st_size} bytes, more than any config has")
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadFile(f"{path}: not a readable JSON file: {error}") from None
+    if not isinstance(data, dict):
+        raise BadFile(f"{path}: not a JSON object")
+    return data

@@ -1,0 +1,177 @@
+"""The safetensors check: what the library writes is read, what is broken is named, whatever its bytes."""
+
+import json
+import random
+import resource
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from mlx_gpt.checkpoint import container, store
+from mlx_gpt.checkpoint.container import read_header, read_tensors
+from mlx_gpt.checkpoint.store import Checkpoint, Header
+from mlx_gpt.config import Config, ModelConfig
+from mlx_gpt.errors import BadFile, UserError
+
+
+def tensors():
+    draw = np.random.default_rng(0)
+    return {
+        "b": draw.normal(size=(3, 4)).astype(np.float32),
+        "a.c": draw.normal(size=5).astype(np.float16),
+        "e": np.zeros((0, 2), np.float32),
+    }
+
+
+def write(path, header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def test_what_the_library_writes_is_read(tmp_path):
+    path = tmp_path / "a.safetensors"
+    safetensors.numpy.save_file(tensors(), path, {"format": "pt"})
+    entries, metadata = read_header(path)
+    assert metadata == {"format": "pt"} and entries.keys() == tensors().keys()
+    found = read_tensors(path, entries)
+    for name, tensor in tensors().items():
+        assert found[name].dtype == np.float32 and np.array_equal(found[name], tensor.astype(np.float32)), name
+
+
+def test_bfloat16_is_the_upper_half_of_float32(tmp_path):
+    x = np.array([1.0, -2.5, 3.140625, 0.0], np.float32)
+    path = write(
+        tmp_path / "b",
+        {"x": {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}},
+        (x.view("<u4") >> 16).astype("<u2").tobytes(),
+    )
+    assert np.array_equal(read_tensors(path, read_header(path)[0])["x"], x)
+
+
+def one(dtype="F32", shape=(2,), offsets=(0, 8), **more):
+    return {"x": {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets), **more}}
+
+
+BAD = [
+    ({}, b"tail", "end at byte 10 of 14"),
+    (b"[]", b"", "no JSON object"),
+    (b"{", b"", "no JSON"),
+    (b'{"a": 1, "a": 2}', b"", "twice"),
+    (b"\xff\xff", b"", "no JSON"),
+    (b"[" * 5000, b"", "no JSON"),
+    ({"__metadata__": {"a": 3}}, b"", "metadata"),
+    ({"__metadata__": []}, b"", "metadata"),
+    ({"x": 3}, b"", "'x' is not a tensor"),
+    (one(dtype="F64"), b"0" * 8, "'x' is not a tensor"),
+    (one(dtype=["F32"]), b"0" * 8, "'x' is not a tensor"),
+    (one(more=1), b"0" * 8, "'x' is not a tensor"),
+    (one(shape=(3,)), b"0" * 8, "'x' is not a tensor"),
+    (one(shape=(-2,)), b"0" * 8, "'x' is not a tensor"),
+    (one(shape=(True, 2)), b"0" * 8, "'x' is not a tensor"),
+    (one(shape=(2.0,)), b"0" * 8, "'x' is not a tensor"),
+    (one(shape=[1] * 9 + [2]), b"0" * 8, "'x' is not a tensor"),
+    (one(shape=(2**62, 2**62, 0), offsets=(0, 0)), b"0", "end at byte"),
+    (one(offsets=(8, 0)), b"0" * 8, "'x' is not a tensor"),
+    (one(offsets=(4, 12)), b"0" * 12, "'x' begins at byte"),
+    (one(offsets=(0, 8)), b"0" * 7, "end at byte"),
+    (one() | {"y": one(offsets=(4, 12))["x"]}, b"0" * 12, "'y' begins at byte"),
+    (one() | {"y": one(offsets=(12, 20))["x"]}, b"0" * 20, "'y' begins at byte"),
+]
+
+
+@pytest.mark.parametrize("header, data, words", BAD)
+def test_a_broken_container_is_named(tmp_path, header, data, words):
+    path = write(tmp_path / "bad.safetensors", header, data)
+    with pytest.raises(BadFile, match=words):
+        read_header(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"123456789", struct.pack("<Q", 1 << 62) + b"{}", struct.pack("<Q", 3) + b"{}"])
+def test_a_length_that_can_not_be_is_refused_before_anything_is_read(tmp_path, data):
+    (tmp_path / "bad").write_bytes(data)
+    with pytest.raises(BadFile, match="not a whole safetensors file"):
+        read_header(tmp_path / "bad")
+
+
+def mutated(good: bytes, draw: random.Random) -> bytes:
+    """A few changes of a file: flipped, cut, repeated, overwritten by numbers that mean something."""
+    data = bytearray(good)
+    for _ in range(draw.randint(1, 4)):
+        place = draw.randrange(len(data)) if draw.random() < 0.5 else draw.randrange(min(len(data), 400))
+        match draw.randrange(6):
+            case 0:
+                data[place] ^= 1 << draw.randrange(8)
+            case 1:
+                del data[place : place + draw.randint(1, 50)]
+            case 2:
+                data[place:place] = data[place : place + draw.randint(1, 50)]
+            case 3:
+                data[place : place + 8] = struct.pack(
+                    "<Q", draw.choice([0, 1, 1 << 31, 1 << 32, 1 << 63, (1 << 64) - 1])
+                )
+            case 4:
+                data[place : place + 1] = draw.choice([b"9", b"-", b"e9", b'"', b"{", b"}", b"]", b"null", b"1e999"])
+            case 5:
+                data = data[: draw.randrange(len(data)) + 1]
+        if not data:
+            return b""
+    return bytes(data)
+
+
+def try_mutations(good: bytes, read, folder, count: int) -> None:
+    """Each mutated file is read, or refused in one line, in no more memory than twice the file and 64 MiB."""
+    draw, path = random.Random(0), folder / "mutated"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tracemalloc.start()
+    try:
+        for _ in range(count):
+            data = mutated(good, draw)
+            path.write_bytes(data)
+            tracemalloc.reset_peak()
+            try:
+                read(path)
+            except UserError as error:
+                assert "\n" not in str(error)
+            assert tracemalloc.get_traced_memory()[1] < 2 * len(data) + (64 << 20)
+    finally:
+        tracemalloc.stop()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10  # KiB
+
+
+def readers(folder, vectors):
+    """Every reader of files from elsewhere, with a good file of its kind."""
+    from mlx_gpt.checkpoint import rgpt
+    from mlx_gpt.data.bpe import open_vocab
+
+    model = ModelConfig(n_embd=8, n_head=2, n_layer=1, block_size=4)
+    weights = {name: np.ones(shape, np.float32) for name, shape in model.weight_shapes(5).items()}
+    header = Header(config=Config(model=model), vocab_size=5, iteration=1, step=1)
+    store.save(folder / "good.safetensors", Checkpoint(header=header, weights=weights, optimizer={}))
+    return [
+        ((folder / "good.safetensors").read_bytes(), store.load),
+        ((vectors / "tiny.rgpt0002.bin").read_bytes(), lambda path: rgpt.read(path, {"n_embd": 32, "n_head": 4})),
+        ((vectors / "bpe-1500.vocab.json").read_bytes()[:3000] + b'"]}', open_vocab),
+        (json.dumps({"vocab": ["<|bos|>", "<|eos|>", "a", "b", "ab"], "merges": [["a", "b"]]}).encode(), open_vocab),
+    ]
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_mutated_files_are_refused_in_one_line(tmp_path, vectors, kind):
+    good, read = readers(tmp_path, vectors)[kind]
+    try_mutations(good, read, tmp_path, 500)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", range(4))
+def test_twenty_thousand_mutated_files_are_refused_in_one_line(tmp_path, vectors, kind):
+    good, read = readers(tmp_path, vectors)[kind]
+    try_mutations(good, read, tmp_path, 20_000)
+
+
+def test_the_types_are_those_we_write_and_read():
+    assert container.WIDTHS.keys() >= container.NUMPY.keys()
+    assert all(np.dtype(kind).itemsize == container.WIDTHS[name] for name, kind in container.NUMPY.items())

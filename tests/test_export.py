@@ -1,0 +1,313 @@
+"""Exports: what is in a folder, that it comes back, and that the real libraries load it and say the same.
+
+The libraries live in an environment of their own, whose Python MLXGPT_EXPORT_PYTHON names; `make test` makes it.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import ROOT
+from test_cli import mlxgpt
+
+import mlx_gpt
+from mlx_gpt.api import load, read_checkpoint
+from mlx_gpt.backend import mx
+from mlx_gpt.checkpoint import store
+from mlx_gpt.checkpoint.store import Checkpoint, Header
+from mlx_gpt.config import Config, ModelConfig
+from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer
+from mlx_gpt.data.corpus import open_corpus
+from mlx_gpt.data.tokenizer import CharTokenizer
+from mlx_gpt.errors import BadFile
+from mlx_gpt.export import huggingface
+from mlx_gpt.export.quantise import quantise
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.train.loss import cross_entropy
+
+SHAPE = {"n_embd": 64, "n_head": 4, "n_layer": 2, "block_size": 64}
+MODERN = {
+    "positions": "rotary",
+    "qk_norm": True,
+    "norm_weights": True,
+    "final_norm": True,
+    "tied_head": True,
+    "mlp": "swiglu",
+}
+KINDS = {"char": {}, "bpe": MODERN, "byte-bpe": {"positions": "rotary"}}
+OTHER_PYTHON = os.environ.get("MLXGPT_EXPORT_PYTHON")
+
+
+@pytest.fixture(scope="module")
+def text():
+    return "\n".join(open_corpus(["pydocs"]).documents)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def saved(request, text, tmp_path_factory):
+    """A checkpoint whose weights are far from their small beginnings, of each kind of tokenizer."""
+    tokenizer = {
+        "char": lambda: CharTokenizer.train([text]),
+        "bpe": lambda: BPETokenizer.train([text], 300, set(text)),
+        "byte-bpe": lambda: ByteBPETokenizer.train([text], 400, set(text)),
+    }[request.param]()
+    model = ModelConfig(**SHAPE, **KINDS[request.param])
+    draw = np.random.default_rng(3)
+    weights = {
+        k: np.array(w) * 6 if w.ndim == 2 else draw.uniform(0.5, 2, w.shape)
+        for k, w in GPT(model, tokenizer.vocab_size).weights().items()
+    }
+    header = Header(
+        config=Config(model=model),
+        vocab_size=tokenizer.vocab_size,
+        iteration=7,
+        step=7,
+        best_loss=2.5,
+        best_iteration=5,
+        tokens=1234,
+        tokenizer=tokenizer.to_dict(),
+        corpus="0" * 64,
+    )
+    path = tmp_path_factory.mktemp("run") / "best.safetensors"
+    store.save(
+        path, Checkpoint(header=header, weights={k: w.astype(np.float32) for k, w in weights.items()}, optimizer={})
+    )
+    return path
+
+
+def export(path, folder, *more):
+    done = mlxgpt("export", path, folder, *more, cwd=folder.parent)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("target", huggingface.TARGETS)
+def test_a_folder_holds_what_loaders_look_for_and_comes_back(saved, tmp_path, target):
+    export(saved, tmp_path / "out", "--to", target, "--license", "mit")
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {
+        *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+        *("special_tokens_map.json", "README.md", *huggingface.CODE[target]),
+    }
+    with safetensors.safe_open(tmp_path / "out/model.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt"}
+    card = (tmp_path / "out/README.md").read_text()
+    assert card.startswith("---\n") and "license: mit" in card and "2.5000 nats" in card
+    assert mlxgpt("convert", tmp_path / "out", tmp_path / "back.safetensors", cwd=tmp_path).returncode == 0
+    back, first = store.load(tmp_path / "back.safetensors"), store.load(saved)
+    assert (
+        all(np.array_equal(w, first.weights[k]) for k, w in back.weights.items())
+        and back.weights.keys() == first.weights.keys()
+    )
+    assert back.header.tokenizer == first.header.tokenizer or first.header.tokenizer["kind"] == "byte-bpe"
+    assert (back.header.iteration, back.header.best_loss) == (7, 2.5)
+    assert back.header.config.model == first.header.config.model
+
+
+def test_exported_code_holds_no_word_of_the_users(saved, tmp_path):
+    for target, code in huggingface.CODE.items():
+        export(saved, tmp_path / target, "--to", target)
+        for name, template in code.items():
+            assert (tmp_path / target / name).read_bytes() == (huggingface.TEMPLATES / template).read_bytes()
+
+
+def expectations(path, text, file):
+    """What the scripts in exports/ compare with."""
+    run = load(path)
+    T, count = run.config.model.block_size, 20
+    tokens = run.tokenizer.encode(text[:2000])[:80].astype(np.int32).reshape(2, 40)
+    logits = run.model(tokens)
+    loss = cross_entropy(logits[:, :-1], mx.array(tokens[:, 1:])).mean().item()
+    prompts = ["The", "An object is ", "x", text[1000:1400]]
+    pairs = [(p, "".join(mlx_gpt.generate(run, p, max_tokens=count, temperature=0))) for p in prompts]
+    within = [(p, t) for p, t in pairs if len(run.tokenizer.encode(p)) + count <= T]
+    texts = [(t, run.tokenizer.encode(t).tolist()) for t in ["The  end.\n\n  x", "\n", " ", "<|eos", text[:500]]]
+    np.savez(
+        file,
+        tokens=tokens,
+        logits=np.array(logits),
+        loss=loss,
+        greedy=json.dumps({"count": count, "pairs": pairs, "within": within}),
+        texts=json.dumps(texts),
+    )
+
+
+@pytest.mark.skipif(not OTHER_PYTHON, reason="needs an environment with transformers and mlx-lm; make test makes it")
+@pytest.mark.parametrize("target, script", [("huggingface", "use_transformers.py"), ("mlx-lm", "use_mlx_lm.py")])
+def test_the_real_libraries_load_it_and_say_the_same(saved, text, tmp_path, target, script):
+    export(saved, tmp_path / "out", "--to", target)
+    expectations(saved, text, tmp_path / "expected.npz")
+    command = [
+        OTHER_PYTHON,
+        ROOT / "tests/exports" / script,
+        tmp_path / "out",
+        tmp_path / "expected.npz",
+        tmp_path / "scratch",
+    ]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.rstrip().endswith("ok"), done.stderr[-3000:]
+
+
+@pytest.mark.skipif(not OTHER_PYTHON, reason="needs an environment with transformers and mlx-lm; make test makes it")
+def test_a_quantised_folder_loads_in_mlx_lm(text, tmp_path, saved):
+    if "char" not in str(saved) and load(saved).tokenizer.kind != "char":
+        pytest.skip("once is enough")
+    (tmp_path / "text.txt").write_text(text[:20_000])
+    done = export(saved, tmp_path / "out", "--to", "mlx-lm", "--quantize", "4", "--corpus", tmp_path / "text.txt")
+    assert "4 bits a weight, in groups of 64: validation loss" in done.stderr
+    expectations(saved, text, tmp_path / "expected.npz")
+    command = [OTHER_PYTHON, ROOT / "tests/exports/use_mlx_lm.py", tmp_path / "out", tmp_path / "expected.npz"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("bits, error", [(8, 0.01), (4, 0.15)])
+def test_quantised_weights_stand_for_nearly_the_same(bits, error):
+    weights = {"wpe.weight": np.ones((4, 64), np.float32), "norm.weight": np.ones(64, np.float32)}
+    weights["lm_head.weight"] = np.random.default_rng(0).normal(size=(67, 64)).astype(np.float32)
+    packed, meant, group = quantise(weights, bits)
+    assert group == 64 and packed["lm_head.weight"].dtype == np.uint32 and packed["lm_head.scales"].shape == (67, 1)
+    assert np.abs(meant["lm_head.weight"] - weights["lm_head.weight"]).max() < error * 2
+    assert all(packed[k] is weights[k] for k in ("wpe.weight", "norm.weight"))
+
+
+# -- what comes from others -----------------------------------------------------------------------------------------
+
+
+def public_folder(folder, vectors, dtype=np.float32):
+    """A folder as the public scripts write it: their tokenizer.json is their own vocab file."""
+    vocab = json.loads((vectors / "bpe-1500.vocab.json").read_text())
+    model = ModelConfig(n_embd=32, n_head=4, n_layer=2, block_size=64)
+    weights = {k: np.array(w).astype(dtype) for k, w in GPT(model, 1500, seed=2).weights().items()}
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "randygpt", "vocab_size": 1500, **model.shape(), "bos_token_id": 0})
+    )
+    (folder / "tokenizer.json").write_text(json.dumps(vocab))
+    safetensors.numpy.save_file(weights, folder / "model.safetensors")
+    return weights
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_randygpt_export_comes_back(tmp_path, vectors, dtype):
+    weights = public_folder(tmp_path / "public", vectors, dtype)
+    run = load(tmp_path / "public")
+    assert (run.tokenizer.kind, run.config.model.n_head, run.model.vocab_size) == ("bpe", 4, 1500)
+    assert np.array_equal(run.model.weights()["wte.weight"], weights["wte.weight"].astype(np.float32))
+    assert mlxgpt("convert", "public", "a.bin", "--format", "rgpt0002", cwd=tmp_path).returncode == 0
+    again = read_checkpoint(tmp_path / "a.bin", None, {"n_embd": 32, "n_head": 4, "n_layer": 2, "block_size": 64})
+    assert all(np.array_equal(w, weights[k].astype(np.float32)) for k, w in again.weights.items())
+
+
+def test_a_state_dict_comes_back(tmp_path, vectors):
+    weights = public_folder(tmp_path / "public", vectors)
+    state = tmp_path / "public/model.safetensors"
+    done = mlxgpt(
+        "convert",
+        state,
+        "a.safetensors",
+        "--set",
+        "model.n_head=4",
+        "--vocab",
+        vectors / "bpe-1500.vocab.json",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    found = store.load(tmp_path / "a.safetensors")
+    assert found.header.tokenizer["kind"] == "bpe" and np.array_equal(
+        found.weights["wpe.weight"], weights["wpe.weight"]
+    )
+    done = mlxgpt("convert", state, "b.safetensors", cwd=tmp_path)
+    assert done.returncode == 2 and "--set model.n_head=4" in done.stderr
+
+
+def broken(folder, change):
+    """The folder with one thing changed in its tensors or its config."""
+    config = json.loads((folder / "config.json").read_text())
+    weights = safetensors.numpy.load_file(folder / "model.safetensors")
+    change(config, weights)
+    (folder / "config.json").write_text(json.dumps(config))
+    safetensors.numpy.save_file(weights, folder / "model.safetensors")
+
+
+def rename(config, weights):
+    weights["layers.0.attn.bias"] = weights.pop("layers.0.attn.wq.weight")
+
+
+CHANGES = [
+    (lambda c, w: c.update(model_type="gpt2"), "config.json: model_type 'gpt2'"),
+    (lambda c, w: c.pop("n_embd"), "config.json: 'n_embd' is missing"),
+    (lambda c, w: c.update(n_head=5), "config.json: .*n_head=5 does not divide"),
+    (lambda c, w: c.update(vocab_size=-1), "config.json: vocab_size -1"),
+    (
+        lambda c, w: c.update(vocab_size=1501),
+        r"wte.weight \(at byte \d+\) is F32 \(1500, 32\), expected .*\(1501, 32\)",
+    ),
+    (lambda c, w: w.pop("wpe.weight"), "model.safetensors: wpe.weight is missing"),
+    (rename, "layers.0.attn.wq.weight is missing"),
+    (lambda c, w: w.update(x=np.zeros(1, np.float32)), r"model.safetensors: x \(at byte \d+\) does not belong"),
+    (lambda c, w: w.update({"wpe.weight": w["wpe.weight"].T.copy()}), r"wpe.weight \(at byte \d+\) is F32 \(32, 64\)"),
+    (lambda c, w: w.update({"wpe.weight": w["wpe.weight"].astype(np.uint8)}), r"wpe.weight \(at byte \d+\) is U8"),
+    (lambda c, w: w.update({"wpe.weight": w["wpe.weight"] * np.nan}), "wpe.weight holds values that are not finite"),
+]
+
+
+@pytest.mark.parametrize("change, words", CHANGES)
+def test_what_does_not_fit_is_named_with_its_place(tmp_path, vectors, change, words):
+    public_folder(tmp_path / "public", vectors)
+    broken(tmp_path / "public", change)
+    with pytest.raises(BadFile, match=words):
+        load(tmp_path / "public")
+
+
+# -- commands -------------------------------------------------------------------------------------------------------
+
+
+def test_push_tells_and_sends_nothing(saved, tmp_path):
+    export(saved, tmp_path / "out")
+    done = mlxgpt("push", "out", "ada/shakespeare", cwd=tmp_path, HF_HUB_OFFLINE="1")
+    assert done.returncode == 0 and "model.safetensors" in done.stdout and "would be sent (add --yes)" in done.stdout
+    facts = json.loads(mlxgpt("push", "out", "ada/shakespeare", "--json", cwd=tmp_path).stdout)
+    assert not facts["sent"] and facts["files"].keys() >= {"config.json", "model.safetensors"}
+    for arguments, words in ((["out", "shakespeare"], "OWNER/NAME"), ([tmp_path, "a/b"], "no exported model")):
+        done = mlxgpt("push", *arguments, cwd=tmp_path)
+        assert done.returncode == 2 and words in done.stderr
+
+
+def test_silly_exports_are_one_line(saved, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/x").write_text("")
+    (tmp_path / "file").write_text("")
+    bare = dataclasses.replace(store.load(saved), header=dataclasses.replace(store.load(saved).header, tokenizer=None))
+    store.save(tmp_path / "bare.safetensors", bare)
+    for arguments, words in (
+        ([saved, "full"], "full: not empty"),
+        ([saved, "file"], "file: a file"),
+        ([saved, "out", "--quantize", "4"], "--to mlx-lm"),
+        ([saved, "out", "--quantize", "5"], "--quantize"),
+        ([saved, "out", "--to", "gguf"], "gguf"),
+        (["absent", "out"], "absent: no such file"),
+        (["bare.safetensors", "out"], "holds no tokenizer"),
+    ):
+        done = mlxgpt("export", *arguments, cwd=tmp_path)
+        assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_of_a_folder_is_run(tmp_path, vectors, monkeypatch):
+    """Its code is not imported, its pickles are not read."""
+    public_folder(tmp_path / "public", vectors)
+    (tmp_path / "public/modeling_randygpt.py").write_text("raise SystemExit('run')")
+    (tmp_path / "public/pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
+    code = f"import sys, mlx_gpt; mlx_gpt.load({str(tmp_path / 'public')!r}); assert not {{'pickle'}} & (set(sys.modules) - set(before))"
+    code = f"import sys, mlx_gpt, mlx_gpt.api; before = list(sys.modules); {code.partition('; ')[2]}"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
