@@ -12,7 +12,7 @@ BIN := .venv/bin
 TRAIN_PRESET := $(or $(PRESET),$(if $(filter Darwin,$(shell uname)),model-l,model-s))
 BENCH_PRESETS := $(or $(PRESETS),$(PRESET),model-l)
 
-.PHONY: train test test-all bench clean
+.PHONY: train test test-all test-exports bench clean
 
 train: $(BIN)/mlxgpt
 	$(BIN)/mlxgpt train --preset $(TRAIN_PRESET) --corpus $(CORPUS) $(if $(ITERS),--iters $(ITERS),--minutes $(MINUTES))
@@ -24,11 +24,15 @@ test: $(BIN)/.test
 test-all: $(BIN)/.test
 	$(BIN)/python -m pytest -m ""
 
+# What `mlxgpt export` writes, in the libraries it is for; they live in an environment of their own.
+test-exports: $(BIN)/.test .venv-exports/.ready
+	MLXGPT_EXPORT_PYTHON=$(CURDIR)/.venv-exports/bin/python $(BIN)/python -m pytest tests/test_export.py
+
 bench: $(BIN)/mlxgpt
 	$(BIN)/mlxgpt bench $(BENCH_PRESETS:%=--preset %) --corpus $(CORPUS) $(if $(QUICK),--quick)
 
 clean:
-	rm -rf .venv dist build
+	rm -rf .venv .venv-exports dist build
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -41,4 +45,10 @@ $(BIN)/mlxgpt: $(BIN)/python pyproject.toml
 
 $(BIN)/.test: $(BIN)/mlxgpt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+.venv-exports/.ready:
+	$(PYTHON) -m venv .venv-exports
+	.venv-exports/bin/python -m pip install --quiet --disable-pip-version-check torch transformers mlx-lm \
+		$(if $(filter Linux,$(shell uname)),'mlx[cpu]')
 	@touch $@

@@ -1,6 +1,6 @@
 """What a user of mlx-lm does with an exported folder, against what mlxgpt says. Run by test_export.py, apart.
 
-`python use_mlx_lm.py FOLDER EXPECTED.npz`, as use_transformers.py; logits are compared where the folder is not quantised.
+`python use_mlx_lm.py FOLDER EXPECTED.npz`, as use_transformers.py; a quantised folder has only to load and write.
 """
 
 import json
