@@ -59,7 +59,7 @@ def one(dtype="F32", shape=(2,), offsets=(0, 8), **more):
 BAD = [
     ({}, b"tail", "end at byte 10 of 14"),
     (b"[]", b"", "no JSON object"),
-    (b"{", b"", "no JSON"),
+    (b"{   ", b"", "no JSON"),
     (b'{"a": 1, "a": 2}', b"", "twice"),
     (b"\xff\xff", b"", "no JSON"),
     (b"[" * 5000, b"", "no JSON"),
