@@ -22,7 +22,7 @@ import numpy as np
 from mlx_gpt.config import DataConfig, cache_dir
 from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer, open_vocab
 from mlx_gpt.data.corpus import Corpus, Piece
-from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer, name_unknown
+from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer, alphabet, name_unknown
 from mlx_gpt.data.tokens import Tokens
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import locked, make_folder, named, require_space, sync, write_atomic
@@ -30,7 +30,7 @@ from mlx_gpt.files import locked, make_folder, named, require_space, sync, write
 HEADER = struct.Struct("<8sIIQQ32s32s32x")
 MAGIC, VERSION = b"MLXGPTTK", 1
 KEPT_BYTES = 16 << 20  # of text, from which on its ids are kept in a file
-TRAINED_BYTES = 64 << 20  # of text, at most, that a vocabulary is trained on
+TRAINED_BYTES = 8 << 20  # of text, at most, that a vocabulary is trained on: it takes a hundred times as much memory
 SAVE_TOKENS = 16 << 20  # ids between two states that an interrupted encoding goes on from
 Note = Callable[[str], None]
 
@@ -39,7 +39,7 @@ def make_tokenizer(corpus: Corpus, data: DataConfig, note: Note) -> Tokenizer:
     """The vocabulary that the settings ask for: read from a file, or made from the text."""
     if data.vocab:
         return open_vocab(Path(data.vocab).expanduser())
-    characters = set().union(*corpus.texts())
+    characters = alphabet(corpus.texts())
     if data.tokenizer == "char":
         return CharTokenizer("".join(sorted(characters)))
     every = -(-corpus.num_bytes // TRAINED_BYTES) or 1

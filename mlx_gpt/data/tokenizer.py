@@ -66,7 +66,7 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[str]) -> "CharTokenizer":
-        return cls("".join(sorted(set().union(*texts))))
+        return cls("".join(sorted(alphabet(texts))))
 
     def encode(self, text: str, unknown: Counter | None = None) -> np.ndarray:
         points = _code_points(text)
@@ -80,6 +80,14 @@ class CharTokenizer(Tokenizer):
 
     def to_dict(self) -> dict:
         return {"kind": self.kind, "characters": self.characters}
+
+
+def alphabet(texts: Iterable[str]) -> set[str]:
+    """The characters of all texts, one text in memory at a time."""
+    found: set[str] = set()
+    for text in texts:
+        found.update(text)
+    return found
 
 
 def tokenizer_from_dict(data: dict) -> Tokenizer:
