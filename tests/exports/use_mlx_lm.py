@@ -4,7 +4,11 @@
 """
 
 import json
+import socket
+import subprocess
 import sys
+import time
+import urllib.request
 
 import mlx.core as mx
 import numpy as np
@@ -28,4 +32,32 @@ if "quantization" not in json.load(open(f"{folder}/config.json")):
 # Past the context: no position is read that is not there, and every token is one.
 long = generate(model, tokenizer, greedy["pairs"][0][0], max_tokens=2 * model.args.block_size)
 assert long
+
+# The command, and the server.
+prompt, text = greedy["within"][0]
+command = [sys.executable, "-m", "mlx_lm", "generate", "--model", folder, "--trust-remote-code", "--temp", "0"]
+command += ["--ignore-chat-template", "--prompt", prompt, "--max-tokens", str(greedy["count"])]
+done = subprocess.run(command, capture_output=True, text=True)
+assert done.returncode == 0 and "Generation: " in done.stdout, done.stderr
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+command = [sys.executable, "-m", "mlx_lm", "server", "--model", folder, "--trust-remote-code", "--port", str(port)]
+server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+try:
+    asked = {"prompt": prompt, "max_tokens": greedy["count"], "temperature": 0}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+    )
+    for attempt in range(120):
+        try:
+            answer = json.load(urllib.request.urlopen(request, timeout=60))
+            break
+        except OSError:
+            assert server.poll() is None and attempt < 119, "the server did not come up"
+            time.sleep(0.5)
+    told = answer["choices"][0]["text"]
+    assert "quantization" in json.load(open(f"{folder}/config.json")) or told in (text, text.removeprefix(" ")), told
+finally:
+    server.kill()
 print("ok")
