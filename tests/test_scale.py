@@ -58,8 +58,8 @@ def test_a_gigabyte_is_tokenised_and_trained_on_without_being_read_whole(tmp_pat
 
 
 def test_a_text_of_known_entropy_is_learned_to_one_hundredth(tmp_path):
-    shape = ["--set=model.n_embd=64", "--set=model.n_head=2", "--set=model.n_layer=2", "--set=model.block_size=32"]
-    rest = ["--batch=32", "--iters=1500", "--eval-every=500", "--set=train.save_minutes=0", "--set=model.dropout=0"]
+    shape = ["--set=model.n_embd=64", "--set=model.n_head=2", "--set=model.n_layer=2", "--set=model.block_size=256"]
+    rest = ["--batch=8", "--iters=2000", "--eval-every=1000", "--set=train.save_minutes=0", "--set=model.dropout=0"]
     done = run("train", "--corpus=markov:2", *shape, *rest, "--sample-every=0", "--json", "--out=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     stop = json.loads(done.stdout.splitlines()[-1])
