@@ -15,8 +15,14 @@ from mlx_gpt.data.markov import Chain
 
 pytestmark = pytest.mark.slow
 GIGABYTE = 10**9
-MEASURED = "import resource, sys; from mlx_gpt.cli.main import cli; cli(sys.argv[1:], standalone_mode=False); "
-MEASURED += "print('resident', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)"
+MEASURED = """
+import resource, sys
+from mlx_gpt.cli.main import main
+try:
+    main()
+finally:
+    print("resident", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)
+"""
 
 
 def start(*arguments, cwd):

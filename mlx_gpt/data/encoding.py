@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -131,23 +132,24 @@ def _open(path: Path, hashes: tuple[bytes, bytes], tokenizer: Tokenizer) -> tupl
         magic, version, width, count, num_documents, *found = HEADER.unpack(head)
         if (magic, version, width, *found) != (MAGIC, VERSION, dtype.itemsize, *hashes):
             raise BadFile(f"{path}: not the ids of this text by this tokenizer")
-        after = HEADER.size + count * width
-        if size < after + 16 * num_documents:
+        if size < HEADER.size + count * width + 16 * num_documents:
             raise BadFile(f"{path}: truncated")
-        file.seek(after)
+        highest = _highest(file, dtype, count)
         documents = np.frombuffer(file.read(16 * num_documents), "<i8").reshape(-1, 2)
         try:
             unknown = Counter(json.loads(file.read()))
         except ValueError:
             raise BadFile(f"{path}: truncated") from None
     ids = np.memmap(path, dtype, "r", HEADER.size, (count,))
-    if documents[:, 0].sum() != count or (documents < 0).any() or _highest(ids) >= tokenizer.vocab_size:
+    if documents[:, 0].sum() != count or (documents < 0).any() or highest >= tokenizer.vocab_size:
         raise BadFile(f"{path}: its documents or ids are out of range")
     return ids, documents, unknown
 
 
-def _highest(ids: np.ndarray) -> int:
-    return max((int(ids[i : i + (1 << 24)].max()) for i in range(0, len(ids), 1 << 24)), default=0)
+def _highest(file: BinaryIO, dtype: np.dtype, count: int) -> int:
+    """The highest of the next `count` ids, read in parts: what is mapped and touched would count as resident."""
+    parts = (np.fromfile(file, dtype, min(1 << 24, count - done)) for done in range(0, count, 1 << 24))
+    return max((int(part.max()) for part in parts), default=0)
 
 
 def _make(path: Path, hashes: tuple[bytes, bytes], corpus: Corpus, tokenizer: Tokenizer, note: Note) -> None:
