@@ -162,7 +162,7 @@ def readers(folder, vectors):
 @pytest.mark.parametrize("kind", range(4))
 def test_mutated_files_are_refused_in_one_line(tmp_path, vectors, kind):
     good, read = readers(tmp_path, vectors)[kind]
-    try_mutations(good, read, tmp_path, 500)
+    try_mutations(good, read, tmp_path, 150)
 
 
 @pytest.mark.slow

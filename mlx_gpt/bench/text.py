@@ -9,13 +9,13 @@ from mlx_gpt.bench.worker import peak_resident
 from mlx_gpt.data.bpe import BPETokenizer
 from mlx_gpt.data.corpus import open_corpus
 
-TEXT_BYTES = 7_600_000  # as much as the largest text that randyGPT's authors gave times for
+FULL, QUICK = 7_600_000, 500_000  # the first is as much as the largest text that randyGPT's authors gave times for
 VOCAB_SIZE = 2000
 
 
-def measure() -> dict:
-    """Seconds of both on the first TEXT_BYTES of Python's standard library, and the largest resident size."""
-    text = "\n".join(open_corpus(["stdlib"]).documents)[:TEXT_BYTES]
+def measure(size: int) -> dict:
+    """Seconds of both on the first `size` characters of Python's standard library, and the largest resident size."""
+    text = "\n".join(open_corpus(["stdlib"]).documents)[:size]
     start = time.perf_counter()
     tokenizer = BPETokenizer.train([text], VOCAB_SIZE, set(text))
     trained = time.perf_counter()
@@ -30,11 +30,11 @@ def measure() -> dict:
     }
 
 
-def measure_apart() -> dict:
+def measure_apart(size: int) -> dict:
     """measure() in a fresh process."""
-    done = subprocess.run([sys.executable, "-m", "mlx_gpt.bench.text"], stdout=subprocess.PIPE, check=True)
+    done = subprocess.run([sys.executable, "-m", "mlx_gpt.bench.text", str(size)], stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(measure()))
+    sys.stdout.write(json.dumps(measure(int(sys.argv[1]))))

@@ -54,16 +54,15 @@ def bench(presets, rounds, only, quick, tune, out, sets, as_json, **flags):
     Every contender runs the same model on the same batch, in turns; each must compute the same loss first. PyTorch
     takes part where it is installed. Dropout is off, so that losses can be compared.
     """
-    from mlx_gpt.bench import report
+    from mlx_gpt.bench import report, text
     from mlx_gpt.bench.machine import machine
-    from mlx_gpt.bench.text import measure_apart
     from mlx_gpt.cli.session import bench_case
     from mlx_gpt.files import make_folder
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left behind
 
-    def note(text: str) -> None:
-        click.echo(f"  {text}", err=True)
+    def note(line: str) -> None:
+        click.echo(f"  {line}", err=True)
 
     if quick:
         flags["batch"], rounds = min(flags["batch"], 16), min(rounds, 3)
@@ -84,7 +83,7 @@ def bench(presets, rounds, only, quick, tune, out, sets, as_json, **flags):
         if not as_json:
             click.echo("\n" + "\n".join(report.lines(preset, result)))
     note("text: a vocabulary, and tokens")
-    record["text"] = measure_apart()
+    record["text"] = text.measure_apart(text.QUICK if quick else text.FULL)
     if not as_json:
         click.echo("\n" + report.text_line(record["text"]))
     files = _keep(record, out, note)
