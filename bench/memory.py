@@ -41,7 +41,7 @@ def main(picture: str, steps: int = 2000) -> None:
     wish = Wish(preset="model-xs", recipe=None, overrides=overrides, out=None, resume=None, fine_tune=None)
     rows, saves = [], 0
     with tempfile.TemporaryDirectory() as folder:
-        for report in make_trainer(begin(wish, print), Path(folder)).run():
+        for report in make_trainer(begin(wish, print), Path(folder), print).run():
             saves += isinstance(report, SaveReport)
             if isinstance(report, StepReport):
                 rows.append((report.step, mx.get_active_memory() / 1e6, resident() / 1e6))

@@ -23,7 +23,7 @@ def main(preset: str = "model-s", rounds: int = 20) -> None:
     overrides = {"train.eval_every": 10**6, "train.iters": 10**6, "train.log_every": 1}
     wish = Wish(preset=preset, recipe=None, overrides=overrides, out=None, resume=None, fine_tune=None)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(begin(wish, print), Path(folder))
+        trainer = make_trainer(begin(wish, print), Path(folder), print)
         train, config = trainer.config.train, trainer.config
         console = RunConsole(
             Terminal(file=open(Path(folder, "screen"), "w"), force_terminal=True),
@@ -34,7 +34,7 @@ def main(preset: str = "model-s", rounds: int = 20) -> None:
             peak_memory=backend.peak_memory,
         )
         metrics = MetricsFile(Path(folder, "metrics.jsonl"), 0, print)
-        reports, state = trainer.run(), trainer.state
+        reports, state, windows = trainer.run(), trainer.state, trainer._next_windows()
 
         def trained() -> None:
             report = next(reports)
@@ -44,7 +44,9 @@ def main(preset: str = "model-s", rounds: int = 20) -> None:
 
         def bare(index: int) -> None:
             nonlocal state
-            state, output = trainer._step(state, mx.array(1e-3), mx.array(index, dtype=mx.uint32))
+            state, output = trainer._step(
+                state, mx.array(1e-3), mx.array(index, dtype=mx.uint32), *trainer._next_windows()
+            )
             mx.eval(state, output)
 
         trained(), bare(0)

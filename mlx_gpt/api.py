@@ -10,9 +10,9 @@ from mlx_gpt.backend import mx
 from mlx_gpt.checkpoint import rgpt, store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config import SHAPE_KEYS, Config, ModelConfig, load_toml
-from mlx_gpt.data.bpe import open_vocab
+from mlx_gpt.data.bpe import open_vocab, tokenizer_from_dict
 from mlx_gpt.data.corpus import open_corpus
-from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer, tokenizer_from_dict
+from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer
 from mlx_gpt.errors import BadFile, ResumeRefused, UserError
 from mlx_gpt.export import huggingface
 from mlx_gpt.generation.engine import TextStream

@@ -16,9 +16,10 @@ from mlx_gpt.backend import mx
 from mlx_gpt.config import DataConfig
 from mlx_gpt.data import corpus as corpus_module
 from mlx_gpt.data import encoding
+from mlx_gpt.data.bpe import tokenizer_from_dict
 from mlx_gpt.data.corpus import Corpus, Source, open_corpus
 from mlx_gpt.data.encoding import encode, make_tokenizer
-from mlx_gpt.data.tokenizer import CharTokenizer, tokenizer_from_dict
+from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.data.tokens import Tokens, Windows
 from mlx_gpt.errors import UserError
 

@@ -185,6 +185,22 @@ class ByteBPETokenizer(Tokenizer):
     file_name, to_file = "tokenizer.json", to_json
 
 
+def tokenizer_from_dict(data: dict) -> Tokenizer:
+    """The tokenizer that to_dict() told of. Raises BadFile."""
+    try:
+        match data["kind"]:
+            case CharTokenizer.kind:
+                return CharTokenizer(data["characters"])
+            case BPETokenizer.kind:
+                return BPETokenizer(data["vocab"], [tuple(merge) for merge in data["merges"]])
+            case ByteBPETokenizer.kind:
+                return ByteBPETokenizer(data["json"])
+            case kind:
+                raise BadFile(f"tokenizer of kind {kind!r}; this version reads 'char', 'bpe' and 'byte-bpe'")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadFile(f"tokenizer: not one of ours: {type(error).__name__} {error}") from None
+
+
 def character_json(characters: str) -> str:
     """A tokenizer.json of characters alone: pairs that never merge."""
     return _with_specials({s: i for i, s in enumerate([*SPECIALS, *characters])}, [], SPECIALS)

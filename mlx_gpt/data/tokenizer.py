@@ -90,24 +90,6 @@ def alphabet(texts: Iterable[str]) -> set[str]:
     return found
 
 
-def tokenizer_from_dict(data: dict) -> Tokenizer:
-    """The tokenizer that to_dict() told of. Raises BadFile."""
-    from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer
-
-    try:
-        match data["kind"]:
-            case CharTokenizer.kind:
-                return CharTokenizer(data["characters"])
-            case BPETokenizer.kind:
-                return BPETokenizer(data["vocab"], [tuple(merge) for merge in data["merges"]])
-            case ByteBPETokenizer.kind:
-                return ByteBPETokenizer(data["json"])
-            case kind:
-                raise BadFile(f"tokenizer of kind {kind!r}; this version reads 'char', 'bpe' and 'byte-bpe'")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BadFile(f"tokenizer: not one of ours: {type(error).__name__} {error}") from None
-
-
 def count_unknown(characters: Iterable[str], unknown: Counter | None) -> None:
     """Counts unknown characters, or refuses them where nobody counts."""
     found = Counter(characters)
