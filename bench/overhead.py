@@ -44,9 +44,7 @@ def main(preset: str = "model-s", rounds: int = 20) -> None:
 
         def bare(index: int) -> None:
             nonlocal state
-            state, output = trainer._step(
-                state, mx.array(1e-3), mx.array(index, dtype=mx.uint32), *trainer._next_windows()
-            )
+            state, output = trainer._step(state, mx.array(1e-3), mx.array(index, dtype=mx.uint32), *windows)
             mx.eval(state, output)
 
         trained(), bare(0)

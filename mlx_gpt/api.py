@@ -83,7 +83,10 @@ def stream(
 ) -> TextStream:
     """generate() as an object that tells afterwards how it ended."""
     if run.tokenizer is None:
-        raise UserError("this checkpoint holds no tokenizer; name the text it was trained on with --corpus")
+        raise UserError(
+            "this checkpoint holds no tokenizer; name the text it was trained on with --corpus, or its vocab.json "
+            "with --vocab"
+        )
     try:
         ids = run.tokenizer.encode(prompt).tolist()
     except UserError as error:
@@ -105,7 +108,12 @@ def read_checkpoint(path: Path, preset: str | None = None, sizes: dict[str, Any]
     if not path.exists():
         raise UserError(f"{path}: no such file")
     if path.is_dir() and not huggingface.is_folder(path):
-        raise UserError(f"{path}: a folder; give a checkpoint file in it")
+        inside = [path / name for name in ("best.safetensors", "checkpoint.safetensors") if (path / name).is_file()]
+        if not inside:
+            raise UserError(
+                f"{path}: a folder without a checkpoint or a config.json; give a run, a checkpoint or an export"
+            )
+        path = inside[0]
     try:
         if path.is_dir():
             checkpoint = huggingface.read_folder(path)

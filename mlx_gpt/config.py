@@ -167,7 +167,11 @@ class TrainConfig(Table):
 class OptimizerConfig(Table):
     """The optimizer, its learning-rate schedule, the gradient clip and the average of the weights."""
 
-    name: str = setting("muon", "muon is AdamW outside the blocks' matrices", choices=("adamw", "muon", "lion"))
+    name: str = setting(
+        "muon",
+        "muon is AdamW outside the blocks' matrices; lion wants a tenth of their rates",
+        choices=("adamw", "muon", "lion"),
+    )
     learning_rate: float = setting(3e-3, "the schedule's peak", low=0.0, high=10.0)
     muon_learning_rate: float = setting(0.02, "the peak for the blocks' matrices under muon", low=0.0, high=10.0)
     schedule: str = setting(

@@ -76,12 +76,15 @@ class SaveReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StopReport:
-    """The end. `reason` is one of iters, minutes, patience, signal, diverged; `steps` were made in this session."""
+    """The end. `reason` is one of iters, minutes, patience, signal, diverged; `steps` were made in this
+    session, in `seconds`; `elapsed` is the time of all sessions.
+    """
 
     step: int
     reason: str
     tokens: int
     steps: int
+    seconds: float
     elapsed: float
     best_loss: float
     best_step: int

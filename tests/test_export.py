@@ -109,6 +109,21 @@ def test_a_folder_holds_what_loaders_look_for_and_comes_back(saved, tmp_path, ta
     assert back.header.config.model == first.header.config.model
 
 
+def test_an_export_over_one_for_others_leaves_none_of_their_code(saved, tmp_path):
+    for target in ("huggingface", "mlx-lm", "huggingface"):
+        export(saved, tmp_path / "out", "--to", target, "--force")
+        assert {p.name for p in (tmp_path / "out").glob("*.py")} == set(huggingface.CODE[target])
+
+
+def test_a_quantised_folder_is_no_checkpoint_and_needs_no_text(saved, tmp_path):
+    """The loss is told where the text is at hand; the folder is refused by name on its way back."""
+    done = export(saved, tmp_path / "out", "--to", "mlx-lm", "--quantize", "8", "--corpus", "absent.txt")
+    assert "not measured: corpus 'absent.txt'" in done.stderr and "8 bits a weight" in done.stderr
+    done = mlxgpt("convert", "out", "back.safetensors", cwd=tmp_path)
+    assert done.returncode == 3 and "quantised" in done.stderr
+    assert mlxgpt("push", "out", "ada/small", cwd=tmp_path).returncode == 0
+
+
 def test_exported_code_holds_no_word_of_the_users(saved, tmp_path):
     for target, code in huggingface.CODE.items():
         export(saved, tmp_path / target, "--to", target)
@@ -248,6 +263,8 @@ def rename(config, weights):
 
 CHANGES = [
     (lambda c, w: c.update(model_type="gpt2"), "config.json: model_type 'gpt2'"),
+    (lambda c, w: c.update(mlp_dim=-1), "config.json: mlp_dim -1, its other numbers make 128"),
+    (lambda c, w: c.update(quantization={"bits": 4}), "quantised; only whole ones are read"),
     (lambda c, w: c.pop("n_embd"), "config.json: 'n_embd' is missing"),
     (lambda c, w: c.update(n_head=5), "config.json: .*n_head=5 does not divide"),
     (lambda c, w: c.update(vocab_size=-1), "config.json: vocab_size -1"),
@@ -281,7 +298,21 @@ def test_push_tells_and_sends_nothing(saved, tmp_path):
     assert done.returncode == 0 and "model.safetensors" in done.stdout and "would be sent (add --yes)" in done.stdout
     facts = json.loads(mlxgpt("push", "out", "ada/shakespeare", "--json", cwd=tmp_path).stdout)
     assert not facts["sent"] and facts["files"].keys() >= {"config.json", "model.safetensors"}
-    for arguments, words in ((["out", "shakespeare"], "OWNER/NAME"), ([tmp_path, "a/b"], "no exported model")):
+    (tmp_path / "out/.env").write_text("secret")
+    (tmp_path / "out/.git").mkdir()
+    (tmp_path / "out/link").symlink_to("/etc/hostname")
+    done = mlxgpt("push", "out", "ada/shakespeare", cwd=tmp_path)
+    assert "not sent: .env, .git, link" in done.stderr and "link" not in done.stdout and ".env" not in done.stdout
+    weights = tmp_path / "out/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    done = mlxgpt("push", "out", "ada/shakespeare", cwd=tmp_path)
+    assert done.returncode == 3 and "model.safetensors: not a whole safetensors file" in done.stderr
+    for arguments, words in (
+        (["out", "shakespeare"], "OWNER/NAME"),
+        (["out", "ada/two words"], "OWNER/NAME"),
+        (["out", "a/b/c"], "OWNER/NAME"),
+        ([tmp_path, "a/b"], "no exported model"),
+    ):
         done = mlxgpt("push", *arguments, cwd=tmp_path)
         assert done.returncode == 2 and words in done.stderr
 
@@ -298,6 +329,7 @@ def test_silly_exports_are_one_line(saved, tmp_path):
         ([saved, "out", "--quantize", "4"], "--to mlx-lm"),
         ([saved, "out", "--quantize", "5"], "--quantize"),
         ([saved, "out", "--to", "gguf"], "gguf"),
+        ([saved, "out", "--license", "mit\nx: y"], "no licence's name"),
         (["absent", "out"], "absent: no such file"),
         (["bare.safetensors", "out"], "holds no tokenizer"),
     ):

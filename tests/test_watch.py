@@ -30,6 +30,7 @@ def stop(reason):
         reason=reason,
         tokens=900,
         steps=9,
+        seconds=4.5,
         elapsed=4.5,
         best_loss=3.0,
         best_step=8,

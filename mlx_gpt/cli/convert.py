@@ -10,6 +10,7 @@ from mlx_gpt.cli.options import (
     corpus_option,
     echo_json,
     json_option,
+    note,
     preset_option,
     set_option,
     sizes_from,
@@ -66,6 +67,11 @@ def convert(src, dst, format, force, preset, corpus, vocab, sets):
         store.save(dst, checkpoint)
     else:
         rgpt.write(dst, checkpoint, format)
+    own = checkpoint.header.tokenizer
+    if format != "safetensors" and own and own["kind"] != "char":
+        note("its vocabulary is not in it: mlxgpt tokenizer convert RUN/tokenizer.json vocab.json writes that")
+    if format == "safetensors" and not own:
+        note("it holds no tokenizer; --corpus gives it the characters of a text, --vocab a vocab.json")
     click.echo(f"{dst}: {format}, {dst.stat().st_size:,} bytes", err=True)
 
 

@@ -48,7 +48,7 @@ def evaluate(checkpoint, corpus, split, batch, preset, vocab, sets, as_json):
             )
         checkpoint = with_tokenizer(checkpoint, corpus)
     run = to_run(checkpoint)
-    result, name = evaluation(run, corpus or run.config.data.corpus, split, batch)
+    result, name = evaluation(run, corpus or run.config.data.corpus, split, batch, note)
     if as_json:
         echo_json(
             {
@@ -68,15 +68,15 @@ def evaluate(checkpoint, corpus, split, batch, preset, vocab, sets, as_json):
         )
 
 
-def evaluation(run, specs, split: str, batch: int):
-    """The evaluation of a loaded run over a whole split of a text, and the text's name."""
+def evaluation(run, specs, split: str, batch: int, say):
+    """The evaluation of a loaded run over a whole split of a text, and the text's name; `say` tells of the text."""
     from mlx_gpt.data.corpus import open_corpus
     from mlx_gpt.data.encoding import encode
     from mlx_gpt.data.tokens import Windows
     from mlx_gpt.train.loss import Evaluator
 
     data, text = run.config.data, open_corpus(specs)
-    tokens = encode(text, run.tokenizer, note, data.unknown == "refuse")
+    tokens = encode(text, run.tokenizer, say, data.unknown == "refuse")
     train, val = tokens.split(data.val_fraction)
     chosen = {"train": train, "val": val, "all": tokens}[split]
     windows = Windows(chosen, run.config.model.block_size, tokens.fits(data.device_mb))

@@ -1,6 +1,7 @@
 """`mlxgpt export` and `mlxgpt push`: a model as other tools load it, and on its way to the hub."""
 
 import contextlib
+import re
 from pathlib import Path
 
 import click
@@ -33,6 +34,8 @@ def export(checkpoint, folder, target, bits, licence, force, corpus):
     from mlx_gpt.export.huggingface import write_folder, write_weights
     from mlx_gpt.export.quantise import quantise
 
+    if not re.fullmatch(r"[\w.-]+", licence):
+        raise UserError(f"--license {licence!r} is no licence's name; as mit or cc-by-4.0")
     if bits and target != "mlx-lm":
         raise UserError("--quantize is MLX's; add --to mlx-lm")
     if folder.exists() and not folder.is_dir():
@@ -43,14 +46,13 @@ def export(checkpoint, folder, target, bits, licence, force, corpus):
     tokenizer = tokenizer_of(found.header)
     if tokenizer is None:
         raise UserError(
-            f"{checkpoint}: holds no tokenizer; give it one with: mlxgpt convert {checkpoint} FILE --corpus NAME"
+            f"{checkpoint}: holds no tokenizer; give it one by --corpus or --vocab of: mlxgpt convert {checkpoint} FILE"
         )
     weights, extra, notes = found.weights, {}, []
     if bits:
         weights, meant, group = quantise(weights, int(bits))
         extra = {"quantization": {"group_size": group, "bits": int(bits)}}
-        before, after = (_loss(found, w, corpus) for w in (found.weights, meant))
-        notes = [f"{bits} bits a weight, in groups of {group}: validation loss {before:.4f} before, {after:.4f} after"]
+        notes = [f"{bits} bits a weight, in groups of {group}{_measured(found, meant, corpus)}"]
         note(notes[0])
     evaluations = _evaluations(checkpoint)
     has_curve = bool(evaluations) and _draw(checkpoint, folder / "curve.png", folder)
@@ -60,14 +62,24 @@ def export(checkpoint, folder, target, bits, licence, force, corpus):
     note(f"{folder}: {len(paths) + has_curve} files, {sum(p.stat().st_size for p in paths):,} bytes, for {target}")
 
 
-def _loss(checkpoint, weights, corpus) -> float:
+def _measured(checkpoint, meant, corpus) -> str:
+    """The losses before and after quantising, in words; nothing where the text is not at hand."""
     import dataclasses
 
     from mlx_gpt.api import to_run
     from mlx_gpt.cli.evaluate import evaluation
+    from mlx_gpt.errors import UserError
 
-    run = to_run(dataclasses.replace(checkpoint, weights=weights))
-    return evaluation(run, corpus or run.config.data.corpus, "val", 16)[0].loss
+    losses, specs = [], corpus or checkpoint.header.config.data.corpus
+    note(f"measuring the loss on {', '.join(specs)} before and after")
+    try:
+        for weights, say in ((checkpoint.weights, note), (meant, lambda line: None)):
+            run = to_run(dataclasses.replace(checkpoint, weights=weights))
+            losses.append(evaluation(run, specs, "val", 16, say)[0].loss)
+    except UserError as error:
+        note(f"not measured: {error}; another text can be named with --corpus")
+        return ""
+    return ": validation loss {:.4f} before, {:.4f} after".format(*losses)
 
 
 def _evaluations(checkpoint: Path) -> list[dict]:
@@ -102,16 +114,20 @@ def _draw(checkpoint: Path, picture: Path, folder: Path) -> bool:
 def push(folder, repo, yes, private, as_json):
     """Send an exported folder to the Hugging Face hub; without --yes, list what would be sent."""
     from mlx_gpt.errors import UserError
+    from mlx_gpt.export.huggingface import FILES, require_whole
 
-    owner, slash, name = repo.partition("/")
-    if not (slash and owner and name and "/" not in name):
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
         raise UserError(f"{repo!r} is not OWNER/NAME, as ada/shakespeare")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no exported model in it; make one with: mlxgpt export CHECKPOINT {folder}")
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    sizes = {str(p.relative_to(folder)): p.stat().st_size for p in files}
+    require_whole(folder)
+    files = sorted(p for p in folder.iterdir() if p.name in FILES and p.is_file() and not p.is_symlink())
+    left = sorted(p.name for p in folder.iterdir() if p not in files)
+    if left:
+        note(f"not of an export, and not sent: {', '.join(left)}")
+    sizes = {p.name: p.stat().st_size for p in files}
     if yes:
-        _send(folder, repo, private)
+        _send(folder, repo, private, list(sizes))
     if as_json:
         echo_json({"repo": repo, "sent": yes, "files": sizes})
         return
@@ -121,7 +137,7 @@ def push(folder, repo, yes, private, as_json):
     click.echo(f"{len(sizes)} files, {sum(sizes.values()):,} bytes, {done} {repo}")
 
 
-def _send(folder: Path, repo: str, private: bool) -> None:
+def _send(folder: Path, repo: str, private: bool, names: list[str]) -> None:
     from mlx_gpt.errors import UserError
 
     try:
@@ -130,6 +146,6 @@ def _send(folder: Path, repo: str, private: bool) -> None:
         raise UserError("sending needs huggingface_hub: pip install 'mlxgpt[hub]'") from None
     try:
         HfApi().create_repo(repo, private=private, exist_ok=True)
-        HfApi().upload_folder(repo_id=repo, folder_path=folder)
+        HfApi().upload_folder(repo_id=repo, folder_path=folder, allow_patterns=names)
     except Exception as error:  # the library's own, and those of what it sends with
         raise UserError(f"{repo}: not sent: {' '.join(str(error).split())[:300]}") from None

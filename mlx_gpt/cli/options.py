@@ -51,6 +51,8 @@ def overrides_of(sets: tuple[str, ...], flags: dict) -> dict:
     bpe, byte_level = flags.pop("bpe", None), flags.pop("byte_level", False)
     if byte_level and bpe is None:
         raise UserError("--byte-level says how --bpe merges; give --bpe [N] too")
+    if bpe is not None and not bpe.isdigit():
+        raise UserError(f"--bpe {bpe!r} is no number of ids; as --bpe 2000")
     if bpe is not None and flags.get("vocab"):
         raise UserError("--bpe trains a vocabulary, --vocab takes one; give one of them")
     given = [parse_set(text) for text in sets]

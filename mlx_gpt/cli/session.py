@@ -321,8 +321,8 @@ def _resumed_config(checkpoint: Checkpoint, wish: Wish) -> Config:
     for key in ("tokenizer", "vocab_size", "vocab"):
         if getattr(old.data, key) != getattr(new.data, key):
             raise ResumeRefused(
-                f"data.{key} {getattr(new.data, key)}, the run has {getattr(old.data, key) or 'none'}; its tokens stay "
-                "as they are, others need a new run"
+                f"data.{key} {getattr(new.data, key)}, the run has {getattr(old.data, key) or 'its own'}; its tokens "
+                "stay as they are, others need a new run"
             )
     if old.data.val_fraction != new.data.val_fraction:
         raise ResumeRefused(

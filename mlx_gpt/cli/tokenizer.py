@@ -25,7 +25,7 @@ force_option = click.option("--force", is_flag=True, help="Overwrite DST.")
 @click.option("--byte-level", is_flag=True, help="Merge bytes within words, as GPT-2, and not characters within lines.")
 @force_option
 def train(dst, corpus, size, byte_level, force):
-    """Train a vocabulary on a corpus into DST, a tokenizer.json, or a vocab.json where it is called so.
+    """Train a vocabulary on a corpus into DST: a vocab.json if its name begins with vocab, else a tokenizer.json.
 
     The most frequent pair is merged first; of equally frequent ones, that of the lower ids.
     """
@@ -128,6 +128,8 @@ def _refuse_existing(dst: Path, force: bool) -> None:
 
     if dst.is_dir():
         raise UserError(f"{dst}: a folder; name a file in it")
+    if not dst.parent.is_dir():
+        raise UserError(f"{dst.parent}: no such folder; make it, or name another one")
     if dst.exists() and not force:
         raise UserError(f"{dst}: already there; name another file, or overwrite it with --force")
 

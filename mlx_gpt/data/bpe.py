@@ -207,7 +207,11 @@ def character_json(characters: str) -> str:
 
 
 def open_vocab(path: Path) -> Tokenizer:
-    """A vocab.json of randyGPT's, or a tokenizer.json: ours, or any byte-level BPE. Raises BadFile, UserError."""
+    """A vocab.json of randyGPT's, or a tokenizer.json: ours, or any byte-level BPE. Raises BadFile, UserError.
+
+    A folder stands for the tokenizer.json in it.
+    """
+    path = path / "tokenizer.json" if path.is_dir() else path
     try:
         text = path.read_text("utf-8")
         data = json.loads(text)

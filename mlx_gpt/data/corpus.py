@@ -144,7 +144,7 @@ def list_corpora() -> list[dict]:
 def _parse(spec: str) -> tuple[str, float]:
     """The name and the weight of a spec; a file whose own name ends so is meant as it is."""
     name, colon, tail = spec.rpartition(":")
-    if not colon or Path(spec).expanduser().exists() or (name == "markov" and tail.isdigit()):
+    if not colon or Path(spec).expanduser().exists() or name == "markov":
         return spec, 1.0
     try:
         weight = float(tail)
@@ -224,7 +224,8 @@ def _text(path: Path) -> Iterator[str]:
             block = file.read(PIECE)
             pending = len(decoder.getstate()[0])
             try:
-                yield decoder.decode(block, final=not block)
+                text = decoder.decode(block, final=not block)
+                yield text if before else text.removeprefix("\ufeff")
             except UnicodeDecodeError as error:
                 place = before - pending + error.start
                 raise BadFile(

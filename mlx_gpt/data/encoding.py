@@ -49,6 +49,7 @@ def make_tokenizer(corpus: Corpus, data: DataConfig, note: Note) -> Tokenizer:
     start = time.perf_counter()
     tokenizer = kind.train(texts, data.vocab_size, characters)
     told = f", on one piece of text in {every}" if every > 1 else ""
+    told += ": the text has no more pairs" if tokenizer.vocab_size < data.vocab_size else ""
     note(f"trained a vocabulary of {tokenizer.vocab_size} in {time.perf_counter() - start:.1f} s{told}")
     return tokenizer
 

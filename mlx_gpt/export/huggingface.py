@@ -26,6 +26,12 @@ CODE = {
     "huggingface": {"configuration_mlxgpt.py": "configuration_mlxgpt.py", "modeling_mlxgpt.py": "modeling_mlxgpt.py"},
     "mlx-lm": {"mlxgpt.py": "mlxgpt_mlx_lm.py"},
 }
+# What an exported folder may hold, of either kind.
+FILES = {
+    *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "README.md", "curve.png"),
+    *(name for code in CODE.values() for name in code),
+}
 BOS, EOS = "<|bos|>", "<|eos|>"
 MAX_JSON = 64 << 20  # bytes of a config.json or tokenizer.json
 
@@ -73,6 +79,8 @@ def write_folder(
         **{name: (TEMPLATES / template).read_text("utf-8") for name, template in CODE[target].items()},
     }
     make_folder(folder)
+    for name in {name for code in CODE.values() for name in code} - CODE[target].keys():
+        (folder / name).unlink(missing_ok=True)  # of an export for the other
     paths = [folder / name for name in files]
     for path, text in zip(paths, files.values(), strict=True):
         write_atomic(path, [text.encode()])
@@ -128,18 +136,30 @@ def is_folder(path: Path) -> bool:
     return path.is_dir() and (path / "config.json").is_file()
 
 
+def require_whole(folder: Path) -> None:
+    """Raises BadFile or UserError unless a folder's weights and vocabulary can be read."""
+    if "quantization" not in _json(folder / "config.json"):
+        read_folder(folder)
+    read_header(folder / "model.safetensors")
+    open_vocab(folder / "tokenizer.json")
+
+
 def read_folder(folder: Path) -> Checkpoint:
     """A randyGPT export, or ours, as a checkpoint. Raises BadFile, naming file and place."""
     facts = _json(folder / "config.json")
     kind = facts.get("model_type")
     if kind not in ("randygpt", "mlxgpt"):
         raise BadFile(f"{folder / 'config.json'}: model_type {kind!r}; randygpt and mlxgpt are read")
+    if "quantization" in facts:
+        raise BadFile(f"{folder}: its weights are quantised; only whole ones are read: export without --quantize")
     try:
         model = ModelConfig(**{k: facts[k] for k in SHAPE_KEYS}, **{k: facts[k] for k in EXTENSION_KEYS if k in facts})
     except KeyError as error:
         raise BadFile(f"{folder / 'config.json'}: {error} is missing") from None
     except UserError as error:
         raise BadFile(f"{folder / 'config.json'}: {error}") from None
+    if facts.get("mlp_dim", model.mlp_dim) != model.mlp_dim:
+        raise BadFile(f"{folder / 'config.json'}: mlp_dim {facts['mlp_dim']!r}, its other numbers make {model.mlp_dim}")
     vocab_size = facts.get("vocab_size")
     if type(vocab_size) is not int or not 1 <= vocab_size <= store.MAX_VOCAB:
         raise BadFile(f"{folder / 'config.json'}: vocab_size {vocab_size!r}")

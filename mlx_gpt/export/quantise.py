@@ -18,7 +18,10 @@ def quantise(weights: Tensors, bits: int) -> tuple[Tensors, Tensors, int]:
     widths = {w.shape[1] for name, w in weights.items() if _is_read_whole(name, w)}
     group = next((g for g in GROUPS if any(width % g == 0 for width in widths)), None)
     if not group:
-        raise UserError(f"--quantize {bits}: rows of {sorted(widths)} numbers, groups of {GROUPS} don't divide them")
+        raise UserError(
+            f"--quantize {bits}: the rows are {' and '.join(map(str, sorted(widths)))} numbers wide, and MLX wants a "
+            f"multiple of {GROUPS[-1]}, as all presets have but model-xs"
+        )
     packed, meant = {}, {}
     for name, w in weights.items():
         packed[name] = meant[name] = w

@@ -360,6 +360,7 @@ class Trainer:
             tokens=self.header.tokens,
             elapsed=self._elapsed(),
             steps=self.header.iteration - self._first_iteration,
+            seconds=self._elapsed() - self._elapsed_before,
             best_loss=self.header.best_loss,
             best_step=self.header.best_iteration,
             peak_memory=backend.peak_memory(),

@@ -119,6 +119,8 @@ def draw(path: Path, records: Sequence[Record], marks: Sequence[tuple[str, Seque
     """Validation loss against tokens and against seconds; `marks` are further points (label, tokens, losses)."""
     if path.suffix not in FORMATS:
         raise UserError(f"{path}: pictures are {', '.join(FORMATS)}; name it so")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent}: no such folder; make it, or name another one")
     try:
         import matplotlib
     except ImportError:

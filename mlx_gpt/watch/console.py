@@ -93,11 +93,12 @@ class RunConsole:
         self.note("-" * 56)
 
     def _summary(self, report: StopReport) -> None:
-        average = report.elapsed * 1000 / report.step if report.step else 0.0
-        best = f" | Best: {report.best_loss:.4f} @{report.best_step}" if math.isfinite(report.best_loss) else ""
+        average = report.seconds * 1000 / report.steps if report.steps else 0.0
+        best = f" | Best: {report.best_loss:.4f}" if math.isfinite(report.best_loss) else ""
+        best += f" @{report.best_step}" if best and report.best_step else ""
         self.note(f"{STOPPED[report.reason]} at iteration {report.step:,}", "bold")
         self.note(
-            f"Total time: {report.elapsed:.1f}s | Avg: {average:.0f}ms/iter ({report.step} iters) | "
+            f"Total time: {report.elapsed:.1f}s | Avg: {average:.0f}ms/iter ({report.steps} iters) | "
             f"{report.tokens:,} tokens{best} | Peak: {report.peak_memory / 1e9:.2f}GB",
             "bold",
         )
