@@ -150,10 +150,12 @@ def readers(folder, vectors):
     model = ModelConfig(n_embd=8, n_head=2, n_layer=1, block_size=4)
     weights = {name: np.ones(shape, np.float32) for name, shape in model.weight_shapes(5).items()}
     header = Header(config=Config(model=model), vocab_size=5, iteration=1, step=1)
-    store.save(folder / "good.safetensors", Checkpoint(header=header, weights=weights, optimizer={}))
+    checkpoint = Checkpoint(header=header, weights=weights, optimizer={})
+    store.save(folder / "good.safetensors", checkpoint)
+    rgpt.write(folder / "good.bin", checkpoint, "rgpt0002")
     return [
         ((folder / "good.safetensors").read_bytes(), store.load),
-        ((vectors / "tiny.rgpt0002.bin").read_bytes(), lambda path: rgpt.read(path, {"n_embd": 32, "n_head": 4})),
+        ((folder / "good.bin").read_bytes(), lambda path: rgpt.read(path, model.shape())),
         ((vectors / "bpe-1500.vocab.json").read_bytes()[:3000] + b'"]}', open_vocab),
         (json.dumps({"vocab": ["<|bos|>", "<|eos|>", "a", "b", "ab"], "merges": [["a", "b"]]}).encode(), open_vocab),
     ]

@@ -6,12 +6,14 @@ The libraries live in an environment of their own, whose Python MLXGPT_EXPORT_PY
 import dataclasses
 import json
 import os
+import random
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import safetensors.numpy
+import tokenizers
 from conftest import ROOT
 from test_cli import mlxgpt
 
@@ -109,6 +111,21 @@ def test_a_folder_holds_what_loaders_look_for_and_comes_back(saved, tmp_path, ta
     assert back.header.config.model == first.header.config.model
 
 
+@pytest.mark.parametrize("alphabet", ["ab\n", "abc <|>eos", "<>|bose \ue000\n"])
+def test_characters_are_the_librarys_on_every_string(alphabet):
+    """Those that spell the specials too."""
+    tokenizer, draw = CharTokenizer("".join(sorted(alphabet))), random.Random(0)
+    plain = tokenizers.Tokenizer.from_str(huggingface.tokenizer_json(tokenizer))
+    texts = ["".join(draw.choices(alphabet, k=draw.randint(0, 60))) for _ in range(300)]
+    if "<" in alphabet:
+        texts += ["<|eos|>", "<|bos|><|eos|>e", "<<|eos|>>"] * (set("<|bose>") <= set(alphabet))
+    for text in texts:
+        ids = tokenizer.encode(text).tolist()
+        assert plain.encode(text).ids == ids and plain.decode(ids) == text, text
+    assert plain.get_vocab_size() == tokenizer.vocab_size
+    assert [plain.token_to_id(name) for name in huggingface.special_names(tokenizer)] == [0, 1]
+
+
 def test_an_export_over_one_for_others_leaves_none_of_their_code(saved, tmp_path):
     for target in ("huggingface", "mlx-lm", "huggingface"):
         export(saved, tmp_path / "out", "--to", target, "--force")
@@ -141,7 +158,9 @@ def expectations(path, text, file):
     prompts = ["The", "An object is ", "x", text[1000:1400]]
     pairs = [(p, "".join(mlx_gpt.generate(run, p, max_tokens=count, temperature=0))) for p in prompts]
     within = [(p, t) for p, t in pairs if len(run.tokenizer.encode(p)) + count <= T]
-    texts = [(t, run.tokenizer.encode(t).tolist()) for t in ["The  end.\n\n  x", "\n", " ", "<|eos", text[:500]]]
+    texts = [
+        (t, run.tokenizer.encode(t).tolist()) for t in ["The  end.\n\n  x", "\n", " ", "<|eos", "a<|eos|>b", text[:500]]
+    ]
     np.savez(
         file,
         tokens=tokens,

@@ -32,6 +32,7 @@ class BPETokenizer(Tokenizer):
     def __init__(self, vocab: Sequence[str], merges: Sequence[Merge]):
         super().__init__([b""] * len(SPECIALS) + [s.encode() for s in vocab[len(SPECIALS) :]])
         self.vocab, self.merges = list(vocab), list(merges)
+        self.special_names = tuple(vocab[: len(SPECIALS)])
         self._ids = {s: i for i, s in enumerate(vocab)}
         self._characters = {s for s in self._ids if len(s) == 1}
         known = [(a, b) for a, b in merges if {a, b, a + b} <= self._ids.keys()]
@@ -91,7 +92,7 @@ class BPETokenizer(Tokenizer):
                 "a tokenizer.json can't hold this vocabulary: it has a string twice, or merges out of order; "
                 "keep it as vocab.json"
             )
-        return _with_specials(self._ids, self._in_order(), self.vocab[: len(SPECIALS)])
+        return _with_specials(self._ids, self._in_order(), self.special_names)
 
     @property
     def file_name(self) -> str:
@@ -203,7 +204,16 @@ def tokenizer_from_dict(data: dict) -> Tokenizer:
 
 def character_json(characters: str) -> str:
     """A tokenizer.json of characters alone: pairs that never merge."""
-    return _with_specials({s: i for i, s in enumerate([*SPECIALS, *characters])}, [], SPECIALS)
+    specials = character_specials(characters)
+    return _with_specials({s: i for i, s in enumerate([*specials, *characters])}, [], specials)
+
+
+def character_specials(characters: str) -> tuple[str, ...]:
+    """The specials' names; with a private character about them, where the alphabet could spell them."""
+    if not any(set(name) <= set(characters) for name in SPECIALS):
+        return SPECIALS
+    mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in characters)
+    return tuple(f"{mark}{name}{mark}" for name in SPECIALS)
 
 
 def open_vocab(path: Path) -> Tokenizer:

@@ -15,7 +15,7 @@ from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.container import read_header, read_tensors
 from mlx_gpt.checkpoint.store import Checkpoint, Header, Tensors
 from mlx_gpt.config import EXTENSION_KEYS, SHAPE_KEYS, Config, ModelConfig
-from mlx_gpt.data.bpe import character_json, open_vocab
+from mlx_gpt.data.bpe import character_json, character_specials, open_vocab
 from mlx_gpt.data.tokenizer import Tokenizer
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import make_folder, write_atomic
@@ -32,7 +32,6 @@ FILES = {
     *("special_tokens_map.json", "README.md", "curve.png"),
     *(name for code in CODE.values() for name in code),
 }
-BOS, EOS = "<|bos|>", "<|eos|>"
 MAX_JSON = 64 << 20  # bytes of a config.json or tokenizer.json
 
 
@@ -68,6 +67,7 @@ def write_folder(
                 "model_max_length": checkpoint.header.config.model.block_size,
                 "clean_up_tokenization_spaces": False,
                 "padding_side": "left",
+                "split_special_tokens": True,  # a text that spells a special is a text
                 "model_input_names": ["input_ids", "attention_mask"],
             },
             indent=2,
@@ -127,9 +127,9 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
 
 def special_names(tokenizer: Tokenizer) -> tuple[str, str]:
     """BOS and EOS, as the tokenizer.json spells them."""
-    if tokenizer.kind == "byte-bpe":
-        return tokenizer.special_names
-    return BOS, EOS
+    if tokenizer.kind == "char":
+        return character_specials(tokenizer.characters)
+    return tokenizer.special_names
 
 
 def is_folder(path: Path) -> bool:
