@@ -51,11 +51,7 @@ def load(
     """
     sizes = {"n_embd": n_embd, "n_head": n_head, "n_layer": n_layer, "block_size": block_size}
     checkpoint = read_checkpoint(Path(path), preset, {k: v for k, v in sizes.items() if v is not None})
-    if vocab is not None:
-        checkpoint = with_vocab(checkpoint, open_vocab(Path(vocab)), vocab)
-    elif corpus is not None:
-        checkpoint = with_tokenizer(checkpoint, [corpus] if isinstance(corpus, str) else corpus)
-    return to_run(checkpoint)
+    return to_run(with_text(checkpoint, [corpus] if isinstance(corpus, str) else corpus, vocab))
 
 
 def generate(
@@ -130,6 +126,13 @@ def read_checkpoint(path: Path, preset: str | None = None, sizes: dict[str, Any]
     if own | wanted != own:
         raise ResumeRefused(f"{path}: asked for {store.differences(wanted, own)}; leave the network to the file")
     return checkpoint
+
+
+def with_text(checkpoint: Checkpoint, specs: Sequence[str] | None, vocab: str | None) -> Checkpoint:
+    """The checkpoint with the tokenizer of a vocabulary file, or else of a corpus, if either is named."""
+    if vocab:
+        return with_vocab(checkpoint, open_vocab(Path(vocab)), vocab)
+    return with_tokenizer(checkpoint, specs) if specs else checkpoint
 
 
 def with_tokenizer(checkpoint: Checkpoint, specs: Sequence[str]) -> Checkpoint:

@@ -16,6 +16,7 @@ import safetensors.numpy
 import tokenizers
 from conftest import ROOT
 from test_cli import mlxgpt
+from test_model import EXTENSIONS
 
 import mlx_gpt
 from mlx_gpt.api import load, read_checkpoint
@@ -33,15 +34,7 @@ from mlx_gpt.model.gpt import GPT
 from mlx_gpt.train.loss import cross_entropy
 
 SHAPE = {"n_embd": 64, "n_head": 4, "n_layer": 2, "block_size": 64}
-MODERN = {
-    "positions": "rotary",
-    "qk_norm": True,
-    "norm_weights": True,
-    "final_norm": True,
-    "tied_head": True,
-    "mlp": "swiglu",
-}
-KINDS = {"char": {}, "bpe": MODERN, "byte-bpe": {"positions": "rotary"}}
+KINDS = {"char": {}, "bpe": EXTENSIONS, "byte-bpe": {"positions": "rotary"}}
 OTHER_PYTHON = os.environ.get("MLXGPT_EXPORT_PYTHON")
 
 

@@ -119,7 +119,7 @@ def _solve_shape(path: Path, length: int, *, copies: int, vocab_size: int, wante
                 f"{path}: {length} bytes, {_named(said)} with {vocab_size} ids needs {size_of(said)}; "
                 f"{_what_fits(length, copies, vocab_size, {})}"
             )
-        return ModelConfig(**said, n_head=wanted.get("n_head") or _known_heads(path, said))
+        return ModelConfig(**said, n_head=wanted.get("n_head") or known_heads(path, said))
     fits = [s for s in _known_shapes() if size_of(s) == length and all(s[k] == v for k, v in said.items())]
     if len({(s["n_embd"], s["n_layer"], s["block_size"]) for s in fits}) != 1:
         raise BadFile(
@@ -134,12 +134,13 @@ def _known_shapes() -> list[Shape]:
     return [ModelConfig(**p).shape() for p in presets] + list(OLD_SHAPES)
 
 
-def _known_heads(path: Path, said: Shape) -> int:
+def known_heads(path: Path, said: Shape) -> int:
+    """The heads of the known shapes of this width and context. Raises UserError where none or several are."""
     heads = {
         s["n_head"] for s in _known_shapes() if (s["n_embd"], s["block_size"]) == (said["n_embd"], said["block_size"])
     }
     if len(heads) != 1:
-        raise UserError(f"{path}: the number of heads can't be told from the file; say it with --set model.n_head=N")
+        raise UserError(f"{path}: the number of heads can't be told from the file; say it, as --set model.n_head=4")
     return heads.pop()
 
 

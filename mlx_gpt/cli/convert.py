@@ -43,7 +43,7 @@ def convert(src, dst, format, force, preset, corpus, vocab, sets):
 
     An RGPT file holds no tokenizer: --corpus rebuilds that of characters from the training text, --vocab reads a BPE's.
     """
-    from mlx_gpt.api import read_checkpoint, with_tokenizer, with_vocab
+    from mlx_gpt.api import read_checkpoint, with_text
     from mlx_gpt.checkpoint import rgpt, store
     from mlx_gpt.errors import UserError
 
@@ -53,13 +53,7 @@ def convert(src, dst, format, force, preset, corpus, vocab, sets):
         raise UserError(f"{dst}: the file that is read; name another one")
     if dst.exists() and not force:
         raise UserError(f"{dst}: already there; name another file, or overwrite it with --force")
-    checkpoint = read_checkpoint(src, preset, sizes_from(sets))
-    if vocab:
-        from mlx_gpt.data.bpe import open_vocab
-
-        checkpoint = with_vocab(checkpoint, open_vocab(Path(vocab)), vocab)
-    elif corpus:
-        checkpoint = with_tokenizer(checkpoint, corpus)
+    checkpoint = with_text(read_checkpoint(src, preset, sizes_from(sets)), corpus, vocab)
     if not format and dst.suffix == ".bin":
         format = "rgpt0003" if rgpt.has_moments(checkpoint) else "rgpt0002"
     format = format or "safetensors"

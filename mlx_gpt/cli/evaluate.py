@@ -31,23 +31,17 @@ def evaluate(checkpoint, corpus, split, batch, preset, vocab, sets, as_json):
     CHECKPOINT is the best of the newest run by default, the corpus its own. A randyGPT .bin needs its --corpus.
     """
     from mlx_gpt import backend
-    from mlx_gpt.api import read_checkpoint, to_run, with_tokenizer, with_vocab
+    from mlx_gpt.api import read_checkpoint, to_run, with_text
     from mlx_gpt.cli.session import newest_checkpoint
-    from mlx_gpt.data.bpe import open_vocab
     from mlx_gpt.errors import UserError
 
     backend.prepare()
     path = checkpoint or newest_checkpoint()
     checkpoint = read_checkpoint(path, preset, sizes_from(sets))
-    if vocab:
-        checkpoint = with_vocab(checkpoint, open_vocab(Path(vocab)), vocab)
-    elif checkpoint.header.tokenizer is None:
-        if not corpus:
-            raise UserError(
-                f"{path}: holds no tokenizer; name the text it was trained on with --corpus, or its --vocab"
-            )
-        checkpoint = with_tokenizer(checkpoint, corpus)
-    run = to_run(checkpoint)
+    if checkpoint.header.tokenizer is None and not (corpus or vocab):
+        raise UserError(f"{path}: holds no tokenizer; name the text it was trained on with --corpus, or its --vocab")
+    # A checkpoint's own tokenizer reads any corpus.
+    run = to_run(with_text(checkpoint, None if checkpoint.header.tokenizer else corpus, vocab))
     result, name = evaluation(run, corpus or run.config.data.corpus, split, batch, note)
     if as_json:
         echo_json(

@@ -86,7 +86,7 @@ def _evaluations(checkpoint: Path) -> list[dict]:
     """The evaluations of the run that a checkpoint lies in, if it lies in one."""
     from mlx_gpt.watch.metrics import read_metrics
 
-    lines = read_metrics(checkpoint.parent / "metrics.jsonl")
+    lines = read_metrics((checkpoint if checkpoint.is_dir() else checkpoint.parent) / "metrics.jsonl")
     return [
         line for line in lines if isinstance(line, dict) and line.get("val_loss") is not None and line.get("tokens")
     ]

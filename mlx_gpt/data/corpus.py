@@ -27,8 +27,6 @@ NOT_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-pac
 SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".jsonl.gz")  # of the files that a folder is read for
 DOCUMENT_END = "<|eos|>"
 PIECE = 1 << 20  # characters, about, that are read at once
-# A line ends after a word: here a text may be cut without changing the tokens on either side.
-BORDER = re.compile(r"(?<=\S)(?=\n)")
 
 
 class Piece(NamedTuple):
@@ -81,7 +79,8 @@ class Corpus:
         for source in self.sources:
             for text, ends in source.pieces():
                 found[-1].append(text)
-                found += [[]] * 0 if not ends else [[]]
+                if ends:
+                    found.append([])
         return ["".join(parts) for parts in found if parts]
 
     @cached_property
@@ -283,7 +282,7 @@ def _documents(stream: Iterable[str]) -> Iterator[Piece]:
 
 
 def _last_border(text: str) -> int:
-    """The last place of BORDER, 0 if there is none."""
+    """The last place where a line ends after a word, 0 if there is none: a cut there changes no token."""
     end = text.rfind("\n")
     while end > 0 and text[end - 1].isspace():
         end = text.rfind("\n", 0, end)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import safetensors.numpy
 
-from mlx_gpt.checkpoint import store
+from mlx_gpt.checkpoint import rgpt, store
 from mlx_gpt.checkpoint.container import read_header, read_tensors
 from mlx_gpt.checkpoint.store import Checkpoint, Header, Tensors
 from mlx_gpt.config import EXTENSION_KEYS, SHAPE_KEYS, Config, ModelConfig
@@ -188,10 +188,7 @@ def read_state_dict(path: Path, wanted: dict) -> Checkpoint:
     vocab_size, n_embd = shapes["wte.weight"]
     layers = {int(name.split(".")[1]) for name in shapes if name.startswith("layers.") and name.split(".")[1].isdigit()}
     found = {"n_embd": n_embd, "n_layer": len(layers), "block_size": shapes["wpe.weight"][0]}
-    heads = wanted.get("n_head") or {116: 4, 128: 4, 192: 6, 256: 8, 384: 8}.get(n_embd)
-    if not heads:
-        raise UserError(f"{path}: a state_dict does not tell its heads; say them with --set model.n_head=4")
-    model = ModelConfig(**found, n_head=heads)
+    model = ModelConfig(**found, n_head=wanted.get("n_head") or rgpt.known_heads(path, found))
     return _checkpoint(model, vocab_size, _weights(path, model.weight_shapes(vocab_size)), None)
 
 
