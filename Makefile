@@ -12,7 +12,7 @@ BIN := .venv/bin
 TRAIN_PRESET := $(or $(PRESET),$(if $(filter Darwin,$(shell uname)),model-l,model-s))
 BENCH_PRESETS := $(or $(PRESETS),$(PRESET),model-l)
 
-.PHONY: train test test-all test-exports bench clean
+.PHONY: train test test-all test-exports test-page bench clean
 
 train: $(BIN)/mlxgpt
 	$(BIN)/mlxgpt train --preset $(TRAIN_PRESET) --corpus $(CORPUS) $(if $(ITERS),--iters $(ITERS),--minutes $(MINUTES))
@@ -27,6 +27,10 @@ test-all: $(BIN)/.test
 # What `mlxgpt export` writes, in the libraries it is for; they live in an environment of their own.
 test-exports: $(BIN)/.test .venv-exports/.ready
 	MLXGPT_EXPORT_PYTHON=$(CURDIR)/.venv-exports/bin/python $(BIN)/python -m pytest tests/test_export.py
+
+# The server's page in a real browser; needs Chromium.
+test-page: $(BIN)/.test $(BIN)/.page
+	$(BIN)/python -m pytest tests/test_serve_page.py
 
 bench: $(BIN)/mlxgpt
 	$(BIN)/mlxgpt bench $(BENCH_PRESETS:%=--preset %) --corpus $(CORPUS) $(if $(QUICK),--quick)
@@ -45,6 +49,10 @@ $(BIN)/mlxgpt: $(BIN)/python pyproject.toml
 
 $(BIN)/.test: $(BIN)/mlxgpt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+$(BIN)/.page: $(BIN)/mlxgpt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[page]'
 	@touch $@
 
 .venv-exports/.ready:

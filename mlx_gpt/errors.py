@@ -39,3 +39,9 @@ class Disagreement(UserError):
     """Two computations that should be one give different numbers: a fault of ours, not of the user."""
 
     exit_code = 1
+
+
+class EngineFailed(UserError):
+    """The server's engine failed again and again: a fault of ours or of the device."""
+
+    exit_code = 1

@@ -22,12 +22,17 @@ def key(seed: int, stream: str, index: int | mx.array = 0) -> mx.array:
     return mx.stack([first, second + mx.array(index).astype(mx.uint32)])
 
 
+def host_key(seed: int, stream: str, index: int) -> np.ndarray:
+    """key() as NumPy has it, made without the device."""
+    first, second = _words(seed, stream)
+    return np.array([first, (second + index) % 2**32], dtype=np.uint32)
+
+
 def host_bits(seed: int, stream: str, index: int, count: int) -> np.ndarray:
     """bits(key(seed, stream, index), arange(count)), (count,) uint32, without the device, which may be busy."""
-    first, second = _words(seed, stream)
+    first, second = host_key(seed, stream, index)
     with np.errstate(over="ignore"):
-        mixed = _hash(np.arange(count, dtype=np.uint32) ^ np.uint32(first), np.uint32)
-        return _hash(mixed + np.uint32((second + index) % 2**32), np.uint32)
+        return _hash(_hash(np.arange(count, dtype=np.uint32) ^ first, np.uint32) + second, np.uint32)
 
 
 def split(key: mx.array, count: int) -> mx.array:

@@ -32,6 +32,10 @@ ROOMS = {
     "generation": ({"backend", "errors", "model", "rng"}, {"numpy"}),
     "watch": ({"errors", "reports"}, {"matplotlib", "rich"}),
     "export": ({"backend", "checkpoint", "config", "data", "errors", "files"}, {"numpy", "safetensors"}),
+    "serve": (
+        {"backend", "errors", "generation"},
+        {"h11", "msgspec", "prometheus_client", "starlette", "uvicorn"},
+    ),
     "api": ({"backend", "checkpoint", "config", "data", "errors", "export", "generation", "model"}, set()),
     "bench": (
         {"backend", "checkpoint", "config", "data", "errors", "files", "generation", "model", "optim", "rng", "train"},

@@ -67,6 +67,14 @@ def test_what_is_saved_is_loaded(tmp_path, moments, best):
     assert os.listdir(tmp_path) == ["c.safetensors"]
 
 
+def test_tensors_of_any_layout_are_saved(tmp_path):
+    saved, path = checkpoint(), tmp_path / "c.safetensors"
+    turned = {k: np.asfortranarray(w) for k, w in saved.weights.items()}
+    store.save(path, dataclasses.replace(saved, weights=turned))
+    for name, tensor in store.load(path).weights.items():
+        np.testing.assert_array_equal(tensor, saved.weights[name])
+
+
 def test_any_reader_of_safetensors_sees_the_weights(saved):
     tensors = safetensors.numpy.load_file(saved)
     assert np.array_equal(tensors["layers.0.attn.wq.weight"], checkpoint().weights["layers.0.attn.wq.weight"])

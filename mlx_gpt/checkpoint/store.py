@@ -86,6 +86,7 @@ class Checkpoint:
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Writes the checkpoint atomically. Raises OutOfRoom on a full disk; what was there stays."""
     tensors = checkpoint.weights | {OPTIMIZER + k: t for k, t in checkpoint.optimizer.items()}
+    tensors = {k: np.ascontiguousarray(t) for k, t in tensors.items()}  # as they are written, whatever their layout
     header = checkpoint.header.to_json()
     metadata = {
         "format": FORMAT,
@@ -177,7 +178,7 @@ def _digest(header: str, tensors: Tensors) -> str:
     digest = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensors[name]).data)
+        digest.update(tensors[name].data)
     return digest.hexdigest()
 
 

@@ -17,6 +17,7 @@ from mlx_gpt.cli.doctor import doctor
 from mlx_gpt.cli.evaluate import evaluate
 from mlx_gpt.cli.export import export, push
 from mlx_gpt.cli.generate import generate
+from mlx_gpt.cli.serve import serve
 from mlx_gpt.cli.tokenizer import tokenizer
 from mlx_gpt.cli.train import train
 from mlx_gpt.errors import OutOfRoom, UserError
@@ -41,7 +42,21 @@ def cli():
     """
 
 
-for command in (train, generate, evaluate, compare, convert, export, push, inspect, corpus, tokenizer, doctor, bench):
+for command in (
+    train,
+    generate,
+    serve,
+    evaluate,
+    compare,
+    convert,
+    export,
+    push,
+    inspect,
+    corpus,
+    tokenizer,
+    doctor,
+    bench,
+):
     cli.add_command(command)
 
 

@@ -4,63 +4,73 @@ Shapes: B batch, T time, V vocabulary.
 """
 
 import codecs
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from mlx_gpt import rng
 from mlx_gpt.backend import divide, for_few_rows, lanes, mx, one_at_a_time
 from mlx_gpt.errors import UserError
-from mlx_gpt.generation.sampling import Sampling, sample
+from mlx_gpt.generation.sampling import Sampling, sample, to_draw
 from mlx_gpt.model.cache import KVCache, State
 
 MIN_PROMPT = 16  # tokens that a prompt is filled up to at least
 
 
 class Decoder:
-    """Decodes sequences of one length side by side. Compiled: once for the step, once for each size of prompt.
+    """Decodes sequences side by side. Compiled: once for the step of B rows, once for each size of prompt.
 
-    `choose(logits, place)` draws the next ids, (B,), from logits (B, V); `place`, () int32, counts the draws.
+    `choose(logits, draw)` makes of logits (B, V) what is given back, first of it or alone the next ids, (B,); `draw`
+    is what the caller hands on to it.
     """
 
-    def __init__(self, model, choose: Callable[[mx.array, mx.array], mx.array]):
-        self.block_size = model.config.block_size
+    def __init__(self, model, choose: Callable[[mx.array, Any], Any]):
+        self.config, self.block_size = model.config, model.config.block_size
         model.set_weights(for_few_rows(model.weights()))
 
-        def read(tokens: mx.array, length: mx.array, place: mx.array) -> tuple[mx.array, list[State]]:
+        def read(tokens: mx.array, length: mx.array, draw: Any) -> tuple[Any, list[State]]:
             logits, states = [], []
             for first, end, lane in _parts(tokens):
                 with mx.stream(lane):
                     cache = KVCache.make(model.config, end - first)
                     logits.append(mx.take(model.forward(tokens[first:end], cache=cache), length - 1, axis=1))
-                    states.append((length, cache.layers))
-            return choose(mx.concatenate(logits), place), states
+                    states.append((mx.broadcast_to(length, (end - first,)), cache.layers))
+            return choose(mx.concatenate(logits), draw), states
 
-        def step(ids: mx.array, place: mx.array, states: list[State]) -> tuple[mx.array, list[State]]:
+        def step(ids: mx.array, draw: Any, states: list[State]) -> tuple[Any, list[State]]:
             logits, after = [], []
             for (first, end, lane), state in zip(_parts(ids), states, strict=True):
                 with mx.stream(lane):
                     cache = KVCache(state)
                     logits.append(model.forward(ids[first:end, None], cache=cache)[:, 0])
                     after.append(cache.state)
-            return choose(mx.concatenate(logits), place), after
+            return choose(mx.concatenate(logits), draw), after
 
         self._read, self.step = mx.compile(read), mx.compile(step)
 
-    def read(self, tokens: np.ndarray, place: mx.array) -> tuple[mx.array, list[State]]:
-        """The ids that follow tokens (B, T), and the state to go on from.
+    def read(self, tokens: np.ndarray, draw: Any) -> tuple[Any, list[State]]:
+        """What follows tokens (B, T), and the state to go on from.
 
         Prompts are filled up behind to a power of two, so that few lengths are ever traced; what is behind a token
         changes nothing for it, and is written over.
         """
         length = tokens.shape[1]
-        size = min(max(1 << (length - 1).bit_length(), MIN_PROMPT), self.block_size)
-        found = self._read(mx.array(np.pad(tokens, ((0, 0), (0, size - length)))), mx.array(length), place)
+        filled = np.pad(tokens, ((0, 0), (0, self.filled(length) - length)))
+        found = self._read(mx.array(filled), mx.array(length), draw)
         if len(tokens) == 1:
             with one_at_a_time():
                 mx.eval(found)
         return found
+
+    def filled(self, length: int) -> int:
+        """The size that a prompt of `length` tokens is filled up to."""
+        return min(max(1 << (length - 1).bit_length(), MIN_PROMPT), self.block_size)
+
+    def empty(self, rows: int) -> list[State]:
+        """The state of `rows` sequences before anything was read."""
+        return [KVCache.make(self.config, end - first).state for first, end, _ in _parts(mx.zeros((rows, 1)))]
 
 
 def _parts(tokens: mx.array) -> list[tuple[int, int, mx.Stream]]:
@@ -76,21 +86,70 @@ def decode(model, prompt: Sequence[int], how: Sampling, seed: int = 0) -> Iterat
     position 0 for each new token.
     """
     tokens, block_size = list(prompt), model.config.block_size
-    _require_ids(tokens, model.vocab_size)
-    decoder = Decoder(model, lambda logits, place: sample(logits[0], rng.key(seed, rng.SAMPLING, place), how)[None])
+    require_ids(tokens, model.vocab_size)
+    decoder = Decoder(model, sample)
     window = tokens[-block_size:]
-    ids, state = decoder.read(np.array([window]), mx.array(0))
+    ids, state = decoder.read(np.array([window]), to_draw([(how, seed, 0)]))
     room = block_size - len(window)
-    for place in map(mx.array, range(1, 1 << 31)):
+    for place in itertools.count(1):
+        draw = to_draw([(how, seed, place)])
         if fits := room > 0:  # the next step is under way while this token is read and shown
-            following, state = decoder.step(ids, place, state)
+            following, state = decoder.step(ids, draw, state)
             mx.async_eval(following, state)
             room -= 1
         tokens.append(ids.item())
         yield tokens[-1]
         if not fits:
-            following, _ = decoder.read(np.array([tokens[-block_size:]]), place)
+            following, _ = decoder.read(np.array([tokens[-block_size:]]), draw)
         ids = following
+
+
+class TextWriter:
+    """Token ids to text, as far as it is certain: up to a stop string, and without half a character.
+
+    `finish_reason` becomes "stop" at a stop string or the tokenizer's end of text. `length` counts the characters so
+    far, `released` those of them that are certain.
+    """
+
+    def __init__(self, tokenizer, stop: Sequence[str] = ()):
+        if not all(stop):
+            raise UserError("an empty stop string would end every text at once; leave it out")
+        self.tokenizer, self._stop = tokenizer, stop
+        self._longest = max(map(len, stop), default=1)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end within a character
+        self._held = ""  # might be the beginning of a stop string
+        self.length, self.released, self.finish_reason = 0, 0, None
+
+    def feed(self, token: int) -> str:
+        """The text that is certain now."""
+        if token == self.tokenizer.eos_id:
+            self.finish_reason = "stop"
+            return self._release(len(self._held))
+        piece = self._decoder.decode(self.tokenizer.pieces[token])
+        self.length += len(piece)
+        self._held += piece
+        ends = [place for place in (self._held.find(s) for s in self._stop) if place >= 0]
+        if ends:
+            self.finish_reason = "stop"
+            self.length -= len(self._held) - min(ends)
+            self._held = self._held[: min(ends)]
+            return self._release(len(self._held))
+        return self._release(max(len(self._held) - self._longest + 1, 0))
+
+    def end(self) -> str:
+        """What was held back, where no more tokens come."""
+        if self.finish_reason:
+            return ""
+        self.finish_reason = "length"
+        rest = self._decoder.decode(b"", final=True)
+        self.length += len(rest)
+        self._held += rest
+        return self._release(len(self._held))
+
+    def _release(self, count: int) -> str:
+        ready, self._held = self._held[:count], self._held[count:]
+        self.released += count
+        return ready
 
 
 @dataclass(kw_only=True)
@@ -108,41 +167,28 @@ class TextStream:
     stop: Sequence[str] = ()
     seed: int = 0
     num_tokens: int = 0
-    finish_reason: str = "length"
 
     def __post_init__(self):
         if self.max_tokens < 0:
             raise UserError(f"max_tokens={self.max_tokens} is not allowed; 0 or more")
-        if not all(self.stop):
-            raise UserError("an empty stop string would end every text at once; leave it out")
+        self._writer = TextWriter(self.tokenizer, self.stop)
+
+    @property
+    def finish_reason(self) -> str:
+        return self._writer.finish_reason
 
     def __iter__(self) -> Iterator[str]:
-        # Text that might be the beginning of a stop string is held back until the next token tells.
-        held, longest = "", max(map(len, self.stop), default=1)
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end within a character
         ids = decode(self.model, self.prompt or [self.tokenizer.bos_id], self.how, self.seed)
-        while self.num_tokens < self.max_tokens:
-            token = next(ids)
+        while self.num_tokens < self.max_tokens and not self.finish_reason:
             self.num_tokens += 1
-            if token == self.tokenizer.eos_id:
-                self.finish_reason = "stop"
-                break
-            held += decoder.decode(self.tokenizer.pieces[token])
-            ends = [place for place in (held.find(s) for s in self.stop) if place >= 0]
-            if ends:
-                self.finish_reason, held = "stop", held[: min(ends)]
-                break
-            ready = len(held) - longest + 1
-            if ready > 0:
-                yield held[:ready]
-                held = held[ready:]
-        else:
-            held += decoder.decode(b"", final=True)
-        if held:
-            yield held
+            if text := self._writer.feed(next(ids)):
+                yield text
+        if text := self._writer.end():
+            yield text
 
 
-def _require_ids(tokens: list[int], vocab_size: int) -> None:
+def require_ids(tokens: list[int], vocab_size: int) -> None:
+    """Raises UserError for what the model would read garbage for."""
     if not tokens:
         raise UserError("an empty prompt; begin with the tokenizer's BOS")
     low, high = min(tokens), max(tokens)

@@ -30,7 +30,7 @@ class CausalSelfAttention(nn.Module):
             setattr(self, name, nn.Linear(config.n_embd, config.n_embd, bias=False))
 
     def __call__(self, x: mx.array, attend: Attend, position: int | mx.array = 0) -> mx.array:
-        """`position`: the place of the first token in its context."""
+        """`position`: the place of the first token in its context; (B,) where rows differ."""
         B, T, C = x.shape
         q, k, v = (self._heads(w(x)) for w in (self.wq, self.wk, self.wv))  # (B, H, T, D)
         if self.qk_norm:
@@ -78,7 +78,12 @@ def with_past(attend: Attend, cache: KVCache, layer: int, hidden: mx.array | Non
 
 
 def hide_future(num_keys: int, places: mx.array) -> mx.array:
-    """What is added to scores, (S, T): nothing, or -1e9 for keys behind the query, of queries at `places` (T,)."""
+    """What is added to scores: nothing, or -1e9 for keys behind the query.
+
+    It is (S, T) of queries at `places` (T,), the same in every row, and (B, 1, S, T) of those at (B, T).
+    """
+    if places.ndim == 2:
+        places = places[:, None, None]
     return mx.where(mx.arange(num_keys)[:, None] > places, -1e9, 0.0)
 
 

@@ -102,12 +102,12 @@ class GPT(nn.Module):
         Dropout acts where a key is given; `first_row` is this batch's place in a larger one.
         """
         T, S = tokens.shape[1], self.config.block_size
-        position = 0 if cache is None else cache.position
-        places = position + mx.arange(T)
-        hidden = None if cache is None or cache.empty else hide_future(S, places)
+        read_before = cache is not None and not cache.empty
+        hidden = hide_future(S, cache.places(T)) if read_before else None
+        position = cache.positions if read_before else 0
         x = self.wte(tokens)  # (B, T, C)
         if "wpe" in self:
-            x = x + (self.wpe.weight[:T] if cache is None else self.wpe(places))
+            x = x + (self.wpe(cache.places(T)) if read_before else self.wpe.weight[:T])
         drops = self._drops(dropout_key, first_row)
         for i, block in enumerate(self.layers):
             attend = with_past(self.attend, cache, i, hidden) if cache else self.attend

@@ -1,0 +1,111 @@
+"""Loads `mlxgpt serve` and a plain one-request-at-a-time server with the same streams, in turns on one machine.
+
+    python bench/serve/load.py CHECKPOINT [--clients 1,4,16] [--tokens 128] [--rounds 3] [--out FILE]
+
+Prints, for each server and number of clients, the median over the rounds: tokens a second of all streams together,
+and percentiles of the time to the first token and between one token and the next.
+"""
+
+import argparse
+import asyncio
+import json
+import platform
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+PROMPT = "ROMEO:\nWhat say you"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start(kind: str, checkpoint: str) -> tuple[subprocess.Popen, int]:
+    port = free_port()
+    command = {
+        "batched": [sys.executable, "-m", "mlx_gpt", "serve", checkpoint, "--port", str(port)],
+        "plain": [sys.executable, Path(__file__).with_name("plain.py"), checkpoint, str(port)],
+    }[kind]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process.stdout.readline()  # it says when it is ready
+    return process, port
+
+
+async def stream(port: int, tokens: int, seed: int) -> list[float]:
+    """When the request was sent, and when each frame with text came."""
+    asked = {"prompt": PROMPT, "max_tokens": tokens, "seed": seed, "temperature": 0.8, "top_p": 0.9, "stream": True}
+    body = json.dumps(asked).encode()
+    times = [time.perf_counter()]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    while (line := (await reader.readline()).strip()) != b"data: [DONE]":
+        if line.startswith(b"data: ") and b'"text":""' not in line:
+            times.append(time.perf_counter())
+    writer.close()
+    return times
+
+
+async def load(port: int, clients: int, tokens: int) -> dict:
+    begin = time.perf_counter()
+    times = await asyncio.gather(*(stream(port, tokens, seed) for seed in range(clients)))
+    seconds = time.perf_counter() - begin
+    first = [1e3 * (t[1] - t[0]) for t in times]
+    between = np.concatenate([1e3 * np.diff(t[1:]) for t in times])
+    return {
+        "tokens_per_second": clients * tokens / seconds,
+        "first_token_ms_p50": float(np.median(first)),
+        "first_token_ms_p95": float(np.percentile(first, 95)),
+        "between_ms_p50": float(np.median(between)),
+        "between_ms_p95": float(np.percentile(between, 95)),
+        "between_ms_max": float(between.max()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoint")
+    parser.add_argument("--clients", default="1,4,16")
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    counts = [int(n) for n in options.clients.split(",")]
+    servers = {kind: start(kind, options.checkpoint) for kind in ("plain", "batched")}
+    found = {(kind, n): [] for kind in servers for n in counts}
+    try:
+        for _, port in servers.values():
+            asyncio.run(load(port, 1, 16))
+        for _ in range(options.rounds):
+            for kind, n in found:
+                found[kind, n].append(asyncio.run(load(servers[kind][1], n, options.tokens)))
+    finally:
+        for process, _ in servers.values():
+            process.terminate()
+    rows = [
+        {"server": kind, "clients": n}
+        | {key: round(float(np.median([r[key] for r in rounds])), 1) for key in rounds[0]}
+        for (kind, n), rounds in found.items()
+    ]
+    names = list(rows[0])
+    print("| " + " | ".join(names) + " |\n|" + "---|" * len(names))
+    for row in rows:
+        print("| " + " | ".join(str(row[name]) for name in names) + " |")
+    if options.out:
+        about = {
+            "machine": platform.processor() or platform.machine(),
+            "tokens": options.tokens,
+            "rounds": options.rounds,
+        }
+        options.out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

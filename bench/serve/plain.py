@@ -1,0 +1,42 @@
+"""The plain server that the other is measured against: one request at a time, each written alone.
+
+python bench/serve/plain.py CHECKPOINT PORT
+"""
+
+import json
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import mlx_gpt
+
+
+def main(checkpoint: str, port: str) -> None:
+    run = mlx_gpt.load(checkpoint)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            pieces = mlx_gpt.generate(run, asked["prompt"], max_tokens=asked["max_tokens"], seed=asked["seed"])
+            for text in pieces:
+                frame = {"choices": [{"index": 0, "text": text, "logprobs": None, "finish_reason": None}]}
+                self.wfile.write(f"data: {json.dumps(frame)}\n\n".encode())
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", int(port)), Handler) as server:
+        server.request_queue_size = 128
+        list(mlx_gpt.generate(run, "", max_tokens=4))  # compiles
+        print("ready", flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

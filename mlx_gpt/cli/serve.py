@@ -1,0 +1,157 @@
+"""`mlxgpt serve`: a checkpoint behind OpenAI's HTTP interface, and a page to write with."""
+
+from pathlib import Path
+
+import click
+
+from mlx_gpt.cli.options import corpus_option, note, preset_option, set_option, sizes_from, vocab_option
+from mlx_gpt.errors import BadFile, OutOfRoom, UserError
+
+
+@click.command()
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", help="Address to listen on; others than loopback need a key.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, help="0 takes a free one.")
+@click.option("--name", help="The model's id.  [default: the run's name]")
+@click.option("--api-key-file", type=click.Path(path_type=Path), help="File with a key that every request must carry.")
+@click.option("--api-key", envvar="MLXGPT_API_KEY", hidden=True)
+@click.option("--insecure", is_flag=True, help="Listen beyond loopback without a key.")
+@click.option("--allow-host", "hosts", multiple=True, help="A further Host to answer to; repeatable.")
+@click.option("--allow-origin", "origins", multiple=True, help="A further web origin that may ask; repeatable.")
+@click.option("--streams", type=click.IntRange(1, 256), default=16, help="Texts written at once; 1 is quickest alone.")
+@click.option("--queue", type=click.IntRange(0), default=64, help="Texts that may wait; more are told to come back.")
+@click.option("--max-tokens", type=click.IntRange(1), default=4096, help="Tokens of a text at most.")
+@click.option("--max-choices", type=click.IntRange(1), default=16, help="Texts of a request at most, n times prompts.")
+@click.option("--max-prompt", type=click.IntRange(1), default=100_000, help="Characters of a prompt at most.")
+@click.option("--max-body", type=click.IntRange(1), default=1 << 20, help="Bytes of a request at most.")
+@click.option(
+    "--receive-timeout", type=click.FloatRange(0.1), default=15.0, help="Seconds a request may take to arrive."
+)
+@click.option(
+    "--send-timeout", type=click.FloatRange(0.1), default=10.0, help="Seconds a client may leave text unread."
+)
+@click.option(
+    "--context-policy",
+    type=click.Choice(["slide", "error"]),
+    default="slide",
+    help="Past the context, go on from its newest half, or refuse what does not fit.",
+)
+@preset_option
+@corpus_option
+@vocab_option
+@set_option
+def serve(
+    checkpoint, host, port, name, api_key_file, api_key, insecure, hosts, origins, streams, queue, max_tokens,
+    max_choices, max_prompt, max_body, receive_timeout, send_timeout, context_policy, preset, corpus, vocab, sets,
+):  # fmt: skip
+    """Serve CHECKPOINT, or the best checkpoint of the newest run, to OpenAI's clients and to a browser.
+
+    \b
+    mlxgpt serve
+    mlxgpt serve runs/long --port 8000 --context-policy error
+    curl localhost:8080/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "ROMEO:"}'
+
+    The page is at /. The key may also be in the environment, as MLXGPT_API_KEY. One line is logged of each request,
+    its text is not.
+    """
+    try:
+        from mlx_gpt.serve import server
+    except ModuleNotFoundError as error:
+        raise UserError(f"serving needs {error.name}; pip install 'mlxgpt[serve]'") from None
+    from mlx_gpt.api import load
+    from mlx_gpt.cli.session import newest_checkpoint
+    from mlx_gpt.serve.guard import Access, is_loopback
+    from mlx_gpt.serve.schema import Limits
+
+    access = Access(host=host, key=_key(api_key_file, api_key), hosts=_lowered(hosts), origins=origins)
+    if not is_loopback(host) and access.key is None and not insecure:
+        raise UserError(
+            f"--host {host} lets others in; give them a key with --api-key-file or MLXGPT_API_KEY, or say --insecure"
+        )
+    path = checkpoint or newest_checkpoint()
+    run = load(path, preset, corpus=corpus or None, vocab=vocab, **sizes_from(sets))
+    if run.tokenizer is None:
+        raise UserError(f"{path} holds no tokenizer; name its text with --corpus, or its vocab.json with --vocab")
+    _require_memory(run.config.model, streams)
+    listening = server.listen(host, port)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    card = model_card(run, path, name)
+    note(f"{path}: {card['meta']['n_params']:,} parameters; compiling")
+    server.serve(
+        listening,
+        run.model,
+        run.tokenizer,
+        card,
+        num_slots=streams,
+        max_waiting=queue,
+        limits=Limits(
+            max_tokens=max_tokens,
+            max_choices=min(max_choices, streams + queue),
+            max_prompt_chars=max_prompt,
+            max_body=max_body,
+            slides=context_policy == "slide",
+        ),
+        access=access,
+        deadlines=server.Deadlines(receive=receive_timeout, send=send_timeout),
+        log=note,
+        on_ready=lambda _stop: click.echo(f"{card['id']} at {address}  (OpenAI's clients: {address}/v1; Ctrl-C stops)"),
+    )
+
+
+def model_card(run, path: Path, name: str | None) -> dict:
+    """What /v1/models tells of a checkpoint."""
+    import math
+
+    from mlx_gpt.serve.schema import TURN
+
+    header, config = run.header, run.config
+    path = path.resolve()
+    own_name = path.parent.name if path.stem in ("best", "checkpoint") else path.stem
+    return {
+        "id": name or own_name,
+        "object": "model",
+        "created": int(path.stat().st_mtime),
+        "owned_by": "mlxgpt",
+        "meta": {
+            "n_params": sum(w.size for w in run.model.weights().values()),
+            "n_ctx": config.model.block_size,
+            "n_vocab": header.vocab_size,
+            "n_layer": config.model.n_layer,
+            "n_head": config.model.n_head,
+            "n_embd": config.model.n_embd,
+            "corpus": ", ".join(Path(spec).name for spec in config.data.corpus) if header.corpus else None,
+            "iteration": header.iteration,
+            "val_loss": round(header.best_loss, 4) if math.isfinite(header.best_loss) else None,
+            "chat_template": TURN,
+        },
+    }
+
+
+def _require_memory(model, streams: int) -> None:
+    """Refuses beforehand more keys and values than there is memory."""
+    from mlx_gpt.backend import mx
+
+    needed = streams * 2 * model.n_layer * model.block_size * model.n_embd * 4
+    if needed > mx.get_memory_limit():
+        raise OutOfRoom(
+            f"--streams {streams} keeps {needed / 1e9:.1f} GB of keys and values, MLX may use "
+            f"{mx.get_memory_limit() / 1e9:.1f} GB here; lower it"
+        )
+
+
+def _key(path: Path | None, key: str | None) -> str | None:
+    """The key of the file, or else of the environment."""
+    if path:
+        try:
+            key = path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadFile(f"--api-key-file {path}: {getattr(error, 'strerror', None) or 'not text'}") from None
+        if not key:
+            raise BadFile(f"--api-key-file {path}: empty; write a key into it")
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key and key):
+        raise UserError("the API key is empty or has spaces or signs that no header holds; choose another")
+    return key
+
+
+def _lowered(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name.lower() for name in names)

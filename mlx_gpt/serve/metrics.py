@@ -1,0 +1,31 @@
+"""What /metrics tells, in Prometheus's text format."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from mlx_gpt.serve.engine import Engine
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """Counters of one server; each server has its own."""
+
+    def __init__(self, engine: Engine):
+        self._registry = CollectorRegistry()
+        kept = {"namespace": "mlxgpt", "registry": self._registry}
+        self.requests = Counter("requests", "Requests answered.", ["path", "status"], **kept)
+        self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts taken.", **kept)
+        self.tokens = Counter("generated_tokens", "Tokens written.", **kept)
+        self.first_token = Histogram("first_token_seconds", "From request to first token.", buckets=SECONDS, **kept)
+        self.next_token = Histogram("next_token_seconds", "Between tokens of a text.", buckets=SECONDS, **kept)
+        for name, about, value in (
+            ("texts_active", "Texts being written.", lambda: engine.num_active),
+            ("texts_waiting", "Texts in the queue.", lambda: engine.num_waiting),
+            ("slots", "Texts that can be written at once.", lambda: engine.num_slots),
+            ("engine_faults", "Steps that failed.", lambda: engine.num_faults),
+            ("healthy", "1 while texts go on.", lambda: int(engine.healthy)),
+        ):
+            Gauge(name, about, **kept).set_function(value)
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)

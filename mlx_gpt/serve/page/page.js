@@ -1,0 +1,335 @@
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const SETTINGS = ["temperature", "top_p", "top_k", "seed", "max_tokens"];
+const KEPT = [...SETTINGS, "prompt"];
+const MOST_BITS = 8; // a surprise that is tinted in full
+const STRONGEST = 0.55; // the fullest tint, so that text stays readable
+
+let mode = "complete";
+let model = null;
+let running = null; // the AbortController of the text that is being written
+// A turn is {role, text, tokens}; in complete mode there is one "prompt" and one "text" at most.
+let turns = [];
+
+// -- the server ---------------------------------------------------------------------------------------------------
+
+function headers() {
+  const key = $("key").value;
+  return { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
+}
+
+async function ask(path, options = {}) {
+  const answer = await fetch(path, { headers: headers(), ...options });
+  if (answer.ok) return answer;
+  const told = await answer.json().catch(() => null);
+  if (answer.status === 401) $("key-label").hidden = false;
+  throw new Error(told?.error?.message ?? `the server answered ${answer.status}`);
+}
+
+function request() {
+  const body = { model, stream: true };
+  for (const name of SETTINGS) if ($(name).value !== "") body[name] = Number($(name).value);
+  if (mode === "complete") return ["/v1/completions", { ...body, prompt: given(), logprobs: 5 }];
+  const draft = running || !$("prompt").value.trim() ? [] : [{ role: "user", text: $("prompt").value.trim() }];
+  const messages = [...turns, ...draft].filter((turn) => turn.text || turn.role === "user").map(({ role, text }) => ({ role, content: text }));
+  return ["/v1/chat/completions", { ...body, messages, logprobs: true, top_logprobs: 5 }];
+}
+
+const given = () => (turns[0]?.role === "prompt" ? turns[0].text : $("prompt").value);
+
+async function* frames(answer) {
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let held = ""; ; ) {
+    const { done, value } = await reader.read();
+    if (done) throw new Error("the connection ended before the text did");
+    const parts = (held + value).split("\n\n");
+    held = parts.pop();
+    for (const part of parts) {
+      if (!part.startsWith("data: ")) continue;
+      if (part === "data: [DONE]") return;
+      const frame = JSON.parse(part.slice(6));
+      if (frame.error) throw new Error(frame.error.message);
+      yield frame;
+    }
+  }
+}
+
+// Tokens as {text, logprob, top: [[text, logprob], ...]}.
+function completionTokens(choice, turn) {
+  turn.text += choice.text;
+  const told = choice.logprobs;
+  return told.tokens.map((_, i) => ({
+    text: turn.text.slice(told.text_offset[i], told.text_offset[i + 1] ?? turn.text.length),
+    logprob: told.token_logprobs[i],
+    top: Object.entries(told.top_logprobs[i]),
+  }));
+}
+
+function chatTokens(choice, turn) {
+  turn.text += choice.delta.content ?? "";
+  turn.decoder ??= new TextDecoder();
+  return (choice.logprobs?.content ?? []).map((token) => ({
+    text: turn.decoder.decode(new Uint8Array(token.bytes), { stream: true }),
+    logprob: token.logprob,
+    top: token.top_logprobs.map(({ token, logprob }) => [token, logprob]),
+  }));
+}
+
+async function write() {
+  const [path, body] = request();
+  const turn = { role: mode === "complete" ? "text" : "assistant", text: "", tokens: [] };
+  turns.push(turn);
+  const place = show(turn);
+  running = new AbortController();
+  tell(null);
+  refresh();
+  const start = performance.now();
+  let first = null;
+  try {
+    const answer = await ask(path, { method: "POST", body: JSON.stringify(body), signal: running.signal });
+    for await (const frame of frames(answer)) {
+      const choice = frame.choices[0];
+      const tokens = (mode === "complete" ? completionTokens : chatTokens)(choice, turn);
+      if (tokens.length) first ??= performance.now();
+      turn.tokens.push(...tokens);
+      place.append(...tokens.map(drawToken));
+      status(turn, start, first);
+    }
+  } catch (error) {
+    if (error.name !== "AbortError") tell(error.message);
+  } finally {
+    running = null;
+    if (!turn.text) {
+      turns.splice(turns.indexOf(turn), 1);
+      place.remove();
+    }
+    refresh();
+  }
+}
+
+// -- what is shown ------------------------------------------------------------------------------------------------
+
+function tell(message) {
+  $("error").textContent = message ?? "";
+  $("error").hidden = !message;
+}
+
+function status(turn, start, first) {
+  const count = turn.tokens.length, seconds = (performance.now() - (first ?? start)) / 1000;
+  const bits = -turn.tokens.reduce((sum, token) => sum + token.logprob, 0) / Math.LN2 / Math.max(count, 1);
+  const rate = count > 1 && seconds > 0 ? `${((count - 1) / seconds).toFixed(0)} tokens/s, ` : "";
+  $("status").textContent = `${count} tokens, ${rate}${bits.toFixed(2)} bits a token`;
+}
+
+function refresh() {
+  const written = turns.some((turn) => turn.tokens?.length);
+  $("write").disabled = $("curl").disabled = !!running;
+  $("stop").disabled = !running;
+  $("again").disabled = !!running || !turns.length;
+  $("continue").disabled = !!running || !written;
+  $("continue").hidden = mode === "chat";
+  $("clear").disabled = !!running || !turns.length;
+  $("tab-complete").disabled = $("tab-chat").disabled = !!running;
+  $("hint").hidden = turns.length > 0;
+  $("write").textContent = mode === "chat" ? "Send" : "Write";
+  $("prompt-label").textContent = mode === "chat" ? "Your message" : "Prompt";
+  for (const name of ["complete", "chat"]) $(`tab-${name}`).setAttribute("aria-selected", mode === name);
+  $("page").setAttribute("aria-labelledby", `tab-${mode}`);
+}
+
+function make(tag, className, text) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+// Puts a turn on the page; gives the element that its tokens go into.
+function show(turn) {
+  const inline = turn.role === "prompt" || turn.role === "text";
+  const last = $("turns").lastElementChild;
+  const block = inline && last ? last : $("turns").appendChild(make("div", "turn"));
+  if (!inline) block.append(make("h2", "", turn.role === "user" ? "You" : "Model"));
+  const span = block.appendChild(make("span", turn.tokens ? "written" : "given"));
+  if (turn.tokens) {
+    span.tabIndex = 0;
+    span.setAttribute("role", "group");
+    span.setAttribute("aria-label", "Written text; arrow keys go from token to token");
+    span.append(...turn.tokens.map(drawToken));
+  } else span.textContent = turn.text;
+  span.scrollIntoView({ block: "nearest" });
+  return inline ? span : turn.tokens ? Object.assign(span, { remove: () => block.remove() }) : span;
+}
+
+function drawToken(token) {
+  const span = make("span", "token", token.text);
+  const bits = -token.logprob / Math.LN2;
+  span.style.setProperty("--surprise", (Math.min(bits / MOST_BITS, 1) * STRONGEST).toFixed(3));
+  span.told = token;
+  return span;
+}
+
+const visible = (text) => text.replaceAll("\n", "\u23ce").replaceAll(" ", "\u2423").replaceAll("\t", "\u21e5") || "\u2205";
+
+function showTip(span) {
+  hideTip();
+  const token = span.told, tip = $("tip");
+  span.classList.add("chosen");
+  tip.replaceChildren(make("strong", "", `${(-token.logprob / Math.LN2).toFixed(2)} bits of surprise`));
+  const rows = token.top.some(([text]) => text === token.text) ? token.top : [...token.top, [token.text, token.logprob]];
+  for (const [text, logprob] of rows) {
+    const row = make("div", text === token.text ? "drawn" : ""), share = Math.exp(logprob), bar = make("span", "bar");
+    bar.style.setProperty("--share", share.toFixed(3));
+    row.append(make("span", "", visible(text)), make("span", "", `${(100 * share).toFixed(1)}%`), bar);
+    tip.append(row);
+  }
+  tip.hidden = false;
+  const at = span.getClientRects()[0] ?? span.getBoundingClientRect();
+  const left = Math.min(at.left, document.documentElement.clientWidth - tip.offsetWidth - 8);
+  tip.style.left = `${Math.max(left, 8) + scrollX}px`;
+  const below = at.bottom + 6, fits = below + tip.offsetHeight < innerHeight;
+  tip.style.top = `${(fits ? below : Math.max(at.top - tip.offsetHeight - 6, 0)) + scrollY}px`;
+}
+
+function hideTip() {
+  $("tip").hidden = true;
+  document.querySelector(".chosen")?.classList.remove("chosen");
+}
+
+// -- what one can do ----------------------------------------------------------------------------------------------
+
+function begin() {
+  if (running) return;
+  if (mode === "complete") {
+    clear();
+    turns = [{ role: "prompt", text: $("prompt").value }];
+    show(turns[0]);
+  } else {
+    const text = $("prompt").value.trim();
+    if (!text) return $("prompt").focus();
+    $("prompt").value = "";
+    keep();
+    turns.push({ role: "user", text });
+    show(turns.at(-1));
+  }
+  write();
+}
+
+function again() {
+  const last = turns.at(-1);
+  if (last.tokens) turns.pop();
+  redraw();
+  write();
+}
+
+function goOn() {
+  turns = [{ role: "prompt", text: turns.map((turn) => turn.text).join("") }];
+  redraw();
+  write();
+}
+
+function clear() {
+  turns = [];
+  hideTip();
+  tell(null);
+  $("status").textContent = "";
+  redraw();
+}
+
+function redraw() {
+  hideTip();
+  $("turns").replaceChildren();
+  turns.forEach(show);
+  refresh();
+}
+
+async function copyCurl() {
+  const [path, body] = request();
+  const quote = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+  const key = $("key").value ? ` -H "Authorization: Bearer $MLXGPT_API_KEY"` : "";
+  const line = `curl -N ${location.origin}${path} -H 'Content-Type: application/json'${key} -d ${quote(JSON.stringify(body))}`;
+  try {
+    await navigator.clipboard.writeText(line);
+    $("status").textContent = "copied";
+  } catch {
+    tell(line); // where the browser keeps the clipboard to itself, to be copied by hand
+  }
+}
+
+function keep() {
+  for (const name of KEPT) localStorage.setItem(`mlxgpt.${name}`, $(name).value);
+  localStorage.setItem("mlxgpt.tint", $("tint").checked);
+  sessionStorage.setItem("mlxgpt.key", $("key").value);
+}
+
+function recall() {
+  for (const name of KEPT) $(name).value = localStorage.getItem(`mlxgpt.${name}`) ?? $(name).value;
+  $("tint").checked = localStorage.getItem("mlxgpt.tint") !== "false";
+  $("key").value = sessionStorage.getItem("mlxgpt.key") ?? "";
+  $("key-label").hidden = !$("key").value;
+}
+
+async function loadCard() {
+  try {
+    const card = (await (await ask("/v1/models")).json()).data[0];
+    model = card.id;
+    $("model").textContent = document.title = card.id;
+    const { n_params, val_loss, iteration, corpus, n_ctx, n_vocab, n_layer, n_head, n_embd, chat_template } = card.meta;
+    const facts = {
+      Parameters: n_params.toLocaleString("en"),
+      "Validation loss": val_loss === null ? "unknown" : `${val_loss} nats a token (perplexity ${Math.exp(val_loss).toFixed(2)})`,
+      Corpus: corpus ?? "unknown",
+      Trained: `${iteration.toLocaleString("en")} iterations`,
+      Network: `${n_layer} layers, ${n_head} heads, ${n_embd} wide`,
+      Context: `${n_ctx} tokens, of ${n_vocab.toLocaleString("en")} kinds`,
+      "Chat template": chat_template,
+    };
+    const pairs = Object.entries(facts).flatMap(([name, value]) => [make("dt", "", name), make("dd", "", value)]);
+    $("card").querySelector("dl").replaceChildren(...pairs);
+    tell(null);
+  } catch (error) {
+    tell(error.message);
+  }
+}
+
+function moveTip(step) {
+  const tokens = [...document.activeElement.querySelectorAll(".token")];
+  const now = tokens.findIndex((token) => token.classList.contains("chosen"));
+  const next = tokens[Math.max(0, Math.min(tokens.length - 1, now < 0 ? 0 : now + step))];
+  if (next) showTip(next);
+}
+
+document.querySelector("form").addEventListener("submit", (event) => (event.preventDefault(), begin()));
+$("stop").addEventListener("click", () => running?.abort());
+$("again").addEventListener("click", again);
+$("continue").addEventListener("click", goOn);
+$("clear").addEventListener("click", clear);
+$("curl").addEventListener("click", copyCurl);
+$("key").addEventListener("change", () => (keep(), loadCard()));
+document.querySelector("form").addEventListener("input", keep);
+$("tint").addEventListener("change", () => $("turns").classList.toggle("tinted", $("tint").checked));
+for (const name of ["complete", "chat"])
+  $(`tab-${name}`).addEventListener("click", () => {
+    if (mode === name) return;
+    mode = name;
+    clear();
+  });
+$("prompt").addEventListener("keydown", (event) => {
+  const sends = mode === "chat" ? !event.shiftKey : event.ctrlKey || event.metaKey;
+  if (event.key === "Enter" && sends && !event.isComposing) (event.preventDefault(), begin());
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") running ? running.abort() : hideTip();
+  if (!document.activeElement.classList.contains("written")) return;
+  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10 }[event.key];
+  if (step) (event.preventDefault(), moveTip(step));
+});
+for (const kind of ["mouseover", "click"])
+  $("turns").addEventListener(kind, (event) => event.target.told && showTip(event.target));
+$("turns").addEventListener("mouseleave", hideTip);
+
+recall();
+$("turns").classList.toggle("tinted", $("tint").checked);
+refresh();
+loadCard();

@@ -1,0 +1,420 @@
+"""Requests as typed values, and answers: OpenAI's shapes, and randyGPT's own.
+
+What a request may hold is here, each refusal with the name of the field. Fields that nobody knows are ignored, as
+OpenAI's clients expect; those that would change the text and are not supported are refused.
+"""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from mlx_gpt import __version__
+from mlx_gpt.errors import UserError
+from mlx_gpt.generation.engine import TextWriter, require_ids
+from mlx_gpt.generation.sampling import Sampling
+from mlx_gpt.serve.engine import Job, Piece, Token
+
+TURN = "{role}:\n{content}\n\n"  # the chat template; an answer ends where its turn would
+TURN_END = "\n\n"
+# Fields that would change the text, with the values that would not.
+UNSUPPORTED = {
+    "best_of": (1,),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+}
+
+MAX_STOPS, MAX_STOP_CHARS = 16, 256
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+class ApiError(Exception):
+    """A refusal: an HTTP status, and what OpenAI's clients read."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None, **more):
+        super().__init__(message)
+        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status, "invalid_request_error")
+        self.status = status
+        self.body = {
+            "error": {
+                "message": message,
+                "type": "server_error" if status >= 500 else kind,
+                "param": param,
+                "code": code,
+                **more,
+            }
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_tokens: int = 4096
+    max_choices: int = 16
+    max_prompt_chars: int = 100_000
+    max_body: int = 1 << 20
+    slides: bool = True  # past the context the newest half is read again; else such a request is refused
+
+
+class StreamOptions(msgspec.Struct):
+    """What a stream tells beside text."""
+
+    include_usage: bool | None = None
+
+
+class Request(msgspec.Struct):
+    """What all requests may hold."""
+
+    model: str | None = None
+    max_tokens: Count | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Count | None = None
+    n: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    stop: str | list[str] | None = None
+    seed: Seed | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    best_of: Any = None
+    frequency_penalty: Any = None
+    function_call: Any = None
+    functions: Any = None
+    logit_bias: Any = None
+    presence_penalty: Any = None
+    response_format: Any = None
+    suffix: Any = None
+    tool_choice: Any = None
+    tools: Any = None
+
+
+class CompletionRequest(Request):
+    """POST /v1/completions."""
+
+    prompt: str | list[str | int | list[int]] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
+
+
+class Part(msgspec.Struct):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(msgspec.Struct):
+    """A turn of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part] | None = None
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or [])
+
+
+class ChatRequest(Request, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+
+
+class RandyRequest(msgspec.Struct):
+    """POST /, with randyGPT's defaults; its answer's text begins with the prompt."""
+
+    prompt: str
+    max_tokens: Count = 2048
+    temperature: float = 0.7
+    top_p: float = 0.9
+
+
+def decode(body: bytes, kind: type) -> Any:
+    """The request in a body. Raises ApiError, 400."""
+    try:
+        request = msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at ")
+        param = path.strip("`").removeprefix("$").removeprefix(".") or None
+        raise ApiError(400, f"{param or 'body'}: {message}", param, "invalid_value") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, f"the body is not JSON: {str(error)[:200]}", code="invalid_json") from None
+    for name, neutral in UNSUPPORTED.items():
+        value = getattr(request, name, None)
+        if value is not None and value not in neutral:
+            raise ApiError(400, f"{name} is not supported here; leave it out", name, "unsupported_parameter")
+    return request
+
+
+class Reader:
+    """Makes jobs of requests to one model."""
+
+    def __init__(self, tokenizer, block_size: int, limits: Limits):
+        self.tokenizer, self.block_size, self.limits = tokenizer, block_size, limits
+
+    def completion(self, request: CompletionRequest) -> list[Job]:
+        """A job for each of n texts of each prompt."""
+        prompts = self._prompts(request.prompt)
+        echo, scored = bool(request.echo), bool(request.echo) and request.logprobs is not None
+        max_tokens = 16 if request.max_tokens is None else request.max_tokens
+        return self._jobs(prompts, request, max_tokens, "max_tokens", echo=echo, scored=scored)
+
+    def chat(self, request: ChatRequest) -> list[Job]:
+        """A job for each of n answers; all messages are in the prompt, by the template."""
+        roles = {"developer": "System"}
+        turns = [TURN.format(role=roles.get(m.role, m.role.capitalize()), content=m.text) for m in request.messages]
+        prompt = "".join(turns) + TURN.partition("{content}")[0].format(role="Assistant")
+        name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+        max_tokens = getattr(request, name)
+        if max_tokens is None:
+            max_tokens = min(self.block_size, self.limits.max_tokens)
+        return self._jobs([self._ids(prompt, "messages")], request, max_tokens, name, stop=(TURN_END,))
+
+    def randy(self, request: RandyRequest) -> list[Job]:
+        asked = Request(temperature=request.temperature, top_p=request.top_p)
+        return self._jobs([self._ids(request.prompt, "prompt")], asked, request.max_tokens, "max_tokens", echo=True)
+
+    def _jobs(
+        self,
+        prompts: list[list[int]],
+        request: Request,
+        max_tokens: int,
+        name: str,
+        stop: Sequence[str] = (),
+        echo: bool = False,
+        scored: bool = False,
+    ) -> list[Job]:
+        n = request.n or 1
+        if n * len(prompts) > self.limits.max_choices:
+            raise ApiError(
+                400,
+                f"n: {n * len(prompts)} texts in one request, {self.limits.max_choices} are allowed",
+                "n",
+                "too_large",
+            )
+        if max_tokens > self.limits.max_tokens:
+            raise ApiError(
+                400, f"{name}: {max_tokens:,} is not allowed; 0 to {self.limits.max_tokens:,}", name, "too_large"
+            )
+        for ids in prompts:
+            self._require_fit(ids, max_tokens)
+        how, stop, seed = _sampling(request), (*_stops(request.stop), *stop), request.seed
+        seed = secrets.randbits(32) if seed is None else seed
+        return [
+            Job(
+                prompt=ids,
+                how=how,
+                seed=seed + i,
+                max_tokens=max_tokens,
+                writer=TextWriter(self.tokenizer, stop),
+                echo=self.tokenizer.decode(ids) if echo else "",
+                scored=scored,
+            )
+            for ids in prompts
+            for i in range(n)
+        ]
+
+    def _require_fit(self, ids: list[int], max_tokens: int) -> None:
+        if not self.limits.slides and len(ids) + max_tokens > self.block_size:
+            raise ApiError(
+                400,
+                f"the prompt has {len(ids)} tokens and max_tokens is {max_tokens}, the context holds "
+                f"{self.block_size}; shorten one of them",
+                "prompt",
+                "context_length_exceeded",
+                n_prompt_tokens=len(ids),
+                n_ctx=self.block_size,
+            )
+
+    def _prompts(self, prompt: Any) -> list[list[int]]:
+        """The ids of each prompt: of a text, some texts, ids, or some lists of ids."""
+        if not prompt:
+            prompt = ""
+        several = isinstance(prompt, list) and not all(isinstance(p, int) for p in prompt)
+        prompts = prompt if several else [prompt]
+        if len({type(p) for p in prompts}) > 1:
+            raise ApiError(400, "prompt: texts and ids are mixed; give one kind", "prompt", "invalid_value")
+        return [self._ids(p, "prompt") for p in prompts]
+
+    def _ids(self, prompt: str | list[int], name: str) -> list[int]:
+        limit = self.limits.max_prompt_chars
+        if len(prompt) > limit:
+            raise ApiError(
+                400, f"{name}: {len(prompt):,} long, {limit:,} are allowed; shorten it", name, "string_above_max_length"
+            )
+        try:
+            ids = self.tokenizer.encode(prompt).tolist() if isinstance(prompt, str) else prompt
+            ids = ids or [self.tokenizer.bos_id]
+            require_ids(ids, self.tokenizer.vocab_size)
+        except UserError as error:
+            raise ApiError(400, f"{name}: {error}", name, "invalid_value") from None
+        return ids
+
+
+def _sampling(request: Request) -> Sampling:
+    given = {name: getattr(request, name) for name in ("temperature", "top_p", "top_k")}
+    try:
+        return Sampling(**{name: value for name, value in given.items() if value is not None})
+    except UserError as error:
+        raise ApiError(400, str(error), str(error).partition("=")[0], "invalid_value") from None
+
+
+def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(stops) > MAX_STOPS or not all(1 <= len(s) <= MAX_STOP_CHARS for s in stops):
+        raise ApiError(
+            400, f"stop: at most {MAX_STOPS} strings, each of 1 to {MAX_STOP_CHARS} characters", "stop", "invalid_value"
+        )
+    return stops
+
+
+class Answer:
+    """The shape of an answer, whole or in frames; `index` counts its texts."""
+
+    object, prefix, frame_suffix, fingerprint = "", "", "", f"mlxgpt-{__version__}"
+
+    def __init__(self, request: Any, jobs: Sequence[Job], model: str, pieces: Sequence[bytes]):
+        self.request, self.jobs, self.model, self._pieces = request, jobs, model, pieces
+        self.id, self.created = f"{self.prefix}-{secrets.token_hex(12)}", int(time.time())
+
+    def opening(self) -> list[dict]:
+        """Frames before any text."""
+        return []
+
+    def frames(self, index: int, piece: Piece) -> list[dict]:
+        """Frames that tell a piece; none where nothing became certain."""
+        if not (piece.text or piece.tokens or piece.finish_reason):
+            return []
+        return [self._outer([self._choice(index, piece)], streamed=True)]
+
+    def whole(self, texts: Sequence[Piece]) -> dict:
+        """The answer in one."""
+        return self._outer([self._choice(i, text) for i, text in enumerate(texts)]) | {"usage": self.usage(texts)}
+
+    def usage(self, texts: Sequence[Piece]) -> dict:
+        # n texts of a prompt have read it once
+        prompt_tokens = sum(len(job.prompt) for job in self.jobs[:: getattr(self.request, "n", None) or 1])
+        completion_tokens = sum(text.num_drawn for text in texts)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        }
+
+    def closing(self, texts: Sequence[Piece]) -> list[dict]:
+        """Frames after all text."""
+        options = self.request.stream_options
+        if options and options.include_usage:
+            return [self._outer([], streamed=True) | {"usage": self.usage(texts)}]
+        return []
+
+    def _outer(self, choices: list[dict], streamed: bool = False) -> dict:
+        return {
+            "id": self.id,
+            "object": self.object + self.frame_suffix * streamed,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+        }
+
+    def _choice(self, index: int, piece: Piece) -> dict:
+        raise NotImplementedError
+
+    def _name(self, id: int) -> str:
+        """A token as text; bytes that are no whole characters are spelled."""
+        try:
+            return self._pieces[id].decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self._pieces[id])
+
+
+class CompletionAnswer(Answer):
+    """OpenAI's, of /v1/completions."""
+
+    object, prefix = "text_completion", "cmpl"
+
+    def _choice(self, index: int, piece: Piece) -> dict:
+        count = self.request.logprobs
+        logprobs = None if count is None else self._logprobs(piece.tokens, count)
+        return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
+
+    def _logprobs(self, tokens: Sequence[Token], count: int) -> dict:
+        return {
+            "tokens": [self._name(t.id) for t in tokens],
+            "token_logprobs": [t.logprob for t in tokens],
+            "top_logprobs": [
+                None if t.logprob is None else {self._name(id): logprob for id, logprob in t.top[:count]}
+                for t in tokens
+            ],
+            "text_offset": [t.offset for t in tokens],
+        }
+
+
+class ChatAnswer(Answer):
+    """OpenAI's, of /v1/chat/completions."""
+
+    object, prefix, frame_suffix = "chat.completion", "chatcmpl", ".chunk"
+
+    def opening(self) -> list[dict]:
+        delta = {"role": "assistant", "content": ""}
+        return [
+            self._outer([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None}], streamed=True)
+            for i in range(len(self.jobs))
+        ]
+
+    def frames(self, index: int, piece: Piece) -> list[dict]:
+        frames = []
+        if piece.text or piece.tokens:
+            choice = {"delta": {"content": piece.text}, "logprobs": self._logprobs(piece.tokens), "finish_reason": None}
+            frames.append({"index": index} | choice)
+        if piece.finish_reason:
+            frames.append({"index": index, "delta": {}, "logprobs": None, "finish_reason": piece.finish_reason})
+        return [self._outer([choice], streamed=True) for choice in frames]
+
+    def _choice(self, index: int, piece: Piece) -> dict:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": piece.text, "refusal": None},
+            "logprobs": self._logprobs(piece.tokens),
+            "finish_reason": piece.finish_reason,
+        }
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict | None:
+        if not self.request.logprobs:
+            return None
+        count = self.request.top_logprobs or 0
+        return {
+            "content": [
+                self._entry(t.id, t.logprob) | {"top_logprobs": [self._entry(*pair) for pair in t.top[:count]]}
+                for t in tokens
+            ],
+            "refusal": None,
+        }
+
+    def _entry(self, id: int, logprob: float) -> dict:
+        return {"token": self._name(id), "logprob": logprob, "bytes": list(self._pieces[id])}
+
+
+class RandyAnswer(Answer):
+    """randyGPT's own."""
+
+    def whole(self, texts: Sequence[Piece]) -> dict:
+        usage = self.usage(texts)
+        del usage["total_tokens"]
+        return {"text": texts[0].text, "model": self.model, "usage": usage}

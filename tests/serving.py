@@ -1,0 +1,82 @@
+"""A server in a thread, for tests."""
+
+import contextlib
+import re
+import threading
+import time
+
+import httpx
+
+from mlx_gpt.serve import server
+
+CONTEXT = 64
+CARD = {"id": "tiny", "object": "model", "created": 1, "owned_by": "mlxgpt", "meta": {"n_ctx": CONTEXT}}
+
+
+class Served:
+    """A server in a thread of this process."""
+
+    def __init__(self, run, **options):
+        self.listening = server.listen("127.0.0.1", 0)
+        self.port = self.listening.getsockname()[1]
+        self.url, self.lines, self.error = f"http://127.0.0.1:{self.port}", [], None
+        self._ready, self._options = threading.Event(), options
+        self._thread = threading.Thread(target=self._run, args=(run,))
+        self._thread.start()
+        assert self._ready.wait(60) and self.error is None, self.error
+
+    def _run(self, run):
+        try:
+            options = {"num_slots": 4, "max_waiting": 16} | self._options
+            server.serve(
+                self.listening,
+                run.model,
+                run.tokenizer,
+                CARD,
+                log=self.lines.append,
+                on_ready=self._on_ready,
+                **options,
+            )
+        except Exception as error:
+            self.error = error
+        finally:
+            self._ready.set()
+
+    def _on_ready(self, stop):
+        self._stop = stop
+        self._ready.set()
+
+    def stop(self):
+        self._stop()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def join(self):
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def metric(self, name):
+        text = httpx.get(f"{self.url}/metrics", headers=self._headers()).text
+        return sum(float(v) for v in re.findall(rf"^mlxgpt_{name}(?:{{.*}})? (\S+)$", text, re.M))
+
+    def _headers(self):
+        access = self._options.get("access")
+        return {"Authorization": f"Bearer {access.key}"} if access and access.key else {}
+
+    def until_idle(self, seconds=10):
+        end = time.monotonic() + seconds
+        while self.metric("texts_active") + self.metric("texts_waiting"):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    def post(self, path="/v1/completions", json=None, **options):
+        return httpx.post(self.url + path, json=json, timeout=30, **options)
+
+
+@contextlib.contextmanager
+def serving(run, **options):
+    served = Served(run, **options)
+    try:
+        yield served
+    finally:
+        served.stop()

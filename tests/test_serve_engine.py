@@ -1,0 +1,330 @@
+"""The engine: texts side by side, each as alone; cancelling, faults, limits, the end."""
+
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import mlx_gpt
+from mlx_gpt.backend import mx
+from mlx_gpt.generation.engine import TextWriter
+from mlx_gpt.generation.sampling import Sampling
+from mlx_gpt.generation.slots import Slots
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.serve.engine import Busy, Engine, Job, merge
+
+SLOTS = 4
+
+
+class Client:
+    """Gathers what an engine delivers."""
+
+    def __init__(self, run, **options):
+        self.run, self.pieces, self.changed = run, {}, threading.Condition()
+        self.deaths = []
+        self.engine = Engine(
+            run.model,
+            **{"num_slots": SLOTS, "max_waiting": 100} | options,
+            deliver=self.take,
+            give_up=self.deaths.append,
+        )
+        self.engine.start()
+
+    def take(self, pieces):
+        with self.changed:
+            for job, piece in pieces:
+                self.pieces[job].append(piece)
+            self.changed.notify_all()
+
+    def job(self, prompt="ab", max_tokens=20, stop=(), seed=0, **options):
+        how = Sampling(
+            **{"temperature": 1.0, "top_p": 1.0} | {k: options.pop(k) for k in ("temperature", "top_k") if k in options}
+        )
+        ids = self.run.tokenizer.encode(prompt).tolist() if isinstance(prompt, str) else prompt
+        writer = TextWriter(self.run.tokenizer, stop)
+        return Job(prompt=ids, how=how, seed=seed, max_tokens=max_tokens, writer=writer, **options)
+
+    def submit(self, *jobs):
+        self.pieces |= {job: [] for job in jobs}
+        self.engine.submit(jobs)
+        return jobs
+
+    def wait(self, *jobs, seconds=60):
+        """Each job's whole text, when all are at their end."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: all(self.at_end(job) for job in jobs), seconds)
+        return [merge(self.pieces[job]) for job in jobs]
+
+    def at_end(self, job):
+        return bool(self.pieces[job]) and bool(self.pieces[job][-1].finish_reason or self.pieces[job][-1].error)
+
+    def write(self, *jobs):
+        return self.wait(*self.submit(*jobs))
+
+    def until(self, condition, seconds=10):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def client(small_run):
+    client = Client(small_run)
+    yield client
+    client.engine.close(0)
+
+
+def jobs_of_all_kinds(client, count, seed=0):
+    draw = random.Random(seed)
+    letters = client.run.tokenizer.characters
+    return [
+        client.job(
+            "".join(draw.choices(letters, k=draw.choice([1, 3, 11, 12, 13, 30]))),
+            max_tokens=draw.choice([1, 5, 17, 40]),
+            seed=draw.randrange(1 << 40),
+            temperature=draw.choice([0, 0.7, 1.3]),
+            top_k=draw.choice([0, 3]),
+            stop=draw.choice([(), ("ab",)]),
+        )
+        for _ in range(count)
+    ]
+
+
+def test_a_text_is_the_same_alone_and_among_others(client):
+    together = client.write(*jobs_of_all_kinds(client, 24))
+    for job, found in zip(jobs_of_all_kinds(client, 24), together, strict=True):
+        assert client.write(job) == [found]
+
+
+@pytest.mark.parametrize(
+    "prompt, seed, options", [("ab", 1, {}), ("a", 9, {"top_k": 3}), ("abcde", 2, {"temperature": 0})]
+)
+def test_within_the_context_a_text_is_what_generate_writes(client, prompt, seed, options):
+    length = client.run.config.model.block_size - len(prompt)
+    [found] = client.write(client.job(prompt, length, seed=seed, **options))
+    how = {"temperature": 1.0, "top_p": 1.0} | options
+    assert found.text == "".join(mlx_gpt.generate(client.run, prompt, max_tokens=length, seed=seed, **how))
+
+
+def test_past_the_context_the_newest_half_is_read_again(client):
+    model, half = client.run.model, client.run.config.model.block_size // 2
+    [found] = client.write(client.job("abcdefgh", 30, temperature=0, stop=()))
+    tokens, begin = client.run.tokenizer.encode("abcdefgh").tolist(), 0
+    for token in found.tokens:
+        assert token.id == mx.argmax(model(mx.array([tokens[begin:]]))[0, -1]).item()
+        tokens.append(token.id)
+        if len(tokens) - begin > 2 * half:
+            begin = len(tokens) - half
+    assert len(found.tokens) == 30
+
+
+def test_nothing_is_traced_after_the_start(client, monkeypatch):
+    monkeypatch.setattr(GPT, "forward", lambda *a, **k: pytest.fail("traced again"))
+    assert all(piece.finish_reason for piece in client.write(*jobs_of_all_kinds(client, 12, seed=1)))
+
+
+def log_softmax(logits):
+    logits = np.array(logits, np.float64)
+    return (
+        logits
+        - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - logits.max(-1, keepdims=True)
+    )
+
+
+def test_tokens_are_told_with_what_the_model_held_of_them(client):
+    [text] = client.write(client.job("abc", 9, temperature=1.3, seed=4))
+    ids = client.run.tokenizer.encode("abc").tolist() + [t.id for t in text.tokens]
+    expected = log_softmax(client.run.model(mx.array([ids[:-1]]))[0])[2:]
+    for token, row in zip(text.tokens, expected, strict=True):
+        assert token.logprob == pytest.approx(row[token.id], abs=1e-4)
+        assert [id for id, _ in token.top] == np.argsort(-row, kind="stable").tolist()
+        np.testing.assert_allclose([logprob for _, logprob in token.top], np.sort(row)[::-1], atol=1e-4)
+    assert "".join(client.run.tokenizer.decode([t.id]) for t in text.tokens) == text.text
+
+
+def test_tokens_cover_the_text_and_no_more_where_it_is_cut(client):
+    for seed in range(20):
+        job = client.job("a", 40, stop=("bc", "h"), seed=seed)
+        [text] = client.write(job)
+        decode = client.run.tokenizer.decode
+        ids = [t.id for t in text.tokens]
+        assert [t.offset for t in text.tokens] == [len(decode(ids[:i])) for i in range(len(ids))]
+        so_far = ""
+        for piece in client.pieces[job]:
+            so_far += piece.text
+            assert "bc" not in so_far and "h" not in so_far
+        assert decode(ids) == text.text
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 12, 20])
+def test_an_echoed_prompt_has_its_own_log_probabilities(client, length):
+    prompt = ("abcdefgh" * 3)[:length]
+    [text] = client.write(client.job(prompt, 0, echo=prompt, scored=True))
+    block_size = client.run.config.model.block_size
+    window = client.run.tokenizer.encode(prompt).tolist()[-block_size:]
+    expected = log_softmax(client.run.model(mx.array([window]))[0])
+    unseen = length - len(window) + 1
+    assert text.text == prompt and len(text.tokens) == length
+    assert all(t.logprob is None for t in text.tokens[:unseen])
+    for i, token in enumerate(text.tokens[unseen:]):
+        assert token.logprob == pytest.approx(expected[i, window[i + 1]], abs=1e-4)
+    assert [t.offset for t in text.tokens] == list(range(length))
+
+
+def test_no_tokens_are_no_text(client):
+    [text] = client.write(client.job("a", 0))
+    assert (text.text, text.num_drawn, text.finish_reason) == ("", 0, "length")
+
+
+def test_more_texts_than_slots_all_come_to_their_end_in_order(client):
+    jobs = client.submit(*[client.job(max_tokens=15, seed=i) for i in range(5 * SLOTS)])
+    client.wait(*jobs)
+    ends = {job: i for i, job in enumerate(client.pieces)}
+    assert [ends[job] for job in jobs] == sorted(ends[job] for job in jobs)
+    assert client.engine.in_flight == 0
+
+
+def test_no_text_starves(client):
+    """While many short ones come and go, a long one gets a token in nearly every step."""
+    long = client.job(max_tokens=100)
+    client.submit(long)
+    short = [client.job(max_tokens=2, seed=i) for i in range(60)]
+    client.submit(*short)
+    client.wait(long)
+    assert sum(client.at_end(job) for job in short) < 100  # it did not wait for them all
+    client.wait(*short)
+
+
+def test_no_more_are_taken_than_can_wait(small_run):
+    client = Client(small_run, num_slots=1, max_waiting=2)
+    jobs = client.submit(*[client.job(max_tokens=200) for _ in range(3)])
+    with pytest.raises(Busy, match="3 texts"):
+        client.engine.submit([client.job()])
+    client.engine.cancel(jobs)
+    client.until(lambda: client.engine.in_flight == 0)
+    assert client.write(client.job())[0].finish_reason == "length"
+    client.engine.close(0)
+
+
+def test_a_cancelled_text_ends_within_two_steps(client, monkeypatch):
+    steps, step = [], Slots.step
+    monkeypatch.setattr(Slots, "step", lambda *a: steps.append(1) or step(*a))
+    job = client.job(max_tokens=100_000)
+    client.submit(job)
+    client.until(lambda: len(client.pieces[job]) > 3)
+    client.engine.cancel([job])
+    before = len(steps)
+    client.until(lambda: client.engine.in_flight == 0)
+    time.sleep(0.05)
+    assert len(steps) - before <= 2
+
+
+def test_nothing_is_left_after_500_cancels_at_random_moments(client):
+    draw = random.Random(0)
+    client.write(client.job())
+    before = mx.get_active_memory()
+    for _ in range(500):
+        jobs = [client.job(max_tokens=1000) for _ in range(draw.randrange(1, 4))]
+        client.submit(*jobs)
+        if draw.random() < 0.7:
+            time.sleep(draw.random() * 0.004)
+        client.engine.cancel(jobs)
+    client.until(lambda: client.engine.in_flight == 0)
+    client.write(client.job())
+    assert client.engine._jobs == [None] * SLOTS and not client.engine._waiting
+    assert mx.get_active_memory() <= before + 10_000
+
+
+@pytest.mark.parametrize("place", ["read", "step"])
+@pytest.mark.parametrize("after", [0, 1, 5, 13])
+def test_a_fault_ends_what_it_hit_and_nothing_else(client, monkeypatch, place, after):
+    left, real = [after], getattr(Slots, place)
+
+    def faulty(*arguments):
+        left[0] -= 1
+        if left[0] == -1:
+            raise RuntimeError("device lost")
+        return real(*arguments)
+
+    monkeypatch.setattr(Slots, place, faulty)
+    jobs = client.submit(*[client.job(max_tokens=30, seed=i) for i in range(2 * SLOTS)])
+    start = time.monotonic()
+    texts = client.wait(*jobs)
+    assert time.monotonic() - start < 20
+    failed = [text for text in texts if text.error]
+    assert 1 <= len(failed) <= SLOTS and all("RuntimeError" in text.error for text in failed)
+    # the others are as if nothing had been
+    for job, text in zip(jobs, texts, strict=True):
+        if not text.error:
+            monkeypatch.setattr(Slots, place, real)
+            [again] = client.write(client.job(max_tokens=30, seed=job.seed))
+            assert again.text == text.text
+
+
+def test_a_fault_is_told_within_a_second(client, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("device lost")
+
+    job = client.job(max_tokens=100_000)
+    client.submit(job)
+    client.until(lambda: len(client.pieces[job]) > 3)
+    real = Slots.step
+    monkeypatch.setattr(Slots, "step", fail)
+    start = time.monotonic()
+    [text] = client.wait(job)
+    assert text.error and time.monotonic() - start < 1
+    monkeypatch.setattr(Slots, "step", real)
+    assert client.write(client.job())[0].finish_reason == "length"
+
+
+def test_faults_that_do_not_end_end_the_engine(small_run, monkeypatch):
+    client = Client(small_run)
+
+    def fail(*_):
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(Slots, "read", fail)
+    texts = client.write(*[client.job(seed=i) for i in range(10)])
+    assert all(text.error for text in texts)
+    client.until(lambda: not client.engine.alive)
+    assert [str(error) for error in client.deaths] == ["device lost"] and not client.engine.healthy
+    with pytest.raises(Busy):
+        client.engine.submit([client.job()])
+
+
+def test_closing_lets_short_texts_end_and_tells_the_others(small_run):
+    client = Client(small_run)
+    long = client.submit(*[client.job(max_tokens=1_000_000) for _ in range(SLOTS - 1)])
+    [short] = client.submit(client.job(max_tokens=5))
+    waiting = client.submit(*[client.job(max_tokens=1_000_000) for _ in range(3)])
+    client.engine.close(0.5)
+    with pytest.raises(Busy, match="shutting down"):
+        client.engine.submit([client.job()])
+    client.until(lambda: not client.engine.alive, seconds=3)
+    assert client.wait(short)[0].finish_reason == "length"
+    assert all("shutting down" in text.error for text in client.wait(*long, *waiting))
+
+
+def test_it_is_unhealthy_only_when_texts_stand_still(client, monkeypatch):
+    gate = threading.Event()
+    real = Slots.step
+    assert client.engine.healthy
+    monkeypatch.setattr(Slots, "step", lambda *a: gate.wait() and real(*a))
+    monkeypatch.setattr("mlx_gpt.serve.engine.STALLED_AFTER", 0.2)
+    job = client.job()
+    client.submit(job)
+    client.until(lambda: not client.engine.healthy)
+    gate.set()
+    client.wait(job)
+    client.until(lambda: client.engine.healthy)
+
+
+def test_a_place_out_of_range_never_reaches_the_model(small_run):
+    slots = Slots(small_run.model, 1)
+    for place in (-1, small_run.config.model.block_size):
+        with pytest.raises(AssertionError):
+            slots.step([place], None)
