@@ -228,6 +228,7 @@ def test_draws_on_the_host_are_those_of_the_device():
     for index in (0, 5, 2**32 - 1):
         ours = rng.host_bits(3, "s", index, 1000)
         assert np.array_equal(ours, np.array(rng.bits(rng.key(3, "s", index), mx.arange(1000))))
+        assert np.array_equal(rng.host_key(3, "s", index), np.array(rng.key(3, "s", index)))
 
 
 # -- ids in files ---------------------------------------------------------------------------------------------------

@@ -142,6 +142,20 @@ def test_prefill_and_single_steps_give_the_full_pass(model, prefill):
     np.testing.assert_allclose(np.concatenate(parts, axis=1), full, atol=1e-4, rtol=0)
 
 
+def test_rows_of_a_cache_go_on_each_from_a_place_of_its_own(model):
+    tokens, lengths = np.random.default_rng(4).integers(0, 11, (3, 16)), [2, 7, 15]
+    rows = []
+    for row, length in zip(tokens, lengths, strict=True):
+        rows.append(KVCache.make(model.config))
+        model.forward(mx.array(row[None, :length]), cache=rows[-1])
+    layers = [tuple(map(mx.concatenate, zip(*kvs, strict=True))) for kvs in zip(*(c.layers for c in rows), strict=True)]
+    together = KVCache((mx.array(lengths), layers))
+    found = model.forward(mx.array(tokens[range(3), lengths][:, None]), cache=together)
+    for row, length, logits in zip(tokens, lengths, np.array(found), strict=True):
+        expected = np.array(model.forward(mx.array(row[None])))[0, length]
+        np.testing.assert_allclose(logits[0], expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("tokens", [[[11]], [[-1]], [[0] * 17], [0, 1], [[0.5]], [[]], [[1, 2], [3]], "text"])
 def test_ids_and_positions_out_of_range_are_refused(model, tokens):
     with pytest.raises(UserError, match="tokens"):

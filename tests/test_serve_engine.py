@@ -281,13 +281,15 @@ def test_a_fault_is_told_within_a_second(client, monkeypatch):
     assert client.write(client.job())[0].finish_reason == "length"
 
 
-def test_faults_that_do_not_end_end_the_engine(small_run, monkeypatch):
+@pytest.mark.parametrize("places", [("read",), ("step", "clear")])
+def test_faults_that_do_not_end_end_the_engine(small_run, monkeypatch, places):
     client = Client(small_run)
 
     def fail(*_):
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr(Slots, "read", fail)
+    for place in places:
+        monkeypatch.setattr(Slots, place, fail)
     texts = client.write(*[client.job(seed=i) for i in range(10)])
     assert all(text.error for text in texts)
     client.until(lambda: not client.engine.alive)

@@ -25,8 +25,13 @@ class Slots:
         self.block_size, self.vocab_size = model.config.block_size, model.vocab_size
         self._decoder = Decoder(model, lambda logits, draw: _scored(logits, sample(logits, draw)))
         self._score = mx.compile(lambda tokens, following: _scored(model.forward(tokens[None])[0], following))
-        self._ids = mx.zeros(count, mx.int32)
-        self._layers = [layers for _, layers in self._decoder.empty(count)]  # of each lane's part of the rows
+        self._count = count
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all sequences, whatever state a fault has left them in."""
+        self._ids = mx.zeros(self._count, mx.int32)
+        self._layers = [layers for _, layers in self._decoder.empty(self._count)]  # of each lane's part of the rows
         rows = [len(layers[0][0]) for layers in self._layers]
         self._firsts = [sum(rows[:i]) for i in range(len(rows))]
         mx.eval(self._layers)

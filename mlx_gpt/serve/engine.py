@@ -6,7 +6,7 @@ Texts join and leave between two steps. Whatever goes wrong in a step ends the t
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from mlx_gpt.backend import mx
@@ -126,6 +126,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._jobs: list[Job | None] = [None] * num_slots
         self._under_way: list[tuple[list[Job | None], Scored]] = []  # drawn, not yet read
+        self._turn = 0  # the slot to be looked at first
         self._work = threading.Condition()
         self._closes_at: float | None = None
         self._last_token = time.monotonic()
@@ -194,7 +195,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._make_slots()
+            self._slots = Slots(self._model, self.num_slots)
             self._warm_up()
         except Exception as error:
             self._failure = error
@@ -204,23 +205,21 @@ class Engine:
         faults = 0
         while self._wait():
             try:
+                if faults:
+                    self._slots.clear()
                 if self._pass():
                     faults = 0
             except Exception as error:
                 faults += 1
                 self.num_faults += 1
-                self._fail([job for job in self._jobs if job], f"the engine failed ({type(error).__name__}); try again")
+                self._under_way = []
+                self._fail(filter(None, self._jobs), f"the engine failed ({type(error).__name__}); try again")
                 if faults == MAX_FAULTS:
                     self._closes_at = time.monotonic()
                     self._fail(self._waiting, "the engine failed for good")
                     self._give_up(error)
                     return
-                self._make_slots()
         self._fail([*filter(None, self._jobs), *self._waiting], "the server is shutting down")
-
-    def _make_slots(self) -> None:
-        self._jobs, self._under_way = [None] * self.num_slots, []
-        self._slots = Slots(self._model, self.num_slots)
 
     def _warm_up(self) -> None:
         """Everything that will be traced, traced."""
@@ -254,19 +253,26 @@ class Engine:
                 self._jobs[slot] = None
 
     def _enter(self) -> None:
-        """Reads one text into a slot: one whose context is full goes on with the newest half, else one that waits."""
+        """Reads one text into its slot: one that waits, or one whose context is full, with the newest half of it.
+
+        Slots take turns, so that neither keeps the other from going on.
+        """
         block_size = self._slots.block_size
-        full = next((i for i, job in enumerate(self._jobs) if job and job.position == block_size), None)
-        if full is not None:
+        slots = [(self._turn + i) % self.num_slots for i in range(self.num_slots)]
+        with self._work:
+            slot = next((i for i in slots if self._wants_to_be_read(self._jobs[i])), None)
+            if slot is None:
+                return
+            begins = self._jobs[slot] is None
+            if begins:
+                self._jobs[slot] = self._waiting.popleft()
+        self._turn = slot + 1
+        if not begins:
             self._hand_out(len(self._under_way))
-            self._read(full, self._jobs[full], max(block_size // 2, 1))
-        elif None in self._jobs:
-            with self._work:
-                job = self._waiting.popleft() if self._waiting else None
-                slot = self._jobs.index(None)
-                self._jobs[slot] = job
-            if job:
-                self._read(slot, job, block_size)
+        self._read(slot, self._jobs[slot], block_size if begins else max(block_size // 2, 1))
+
+    def _wants_to_be_read(self, job: Job | None) -> bool:
+        return bool(self._waiting) if job is None else job.position == self._slots.block_size
 
     def _read(self, slot: int, job: Job, length: int) -> None:
         if job.over:
@@ -317,7 +323,7 @@ class Engine:
             self._deliver(pieces)
         return bool(pieces)
 
-    def _fail(self, jobs: Sequence[Job], message: str) -> None:
+    def _fail(self, jobs: Iterable[Job], message: str) -> None:
         with self._work:
             ended = [(job, Piece(error=message)) for job in jobs if not job.over]
             for job, _ in ended:
