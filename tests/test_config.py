@@ -53,6 +53,13 @@ def test_the_memory_of_a_step_is_foreseen_within_a_quarter(preset, by_blocks, re
     assert foreseen / 1e9 == pytest.approx(gigabytes, rel=0.25)
 
 
+@pytest.mark.parametrize("preset", names_of("presets"))
+@pytest.mark.parametrize("recipe", ["randygpt", "randygpt-0.9.5"])
+def test_of_a_preset_a_seeds_recipe_leaves_the_network_alone(preset, recipe):
+    own, plain = resolve(preset, recipe), resolve(None, recipe)
+    assert own.train == plain.train and own.optimizer == plain.optimizer and own.model.dropout == 0.1
+
+
 def test_the_randygpt_recipe_is_the_seeds():
     config = resolve("model-l", "randygpt")
     assert (config.train.batch_size, config.model.block_size, config.model.dropout) == (64, 256, 0.1)

@@ -15,8 +15,8 @@ def measure(table: str, variants: dict[str, list[str]], seeds: list[int], common
     """Trains each variant, a list of arguments, with each seed, unless that is done; prints the table."""
     path = RESULTS / f"{table}.json"
     rows = json.loads(path.read_text()) if path.exists() else []
-    for seed in seeds:
-        for name, arguments in variants.items():
+    for name, arguments in variants.items():
+        for seed in seeds:
             if not any((row["name"], row["seed"]) == (name, seed) for row in rows):
                 rows.append({"name": name, "seed": seed} | train([*common, *arguments, "--seed", str(seed)]))
                 path.parent.mkdir(exist_ok=True)

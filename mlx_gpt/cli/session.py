@@ -146,7 +146,7 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
 
 def bench_case(preset: str, settings: dict[str, Any], note: Note, use_tuned: bool = True) -> Case:
     """What `mlxgpt bench` has computed: the preset's shape on the training text, which is taken as one document."""
-    settings = {"optimizer.name": "adamw"} | settings  # which all contenders have
+    settings = {"optimizer.name": "adamw", "optimizer.ema_decay": 0.0} | settings  # which all contenders have
     config = _resolved(preset, None, settings, note) if use_tuned else resolve(preset, None, settings)
     corpus = open_corpus(config.data.corpus)
     tokenizer = make_tokenizer(corpus, config.data, note)
