@@ -118,7 +118,8 @@ def test_stop_ends_the_work_and_keeps_the_text(page, served):
     page.fill("#max_tokens", "5")
     page.click("#continue")
     until_written(page)
-    assert page.locator(".given").text_content() == "Hello" + kept
+    assert written(page).startswith(kept) and len(written(page)) == len(kept) + 5
+    assert page.locator(".given").text_content() == "Hello"
 
 
 def test_again_writes_anew_after_the_same_prompt(page):
@@ -154,6 +155,23 @@ def test_an_error_is_shown_and_goes_away(page, prompt, words):
     write(page)
     until_written(page)
     assert page.locator("#error").is_hidden()
+
+
+def test_a_refused_message_is_no_part_of_the_chat(page):
+    page.fill("#max_tokens", "8")
+    page.click("#tab-chat")
+    for text in ("Hello", "caf\u00e9", "Go on"):
+        page.fill("#prompt", text)
+        page.keyboard.press("Enter")
+        until_written(page)
+        if text == "caf\u00e9":
+            playwright.expect(page.locator("#error")).to_contain_text("U+00E9")
+            playwright.expect(page.locator("#prompt")).to_have_value(text)
+    assert page.locator(".given").all_text_contents() == ["Hello", "Go on"]
+    page.click("#tab-complete")
+    assert page.locator(".turn").count() == 0
+    page.click("#tab-chat")
+    assert page.locator(".given").all_text_contents() == ["Hello", "Go on"]
 
 
 def test_a_fault_in_the_middle_is_shown_and_the_text_kept(page, monkeypatch):
@@ -211,7 +229,7 @@ def test_the_key_is_asked_for(browser, ascii_run):
     with serving(ascii_run, access=Access(key="sesame")) as served:
         page = browser.new_page()
         page.goto(served.url)
-        playwright.expect(page.locator("#error")).to_contain_text("a key is needed")
+        playwright.expect(page.locator("#error")).to_contain_text("needs its API key")
         page.fill("#key", "sesame")
         page.locator("#key").blur()
         playwright.expect(page.locator("#model")).to_have_text("tiny")

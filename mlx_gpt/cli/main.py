@@ -37,8 +37,9 @@ def cli():
     mlxgpt train --preset model-l --corpus shakespeare
     mlxgpt generate --top-p 0.9 --temp 0.8
 
-    Every option can also be set by an environment variable, as MLXGPT_TRAIN_PRESET. Exit codes: 2 usage, 3 bad file,
-    4 resume refused, 5 diverged, 6 out of disk or memory, 130, 143 and 129 interrupted, 141 nobody reads the output.
+    Every option can also be set by an environment variable, as MLXGPT_TRAIN_PRESET. Exit codes: 1 a fault of ours, 2
+    usage, 3 bad file, 4 a checkpoint that does not fit, 5 diverged, 6 out of disk or memory, 130, 143 and 129
+    interrupted, 141 nobody reads the output.
     """
 
 

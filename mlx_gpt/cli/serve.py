@@ -1,5 +1,8 @@
 """`mlxgpt serve`: a checkpoint behind OpenAI's HTTP interface, and a page to write with."""
 
+import re
+import socket
+import time
 from pathlib import Path
 
 import click
@@ -52,17 +55,27 @@ def serve(
     curl localhost:8080/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "ROMEO:"}'
 
     The page is at /. The key may also be in the environment, as MLXGPT_API_KEY. One line is logged of each request,
-    its text is not.
+    its text is not. A signal gives texts four seconds to come to their end, the next ends them.
     """
     try:
         from mlx_gpt.serve import server
     except ModuleNotFoundError as error:
-        raise UserError(f"serving needs {error.name}; pip install 'mlxgpt[serve]'") from None
+        raise UserError(f"serving needs {error.name}; pip install -e '.[serve]'") from None
     from mlx_gpt.api import load
     from mlx_gpt.cli.session import newest_checkpoint
     from mlx_gpt.serve.guard import Access, is_loopback
     from mlx_gpt.serve.schema import Limits
 
+    if not host:
+        raise UserError("--host is empty; name an address, as 127.0.0.1")
+    if name is not None and not (name.strip() and name.isprintable()):
+        raise UserError(f"--name {name!r} is no name; give one of signs that can be printed")
+    for given in hosts:
+        if not re.fullmatch(r"[\w.-]+|\[[\da-fA-F:]+\]", given):
+            raise UserError(f"--allow-host {given!r} is no host; give a name alone, as mac.example")
+    for given in origins:
+        if not re.fullmatch(r"https?://[^/\s]+", given):
+            raise UserError(f"--allow-origin {given!r} is no origin; give scheme and host, as https://mac.example")
     access = Access(host=host, key=_key(api_key_file, api_key), hosts=_lowered(hosts), origins=origins)
     if not is_loopback(host) and access.key is None and not insecure:
         raise UserError(
@@ -74,8 +87,10 @@ def serve(
         raise UserError(f"{path} holds no tokenizer; name its text with --corpus, or its vocab.json with --vocab")
     _require_memory(run.config.model, streams)
     listening = server.listen(host, port)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listening.getsockname()[1]}"
     card = model_card(run, path, name)
+    card["meta"]["max_tokens"] = max_tokens
     note(f"{path}: {card['meta']['n_params']:,} parameters; compiling")
     server.serve(
         listening,
@@ -93,7 +108,7 @@ def serve(
         ),
         access=access,
         deadlines=server.Deadlines(receive=receive_timeout, send=send_timeout),
-        log=note,
+        log=lambda line: note(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}"),
         on_ready=lambda _stop: click.echo(f"{card['id']} at {address}  (OpenAI's clients: {address}/v1; Ctrl-C stops)"),
     )
 
@@ -145,7 +160,9 @@ def _key(path: Path | None, key: str | None) -> str | None:
         try:
             key = path.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise BadFile(f"--api-key-file {path}: {getattr(error, 'strerror', None) or 'not text'}") from None
+            raise BadFile(
+                f"--api-key-file {path}: {getattr(error, 'strerror', None) or 'not text'}; name a file with the key"
+            ) from None
         if not key:
             raise BadFile(f"--api-key-file {path}: empty; write a key into it")
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key and key):

@@ -69,6 +69,9 @@ class Service:
         self.failure = error
         self._loop.call_soon_threadsafe(self._shut)
 
+    def no_such_model(self, name: str) -> ApiError:
+        return ApiError(404, f"model {name!r} is not served; {self.card['id']!r} is", "model", "model_not_found")
+
     @contextlib.asynccontextmanager
     async def written(self, jobs: list[Job]) -> AsyncIterator[Inbox]:
         """Has the jobs written while it lasts. Raises ApiError where there is no room."""
@@ -97,9 +100,7 @@ class Write:
         service, start = self.service, time.perf_counter()
         request = schema.decode(await _body(scope, receive, service.limits.max_body), self.kind)
         if getattr(request, "model", None) not in (None, service.card["id"]):
-            raise ApiError(
-                404, f"model {request.model!r} is not served; {service.card['id']!r} is", "model", "model_not_found"
-            )
+            raise service.no_such_model(request.model)
         jobs = await asyncio.to_thread(self.make_jobs, service.reader, request)
         answer = self.answer(request, jobs, service.card["id"], service.pieces)
         async with service.written(jobs) as inbox:
@@ -208,6 +209,8 @@ def make_app(service: Service, access: Access, log: Callable[[str], None]) -> Gu
     page = files("mlx_gpt.serve") / "page"
 
     async def health(_request: Request) -> Response:
+        if service.engine.closing:
+            raise ApiError(503, "the server is shutting down", code="stopping")
         if not service.engine.healthy:
             raise ApiError(503, "texts are to be written and no token came for a while", code="stalled")
         return _json({"status": "ok", "active": service.engine.num_active, "waiting": service.engine.num_waiting})
@@ -217,7 +220,7 @@ def make_app(service: Service, access: Access, log: Callable[[str], None]) -> Gu
 
     async def model(request: Request) -> Response:
         if request.path_params["id"] != service.card["id"]:
-            raise ApiError(404, f"model {request.path_params['id']!r} is not served", "model", "model_not_found")
+            raise service.no_such_model(request.path_params["id"])
         return _json(service.card)
 
     async def metrics(_request: Request) -> Response:
@@ -227,16 +230,22 @@ def make_app(service: Service, access: Access, log: Callable[[str], None]) -> Gu
         name, kind = PAGE[request.url.path]
         return Response((page / name).read_bytes(), media_type=kind)
 
-    async def on_api_error(_request: Request, error: ApiError) -> Response:
-        return refuse(error)
+    async def on_api_error(request: Request, error: ApiError) -> Response:
+        return refuse(error, request.scope)
 
     async def on_http_error(request: Request, error: HTTPException) -> Response:
         messages = {404: f"no such route: {ascii(request.url.path)[1:-1]}", 405: f"{request.method} is not taken here"}
-        return refuse(ApiError(error.status_code, messages.get(error.status_code, str(error.detail))))
+        answer = refuse(
+            ApiError(error.status_code, messages.get(error.status_code, str(error.detail)), code="bad_route"),
+            request.scope,
+        )
+        answer.headers.update(error.headers or {})
+        return answer
 
-    async def on_fault(_request: Request, error: Exception) -> Response:
-        log(f"fault: {type(error).__name__}")
-        return refuse(ApiError(500, "a fault of the server's; its log names it"))
+    async def on_fault(request: Request, error: Exception) -> Response:
+        return refuse(
+            ApiError(500, "a fault of the server's; its log names it", code=type(error).__name__), request.scope
+        )
 
     inner = Starlette(
         routes=[
@@ -260,7 +269,8 @@ def make_app(service: Service, access: Access, log: Callable[[str], None]) -> Gu
     paths = {*PAGE, *WRITES, "/v1/models", "/health", "/metrics"}
 
     def count(path: str, status: int) -> None:
-        service.metrics.requests.labels(path if path in paths else "other", status).inc()
+        known = path if path in paths else "/v1/models" if path.startswith("/v1/models/") else "other"
+        service.metrics.requests.labels(known, status).inc()
 
     return Guard(inner, access, log, count)
 

@@ -170,6 +170,10 @@ class Engine:
             self._work.notify()
 
     @property
+    def closing(self) -> bool:
+        return self._closes_at is not None
+
+    @property
     def alive(self) -> bool:
         return self._thread.is_alive()
 

@@ -71,7 +71,8 @@ class Access:
         kind, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
         if not hmac.compare_digest(given.encode(), self.key.encode()):
-            raise ApiError(401, "a key is needed: Authorization: Bearer KEY", code="invalid_api_key")
+            what = "the key is wrong" if given else "a key is needed"
+            raise ApiError(401, f"{what}; send Authorization: Bearer KEY", code="invalid_api_key")
 
 
 def is_loopback(host: str) -> bool:
@@ -95,29 +96,40 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        start, status, request_id = time.perf_counter(), 0, f"req-{secrets.token_hex(8)}"
+        start, request_id = time.perf_counter(), f"req-{secrets.token_hex(8)}"
+        status, told, gone = 0, False, False
 
-        async def send_safely(message: Message) -> None:
-            nonlocal status
+        async def watch(message: Message) -> None:
+            nonlocal status, told
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 for name, value in SAFE_HEADERS.items():
                     headers.setdefault(name, value)
                 headers["x-request-id"] = request_id
+            else:
+                told = not message.get("more_body", False)
             await send(message)
+
+        async def listen() -> Message:
+            nonlocal gone
+            message = await receive()
+            gone = gone or message["type"] == "http.disconnect" and not told
+            return message
 
         try:
             try:
                 self._require(scope)
             except ApiError as error:
-                await refuse(error)(scope, receive, send_safely)
+                await refuse(error, scope)(scope, listen, watch)
             else:
-                await self.app(scope, receive, send_safely)
+                await self.app(scope, listen, watch)
         finally:
             self.count(scope["path"], status)
+            result = "gone" if gone else f"{status} {scope['code']}" if "code" in scope else status
+            client = (scope.get("client") or ("-",))[0]
             took = time.perf_counter() - start
-            self.log(f"{scope['method']} {ascii(scope['path'])[1:-1]} {status or 'gone'} {took:.3f}s {request_id}")
+            self.log(f"{client} {scope['method']} {ascii(scope['path'])[1:-1]} {result} {took:.3f}s {request_id}")
 
     def _require(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -135,7 +147,8 @@ class Guard:
                 )
 
 
-def refuse(error: ApiError) -> Response:
-    """The answer that tells an ApiError."""
+def refuse(error: ApiError, scope: Scope) -> Response:
+    """The answer that tells an ApiError; its code goes into the log."""
+    scope["code"] = error.body["error"]["code"]
     headers = {401: {"www-authenticate": "Bearer"}, 413: {"connection": "close"}, 429: {"retry-after": "1"}}
     return Response(msgspec.json.encode(error.body), error.status, headers.get(error.status), "application/json")

@@ -1,8 +1,10 @@
 """What /metrics tells, in Prometheus's text format."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from mlx_gpt.serve.engine import Engine
+
+disable_created_metrics()  # a line more for each that nobody reads
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 

@@ -1,14 +1,16 @@
 """Requests as typed values, and answers: OpenAI's shapes, and randyGPT's own.
 
-What a request may hold is here, each refusal with the name of the field. Fields that nobody knows are ignored, as
-OpenAI's clients expect; those that would change the text and are not supported are refused.
+What a request may hold is here, each refusal with the name of the field. Fields that would change the text and are
+not supported are refused, and so are those that nobody knows: they may be misspelt.
 """
 
+import difflib
+import re
 import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
@@ -20,6 +22,7 @@ from mlx_gpt.serve.engine import Job, Piece, Token
 
 TURN = "{role}:\n{content}\n\n"  # the chat template; an answer ends where its turn would
 TURN_END = "\n\n"
+ROLES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
 # Fields that would change the text, with the values that would not.
 UNSUPPORTED = {
     "best_of": (1,),
@@ -75,7 +78,7 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class Request(msgspec.Struct):
+class Request(msgspec.Struct, forbid_unknown_fields=True):
     """What all requests may hold."""
 
     model: str | None = None
@@ -98,6 +101,13 @@ class Request(msgspec.Struct):
     suffix: Any = None
     tool_choice: Any = None
     tools: Any = None
+    # Taken and of no effect: they say something of the caller.
+    metadata: Any = None
+    prompt_cache_key: Any = None
+    safety_identifier: Any = None
+    service_tier: Any = None
+    store: Any = None
+    user: Any = None
 
 
 class CompletionRequest(Request):
@@ -111,14 +121,14 @@ class CompletionRequest(Request):
 class Part(msgspec.Struct):
     """A part of a message's content."""
 
-    type: Literal["text"]
-    text: str
+    type: str
+    text: str = ""
 
 
 class Message(msgspec.Struct):
     """A turn of a chat."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: str
     content: str | list[Part] | None = None
 
     @property
@@ -135,7 +145,7 @@ class ChatRequest(Request, kw_only=True):
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
 
 
-class RandyRequest(msgspec.Struct):
+class RandyRequest(msgspec.Struct, forbid_unknown_fields=True):
     """POST /, with randyGPT's defaults; its answer's text begins with the prompt."""
 
     prompt: str
@@ -146,19 +156,40 @@ class RandyRequest(msgspec.Struct):
 
 def decode(body: bytes, kind: type) -> Any:
     """The request in a body. Raises ApiError, 400."""
+    if not body:
+        raise ApiError(400, "the body is empty; send JSON", code="invalid_json")
     try:
         request = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at ")
-        param = path.strip("`").removeprefix("$").removeprefix(".") or None
-        raise ApiError(400, f"{param or 'body'}: {message}", param, "invalid_value") from None
+        raise _invalid(str(error), body, kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {str(error)[:200]}", code="invalid_json") from None
     for name, neutral in UNSUPPORTED.items():
         value = getattr(request, name, None)
         if value is not None and value not in neutral:
             raise ApiError(400, f"{name} is not supported here; leave it out", name, "unsupported_parameter")
+    if getattr(request, "stream_options", None) and not request.stream:
+        raise ApiError(400, "stream_options: only with stream", "stream_options", "invalid_value")
     return request
+
+
+def _invalid(told: str, body: bytes, kind: type) -> ApiError:
+    """What msgspec tells, with the value, and for a name that nobody knows the nearest one."""
+    expected, _, path = told.partition(" - at ")
+    name = path.strip("`").removeprefix("$").removeprefix(".")
+    if unknown := re.search("unknown field `(.*)`", expected):
+        near = difflib.get_close_matches(unknown[1], kind.__struct_fields__, 1)
+        name = f"{name}.{unknown[1]}".lstrip(".")
+        hint = f"did you mean {near[0]}?" if near else "leave it out"
+        return ApiError(400, f"{name}: no such field; {hint}", name, "unknown_parameter")
+    value = None
+    if "." not in name and "[" not in name:
+        try:
+            value = msgspec.json.decode(body, type=dict[str, msgspec.Raw]).get(name)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            value = None
+    given = "" if value is None else f"={ascii(bytes(value)[:40].decode(errors='replace'))[1:-1]}"
+    return ApiError(400, f"{name or 'body'}{given}: {expected}", name or None, "invalid_value")
 
 
 class Reader:
@@ -171,48 +202,63 @@ class Reader:
         """A job for each of n texts of each prompt."""
         prompts = self._prompts(request.prompt)
         echo, scored = bool(request.echo), bool(request.echo) and request.logprobs is not None
-        max_tokens = 16 if request.max_tokens is None else request.max_tokens
-        return self._jobs(prompts, request, max_tokens, "max_tokens", echo=echo, scored=scored)
+        return self._jobs(prompts, request, request.max_tokens, default=16, echo=echo, scored=scored)
 
     def chat(self, request: ChatRequest) -> list[Job]:
         """A job for each of n answers; all messages are in the prompt, by the template."""
-        roles = {"developer": "System"}
-        turns = [TURN.format(role=roles.get(m.role, m.role.capitalize()), content=m.text) for m in request.messages]
-        prompt = "".join(turns) + TURN.partition("{content}")[0].format(role="Assistant")
-        name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
-        max_tokens = getattr(request, name)
-        if max_tokens is None:
-            max_tokens = min(self.block_size, self.limits.max_tokens)
-        return self._jobs([self._ids(prompt, "messages")], request, max_tokens, name, stop=(TURN_END,))
+        if request.top_logprobs and not request.logprobs:
+            raise ApiError(400, "top_logprobs: only with logprobs", "top_logprobs", "invalid_value")
+        prompt = "".join(self._turn(i, message) for i, message in enumerate(request.messages))
+        prompt += TURN.partition("{content}")[0].format(role=ROLES["assistant"])
+        both = {request.max_tokens, request.max_completion_tokens} - {None}
+        if len(both) > 1:
+            raise ApiError(400, "max_tokens and max_completion_tokens differ; give one", "max_tokens", "invalid_value")
+        ids = self._ids(prompt, "messages")
+        return self._jobs([ids], request, both.pop() if both else None, default=self.block_size, stop=(TURN_END,))
+
+    def _turn(self, place: int, message: Message) -> str:
+        name = f"messages[{place}]"
+        if message.role not in ROLES:
+            known = ", ".join(ROLES)
+            raise ApiError(
+                400, f"{name}.role={message.role!r} is not taken; {known} are", f"{name}.role", "invalid_value"
+            )
+        parts = message.content if isinstance(message.content, list) else []
+        for part in parts:
+            if part.type != "text":
+                raise ApiError(400, f"{name}.content: {part.type!r} is not taken; text is", name, "invalid_value")
+        if message.content is None and message.role != "assistant":
+            raise ApiError(400, f"{name}.content is missing; give a text", f"{name}.content", "invalid_value")
+        return TURN.format(role=ROLES[message.role], content=message.text)
 
     def randy(self, request: RandyRequest) -> list[Job]:
         asked = Request(temperature=request.temperature, top_p=request.top_p)
-        return self._jobs([self._ids(request.prompt, "prompt")], asked, request.max_tokens, "max_tokens", echo=True)
+        return self._jobs([self._ids(request.prompt, "prompt")], asked, request.max_tokens, echo=True)
 
     def _jobs(
         self,
         prompts: list[list[int]],
         request: Request,
-        max_tokens: int,
-        name: str,
+        max_tokens: int | None,
+        default: int = 0,
         stop: Sequence[str] = (),
         echo: bool = False,
         scored: bool = False,
     ) -> list[Job]:
-        n = request.n or 1
-        if n * len(prompts) > self.limits.max_choices:
+        """`default` stands for max_tokens where none is given, as far as there is room."""
+        n, limits = request.n or 1, self.limits
+        if n * len(prompts) > limits.max_choices:
             raise ApiError(
                 400,
-                f"n: {n * len(prompts)} texts in one request, {self.limits.max_choices} are allowed",
+                f"n: {n * len(prompts)} texts in one request, {limits.max_choices} are allowed here",
                 "n",
                 "too_large",
             )
-        if max_tokens > self.limits.max_tokens:
+        if (max_tokens or 0) > limits.max_tokens:
             raise ApiError(
-                400, f"{name}: {max_tokens:,} is not allowed; 0 to {self.limits.max_tokens:,}", name, "too_large"
+                400, f"max_tokens={max_tokens:,} is not allowed; 0 to {limits.max_tokens:,}", "max_tokens", "too_large"
             )
-        for ids in prompts:
-            self._require_fit(ids, max_tokens)
+        rooms = [self._room(ids, 1 if max_tokens is None else max_tokens) for ids in prompts]
         how, stop, seed = _sampling(request), (*_stops(request.stop), *stop), request.seed
         seed = secrets.randbits(32) if seed is None else seed
         return [
@@ -220,26 +266,29 @@ class Reader:
                 prompt=ids,
                 how=how,
                 seed=seed + i,
-                max_tokens=max_tokens,
+                max_tokens=min(default, limits.max_tokens, room) if max_tokens is None else max_tokens,
                 writer=TextWriter(self.tokenizer, stop),
                 echo=self.tokenizer.decode(ids) if echo else "",
                 scored=scored,
             )
-            for ids in prompts
+            for ids, room in zip(prompts, rooms, strict=True)
             for i in range(n)
         ]
 
-    def _require_fit(self, ids: list[int], max_tokens: int) -> None:
-        if not self.limits.slides and len(ids) + max_tokens > self.block_size:
+    def _room(self, ids: list[int], wanted: int) -> int:
+        """Tokens that may follow a prompt. Raises ApiError if fewer than wanted."""
+        room = 1 << 31 if self.limits.slides else self.block_size - len(ids)
+        if room < wanted:
             raise ApiError(
                 400,
-                f"the prompt has {len(ids)} tokens and max_tokens is {max_tokens}, the context holds "
-                f"{self.block_size}; shorten one of them",
+                f"the prompt has {len(ids)} tokens and max_tokens is {wanted}, the context holds {self.block_size}; "
+                "shorten one of them",
                 "prompt",
                 "context_length_exceeded",
                 n_prompt_tokens=len(ids),
                 n_ctx=self.block_size,
             )
+        return room
 
     def _prompts(self, prompt: Any) -> list[list[int]]:
         """The ids of each prompt: of a text, some texts, ids, or some lists of ids."""
@@ -262,7 +311,8 @@ class Reader:
             ids = ids or [self.tokenizer.bos_id]
             require_ids(ids, self.tokenizer.vocab_size)
         except UserError as error:
-            raise ApiError(400, f"{name}: {error}", name, "invalid_value") from None
+            message = f"{name}: {error}; give characters and ids of the vocabulary"
+            raise ApiError(400, message, name, "invalid_value") from None
         return ids
 
 
@@ -278,7 +328,10 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(stops) > MAX_STOPS or not all(1 <= len(s) <= MAX_STOP_CHARS for s in stops):
         raise ApiError(
-            400, f"stop: at most {MAX_STOPS} strings, each of 1 to {MAX_STOP_CHARS} characters", "stop", "invalid_value"
+            400,
+            f"stop={ascii(stop)[:60]} is not allowed; up to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters",
+            "stop",
+            "invalid_value",
         )
     return stops
 
@@ -358,12 +411,15 @@ class CompletionAnswer(Answer):
         return {
             "tokens": [self._name(t.id) for t in tokens],
             "token_logprobs": [t.logprob for t in tokens],
-            "top_logprobs": [
-                None if t.logprob is None else {self._name(id): logprob for id, logprob in t.top[:count]}
-                for t in tokens
-            ],
+            "top_logprobs": [self._top(token, count) for token in tokens],
             "text_offset": [t.offset for t in tokens],
         }
+
+    def _top(self, token: Token, count: int) -> dict | None:
+        """The likeliest tokens, and the one that was drawn."""
+        if token.logprob is None:
+            return None
+        return {self._name(id): logprob for id, logprob in [*token.top[:count], (token.id, token.logprob)]}
 
 
 class ChatAnswer(Answer):

@@ -1,9 +1,12 @@
 """The process: a socket, uvicorn with deadlines, a graceful end."""
 
 import asyncio
+import contextlib
 import json
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +24,7 @@ GRACE = 4.0  # seconds that texts have to come to their end when the server is t
 LINGER = 1.0  # seconds for a refused client to read why
 MAX_CONNECTIONS = 512
 SEND_BUFFER = 1 << 16
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +38,9 @@ class Deadlines:
 class Protocol(H11Protocol):
     """HTTP/1.1 that neither slow senders nor slow readers can hold up, and whose every error has the one shape."""
 
-    def __init__(self, *args, deadlines: Deadlines, **options):
+    def __init__(self, *args, deadlines: Deadlines, log: Callable[[str], None], **options):
         super().__init__(*args, **options)
-        self._deadlines = deadlines
+        self._deadlines, self._log = deadlines, log
         self._receiving: asyncio.TimerHandle | None = None
         self._sending: asyncio.TimerHandle | None = None
         self._refused = False
@@ -83,6 +87,7 @@ class Protocol(H11Protocol):
             self.transport.close()
 
     def _refuse(self, status: int, message: str) -> None:
+        self._log(f"{(self.client or '-')[0]} {status} {message}")
         body = json.dumps(ApiError(status, message).body).encode()
         head = f"HTTP/1.1 {status} {STATUS_PHRASES[status].decode()}\r\ncontent-type: application/json\r\n"
         head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
@@ -99,11 +104,18 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
 
 
 class Server(uvicorn.Server):
-    """Ends texts before it ends connections; tells when it listens."""
+    """Ends texts before it ends connections; tells when it listens and when it ends."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, on_ready: Callable[[Callable[[], None]], None]):
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        engine: Engine,
+        log: Callable[[str], None],
+        on_ready: Callable[[Callable[[], None]], None],
+    ):
         super().__init__(config)
-        self._engine, self._on_ready = engine, on_ready
+        self._engine, self._log, self._on_ready = engine, log, on_ready
+        self.signal: int | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -113,9 +125,30 @@ class Server(uvicorn.Server):
         """Ends serving, from any thread."""
         self.should_exit = True
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The first signal lets texts come to their end, the next ends them."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _frame) -> None:
+        if self.signal is not None:
+            self._engine.close(0)
+        self.signal = number
+        self.stop()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._engine.close(GRACE)
-        while self._engine.alive and not self.force_exit:
+        if count := self._engine.in_flight:
+            self._log(f"stopping: {count} texts have {GRACE:g} s to come to their end; once more ends them at once")
+        while self._engine.alive:
             await asyncio.sleep(0.02)
         await super().shutdown(sockets)
 
@@ -150,12 +183,12 @@ def serve(
     log: Callable[[str], None],
     on_ready: Callable[[Callable[[], None]], None],
 ) -> None:
-    """Serves until a signal, or until the function is called that `on_ready` is given.
+    """Serves until a signal, which is raised again at the end, or until the function `on_ready` is given is called.
 
     Raises EngineFailed when the engine gave up.
     """
 
-    async def run() -> None:
+    async def run() -> int | None:
         service = Service(
             partial(Engine, model, num_slots, max_waiting),
             tokenizer,
@@ -166,20 +199,24 @@ def serve(
         server = Server(
             uvicorn.Config(
                 make_app(service, access or Access(), log),
-                http=partial(Protocol, deadlines=deadlines or Deadlines()),
+                http=partial(Protocol, deadlines=deadlines or Deadlines(), log=log),
                 ws="none",
                 lifespan="off",
                 log_config=None,
+                log_level="error",
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=1,
             ),
             service.engine,
+            log,
             on_ready,
         )
         await asyncio.to_thread(service.engine.start)
         await server.serve([listening])
         if service.failure:
             raise EngineFailed(f"the engine failed {service.engine.num_faults} times in a row: {service.failure}")
+        return server.signal
 
-    asyncio.run(run())
+    if number := asyncio.run(run()):
+        signal.raise_signal(number)

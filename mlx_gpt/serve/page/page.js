@@ -8,8 +8,9 @@ const STRONGEST = 0.55; // the fullest tint, so that text stays readable
 
 let mode = "complete";
 let model = null;
+const kept = { complete: [], chat: [] }; // the turns of the mode that is not shown
 let running = null; // the AbortController of the text that is being written
-// A turn is {role, text, tokens}; in complete mode there is one "prompt" and one "text" at most.
+// A turn is {role, text, tokens}; in complete mode a "prompt", and a "text" for each time it was continued.
 let turns = [];
 
 // -- the server ---------------------------------------------------------------------------------------------------
@@ -20,23 +21,32 @@ function headers() {
 }
 
 async function ask(path, options = {}) {
-  const answer = await fetch(path, { headers: headers(), ...options });
+  const answer = await fetch(path, { headers: headers(), ...options }).catch((error) => {
+    throw error.name === "AbortError" ? error : new Error("The server can't be reached.");
+  });
   if (answer.ok) return answer;
   const told = await answer.json().catch(() => null);
-  if (answer.status === 401) $("key-label").hidden = false;
+  if (answer.status === 401) {
+    $("key-label").hidden = false;
+    throw new Error($("key").value ? "This is not the server's API key." : "This server needs its API key; enter it below.");
+  }
   throw new Error(told?.error?.message ?? `the server answered ${answer.status}`);
 }
 
 function request() {
   const body = { model, stream: true };
-  for (const name of SETTINGS) if ($(name).value !== "") body[name] = Number($(name).value);
+  for (const name of SETTINGS) {
+    const value = $(name).value || $(name).defaultValue;
+    if (value) body[name] = Number(value);
+  }
   if (mode === "complete") return ["/v1/completions", { ...body, prompt: given(), logprobs: 5 }];
   const draft = running || !$("prompt").value.trim() ? [] : [{ role: "user", text: $("prompt").value.trim() }];
   const messages = [...turns, ...draft].filter((turn) => turn.text || turn.role === "user").map(({ role, text }) => ({ role, content: text }));
   return ["/v1/chat/completions", { ...body, messages, logprobs: true, top_logprobs: 5 }];
 }
 
-const given = () => (turns[0]?.role === "prompt" ? turns[0].text : $("prompt").value);
+// What is to be continued: the prompt as it stands, or, while writing, all that is before the text.
+const given = () => (running ? turns.slice(0, -1).map((turn) => turn.text).join("") : $("prompt").value);
 
 async function* frames(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -77,12 +87,13 @@ function chatTokens(choice, turn) {
 }
 
 async function write() {
-  const [path, body] = request();
+  running = new AbortController();
   const turn = { role: mode === "complete" ? "text" : "assistant", text: "", tokens: [] };
   turns.push(turn);
+  const [path, body] = request();
   const place = show(turn);
-  running = new AbortController();
   tell(null);
+  $("status").textContent = "";
   refresh();
   const start = performance.now();
   let first = null;
@@ -98,14 +109,22 @@ async function write() {
     }
   } catch (error) {
     if (error.name !== "AbortError") tell(error.message);
+    if (error.name !== "AbortError" && !turn.text) takeBack();
   } finally {
     running = null;
-    if (!turn.text) {
-      turns.splice(turns.indexOf(turn), 1);
-      place.remove();
-    }
+    if (!turn.text) turns = turns.filter((other) => other !== turn);
+    if (!turn.text) redraw();
     refresh();
+    if (document.activeElement === document.body) $("prompt").focus({ preventScroll: true });
   }
+}
+
+// A message that was refused is no part of the chat: it goes back to where it can be changed.
+function takeBack() {
+  const refused = turns.findLast((turn) => turn.role === "user");
+  if (mode !== "chat" || $("prompt").value) return;
+  turns = turns.filter((turn) => turn !== refused);
+  $("prompt").value = refused.text;
 }
 
 // -- what is shown ------------------------------------------------------------------------------------------------
@@ -133,6 +152,7 @@ function refresh() {
   $("tab-complete").disabled = $("tab-chat").disabled = !!running;
   $("hint").hidden = turns.length > 0;
   $("write").textContent = mode === "chat" ? "Send" : "Write";
+  $("prompt").placeholder = mode === "chat" ? "Enter sends, Shift+Enter breaks the line" : "Begin a text, or leave this empty";
   $("prompt-label").textContent = mode === "chat" ? "Your message" : "Prompt";
   for (const name of ["complete", "chat"]) $(`tab-${name}`).setAttribute("aria-selected", mode === name);
   $("page").setAttribute("aria-labelledby", `tab-${mode}`);
@@ -159,7 +179,7 @@ function show(turn) {
     span.append(...turn.tokens.map(drawToken));
   } else span.textContent = turn.text;
   span.scrollIntoView({ block: "nearest" });
-  return inline ? span : turn.tokens ? Object.assign(span, { remove: () => block.remove() }) : span;
+  return span;
 }
 
 function drawToken(token) {
@@ -217,14 +237,8 @@ function begin() {
 }
 
 function again() {
-  const last = turns.at(-1);
-  if (last.tokens) turns.pop();
-  redraw();
-  write();
-}
-
-function goOn() {
-  turns = [{ role: "prompt", text: turns.map((turn) => turn.text).join("") }];
+  if (mode === "complete" && turns.length < 3) return begin();
+  if (turns.at(-1).tokens) turns.pop();
   redraw();
   write();
 }
@@ -274,6 +288,7 @@ async function loadCard() {
   try {
     const card = (await (await ask("/v1/models")).json()).data[0];
     model = card.id;
+    $("max_tokens").max = card.meta.max_tokens ?? "";
     $("model").textContent = document.title = card.id;
     const { n_params, val_loss, iteration, corpus, n_ctx, n_vocab, n_layer, n_head, n_embd, chat_template } = card.meta;
     const facts = {
@@ -293,17 +308,18 @@ async function loadCard() {
   }
 }
 
-function moveTip(step) {
-  const tokens = [...document.activeElement.querySelectorAll(".token")];
+function moveTip(key) {
+  const tokens = [...document.activeElement.querySelectorAll(".token")], last = tokens.length - 1;
   const now = tokens.findIndex((token) => token.classList.contains("chosen"));
-  const next = tokens[Math.max(0, Math.min(tokens.length - 1, now < 0 ? 0 : now + step))];
-  if (next) showTip(next);
+  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10, Home: -Infinity, End: Infinity }[key];
+  if (step && last >= 0) showTip(tokens[Math.max(0, Math.min(last, now < 0 && step < Infinity ? 0 : now + step))]);
+  return step;
 }
 
 document.querySelector("form").addEventListener("submit", (event) => (event.preventDefault(), begin()));
 $("stop").addEventListener("click", () => running?.abort());
 $("again").addEventListener("click", again);
-$("continue").addEventListener("click", goOn);
+$("continue").addEventListener("click", write);
 $("clear").addEventListener("click", clear);
 $("curl").addEventListener("click", copyCurl);
 $("key").addEventListener("change", () => (keep(), loadCard()));
@@ -312,8 +328,12 @@ $("tint").addEventListener("change", () => $("turns").classList.toggle("tinted",
 for (const name of ["complete", "chat"])
   $(`tab-${name}`).addEventListener("click", () => {
     if (mode === name) return;
+    kept[mode] = turns;
     mode = name;
-    clear();
+    turns = kept[mode];
+    $("status").textContent = "";
+    tell(null);
+    redraw();
   });
 $("prompt").addEventListener("keydown", (event) => {
   const sends = mode === "chat" ? !event.shiftKey : event.ctrlKey || event.metaKey;
@@ -321,13 +341,13 @@ $("prompt").addEventListener("keydown", (event) => {
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") running ? running.abort() : hideTip();
-  if (!document.activeElement.classList.contains("written")) return;
-  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10 }[event.key];
-  if (step) (event.preventDefault(), moveTip(step));
+  if (document.activeElement.classList.contains("written") && moveTip(event.key)) event.preventDefault();
 });
 for (const kind of ["mouseover", "click"])
   $("turns").addEventListener(kind, (event) => event.target.told && showTip(event.target));
 $("turns").addEventListener("mouseleave", hideTip);
+$("card").addEventListener("toggle", hideTip);
+addEventListener("resize", hideTip);
 
 recall();
 $("turns").classList.toggle("tinted", $("tint").checked);
