@@ -106,8 +106,11 @@ class Write:
         async with service.written(jobs) as inbox:
             service.metrics.prompt_tokens.inc(answer.usage([])["prompt_tokens"])
             pieces = self._timed(inbox, len(jobs), start)
-            tell = _stream if getattr(request, "stream", None) else _whole
-            await _unless_gone(receive, tell(send, scope, receive, answer, pieces, len(jobs)))
+            if getattr(request, "stream", None):
+                work = _stream(send, answer, pieces, len(jobs))
+            else:
+                work = _whole(scope, receive, send, answer, pieces, len(jobs))
+            await _unless_gone(receive, work)
 
     async def _timed(self, inbox: Inbox, count: int, start: float) -> AsyncIterator[list[tuple[int, Piece]]]:
         """What came, until all `count` texts are at their end: all that is there at once, a piece a text; [] is a ping.
@@ -174,7 +177,7 @@ async def _unless_gone(receive: Receive, work: Coroutine) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _whole(send: Send, scope: Scope, receive: Receive, answer, pieces, count: int) -> None:
+async def _whole(scope: Scope, receive: Receive, send: Send, answer, pieces, count: int) -> None:
     texts: list[list[Piece]] = [[] for _ in range(count)]
     async for came in pieces:
         for index, piece in came:
@@ -182,7 +185,7 @@ async def _whole(send: Send, scope: Scope, receive: Receive, answer, pieces, cou
     await _json(answer.whole([merge(text) for text in texts]))(scope, receive, send)
 
 
-async def _stream(send: Send, _scope: Scope, _receive: Receive, answer, pieces, count: int) -> None:
+async def _stream(send: Send, answer, pieces, count: int) -> None:
     async def tell(*events: Any, more: bool = True) -> None:
         body = b"".join(b"data: " + (e if isinstance(e, bytes) else msgspec.json.encode(e)) + b"\n\n" for e in events)
         if body:

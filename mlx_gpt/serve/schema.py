@@ -61,6 +61,11 @@ class ApiError(Exception):
         }
 
 
+def bad(name: str | None, message: str, code: str = "invalid_value", **more) -> ApiError:
+    """The refusal of a field."""
+    return ApiError(400, message, name, code, **more)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What one request may ask for."""
@@ -167,9 +172,9 @@ def decode(body: bytes, kind: type) -> Any:
     for name, neutral in UNSUPPORTED.items():
         value = getattr(request, name, None)
         if value is not None and value not in neutral:
-            raise ApiError(400, f"{name} is not supported here; leave it out", name, "unsupported_parameter")
+            raise bad(name, f"{name} is not supported here; leave it out", "unsupported_parameter")
     if getattr(request, "stream_options", None) and not request.stream:
-        raise ApiError(400, "stream_options: only with stream", "stream_options", "invalid_value")
+        raise bad("stream_options", "stream_options: only with stream")
     return request
 
 
@@ -181,7 +186,7 @@ def _invalid(told: str, body: bytes, kind: type) -> ApiError:
         near = difflib.get_close_matches(unknown[1], kind.__struct_fields__, 1)
         name = f"{name}.{unknown[1]}".lstrip(".")
         hint = f"did you mean {near[0]}?" if near else "leave it out"
-        return ApiError(400, f"{name}: no such field; {hint}", name, "unknown_parameter")
+        return bad(name, f"{name}: no such field; {hint}", "unknown_parameter")
     value = None
     if "." not in name and "[" not in name:
         try:
@@ -189,7 +194,7 @@ def _invalid(told: str, body: bytes, kind: type) -> ApiError:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             value = None
     given = "" if value is None else f"={ascii(bytes(value)[:40].decode(errors='replace'))[1:-1]}"
-    return ApiError(400, f"{name or 'body'}{given}: {expected}", name or None, "invalid_value")
+    return bad(name or None, f"{name or 'body'}{given}: {expected}")
 
 
 class Reader:
@@ -207,28 +212,25 @@ class Reader:
     def chat(self, request: ChatRequest) -> list[Job]:
         """A job for each of n answers; all messages are in the prompt, by the template."""
         if request.top_logprobs and not request.logprobs:
-            raise ApiError(400, "top_logprobs: only with logprobs", "top_logprobs", "invalid_value")
+            raise bad("top_logprobs", "top_logprobs: only with logprobs")
         prompt = "".join(self._turn(i, message) for i, message in enumerate(request.messages))
         prompt += TURN.partition("{content}")[0].format(role=ROLES["assistant"])
         both = {request.max_tokens, request.max_completion_tokens} - {None}
         if len(both) > 1:
-            raise ApiError(400, "max_tokens and max_completion_tokens differ; give one", "max_tokens", "invalid_value")
+            raise bad("max_tokens", "max_tokens and max_completion_tokens differ; give one")
         ids = self._ids(prompt, "messages")
         return self._jobs([ids], request, both.pop() if both else None, default=self.block_size, stop=(TURN_END,))
 
     def _turn(self, place: int, message: Message) -> str:
         name = f"messages[{place}]"
         if message.role not in ROLES:
-            known = ", ".join(ROLES)
-            raise ApiError(
-                400, f"{name}.role={message.role!r} is not taken; {known} are", f"{name}.role", "invalid_value"
-            )
+            raise bad(f"{name}.role", f"{name}.role={message.role!r} is not taken; {', '.join(ROLES)} are")
         parts = message.content if isinstance(message.content, list) else []
         for part in parts:
             if part.type != "text":
-                raise ApiError(400, f"{name}.content: {part.type!r} is not taken; text is", name, "invalid_value")
+                raise bad(f"{name}.content", f"{name}.content: {part.type!r} is not taken; text is")
         if message.content is None and message.role != "assistant":
-            raise ApiError(400, f"{name}.content is missing; give a text", f"{name}.content", "invalid_value")
+            raise bad(f"{name}.content", f"{name}.content is missing; give a text")
         return TURN.format(role=ROLES[message.role], content=message.text)
 
     def randy(self, request: RandyRequest) -> list[Job]:
@@ -248,16 +250,11 @@ class Reader:
         """`default` stands for max_tokens where none is given, as far as there is room."""
         n, limits = request.n or 1, self.limits
         if n * len(prompts) > limits.max_choices:
-            raise ApiError(
-                400,
-                f"n: {n * len(prompts)} texts in one request, {limits.max_choices} are allowed here",
-                "n",
-                "too_large",
-            )
+            asked = f"n: {n * len(prompts)} texts in one request"
+            raise bad("n", f"{asked}, {limits.max_choices} are allowed here", "too_large")
         if (max_tokens or 0) > limits.max_tokens:
-            raise ApiError(
-                400, f"max_tokens={max_tokens:,} is not allowed; 0 to {limits.max_tokens:,}", "max_tokens", "too_large"
-            )
+            allowed = f"0 to {limits.max_tokens:,}"
+            raise bad("max_tokens", f"max_tokens={max_tokens:,} is not allowed; {allowed}", "too_large")
         rooms = [self._room(ids, 1 if max_tokens is None else max_tokens) for ids in prompts]
         how, stop, seed = _sampling(request), (*_stops(request.stop), *stop), request.seed
         seed = secrets.randbits(32) if seed is None else seed
@@ -279,11 +276,10 @@ class Reader:
         """Tokens that may follow a prompt. Raises ApiError if fewer than wanted."""
         room = 1 << 31 if self.limits.slides else self.block_size - len(ids)
         if room < wanted:
-            raise ApiError(
-                400,
+            raise bad(
+                "prompt",
                 f"the prompt has {len(ids)} tokens and max_tokens is {wanted}, the context holds {self.block_size}; "
                 "shorten one of them",
-                "prompt",
                 "context_length_exceeded",
                 n_prompt_tokens=len(ids),
                 n_ctx=self.block_size,
@@ -297,22 +293,20 @@ class Reader:
         several = isinstance(prompt, list) and not all(isinstance(p, int) for p in prompt)
         prompts = prompt if several else [prompt]
         if len({type(p) for p in prompts}) > 1:
-            raise ApiError(400, "prompt: texts and ids are mixed; give one kind", "prompt", "invalid_value")
+            raise bad("prompt", "prompt: texts and ids are mixed; give one kind")
         return [self._ids(p, "prompt") for p in prompts]
 
     def _ids(self, prompt: str | list[int], name: str) -> list[int]:
         limit = self.limits.max_prompt_chars
         if len(prompt) > limit:
-            raise ApiError(
-                400, f"{name}: {len(prompt):,} long, {limit:,} are allowed; shorten it", name, "string_above_max_length"
-            )
+            long = f"{name}: {len(prompt):,} long, {limit:,} are allowed; shorten it"
+            raise bad(name, long, "string_above_max_length")
         try:
             ids = self.tokenizer.encode(prompt).tolist() if isinstance(prompt, str) else prompt
             ids = ids or [self.tokenizer.bos_id]
             require_ids(ids, self.tokenizer.vocab_size)
         except UserError as error:
-            message = f"{name}: {error}; give characters and ids of the vocabulary"
-            raise ApiError(400, message, name, "invalid_value") from None
+            raise bad(name, f"{name}: {error}; give characters and ids of the vocabulary") from None
         return ids
 
 
@@ -321,18 +315,14 @@ def _sampling(request: Request) -> Sampling:
     try:
         return Sampling(**{name: value for name, value in given.items() if value is not None})
     except UserError as error:
-        raise ApiError(400, str(error), str(error).partition("=")[0], "invalid_value") from None
+        raise bad(str(error).partition("=")[0], str(error)) from None
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(stops) > MAX_STOPS or not all(1 <= len(s) <= MAX_STOP_CHARS for s in stops):
-        raise ApiError(
-            400,
-            f"stop={ascii(stop)[:60]} is not allowed; up to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters",
-            "stop",
-            "invalid_value",
-        )
+        allowed = f"up to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters"
+        raise bad("stop", f"stop={ascii(stop)[:60]} is not allowed; {allowed}")
     return stops
 
 
