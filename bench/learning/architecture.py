@@ -20,7 +20,6 @@ measure(
     {
         "randyGPT": [],
         **{name: options(**settings) for name, settings in EACH.items()},
-        "rotary, QK-norm, final norm": options(positions="rotary", qk_norm="true", final_norm="true"),
     },
     seeds=[1, 2, 3],
     common=[
