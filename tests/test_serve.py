@@ -272,7 +272,7 @@ def test_a_full_queue_says_when_to_come_back(run):
             c.stream(
                 "POST",
                 served.url + "/v1/completions",
-                json={"prompt": "a", "max_tokens": 4096, "stream": True},
+                json={"prompt": "a", "max_tokens": 4096, "stream": True, "temperature": 0},
                 timeout=30,
             )
             for c in held
@@ -331,7 +331,9 @@ def everything(sock):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_the_work_for_a_client_that_went_ends(served, stream):
-    with connect(served, raw(json.dumps({"prompt": "a", "max_tokens": 4096, "stream": stream}).encode())) as sock:
+    with connect(
+        served, raw(json.dumps({"prompt": "a", "max_tokens": 4096, "stream": stream, "temperature": 0}).encode())
+    ) as sock:
         while not served.metric("texts_active"):
             time.sleep(0.01)
         if stream:
@@ -385,7 +387,7 @@ def test_a_reader_that_does_not_read_is_let_go(run):
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             sock.connect(("127.0.0.1", served.port))
-            body = {"prompt": "a", "max_tokens": 4096, "n": 16, "stream": True, "logprobs": 5}
+            body = {"prompt": "a", "max_tokens": 4096, "n": 16, "stream": True, "logprobs": 5, "temperature": 0}
             sock.sendall(raw(json.dumps(body).encode()))
             time.sleep(0.5)
             assert served.metric("texts_active")
