@@ -622,6 +622,19 @@ def test_health_tells_a_stall(served, monkeypatch):
         assert asked.result().status_code == 200
 
 
+def test_a_step_that_hangs_does_not_keep_the_server_from_its_end(run, monkeypatch):
+    monkeypatch.setattr(server, "GRACE", 0.3)
+    gate, real = threading.Event(), Slots.step
+    with serving(run) as served, connect(served, raw(b'{"prompt": "a"}')):
+        monkeypatch.setattr(Slots, "step", lambda *a: gate.wait(20) and real(*a))
+        while not served.metric("texts_active"):
+            time.sleep(0.01)
+        start = time.monotonic()
+        served.stop()
+        assert time.monotonic() - start < 5
+    gate.set()
+
+
 def test_a_server_whose_engine_failed_for_good_ends(run, monkeypatch):
     served = Served(run)
 

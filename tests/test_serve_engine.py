@@ -316,6 +316,15 @@ def test_closing_lets_short_texts_end_and_tells_the_others(small_run):
     assert all("shutting down" in text.error for text in client.wait(*long, *waiting))
 
 
+def test_closing_again_can_only_be_sooner(small_run):
+    client = Client(small_run)
+    job = client.endless()
+    client.submit(job)
+    for seconds in (60, 0, 60):
+        client.engine.close(seconds)
+    assert "shutting down" in client.wait(job, seconds=5)[0].error
+
+
 def test_it_is_unhealthy_only_when_texts_stand_still(client, monkeypatch):
     gate = threading.Event()
     real = Slots.step

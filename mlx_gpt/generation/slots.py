@@ -22,10 +22,9 @@ class Slots:
     """`count` rows of a decoder's state. The thread that makes them must be the one that uses them."""
 
     def __init__(self, model, count: int):
-        self.block_size, self.vocab_size = model.config.block_size, model.vocab_size
+        self.block_size, self._count = model.config.block_size, count
         self._decoder = Decoder(model, lambda logits, draw: _scored(logits, sample(logits, draw)))
         self._score = mx.compile(lambda tokens, following: _scored(model.forward(tokens[None])[0], following))
-        self._count = count
         self.clear()
 
     def clear(self) -> None:

@@ -3,6 +3,7 @@
 Texts join and leave between two steps. Whatever goes wrong in a step ends the texts it was for, and no other.
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -164,9 +165,9 @@ class Engine:
             self._waiting = deque(job for job in self._waiting if not job.cancelled)
 
     def close(self, seconds: float) -> None:
-        """Takes no more; what is not at its end in `seconds` is ended with an error."""
+        """Takes no more; what is not at its end in `seconds`, or sooner if that was said, is ended with an error."""
         with self._work:
-            self._closes_at = time.monotonic() + seconds
+            self._closes_at = min(time.monotonic() + seconds, self._closes_at or math.inf)
             self._work.notify()
 
     @property

@@ -148,8 +148,10 @@ class Server(uvicorn.Server):
         self._engine.close(GRACE)
         if count := self._engine.in_flight:
             self._log(f"stopping: {count} texts have {GRACE:g} s to come to their end; once more ends them at once")
-        while self._engine.alive:
-            await asyncio.sleep(0.02)
+        with contextlib.suppress(TimeoutError):  # a step that hangs is not waited for
+            async with asyncio.timeout(GRACE + 0.5):
+                while self._engine.alive:
+                    await asyncio.sleep(0.02)
         await super().shutdown(sockets)
 
 
