@@ -50,7 +50,7 @@ def test_a_missing_download_says_where_to_put_the_file(monkeypatch, tmp_path):
     monkeypatch.setenv("MLXGPT_CORPUS_DIR", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    monkeypatch.setattr("mlx_gpt.data.library.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(library, "cache_dir", lambda: tmp_path / "cache")
     with pytest.raises(UserError) as error:
         open_corpus(["shakespeare"])
     for word in ("tinyshakespeare/input.txt", str(tmp_path / "cache"), "MLXGPT_CORPUS_DIR", "pydocs and stdlib"):
@@ -72,7 +72,7 @@ def served(monkeypatch, tmp_path):
         "url": f"http://127.0.0.1:{server.server_port}/letters.txt",
     }
     monkeypatch.setattr(library, "manifest", lambda name: manifest)
-    monkeypatch.setattr("mlx_gpt.data.library.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(library, "cache_dir", lambda: tmp_path / "cache")
     monkeypatch.delenv("MLXGPT_CORPUS_DIR", raising=False)
     yield tmp_path / "web/letters.txt", manifest
     server.shutdown()

@@ -128,7 +128,7 @@ def model_card(run, path: Path, name: str | None) -> dict:
         "created": int(path.stat().st_mtime),
         "owned_by": "mlxgpt",
         "meta": {
-            "n_params": sum(w.size for w in run.model.weights().values()),
+            "n_params": config.model.num_params(header.vocab_size),
             "n_ctx": config.model.block_size,
             "n_vocab": header.vocab_size,
             "n_layer": config.model.n_layer,

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from mlx_gpt.serve import schema
+from mlx_gpt.serve import answers, schema
 from mlx_gpt.serve.engine import Busy, Engine, Job, Piece, merge
 from mlx_gpt.serve.guard import Access, Guard, refuse
 from mlx_gpt.serve.metrics import Metrics
@@ -31,9 +31,9 @@ PAGE = {
     "/page.js": ("page.js", "text/javascript"),
 }
 WRITES = {
-    "/v1/completions": (schema.CompletionRequest, Reader.completion, schema.CompletionAnswer),
-    "/v1/chat/completions": (schema.ChatRequest, Reader.chat, schema.ChatAnswer),
-    "/": (schema.RandyRequest, Reader.randy, schema.RandyAnswer),
+    "/v1/completions": (schema.CompletionRequest, Reader.completion, answers.CompletionAnswer),
+    "/v1/chat/completions": (schema.ChatRequest, Reader.chat, answers.ChatAnswer),
+    "/": (schema.RandyRequest, Reader.randy, answers.RandyAnswer),
 }
 
 Inbox = asyncio.Queue  # of (index, piece)
@@ -275,7 +275,7 @@ def make_app(service: Service, access: Access, log: Callable[[str], None]) -> Gu
         known = path if path in paths else "/v1/models" if path.startswith("/v1/models/") else "other"
         service.metrics.requests.labels(known, status).inc()
 
-    return Guard(inner, access, log, count)
+    return Guard(inner, access, log, count, open_paths={*PAGE, "/health"})
 
 
 def _json(content: Any) -> Response:

@@ -16,7 +16,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlx_gpt.serve.schema import ApiError
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-OPEN_PATHS = ("/health", "/", "/page.css", "/page.js")  # to be read without the key; the page asks for it
 SAFE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -90,8 +89,16 @@ def _is_address(name: str) -> bool:
 class Guard:
     """ASGI: refuses, adds what every answer has, and has one line logged of each. Prompts are in no line."""
 
-    def __init__(self, app: ASGIApp, access: Access, log: Callable[[str], None], count: Callable[[str, int], None]):
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        log: Callable[[str], None],
+        count: Callable[[str, int], None],
+        open_paths: set[str],
+    ):
         self.app, self.access, self.log, self.count = app, access, log, count
+        self.open_paths = open_paths  # to be read without the key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -137,7 +144,7 @@ class Guard:
         self.access.require_origin(headers, host)
         if scope["method"] == "OPTIONS":
             return
-        if scope["path"] not in OPEN_PATHS or scope["method"] not in ("GET", "HEAD"):
+        if scope["path"] not in self.open_paths or scope["method"] not in ("GET", "HEAD"):
             self.access.require_key(headers)
         if scope["method"] == "POST":
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()

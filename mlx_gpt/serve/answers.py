@@ -1,0 +1,149 @@
+"""The shapes of answers, whole or in frames: OpenAI's, and randyGPT's own."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from mlx_gpt import __version__
+from mlx_gpt.serve.engine import Job, Piece, Token
+
+
+class Answer:
+    """The shape of an answer, whole or in frames; `index` counts its texts."""
+
+    object, prefix, frame_suffix, fingerprint = "", "", "", f"mlxgpt-{__version__}"
+
+    def __init__(self, request: Any, jobs: Sequence[Job], model: str, pieces: Sequence[bytes]):
+        self.request, self.jobs, self.model, self._pieces = request, jobs, model, pieces
+        self.id, self.created = f"{self.prefix}-{secrets.token_hex(12)}", int(time.time())
+
+    def opening(self) -> list[dict]:
+        """Frames before any text."""
+        return []
+
+    def frames(self, index: int, piece: Piece) -> list[dict]:
+        """Frames that tell a piece; none where nothing became certain."""
+        if not (piece.text or piece.tokens or piece.finish_reason):
+            return []
+        return [self._outer([self._choice(index, piece)], streamed=True)]
+
+    def whole(self, texts: Sequence[Piece]) -> dict:
+        """The answer in one."""
+        return self._outer([self._choice(i, text) for i, text in enumerate(texts)]) | {"usage": self.usage(texts)}
+
+    def usage(self, texts: Sequence[Piece]) -> dict:
+        # n texts of a prompt have read it once
+        prompt_tokens = sum(len(job.prompt) for job in self.jobs[:: getattr(self.request, "n", None) or 1])
+        completion_tokens = sum(text.num_drawn for text in texts)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        }
+
+    def closing(self, texts: Sequence[Piece]) -> list[dict]:
+        """Frames after all text."""
+        options = self.request.stream_options
+        if options and options.include_usage:
+            return [self._outer([], streamed=True) | {"usage": self.usage(texts)}]
+        return []
+
+    def _outer(self, choices: list[dict], streamed: bool = False) -> dict:
+        return {
+            "id": self.id,
+            "object": self.object + self.frame_suffix * streamed,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+        }
+
+    def _choice(self, index: int, piece: Piece) -> dict:
+        raise NotImplementedError
+
+    def _name(self, id: int) -> str:
+        """A token as text; bytes that are no whole characters are spelled."""
+        try:
+            return self._pieces[id].decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self._pieces[id])
+
+
+class CompletionAnswer(Answer):
+    """OpenAI's, of /v1/completions."""
+
+    object, prefix = "text_completion", "cmpl"
+
+    def _choice(self, index: int, piece: Piece) -> dict:
+        count = self.request.logprobs
+        logprobs = None if count is None else self._logprobs(piece.tokens, count)
+        return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
+
+    def _logprobs(self, tokens: Sequence[Token], count: int) -> dict:
+        return {
+            "tokens": [self._name(t.id) for t in tokens],
+            "token_logprobs": [t.logprob for t in tokens],
+            "top_logprobs": [self._top(token, count) for token in tokens],
+            "text_offset": [t.offset for t in tokens],
+        }
+
+    def _top(self, token: Token, count: int) -> dict | None:
+        """The likeliest tokens, and the one that was drawn."""
+        if token.logprob is None:
+            return None
+        return {self._name(id): logprob for id, logprob in [*token.top[:count], (token.id, token.logprob)]}
+
+
+class ChatAnswer(Answer):
+    """OpenAI's, of /v1/chat/completions."""
+
+    object, prefix, frame_suffix = "chat.completion", "chatcmpl", ".chunk"
+
+    def opening(self) -> list[dict]:
+        delta = {"role": "assistant", "content": ""}
+        return [
+            self._outer([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None}], streamed=True)
+            for i in range(len(self.jobs))
+        ]
+
+    def frames(self, index: int, piece: Piece) -> list[dict]:
+        frames = []
+        if piece.text or piece.tokens:
+            choice = {"delta": {"content": piece.text}, "logprobs": self._logprobs(piece.tokens), "finish_reason": None}
+            frames.append({"index": index} | choice)
+        if piece.finish_reason:
+            frames.append({"index": index, "delta": {}, "logprobs": None, "finish_reason": piece.finish_reason})
+        return [self._outer([choice], streamed=True) for choice in frames]
+
+    def _choice(self, index: int, piece: Piece) -> dict:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": piece.text, "refusal": None},
+            "logprobs": self._logprobs(piece.tokens),
+            "finish_reason": piece.finish_reason,
+        }
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict | None:
+        if not self.request.logprobs:
+            return None
+        count = self.request.top_logprobs or 0
+        return {
+            "content": [
+                self._entry(t.id, t.logprob) | {"top_logprobs": [self._entry(*pair) for pair in t.top[:count]]}
+                for t in tokens
+            ],
+            "refusal": None,
+        }
+
+    def _entry(self, id: int, logprob: float) -> dict:
+        return {"token": self._name(id), "logprob": logprob, "bytes": list(self._pieces[id])}
+
+
+class RandyAnswer(Answer):
+    """randyGPT's own."""
+
+    def whole(self, texts: Sequence[Piece]) -> dict:
+        usage = self.usage(texts)
+        del usage["total_tokens"]
+        return {"text": texts[0].text, "model": self.model, "usage": usage}
