@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import math
+import re
 import threading
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_a_corpus_is_downloaded_once_into_the_cache(served, tmp_path):
     assert open_corpus(["shakespeare"]).documents == ["abcd"]
     served[0].unlink()
     assert open_corpus(["shakespeare"]).documents == ["abcd"]
-    assert [p.name for p in (tmp_path / "cache/corpus").iterdir()] == ["letters.txt"]
+    assert [p.name for p in (tmp_path / "cache/corpus").glob("*.*")] == ["letters.txt"]
 
 
 def test_a_download_of_something_else_is_refused_and_not_kept(served, tmp_path):
@@ -135,34 +136,65 @@ def test_fingerprints_see_document_borders():
     assert len(prints) == 3
 
 
-def test_a_download_is_cleaned_of_what_surrounds_the_book(served, tmp_path):
-    path, manifest = served
-    book = "*** START OF THE PROJECT GUTENBERG EBOOK {0} ***\r\n\r\n\r\n{0}, line 1  \r\n\r\n\r\n\r\nline 2\r\n"
-    text = "\ufeffLicence\r\n" + "".join(
-        f"{book.format(n)}*** END OF THE PROJECT GUTENBERG EBOOK {n} ***\r\nmore\r\n" for n in "AB"
-    )
-    path.write_text(text, encoding="utf-8", newline="")
-    del manifest["sha256"]
-    manifest["clean"] = ["lines", "gutenberg"]
-    assert open_corpus(["shakespeare"]).documents == ["A, line 1\n\nline 2\n", "B, line 1\n\nline 2\n"]
-    assert sorted(p.name for p in (tmp_path / "cache/corpus").iterdir()) == ["letters.txt", "raw-letters.txt"]
+BOOKS = {
+    "old": "\ufeffEtext of A\r\n*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*\r\n\r\n"
+    "This etext was prepared by the PG Shakespeare Team,\r\na team of volunteers.\r\n\r\n"
+    "A, line 1  \r\n\r\n\r\n\r\nline 2\r\n\r\nThe End of Project Gutenberg Etext of A\r\n",
+    "new": "Licence\r\n*** START OF THE PROJECT GUTENBERG EBOOK B ***\r\n*END THE SMALL PRINT! FOR EBOOKS*END*\r\n"
+    "B, line 1\r\n\r\nThe end of love\r\n\r\n\r\n***END OF THE PROJECT GUTENBERG EBOOK B ***\r\nmore\r\n",
+}
+CLEAN = ["A, line 1\n\nline 2\n", "B, line 1\n\nThe end of love\n"]
 
 
-def test_a_page_in_place_of_a_book_leaves_nothing(served):
+@pytest.fixture
+def books(served):
+    """The corpus is made of two books."""
     path, manifest = served
-    path.write_text("<html>moved</html>")
-    del manifest["sha256"]
+    parts = {name: text.encode() for name, text in BOOKS.items()}
+    for name, content in parts.items():
+        path.with_name(name).write_bytes(content)
+    manifest["url"] = manifest["url"].removesuffix("letters.txt")
+    manifest["parts"] = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
+    manifest["sha256"] = hashlib.sha256("<|eos|>".join(CLEAN).encode()).hexdigest()
     manifest["clean"] = ["lines", "gutenberg"]
-    with pytest.raises(BadFile, match="nothing is left"):
+    return path.parent, manifest
+
+
+def test_books_are_cleaned_of_what_surrounds_them_and_joined_as_documents(books, tmp_path):
+    assert open_corpus(["shakespeare"]).documents == CLEAN
+    for part in BOOKS:
+        (books[0] / part).unlink()
+    assert open_corpus(["shakespeare"]).documents == CLEAN
+
+
+def test_a_download_that_broke_off_goes_on_with_what_is_missing(books):
+    (books[0] / "new").rename(books[0] / "aside")
+    with pytest.raises(
+        UserError, match=r"failed \(HTTPError\); without a network put letters.txt of another machine's cache"
+    ):
+        open_corpus(["shakespeare"])
+    (books[0] / "aside").rename(books[0] / "new")
+    (books[0] / "old").unlink()
+    assert open_corpus(["shakespeare"]).documents == CLEAN
+
+
+def test_a_part_that_is_something_else_is_named(books):
+    (books[0] / "new").write_text("<html>moved</html>")
+    with pytest.raises(BadFile, match="the download of http.*/new is not the file expected"):
         open_corpus(["shakespeare"])
 
 
 def test_every_manifest_is_whole():
     for row in list_corpora():
         facts = library.manifest(row["name"])
-        assert set(facts) <= {"title", "license", "source", "file", "url", "clean", "size", "sha256"}
+        if row["state"] == "built in":
+            assert set(facts) - {"size"} == {"title", "license", "source"}
+            continue
+        assert set(facts) - {"parts", "clean"} == {"title", "license", "file", "url", "size", "sha256"}
         assert all(step in library.CLEANING for step in facts.get("clean", []))
-        assert ("url" in facts) == ("file" in facts)
+        for sha256 in [facts["sha256"], *facts.get("parts", {}).values()]:
+            assert len(bytes.fromhex(sha256)) == 32
+        assert all(re.search(r"/[0-9a-f]{40}/", part) for part in facts.get("parts", {})), "a part that can change"
 
 
 def test_other_files_in_a_folder_are_left_out_and_told_of(tmp_path):

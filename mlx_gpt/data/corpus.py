@@ -20,12 +20,12 @@ from typing import NamedTuple
 
 from mlx_gpt.config import names_of
 from mlx_gpt.data import library, markov
+from mlx_gpt.data.library import DOCUMENT_END
 from mlx_gpt.errors import BadFile, UserError
 
 # Folders of the standard library that are tests or programs rather than library source.
 NOT_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
 SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".jsonl.gz")  # of the files that a folder is read for
-DOCUMENT_END = "<|eos|>"
 PIECE = 1 << 20  # characters, about, that are read at once
 
 

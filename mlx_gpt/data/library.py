@@ -5,16 +5,24 @@ import hashlib
 import os
 import re
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mlx_gpt.config import cache_dir, names_of, resource_dir
 from mlx_gpt.errors import BadFile, OutOfRoom, UserError
+from mlx_gpt.files import write_atomic
 
 ABSENT = "downloaded when first used"
+DOCUMENT_END = "<|eos|>"  # between the parts of a corpus, and wherever else a text holds it
+AT_ONCE = 8  # downloads
 
 
 def manifest(name: str) -> dict:
-    """What corpus/<name>.toml says: title and license; file, url, size in bytes, sha256 and clean where it has them."""
+    """What corpus/<name>.toml says: title and license; of what is downloaded also file, size in bytes, sha256 and url.
+
+    Where it has `parts`, a name and SHA-256 each, the file is made of them: each, at the url and its name, is cleaned
+    by the steps of `clean`, and they are joined as documents.
+    """
     return tomllib.loads((resource_dir("corpus") / f"{name}.toml").read_text("utf-8"))
 
 
@@ -51,51 +59,50 @@ def _local_file(facts: dict) -> Path | None:
 
 
 def _is_wrong(path: Path, facts: dict) -> str:
-    """The SHA-256 of a file that should have another; nothing where it is right, or none is known."""
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if "sha256" in facts else ""
-    return found if found != facts.get("sha256", "") else ""
+    """The SHA-256 of a file that should have another; nothing where it is right."""
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found if found != facts["sha256"] else ""
 
 
 def _downloaded(name: str, facts: dict) -> Path:
+    """The file, made in the user's cache of what is at its url. Parts that are there already are not fetched again."""
+    folder = cache_dir() / "corpus"
+    raw, path = folder / "downloads", folder / facts["file"]
+    parts = facts.get("parts", {"": facts["sha256"]})
+    try:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            fetched = list(pool.map(lambda part: _retrieved(name, facts["url"] + part, parts[part], raw), parts))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OutOfRoom(f"corpus {name}: no space left in {folder}; free {2 * facts['size']} bytes") from None
+        source = f"{facts['file']} of another machine's cache" if "parts" in facts else facts["url"]
+        raise UserError(
+            f"corpus {name}: the download failed ({type(error).__name__}); without a network put {source} at {path} "
+            f"or into MLXGPT_CORPUS_DIR; {' and '.join(n for n in names_of('corpus') if 'url' not in manifest(n))} "
+            "need none"
+        ) from None
+    texts = [file.read_bytes().decode("utf-8-sig") for file in fetched]
+    for step in facts.get("clean", []):
+        texts = list(map(CLEANING[step], texts))
+    write_atomic(path, [DOCUMENT_END.join(texts).encode()])
+    return path
+
+
+def _retrieved(name: str, url: str, sha256: str, folder: Path) -> Path:
     import pooch
 
     pooch.get_logger().setLevel("ERROR")
-    folder, known = cache_dir() / "corpus", f"sha256:{facts['sha256']}" if "sha256" in facts else None
-    raw = facts["file"] if "clean" not in facts else f"raw-{facts['file']}"
     try:
-        path = Path(pooch.retrieve(facts["url"], known, raw, folder))
+        return Path(pooch.retrieve(url, f"sha256:{sha256}", sha256[:16], folder))
     except ValueError as error:
-        raise BadFile(f"corpus {name}: the download of {facts['url']} is not the file expected: {error}") from None
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OutOfRoom(f"corpus {name}: no space left in {folder}; free {facts['size']} bytes") from None
-        raise UserError(
-            f"corpus {name}: no network to download it; put {facts['url']} at {folder / facts['file']} "
-            f"or into MLXGPT_CORPUS_DIR; {' and '.join(n for n in names_of('corpus') if 'url' not in manifest(n))} "
-            "need no network"
-        ) from None
-    if "clean" not in facts:
-        return path
-    text = path.read_text("utf-8-sig")
-    for step in facts["clean"]:
-        text = CLEANING[step](text)
-    if not text:
-        raise BadFile(f"corpus {name}: nothing is left of {path} once cleaned; is it what {facts['url']} should be?")
-    clean = folder / facts["file"]
-    temporary = clean.with_suffix(".tmp")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, clean)
-    return clean
+        raise BadFile(f"corpus {name}: the download of {url} is not the file expected: {error}") from None
 
 
 def strip_gutenberg(text: str) -> str:
-    """What lies between the lines that Project Gutenberg puts around a book, each book ended by <|eos|>."""
-    books = re.findall(
-        r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG EBOOK[^\n]*\n(.*?)(?=^\*\*\* ?END OF (?:THE|THIS) PROJECT)",
-        text,
-        re.DOTALL | re.MULTILINE | re.IGNORECASE,
-    )
-    return "<|eos|>".join(book.strip() + "\n" for book in books)
+    """The book alone, without what Project Gutenberg puts before and behind it, and the line of who typed it."""
+    end = GUTENBERG_END.search(text, GUTENBERG_BEGIN.search(text).end())
+    *_, begin = GUTENBERG_BEGIN.finditer(text, 0, end.start())
+    return GUTENBERG_CREDIT.sub("", text[begin.end() : end.start()].strip()) + "\n"
 
 
 def unify_lines(text: str) -> str:
@@ -104,4 +111,8 @@ def unify_lines(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
+# Files of before 2002 have the small print alone; the last such line before the book ends what is not the book.
+GUTENBERG_BEGIN = re.compile(r"^(?:\*\*\* ?START OF|\*END.*SMALL PRINT).*$", re.MULTILINE | re.IGNORECASE)
+GUTENBERG_END = re.compile(r"^(?:\*\*\* ?END OF|(?:The )?End of Project Gutenberg).*$", re.MULTILINE | re.IGNORECASE)
+GUTENBERG_CREDIT = re.compile(r"^(?:(?:This )?e-?text was prepared|E-text prepared|Produced) by(?:.+\n)+\n")
 CLEANING = {"lines": unify_lines, "gutenberg": strip_gutenberg}
