@@ -140,22 +140,73 @@ def test_unknown_characters_are_counted_or_refused(public):
         public.encode("\u65e5\u65e5")
 
 
-@pytest.mark.parametrize("text", ["abab", "aaaa bbb ab", "the cat\nthe hat\nthe mat", "x" * 50])
-def test_training_merges_the_most_frequent_pair_first(text):
-    tokenizer = BPETokenizer.train([text], 2 + len(set(text)) + 4, set(text))
-    words = [list(line) for line in text.split("\n")]
-    for left, right in tokenizer.merges:
-        counts = Counter()
-        for word in words:
-            counts.update(zip(word, word[1:], strict=False))
-        overlap = left == right  # of xxx the library counts one pair, or two: neither order is wrong
-        assert overlap or counts[left, right] == max(counts.values())
-        for word in words:
+def reference_merges(text, vocab_size):
+    """The most frequent pair again and again, counted anew each time; of equals that of the lower ids."""
+    vocab, merges = [*SPECIALS, *sorted(set(text))], []
+    lines = [[vocab.index(c) for c in line] for line in text.split("\n")]
+    while len(vocab) < vocab_size:
+        counts = Counter(pair for line in lines for pair in zip(line, line[1:], strict=False))
+        counts = {pair: n for pair, n in counts.items() if vocab[pair[0]] + vocab[pair[1]] not in vocab}
+        if not counts:
+            break
+        left, right = min(counts, key=lambda pair: (-counts[pair], pair))
+        for line in lines:
             place = 0
-            while place < len(word) - 1:
-                if (word[place], word[place + 1]) == (left, right):
-                    word[place : place + 2] = [left + right]
+            while place < len(line) - 1:
+                if (line[place], line[place + 1]) == (left, right):
+                    line[place : place + 2] = [len(vocab)]
                 place += 1
+        merges.append((vocab[left], vocab[right]))
+        vocab.append(vocab[left] + vocab[right])
+    return merges
+
+
+RUNS = [
+    "abab",
+    "aaaa bbb ab",
+    "the cat\nthe hat\nthe mat",
+    "x" * 50,
+    "",
+    "\n\n",
+    "a",
+    "<|eos|" * 9 + ">" * 9 + "<|eos|>" * 9,
+]
+
+
+@pytest.mark.parametrize("text", [*RUNS, *range(60)])
+def test_training_merges_the_most_frequent_pair_first(text):
+    if isinstance(text, int):
+        draw = random.Random(text)
+        alphabet = "ab\n" if text % 3 == 0 else "aab\n\u00e9\U0001f600"
+        text = "".join(draw.choice(alphabet) for _ in range(draw.choice([10, 100, 1000])))
+    tokenizer = BPETokenizer.train([text], len(set(text)) + 42, set(text))
+    assert tokenizer.merges == reference_merges(text, len(set(text)) + 42)
+    assert tokenizer._engine and len(set(tokenizer.vocab)) == tokenizer.vocab_size
+
+
+def test_a_string_that_is_there_already_is_not_made_twice():
+    """(a, bc) and (ab, c) spell the same; so may a special."""
+    text = "\n".join(["ab"] * 9 + ["bcd"] * 8 + ["abc"] * 7 + ["xbc"] * 6 + ["abcd"] * 3)
+    tokenizer = BPETokenizer.train([text], 30, set(text))
+    assert len(set(tokenizer.vocab)) == tokenizer.vocab_size
+    assert tokenizer.merges == reference_merges(text, 30)
+
+
+def test_training_in_pieces_counts_over_all_of_them_and_merges_none_across():
+    tokenizer = BPETokenizer.train(["ab", "ab", "cd", "ac"], 20, set("abcd"))
+    assert tokenizer.merges[0] == ("a", "b") and ("b", "a") not in tokenizer.merges
+    assert tokenizer.merges == reference_merges("ab\nab\ncd\nac", 20)[: len(tokenizer.merges)]
+
+
+def test_training_comes_to_the_librarys_merges(pydocs):
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Split("\n", "isolated")
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=1500, special_tokens=list(SPECIALS), initial_alphabet=sorted(set(pydocs)), show_progress=False
+    )
+    library.train_from_iterator([pydocs], trainer)
+    merges = [tuple(pair) for pair in json.loads(library.to_str())["model"]["merges"]]
+    assert BPETokenizer.train([pydocs], 1500, set(pydocs)).merges == merges
 
 
 def test_training_gives_specials_characters_and_merges_in_order(pydocs):

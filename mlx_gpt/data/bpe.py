@@ -1,4 +1,4 @@
-"""Byte-pair encodings, computed by the `tokenizers` library: randyGPT's of characters, and GPT-2's of bytes."""
+"""Byte-pair encodings: randyGPT's of characters, and GPT-2's of bytes; text is encoded by the `tokenizers` library."""
 
 import json
 import re
@@ -10,6 +10,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from mlx_gpt.data.merges import Merge, learn_merges
 from mlx_gpt.data.tokenizer import SPECIALS, CharTokenizer, Tokenizer, count_unknown
 from mlx_gpt.errors import BadFile, UserError
 
@@ -17,7 +18,6 @@ CHUNK = 1 << 16  # characters that are encoded together, on one core
 BATCH = 64  # chunks in flight
 # Where text may be cut without changing its tokens: a line ends, or, for bytes, a word does.
 LINE_END, WORD_END = re.compile(r"(?=\n)"), re.compile(r"(?<=\S)(?=\s)")
-Merge = tuple[str, str]
 
 
 class BPETokenizer(Tokenizer):
@@ -42,25 +42,22 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, characters: set[str]) -> "BPETokenizer":
-        """Merges the most frequent pair until there are `vocab_size` ids; of equal ones that of the lower ids.
+        """Merges the most frequent pair until there are `vocab_size` ids, as learn_merges() says.
 
-        Pairs are counted within lines, for none is merged across them. Raises UserError if characters alone are more.
+        Raises UserError if characters alone are more.
         """
-        smallest = len(SPECIALS) + len(characters)
-        if vocab_size <= smallest:
+        vocab = [*SPECIALS, *sorted(characters)]
+        if vocab_size <= len(vocab):
             raise UserError(
                 f"a vocabulary of {vocab_size} is too small: the text has {len(characters)} characters, with two "
-                f"specials {smallest} ids before the first merge; give more"
+                f"specials {len(vocab)} ids before the first merge; give more"
             )
-        engine = tokenizers.Tokenizer(models.BPE())
-        engine.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
-        chunks = (chunk for text in texts for chunk in _chunks(text, LINE_END))
-        engine.train_from_iterator(chunks, _trainer(vocab_size, sorted(characters)))
-        return cls.from_json(engine.to_str())
+        merges = learn_merges(texts, vocab, len(SPECIALS), vocab_size)
+        return cls([*vocab, *(left + right for left, right in merges)], merges)
 
     @classmethod
     def from_json(cls, text: str) -> "BPETokenizer":
-        """From a tokenizer.json as train() and to_json() make it."""
+        """From a tokenizer.json as to_json() makes it."""
         model = json.loads(text)["model"]
         ids = model["vocab"]
         vocab = [""] * (max(ids.values()) + 1)
@@ -162,7 +159,7 @@ class ByteBPETokenizer(Tokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, characters: set[str]) -> "ByteBPETokenizer":
-        """As BPETokenizer.train(), on bytes, within words."""
+        """As BPETokenizer.train(), on bytes, within words, by the library."""
         smallest = len(SPECIALS) + len(BYTES)
         if vocab_size <= smallest:
             raise UserError(f"a vocabulary of {vocab_size} is too small: bytes and specials alone are {smallest}")
@@ -170,7 +167,10 @@ class ByteBPETokenizer(Tokenizer):
         engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         engine.decoder = decoders.ByteLevel()
         chunks = (chunk for text in texts for chunk in _chunks(text, WORD_END))
-        engine.train_from_iterator(chunks, _trainer(vocab_size, sorted(BYTES)))
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=list(SPECIALS), initial_alphabet=sorted(BYTES), show_progress=False
+        )
+        engine.train_from_iterator(chunks, trainer)
         return cls(engine.to_str())
 
     def encode(self, text: str, unknown: Counter | None = None) -> np.ndarray:
@@ -255,12 +255,6 @@ def _from_vocab_json(data: dict) -> BPETokenizer:
     if not all(isinstance(m, tuple) and len(m) == 2 and all(isinstance(s, str) for s in m) for m in pairs):
         raise BadFile("its merges are not a list of pairs of strings")
     return BPETokenizer(vocab, pairs)
-
-
-def _trainer(vocab_size: int, alphabet: list[str]) -> trainers.BpeTrainer:
-    return trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
-    )
 
 
 def _engine(ids: dict[str, int], merges: list[Merge]) -> tokenizers.Tokenizer:

@@ -31,7 +31,7 @@ from mlx_gpt.files import locked, make_folder, named, require_space, sync, write
 HEADER = struct.Struct("<8sIIQQ32s32s32x")
 MAGIC, VERSION = b"MLXGPTTK", 1
 KEPT_BYTES = 16 << 20  # of text, from which on its ids are kept in a file
-TRAINED_BYTES = 8 << 20  # of text, at most, that a vocabulary is trained on: it takes a hundred times as much memory
+TRAINED_BYTES = 8 << 20  # of text, at most, that a vocabulary is trained on: it takes fifty times as much memory
 SAVE_TOKENS = 16 << 20  # ids between two states that an interrupted encoding goes on from
 Note = Callable[[str], None]
 

@@ -62,14 +62,14 @@ class CharTokenizer(Tokenizer):
             raise BadFile("tokenizer: its characters are not sorted and distinct")
         super().__init__([b""] * len(SPECIALS) + [c.encode() for c in characters])
         self.characters = characters
-        self._points = _code_points(characters)
+        self._points = code_points(characters)
 
     @classmethod
     def train(cls, texts: Iterable[str]) -> "CharTokenizer":
         return cls("".join(sorted(alphabet(texts))))
 
     def encode(self, text: str, unknown: Counter | None = None) -> np.ndarray:
-        points = _code_points(text)
+        points = code_points(text)
         places = np.searchsorted(self._points, points)
         known = places < len(self._points)
         known[known] = self._points[places[known]] == points[known]
@@ -105,5 +105,6 @@ def name_unknown(unknown: Counter) -> str:
     return shown + (f" and {more} more are" if more > 0 else " are" if len(unknown) > 1 else " is")
 
 
-def _code_points(text: str) -> np.ndarray:
+def code_points(text: str) -> np.ndarray:
+    """Unicode code points, (N,) uint32."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
