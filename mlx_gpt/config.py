@@ -318,7 +318,7 @@ def parse_set(text: str) -> tuple[str, Any]:
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        raise UserError(f"--set {key}: {value!r} is not a number; {_allowed(known[name])}") from None
+        raise UserError(f"--set {key}: {value!r} is not allowed; {_allowed(known[name])}") from None
 
 
 def resource_dir(name: str) -> Path:
