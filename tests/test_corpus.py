@@ -1,5 +1,6 @@
 """Where text comes from: names, downloads, files, patterns, JSON lines; its documents, and what is known of it."""
 
+import errno
 import functools
 import gzip
 import hashlib
@@ -10,6 +11,7 @@ import re
 import threading
 
 import numpy as np
+import pooch
 import pytest
 
 from mlx_gpt.data import corpus as corpus_module
@@ -18,7 +20,7 @@ from mlx_gpt.data.corpus import Corpus, Source, corpus_name, list_corpora, open_
 from mlx_gpt.data.encoding import encode
 from mlx_gpt.data.stats import order2_loss, stats
 from mlx_gpt.data.tokenizer import CharTokenizer
-from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.errors import BadFile, OutOfRoom, UserError
 
 
 def corpus_of(*documents):
@@ -176,6 +178,21 @@ def test_a_download_that_broke_off_goes_on_with_what_is_missing(books):
     (books[0] / "aside").rename(books[0] / "new")
     (books[0] / "old").unlink()
     assert open_corpus(["shakespeare"]).documents == CLEAN
+
+
+def test_a_full_disk_is_not_taken_for_a_missing_network(books, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pooch, "retrieve", full)
+    with pytest.raises(OutOfRoom, match="downloads: no space left on the disk"):
+        open_corpus(["shakespeare"])
+
+
+def test_a_cache_that_cannot_be_made_is_named(books, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match="cache/corpus/downloads: .*choose a folder you can write to"):
+        open_corpus(["shakespeare"])
 
 
 def test_a_part_that_is_something_else_is_named(books):

@@ -1,6 +1,5 @@
 """Named corpora that are files of others: their manifests, where they are found, how they are fetched and cleaned."""
 
-import errno
 import hashlib
 import os
 import re
@@ -9,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mlx_gpt.config import cache_dir, names_of, resource_dir
-from mlx_gpt.errors import BadFile, OutOfRoom, UserError
-from mlx_gpt.files import write_atomic
+from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.files import make_folder, named, write_atomic
 
 ABSENT = "downloaded when first used"
 DOCUMENT_END = "<|eos|>"  # between the parts of a corpus, and wherever else a text holds it
@@ -69,12 +68,14 @@ def _downloaded(name: str, facts: dict) -> Path:
     folder = cache_dir() / "corpus"
     raw, path = folder / "downloads", folder / facts["file"]
     parts = facts.get("parts", {"": facts["sha256"]})
+    make_folder(raw)
     try:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             fetched = list(pool.map(lambda part: _retrieved(name, facts["url"] + part, parts[part], raw), parts))
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OutOfRoom(f"corpus {name}: no space left in {folder}; free {2 * facts['size']} bytes") from None
+        if error.errno is not None:  # the disk's, not the network's
+            with named(raw):
+                raise
         source = f"{facts['file']} of another machine's cache" if "parts" in facts else facts["url"]
         raise UserError(
             f"corpus {name}: the download failed ({type(error).__name__}); without a network put {source} at {path} "

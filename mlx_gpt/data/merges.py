@@ -13,7 +13,7 @@ BORDER = 0  # an id that no token of a text has
 
 
 def learn_merges(texts: Iterable[str], vocab: Sequence[str], first: int, vocab_size: int) -> list[Merge]:
-    """Merges that give `vocab`, of which the strings from `first` on are sorted characters, up to `vocab_size` strings.
+    """The merges by which `vocab`, from `first` on sorted characters, grows to `vocab_size` strings.
 
     Every character of the texts is one of them. Pairs are counted within lines; of pairs as frequent the one of the
     lower ids is merged. A pair that spells a string which is there already is passed over, so no string stands twice.
