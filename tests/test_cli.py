@@ -250,6 +250,22 @@ def test_the_tokenizer_commands_translate_and_agree(vectors, tmp_path):
     assert (facts["kind"], facts["vocab_size"]) == ("bpe", 1500)
 
 
+def test_a_vocabulary_says_what_it_is_learned_from_and_is_refused_a_wrong_name_before(tmp_path):
+    done = mlxgpt("tokenizer", "train", "new.json", "--bpe=150", cwd=tmp_path)
+    assert done.returncode == 0 and "\nits text: pydocs\n" in done.stderr
+    done = mlxgpt("tokenizer", "train", "vocab.json", "--byte-level", cwd=tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and "name it tokenizer.json" in done.stderr
+
+
+def test_a_run_whose_text_has_moved_is_told_where_it_is(tmp_path):
+    (tmp_path / "a.txt").write_text("to be or not to be\n" * 200)
+    assert mlxgpt("train", "--corpus=a.txt", *SMALL, "--out=run", cwd=tmp_path).returncode == 0
+    (tmp_path / "a.txt").rename(tmp_path / "b.txt")
+    done = mlxgpt("train", "--resume", "run", "--iters=13", cwd=tmp_path)
+    assert done.returncode == 2 and "a.txt" in done.stderr and "trained on" in done.stderr and "--corpus" in done.stderr
+    assert mlxgpt("train", "--resume", "run", "--corpus=b.txt", "--iters=13", cwd=tmp_path).returncode == 0
+
+
 def test_corpora_are_mixed_counted_and_read_from_disk(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/a.md").write_text("alpha beta gamma\n" * 100)

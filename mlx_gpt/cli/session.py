@@ -228,7 +228,12 @@ def _resumed(wish: Wish, note: Note) -> Start:
     checkpoint = checkpoint.as_trained()
     header = checkpoint.header
     config = _resumed_config(checkpoint, wish)
-    corpus = _opened(config, note)
+    try:
+        corpus = _opened(config, note)
+    except UserError as error:
+        if "data.corpus" in wish.overrides:
+            raise
+        raise type(error)(f"{error}; it is what this run was trained on, and --corpus says where it is now") from None
     tokenizer = tokenizer_of(header)
     if tokenizer:
         if corpus.fingerprint != header.corpus:

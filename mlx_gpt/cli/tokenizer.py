@@ -36,7 +36,10 @@ def train(dst, corpus, size, byte_level, force):
     settings = {"corpus": corpus} if corpus else {}
     data = DataConfig(tokenizer="byte-bpe" if byte_level else "bpe", vocab_size=size, **settings)
     _refuse_existing(dst, force)
-    _write(dst, make_tokenizer(open_corpus(data.corpus), data, note))
+    _require_name(dst, data.tokenizer)
+    known = make_tokenizer(open_corpus(data.corpus), data, note)
+    note(f"its text: {', '.join(data.corpus)}")
+    _write(dst, known)
 
 
 @tokenizer.command()
@@ -134,16 +137,18 @@ def _refuse_existing(dst: Path, force: bool) -> None:
         raise UserError(f"{dst}: already there; name another file, or overwrite it with --force")
 
 
-def _write(dst: Path, known) -> None:
+def _require_name(dst: Path, kind: str) -> None:
     from mlx_gpt.errors import UserError
+
+    if dst.name.startswith("vocab") and kind != "bpe":
+        raise UserError(f"{dst}: a vocab.json holds characters, not bytes; name it tokenizer.json")
+
+
+def _write(dst: Path, known) -> None:
     from mlx_gpt.files import write_atomic
 
-    if not dst.name.startswith("vocab"):
-        text = known.to_json()
-    elif known.kind == "bpe":
-        text = known.to_vocab_json()
-    else:
-        raise UserError(f"{dst}: a vocab.json holds characters, not bytes; name it tokenizer.json")
+    _require_name(dst, known.kind)
+    text = known.to_vocab_json() if dst.name.startswith("vocab") else known.to_json()
     write_atomic(dst, [text.encode()])
     note(f"{dst}: {known.kind}, {known.vocab_size:,} ids, {dst.stat().st_size:,} bytes")
 

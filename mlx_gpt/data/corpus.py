@@ -150,7 +150,7 @@ def _parse(spec: str) -> tuple[str, float]:
     except ValueError:
         return spec, 1.0
     if not 0 < weight < 1e6:
-        raise UserError(f"corpus {spec}: a weight is a number above 0, as {name}:2")
+        raise UserError(f"corpus {spec}: a weight is a number above 0 and below a million, as {name}:2")
     return name, weight
 
 
