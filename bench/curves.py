@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from mlx_gpt.watch.metrics import read_metrics  # noqa: E402
+from mlx_gpt.watch.metrics import read_metrics
 
 # (iterations, perplexity) published for model-l on tiny Shakespeare, 64 x 256 tokens an iteration.
 PUBLISHED = [(200, 13.4), (300, 12.0), (400, 11.2), (500, 11.8), (929, 10.6)]

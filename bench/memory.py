@@ -11,9 +11,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from mlx_gpt.backend import mx
 from mlx_gpt.cli.session import Wish, begin, make_trainer
-from mlx_gpt.reports import SaveReport, StepReport
+from mlx_gpt.device.mlx import mx
+from mlx_gpt.train.reports import SaveReport, StepReport
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

@@ -9,10 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from mlx_gpt import backend
-from mlx_gpt.backend import mx
 from mlx_gpt.cli.session import Wish, begin, make_trainer
-from mlx_gpt.reports import StepReport
+from mlx_gpt.device.mlx import mx, peak_memory
+from mlx_gpt.train.reports import StepReport
 from mlx_gpt.watch.console import RunConsole, Terminal
 from mlx_gpt.watch.metrics import MetricsFile
 
@@ -31,7 +30,7 @@ def main(preset: str = "model-s", rounds: int = 20) -> None:
             tokens_per_step=train.sequences_per_step * config.model.block_size,
             log_every=train.log_every,
             patience=train.patience,
-            peak_memory=backend.peak_memory,
+            peak_memory=peak_memory,
         )
         metrics = MetricsFile(Path(folder, "metrics.jsonl"), 0, print)
         reports, state, windows = trainer.run(), trainer.state, trainer._next_windows()

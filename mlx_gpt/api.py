@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_gpt.backend import mx
-from mlx_gpt.checkpoint import rgpt, store
+from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
-from mlx_gpt.config import SHAPE_KEYS, Config, ModelConfig, load_toml
+from mlx_gpt.config.presets import load_toml
+from mlx_gpt.config.schema import SHAPE_KEYS, Config, ModelConfig
 from mlx_gpt.data.bpe import open_vocab, tokenizer_from_dict
 from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import BadFile, ResumeRefused, UserError
-from mlx_gpt.export import huggingface
-from mlx_gpt.generation.engine import TextStream
+from mlx_gpt.formats import rgpt
+from mlx_gpt.formats.huggingface import folder as huggingface
 from mlx_gpt.generation.sampling import Sampling
+from mlx_gpt.generation.text import TextStream
 from mlx_gpt.model.gpt import GPT
 
 

@@ -9,7 +9,7 @@ import hashlib
 
 import numpy as np
 
-from mlx_gpt.backend import mx
+from mlx_gpt.device.mlx import mx
 
 # What a run draws: each stream is independent of the others.
 INIT, WINDOWS, EPOCHS, DROPOUT = "init", "windows", "epochs", "dropout"

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from mlx_gpt.api import Run
-from mlx_gpt.backend import mx
 from mlx_gpt.checkpoint.store import Header
-from mlx_gpt.config import resolve
+from mlx_gpt.config.presets import resolve
 from mlx_gpt.data.tokenizer import CharTokenizer
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.gpt import GPT
 
 mx.set_default_device(mx.cpu)

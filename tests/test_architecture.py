@@ -8,37 +8,35 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mlx_gpt"
-TEMPLATES = PACKAGE / "export/templates"  # code that others run
+TEMPLATES = PACKAGE / "formats/huggingface/templates"  # code that others run
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if TEMPLATES not in path.parents)
 
 # Room -> (rooms it may import, packages it may import beyond the standard library).
 ROOMS = {
     "errors": (set(), set()),
-    "reports": (set(), set()),
-    "config": ({"errors"}, set()),
-    "blas": ({"config", "errors"}, set()),
-    "jit": ({"config"}, set()),
-    "backend": ({"blas", "config", "jit"}, {"mlx", "numpy"}),
-    "rng": ({"backend"}, {"numpy"}),
+    "paths": (set(), set()),
+    "config": ({"errors", "paths"}, set()),
+    "device": ({"config", "errors", "paths"}, {"mlx", "numpy"}),
+    "rng": ({"device"}, {"numpy"}),
     "files": ({"errors"}, set()),
-    "data": ({"backend", "config", "errors", "files", "rng"}, {"numpy", "pooch", "tokenizers"}),
-    "model": ({"backend", "config", "errors", "rng"}, {"mlx"}),
-    "optim": ({"backend", "config"}, set()),
+    "data": ({"config", "device", "errors", "files", "paths", "rng"}, {"numpy", "pooch", "tokenizers"}),
+    "model": ({"config", "device", "errors", "rng"}, {"mlx"}),
+    "optim": ({"config", "device"}, set()),
     "checkpoint": ({"config", "errors", "files"}, {"numpy", "safetensors"}),
-    "train": (
-        {"backend", "checkpoint", "config", "data", "errors", "files", "optim", "reports", "rng"},
-        {"mlx", "numpy"},
-    ),
-    "generation": ({"backend", "errors", "model", "rng"}, {"numpy"}),
-    "watch": ({"errors", "reports"}, {"matplotlib", "rich"}),
-    "export": ({"backend", "checkpoint", "config", "data", "errors", "files"}, {"numpy", "safetensors"}),
+    "train": ({"checkpoint", "config", "data", "device", "errors", "files", "optim", "rng"}, {"mlx", "numpy"}),
+    "generation": ({"device", "errors", "model", "rng"}, {"numpy"}),
+    "watch": ({"errors", "train"}, {"matplotlib", "rich"}),
+    "formats": ({"checkpoint", "config", "data", "device", "errors", "files"}, {"numpy", "safetensors"}),
     "serve": (
-        {"backend", "errors", "generation"},
+        {"errors", "generation"},
         {"h11", "msgspec", "prometheus_client", "starlette", "uvicorn"},
     ),
-    "api": ({"backend", "checkpoint", "config", "data", "errors", "export", "generation", "model"}, set()),
+    "api": ({"checkpoint", "config", "data", "device", "errors", "formats", "generation", "model"}, set()),
     "bench": (
-        {"backend", "checkpoint", "config", "data", "errors", "files", "generation", "model", "optim", "rng", "train"},
+        {
+            *("checkpoint", "config", "data", "device", "errors", "files", "generation", "model", "optim", "paths"),
+            *("rng", "train"),
+        },
         {"matplotlib", "mlx", "numpy", "torch"},
     ),
     "cli": (None, {"click", "huggingface_hub", "numpy"}),
@@ -47,8 +45,8 @@ ROOMS = {
 ONLY = {
     "pooch": "data/library.py",
     "tokenizers": "data/bpe.py",
-    "mlx.core": "backend.py",
-    "mlx.nn": "backend.py",
+    "mlx.core": "device/mlx.py",
+    "mlx.nn": "device/mlx.py",
     "torch": "bench/pytorch.py",
 }
 BANNED_NAMES = {"utils", "helpers", "common", "misc"}

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mlx_gpt.backend import mx
-from mlx_gpt.model.attention import WAYS, make_attend
+from mlx_gpt.device.mlx import mx
+from mlx_gpt.model.mixers.kernels import WAYS, make_attend
 
 SHAPES = [(2, 3, 64, 8), (1, 1, 1, 4), (1, 2, 7, 5), (2, 1, 33, 32), (1, 2, 16, 48), (1, 1, 20, 64)]  # (B, H, T, D)
 

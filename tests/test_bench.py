@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mlx_gpt import backend
 from mlx_gpt.bench import race, report, tuner
 from mlx_gpt.bench.case import Case
 from mlx_gpt.bench.race import Failed, Racer
 from mlx_gpt.cli import session
+from mlx_gpt.device.mlx import STOCK_ENVIRONMENT
+from mlx_gpt.device.report import device_report
 from mlx_gpt.errors import Disagreement, UserError
 
 
@@ -93,7 +94,7 @@ def test_a_contender_that_dies_is_one_line(case, tmp_path):
 
 def test_a_library_that_is_absent_is_named(case, tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
-    monkeypatch.setitem(backend.STOCK_ENVIRONMENT, "PYTHONPATH", str(tmp_path))
+    monkeypatch.setitem(STOCK_ENVIRONMENT, "PYTHONPATH", str(tmp_path))
     case.save(tmp_path / "case.npz")
     with pytest.raises(Failed, match="needs torch; pip install"):
         Racer("PyTorch", tmp_path / "case.npz", case.config.speed)
@@ -120,7 +121,7 @@ def test_tables_say_ratio_and_share(case):
 
 def test_the_picture_is_drawn(case, tmp_path):
     pytest.importorskip("matplotlib")
-    report.draw(tmp_path / "bars.png", {"model-l": result(case)}, backend.device_report())
+    report.draw(tmp_path / "bars.png", {"model-l": result(case)}, device_report())
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
 
 

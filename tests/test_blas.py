@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="macOS has Accel
 
 CODE = """
 import json, numpy as np
-from mlx_gpt.backend import BLAS, mx
+from mlx_gpt.device.mlx import BLAS, mx
 a, b = (np.random.default_rng(s).standard_normal((70, 50), dtype=np.float32) for s in (0, 1))
 row, column = a[:1], a[:, :1]
 pairs = [(a, b.T), (a.T, b), (row, b.T), (column.T, b), (column.T, a)]

@@ -14,10 +14,11 @@ import safetensors.numpy
 from conftest import TINY_SHAPE
 
 from mlx_gpt import files
-from mlx_gpt.checkpoint import rgpt, store
+from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
-from mlx_gpt.config import Config, ModelConfig
+from mlx_gpt.config.schema import Config, ModelConfig
 from mlx_gpt.errors import BadFile, OutOfRoom, ResumeRefused, UserError
+from mlx_gpt.formats import rgpt
 
 MODEL = ModelConfig(n_embd=8, n_head=2, n_layer=1, block_size=4)
 

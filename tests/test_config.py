@@ -4,7 +4,8 @@ import tomllib
 
 import pytest
 
-from mlx_gpt.config import Config, ModelConfig, names_of, parse_set, preset_of, resolve
+from mlx_gpt.config.presets import names_of, parse_set, preset_of, resolve
+from mlx_gpt.config.schema import Config, ModelConfig
 from mlx_gpt.errors import BadFile, UserError
 
 # The table of the public system, at the 67 ids of tiny Shakespeare.

@@ -13,7 +13,7 @@ import safetensors.numpy
 from mlx_gpt.checkpoint import container, store
 from mlx_gpt.checkpoint.container import read_header, read_tensors
 from mlx_gpt.checkpoint.store import Checkpoint, Header
-from mlx_gpt.config import Config, ModelConfig
+from mlx_gpt.config.schema import Config, ModelConfig
 from mlx_gpt.errors import BadFile, UserError
 
 
@@ -144,8 +144,8 @@ def try_mutations(good: bytes, read, folder, count: int) -> None:
 
 def readers(folder, vectors):
     """Every reader of files from elsewhere, with a good file of its kind."""
-    from mlx_gpt.checkpoint import rgpt
     from mlx_gpt.data.bpe import open_vocab
+    from mlx_gpt.formats import rgpt
 
     model = ModelConfig(n_embd=8, n_head=2, n_layer=1, block_size=4)
     weights = {name: np.ones(shape, np.float32) for name, shape in model.weight_shapes(5).items()}

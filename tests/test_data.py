@@ -12,15 +12,16 @@ import pytest
 from conftest import ROOT
 
 from mlx_gpt import rng
-from mlx_gpt.backend import mx
-from mlx_gpt.config import DataConfig
+from mlx_gpt.config.schema import DataConfig
 from mlx_gpt.data import corpus as corpus_module
 from mlx_gpt.data import encoding
 from mlx_gpt.data.bpe import tokenizer_from_dict
 from mlx_gpt.data.corpus import Corpus, Source, open_corpus
 from mlx_gpt.data.encoding import encode, make_tokenizer
 from mlx_gpt.data.tokenizer import CharTokenizer
-from mlx_gpt.data.tokens import Tokens, Windows
+from mlx_gpt.data.tokens import Tokens
+from mlx_gpt.data.windows import Windows
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
 
 NASTY = ["", "a", "\n", "\r\n\t\x00", "<>", "é́ü", "日本語", "👩‍👩‍👧", "\U0010ffff", "<|eos|>"]

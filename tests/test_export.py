@@ -20,18 +20,18 @@ from test_model import EXTENSIONS
 
 import mlx_gpt
 from mlx_gpt.api import load, read_checkpoint
-from mlx_gpt.backend import mx
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
-from mlx_gpt.config import Config, ModelConfig
+from mlx_gpt.config.schema import Config, ModelConfig
 from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer
 from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import BadFile
-from mlx_gpt.export import huggingface
-from mlx_gpt.export.quantise import quantise
+from mlx_gpt.formats.huggingface import folder as huggingface
+from mlx_gpt.formats.huggingface.quantize import quantise
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.train.loss import cross_entropy
+from mlx_gpt.train.objective import cross_entropy
 
 SHAPE = {"n_embd": 64, "n_head": 4, "n_layer": 2, "block_size": 64}
 KINDS = {"char": {}, "bpe": EXTENSIONS, "byte-bpe": {"positions": "rotary"}}

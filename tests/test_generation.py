@@ -5,10 +5,11 @@ import pytest
 
 import mlx_gpt
 from mlx_gpt.api import Run
-from mlx_gpt.backend import mx
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
-from mlx_gpt.generation.engine import Decoder, TextStream, decode
+from mlx_gpt.generation.decode import Decoder, decode
 from mlx_gpt.generation.sampling import Sampling, sample, to_draw
+from mlx_gpt.generation.text import TextStream
 from mlx_gpt.model.gpt import GPT
 
 GREEDY = Sampling(temperature=0)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from mlx_gpt.backend import mx
-from mlx_gpt.config import resolve
-from mlx_gpt.data.tokens import Batch
+from mlx_gpt.config.presets import resolve
+from mlx_gpt.data.windows import Batch
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.optim.clip import CLIPS
 from mlx_gpt.optim.optimizers import Optimizer

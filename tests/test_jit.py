@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++
 
 CODE = """
 import json, os, tempfile, numpy as np
-from mlx_gpt.backend import VECTORISED, mx
+from mlx_gpt.device.mlx import VECTORISED, mx
 x = np.concatenate([np.linspace(-100, 88, 4001), [np.inf, -np.inf, np.nan, 0.0]]).astype(np.float32)
 def kernels(m, x):
     return m.exp(x * 1), m.sqrt(m.abs(x) * 2), m.where(m.isfinite(x * 1), x * 2, -7), m.maximum(x * 2, 0)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from mlx_gpt import rng
-from mlx_gpt.backend import mx
-from mlx_gpt.config import ModelConfig, resolve
+from mlx_gpt.config.presets import resolve
+from mlx_gpt.config.schema import ModelConfig
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
-from mlx_gpt.model.cache import KVCache
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.model.state import KVCache
 
 SHAPE = {"n_embd": 24, "n_head": 3, "n_layer": 2, "block_size": 16}
 CONFIG = ModelConfig(**SHAPE)

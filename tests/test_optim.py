@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from mlx_gpt.backend import lanes, mx
-from mlx_gpt.config import ModelConfig, OptimizerConfig
+from mlx_gpt.config.schema import ModelConfig, OptimizerConfig
+from mlx_gpt.device.lanes import lanes
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.optim.clip import CLIPS, global_norm
 from mlx_gpt.optim.optimizers import ROUTES, Optimizer, orthogonal
 from mlx_gpt.optim.schedules import learning_rate

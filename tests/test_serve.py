@@ -20,8 +20,8 @@ import openai
 import pytest
 from serving import CONTEXT, Served, serving
 
-from mlx_gpt.backend import mx
 from mlx_gpt.checkpoint import store
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.generation.slots import Slots
 from mlx_gpt.serve import server
 from mlx_gpt.serve.guard import Access
@@ -611,7 +611,7 @@ def test_a_fault_reaches_the_client_and_the_next_request_works(served, client, m
 def test_health_tells_a_stall(served, monkeypatch):
     gate, real = threading.Event(), Slots.step
     assert httpx.get(served.url + "/health").status_code == 200
-    monkeypatch.setattr("mlx_gpt.serve.engine.STALLED_AFTER", 0.3)
+    monkeypatch.setattr("mlx_gpt.generation.scheduler.STALLED_AFTER", 0.3)
     monkeypatch.setattr(Slots, "step", lambda *a: gate.wait(20) and real(*a))
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         asked = pool.submit(served.post, json={"prompt": "a", "max_tokens": 5})

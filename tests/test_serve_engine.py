@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import mlx_gpt
-from mlx_gpt.backend import mx
-from mlx_gpt.generation.engine import TextWriter
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.generation.sampling import Sampling
+from mlx_gpt.generation.scheduler import Busy, Engine, Job, merge
 from mlx_gpt.generation.slots import Slots
+from mlx_gpt.generation.text import TextWriter
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.serve.engine import Busy, Engine, Job, merge
 
 SLOTS = 4
 
@@ -330,7 +330,7 @@ def test_it_is_unhealthy_only_when_texts_stand_still(client, monkeypatch):
     real = Slots.step
     assert client.engine.healthy
     monkeypatch.setattr(Slots, "step", lambda *a: gate.wait() and real(*a))
-    monkeypatch.setattr("mlx_gpt.serve.engine.STALLED_AFTER", 0.2)
+    monkeypatch.setattr("mlx_gpt.generation.scheduler.STALLED_AFTER", 0.2)
     job = client.job()
     client.submit(job)
     client.until(lambda: not client.engine.healthy)

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 
 from mlx_gpt import rng
-from mlx_gpt.backend import LANE_TOKENS, MAX_PARTS, divide, mx
-from mlx_gpt.data.tokens import Batch, Tokens, Windows
+from mlx_gpt.data.tokens import Tokens
+from mlx_gpt.data.windows import Batch, Windows
+from mlx_gpt.device.lanes import LANE_TOKENS, MAX_PARTS, divide
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.optim.clip import CLIPS
 from mlx_gpt.optim.optimizers import Optimizer
-from mlx_gpt.train.loss import Evaluator, cross_entropy
+from mlx_gpt.train.evaluate import Evaluator
+from mlx_gpt.train.objective import cross_entropy
 from mlx_gpt.train.step import initial_state, make_step
 
 V = 11

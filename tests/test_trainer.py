@@ -13,14 +13,15 @@ import pytest
 from conftest import TINY
 
 from mlx_gpt.api import read_checkpoint
-from mlx_gpt.backend import mx
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Header
-from mlx_gpt.data.tokens import Tokens, Windows
+from mlx_gpt.data.tokens import Tokens
+from mlx_gpt.data.windows import Windows
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import OutOfRoom
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.optim.optimizers import ROUTES, Optimizer
-from mlx_gpt.reports import EvalReport, Plan, SampleDue, SaveReport, StepReport, StopReport
+from mlx_gpt.train.reports import EvalReport, Plan, SampleDue, SaveReport, StepReport, StopReport
 from mlx_gpt.train.trainer import BEST, LATEST, MAX_BAD_STEPS, Trainer
 
 V = 13

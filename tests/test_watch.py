@@ -7,7 +7,7 @@ import math
 import pytest
 from rich.console import Console
 
-from mlx_gpt.reports import EvalReport, Plan, SaveReport, StepReport, StopReport
+from mlx_gpt.train.reports import EvalReport, Plan, SaveReport, StepReport, StopReport
 from mlx_gpt.watch.console import STOPPED, RunConsole
 from mlx_gpt.watch.metrics import MetricsFile, read_metrics
 

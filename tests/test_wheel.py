@@ -10,7 +10,7 @@ from conftest import ROOT
 
 CODE = """
 import sys
-from mlx_gpt.config import names_of, resolve, resource_dir
+from mlx_gpt.config.presets import names_of, resolve; from mlx_gpt.paths import resource_dir
 from mlx_gpt.cli.main import cli
 assert sys.argv[1] in str(resource_dir("presets")), resource_dir("presets")
 print(*(len(names_of(folder)) for folder in ("presets", "presets/recipes", "corpus")), resolve("model-xl").model.n_embd)

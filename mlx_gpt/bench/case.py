@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_gpt.config import Config
+from mlx_gpt.config.schema import Config
 
 LEARNING_RATE = 1e-3
 

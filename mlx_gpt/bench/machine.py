@@ -5,13 +5,14 @@ import shutil
 import subprocess
 import sys
 
-from mlx_gpt import backend
+from mlx_gpt.device.mlx import on_gpu
+from mlx_gpt.device.report import device_report
 
 
 def machine() -> dict:
-    """backend.device_report() and TF32, load, power and thermal state."""
-    return backend.device_report() | {
-        "tf32": os.environ.get("MLX_ENABLE_TF32", "1") != "0" if backend.on_gpu() else False,
+    """device_report() and TF32, load, power and thermal state."""
+    return device_report() | {
+        "tf32": os.environ.get("MLX_ENABLE_TF32", "1") != "0" if on_gpu() else False,
         "load_average": round(os.getloadavg()[0], 2),
         **(_mac_power() if sys.platform == "darwin" else {}),
     }

@@ -7,11 +7,14 @@ from importlib.metadata import version
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_gpt import backend, rng
-from mlx_gpt.backend import mx
+from mlx_gpt import rng
 from mlx_gpt.bench.case import LEARNING_RATE, Case
-from mlx_gpt.data.tokens import Batch, Tokens, Windows
-from mlx_gpt.generation.engine import Decoder
+from mlx_gpt.data.tokens import Tokens
+from mlx_gpt.data.windows import Batch, Windows
+from mlx_gpt.device.lanes import one_at_a_time
+from mlx_gpt.device.mlx import DTYPES, mx, peak_memory
+from mlx_gpt.device.report import matmul_rate
+from mlx_gpt.generation.decode import Decoder
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.optim.clip import CLIPS, global_norm
 from mlx_gpt.optim.optimizers import Optimizer
@@ -57,7 +60,7 @@ class Contender:
         return time.perf_counter() - start
 
     def device_peak(self) -> int:
-        return backend.peak_memory()
+        return peak_memory()
 
     def parts(self, seconds: float) -> dict[str, float]:
         """Seconds of each part of a step, the best of repeated runs of about `seconds` in all."""
@@ -85,7 +88,7 @@ class Contender:
 
         spans = self._spans(1)
         data = batch(*spans)
-        heads = [mx.random.normal((rows, H, T, D)).astype(backend.DTYPES[config.train.dtype]) for _ in range(3)]
+        heads = [mx.random.normal((rows, H, T, D)).astype(DTYPES[config.train.dtype]) for _ in range(3)]
         both = mx.compile(lambda w, *data: gradients(w, Batch(*data), key))
         _, grads = both(weights, *data)
         mx.eval(data, heads, grads)
@@ -101,8 +104,8 @@ class Contender:
 
     def matmul_rate(self) -> float:
         """GFLOP/s of a square product in the compute type, on all cores."""
-        with backend.one_at_a_time():
-            return backend.matmul_rate(dtype=self.config.train.dtype)
+        with one_at_a_time():
+            return matmul_rate(dtype=self.config.train.dtype)
 
     def prefill(self, rows: int) -> float:
         """Seconds to read `rows` prompts that fill the context."""

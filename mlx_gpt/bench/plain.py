@@ -10,8 +10,8 @@ import numpy as np
 from mlx.optimizers import AdamW, clip_grad_norm
 from mlx.utils import tree_unflatten
 
-from mlx_gpt.backend import mx, nn
 from mlx_gpt.bench.case import LEARNING_RATE, Case
+from mlx_gpt.device.mlx import mx, nn
 
 
 class Block(nn.Module):

@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from mlx_gpt import backend
 from mlx_gpt.bench.case import Case
-from mlx_gpt.config import SpeedConfig
+from mlx_gpt.config.schema import SpeedConfig
+from mlx_gpt.device.mlx import STOCK_ENVIRONMENT, buffer_variables, on_gpu
 from mlx_gpt.errors import Disagreement, UserError
 
 OURS, PLAIN = "mlxgpt", "plain MLX"
@@ -39,8 +39,8 @@ class Racer:
 
     def __init__(self, name: str, case: Path, speed: SpeedConfig):
         command = [sys.executable, "-m", "mlx_gpt.bench.worker", name, str(case)]
-        own = {PLAIN: STOCK, OURS: backend.buffer_variables(speed)}
-        environment = backend.STOCK_ENVIRONMENT | own.get(name, {})
+        own = {PLAIN: STOCK, OURS: buffer_variables(speed)}
+        environment = STOCK_ENVIRONMENT | own.get(name, {})
         self._name, self._complaints = name, tempfile.TemporaryFile("w+", errors="replace")
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
@@ -103,7 +103,7 @@ def race(case: Case, names: list[str], rounds: int, note: Callable[[str], None])
 
 def _rows(case: Case, name: str) -> int:
     rows = case.config.train.sequences_per_step
-    return min(rows, PLAIN_CPU_ROWS) if name == PLAIN and not backend.on_gpu() else rows
+    return min(rows, PLAIN_CPU_ROWS) if name == PLAIN and not on_gpu() else rows
 
 
 @contextlib.contextmanager

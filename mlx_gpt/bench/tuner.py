@@ -11,13 +11,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mlx_gpt import backend
 from mlx_gpt.bench.case import Case
 from mlx_gpt.bench.race import OURS, TOLERANCES, Failed, Racer
-from mlx_gpt.config import ModelConfig, cache_dir, resolve
+from mlx_gpt.config.presets import resolve
+from mlx_gpt.config.schema import ModelConfig
+from mlx_gpt.device.lanes import num_cores
+from mlx_gpt.device.mlx import kind, on_gpu
+from mlx_gpt.device.report import chip
 from mlx_gpt.errors import UserError
 from mlx_gpt.files import make_folder, write_atomic
-from mlx_gpt.model.attention import FUSED_HEAD_DIMS
+from mlx_gpt.model.mixers.kernels import FUSED_HEAD_DIMS
+from mlx_gpt.paths import cache_dir
 
 LIMIT_SECONDS = 280
 NOISE = 0.98  # a setting must take less than this share of the time before it
@@ -120,8 +124,8 @@ def tuned(model: ModelConfig) -> Settings:
 def _stages(model: ModelConfig) -> list[list[Settings]]:
     """Options in groups, the most telling first; of each group one at most is kept."""
     blocks = [{"speed.attention": "blocks", "speed.query_blocks": n} for n in (2, 4, 8)]
-    if not backend.on_gpu():
-        cores = backend.num_cores()
+    if not on_gpu():
+        cores = num_cores()
         lanes = sorted({1, max(cores // 2, 1), 2 * cores} - {cores})
         return [[{"speed.attention": "fused"}, *blocks], [{"speed.lanes": n} for n in lanes]]
     padded = [] if model.head_dim in FUSED_HEAD_DIMS else [{"speed.attention": "padded"}]
@@ -144,4 +148,4 @@ def _known() -> dict[str, dict]:
 def _place(model: ModelConfig) -> str:
     """What a measurement holds for: a device and a shape."""
     shape = ", ".join(f"{key}={value}" for key, value in model.shape().items())
-    return f"{backend.chip()} ({backend.kind()}): {shape}"
+    return f"{chip()} ({kind()}): {shape}"

@@ -16,7 +16,8 @@ import numpy as np
 import safetensors.numpy
 
 from mlx_gpt.checkpoint.container import Entry, read_header, read_tensors
-from mlx_gpt.config import Config, merge
+from mlx_gpt.config.schema import Config
+from mlx_gpt.config.table import merge
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
 

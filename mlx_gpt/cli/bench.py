@@ -18,7 +18,7 @@ from mlx_gpt.cli.options import (
     overrides_of,
     set_option,
 )
-from mlx_gpt.config import names_of
+from mlx_gpt.config.presets import names_of
 
 
 @click.command()

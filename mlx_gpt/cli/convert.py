@@ -44,8 +44,9 @@ def convert(src, dst, format, force, preset, corpus, vocab, sets):
     An RGPT file holds no tokenizer: --corpus rebuilds that of characters from the training text, --vocab reads a BPE's.
     """
     from mlx_gpt.api import read_checkpoint, with_text
-    from mlx_gpt.checkpoint import rgpt, store
+    from mlx_gpt.checkpoint import store
     from mlx_gpt.errors import UserError
+    from mlx_gpt.formats import rgpt
 
     if dst.is_dir():
         raise UserError(f"{dst}: a folder; name a file in it")
@@ -77,8 +78,8 @@ def convert(src, dst, format, force, preset, corpus, vocab, sets):
 def inspect(file, preset, sets, as_json):
     """Header, shape, tensors and checks of a checkpoint, without building the model."""
     from mlx_gpt.api import read_checkpoint
-    from mlx_gpt.checkpoint import rgpt
-    from mlx_gpt.config import preset_of
+    from mlx_gpt.config.presets import preset_of
+    from mlx_gpt.formats import rgpt
 
     checkpoint = read_checkpoint(file, preset, sizes_from(sets))
     header, model = checkpoint.header, checkpoint.header.config.model

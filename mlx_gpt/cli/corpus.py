@@ -35,7 +35,7 @@ def list_command(as_json):
 @json_option
 def stats_command(specs, vocab, as_json):
     """Size, documents and commonest tokens of a text, and what a model of order 2 reaches on its last tenth."""
-    from mlx_gpt.config import DataConfig
+    from mlx_gpt.config.schema import DataConfig
     from mlx_gpt.data.corpus import open_corpus
     from mlx_gpt.data.encoding import encode, make_tokenizer
     from mlx_gpt.data.stats import stats

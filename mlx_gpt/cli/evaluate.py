@@ -14,6 +14,7 @@ from mlx_gpt.cli.options import (
     sizes_from,
     vocab_option,
 )
+from mlx_gpt.device.report import prepare
 
 
 @click.command("eval")
@@ -30,12 +31,11 @@ def evaluate(checkpoint, corpus, split, batch, preset, vocab, sets, as_json):
 
     CHECKPOINT is the best of the newest run by default, the corpus its own. A randyGPT .bin needs its --corpus.
     """
-    from mlx_gpt import backend
     from mlx_gpt.api import read_checkpoint, to_run, with_text
     from mlx_gpt.cli.session import newest_checkpoint
     from mlx_gpt.errors import UserError
 
-    backend.prepare()
+    prepare()
     path = checkpoint or newest_checkpoint()
     checkpoint = read_checkpoint(path, preset, sizes_from(sets))
     if checkpoint.header.tokenizer is None and not (corpus or vocab):
@@ -66,8 +66,8 @@ def evaluation(run, specs, split: str, batch: int, say):
     """The evaluation of a loaded run over a whole split of a text, and the text's name; `say` tells of the text."""
     from mlx_gpt.data.corpus import open_corpus
     from mlx_gpt.data.encoding import encode
-    from mlx_gpt.data.tokens import Windows
-    from mlx_gpt.train.loss import Evaluator
+    from mlx_gpt.data.windows import Windows
+    from mlx_gpt.train.evaluate import Evaluator
 
     data, text = run.config.data, open_corpus(specs)
     tokens = encode(text, run.tokenizer, say, data.unknown == "refuse")

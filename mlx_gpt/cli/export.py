@@ -30,9 +30,9 @@ def export(checkpoint, folder, target, bits, licence, force, corpus):
     """
     from mlx_gpt.api import read_checkpoint, tokenizer_of
     from mlx_gpt.errors import UserError
-    from mlx_gpt.export.card import card
-    from mlx_gpt.export.huggingface import write_folder, write_weights
-    from mlx_gpt.export.quantise import quantise
+    from mlx_gpt.formats.huggingface.card import card
+    from mlx_gpt.formats.huggingface.folder import write_folder, write_weights
+    from mlx_gpt.formats.huggingface.quantize import quantise
 
     if not re.fullmatch(r"[\w.-]+", licence):
         raise UserError(f"--license {licence!r} is no licence's name; as mit or cc-by-4.0")
@@ -114,7 +114,7 @@ def _draw(checkpoint: Path, picture: Path, folder: Path) -> bool:
 def push(folder, repo, yes, private, as_json):
     """Send an exported folder to the Hugging Face hub; without --yes, list what would be sent."""
     from mlx_gpt.errors import UserError
-    from mlx_gpt.export.huggingface import FILES, require_whole
+    from mlx_gpt.formats.huggingface.folder import FILES, require_whole
 
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
         raise UserError(f"{repo!r} is not OWNER/NAME, as ada/shakespeare")

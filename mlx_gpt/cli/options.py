@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from mlx_gpt.config import EXTENSION_KEYS, SHAPE_KEYS, UNTIL_TIME_IS_UP, names_of, parse_set
+from mlx_gpt.config.presets import names_of, parse_set
+from mlx_gpt.config.schema import EXTENSION_KEYS, SHAPE_KEYS, UNTIL_TIME_IS_UP
 from mlx_gpt.errors import UserError
 
 # Short flags and the settings they stand for; every other setting is reached by --set.

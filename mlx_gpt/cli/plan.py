@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mlx_gpt.cli.options import echo_json, note
+from mlx_gpt.device.mlx import peak_memory
 
 PROBE_STEPS = 3
 
@@ -38,7 +39,6 @@ def print_plan(start, as_json: bool) -> None:
 
 def plan(start) -> dict:
     """The plan as numbers; sizes in bytes, times in seconds unless named otherwise."""
-    from mlx_gpt import backend
     from mlx_gpt.cli.session import make_trainer
 
     trainer = make_trainer(start, Path(), note)
@@ -52,7 +52,7 @@ def plan(start) -> dict:
     return {
         "parameters": model.num_params(header.vocab_size),
         "state_bytes": trainer.state_bytes,
-        "peak_bytes": backend.peak_memory(),
+        "peak_bytes": peak_memory(),
         "train_tokens": trainer.train_tokens,
         "val_tokens": trainer.val_tokens,
         "iters": iters,

@@ -144,7 +144,7 @@ def model_card(run, path: Path, name: str | None) -> dict:
 
 def _require_memory(model, streams: int) -> None:
     """Refuses beforehand more keys and values than there is memory."""
-    from mlx_gpt.backend import mx
+    from mlx_gpt.device.mlx import mx
 
     needed = streams * 2 * model.n_layer * model.block_size * model.n_embd * 4
     if needed > mx.get_memory_limit():

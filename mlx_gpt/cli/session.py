@@ -11,23 +11,28 @@ from typing import Any
 
 import numpy as np
 
-from mlx_gpt import backend, rng
+from mlx_gpt import rng
 from mlx_gpt.api import read_checkpoint, require_vocab, tokenizer_of
-from mlx_gpt.backend import mx
 from mlx_gpt.bench.case import Case
 from mlx_gpt.bench.tuner import tuned
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.cli.options import NEWEST, network_of
-from mlx_gpt.config import UNTIL_TIME_IS_UP, Config, load_toml, merge, nest, preset_of, resolve
+from mlx_gpt.config.presets import load_toml, preset_of, resolve
+from mlx_gpt.config.schema import UNTIL_TIME_IS_UP, Config
+from mlx_gpt.config.table import merge, nest
 from mlx_gpt.data.corpus import Corpus, corpus_name, open_corpus
 from mlx_gpt.data.encoding import encode, make_tokenizer
 from mlx_gpt.data.tokenizer import Tokenizer
-from mlx_gpt.data.tokens import Tokens, Windows
+from mlx_gpt.data.tokens import Tokens
+from mlx_gpt.data.windows import Windows
+from mlx_gpt.device.lanes import divide, lanes
+from mlx_gpt.device.mlx import buffer_variables, mx
+from mlx_gpt.device.report import prepare
 from mlx_gpt.errors import BadFile, OutOfRoom, ResumeRefused, UserError
 from mlx_gpt.files import write_atomic
-from mlx_gpt.model.attention import way_of
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.model.mixers.kernels import way_of
 from mlx_gpt.optim.optimizers import Optimizer
 from mlx_gpt.train.trainer import BEST, LATEST, Trainer
 
@@ -114,8 +119,8 @@ def best_checkpoint(folder: Path) -> Path:
 def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
     """The trainer of a run that begins at `start`. Puts the model and the text on the device."""
     config, tokenizer = start.header.config, start.tokenizer
-    os.environ.update(backend.buffer_variables(config.speed))  # before the device is first used
-    backend.prepare(config.train.dtype)
+    os.environ.update(buffer_variables(config.speed))  # before the device is first used
+    prepare(config.train.dtype)
     _require_memory(config, tokenizer.vocab_size)
     data, block_size = config.data, config.model.block_size
     tokens = encode(start.corpus, tokenizer, note, data.unknown == "refuse")
@@ -178,9 +183,9 @@ def _resolved(preset: str | None, recipe: str | None, overrides: dict[str, Any],
 def _require_memory(config: Config, vocab_size: int) -> None:
     """Refuses beforehand what would end in the system's out-of-memory killer."""
     speed, train = config.speed, config.train
-    lanes = backend.lanes(speed.lanes)
-    parts = backend.divide(train.sequences_per_step, train.batch_size, lanes, config.model.block_size)
-    rows = min(len(lanes), len(parts)) * max(end - first for first, end, _ in parts)
+    streams = lanes(speed.lanes)
+    parts = divide(train.sequences_per_step, train.batch_size, streams, config.model.block_size)
+    rows = min(len(streams), len(parts)) * max(end - first for first, end, _ in parts)
     needed = config.model.step_bytes(vocab_size, rows, way_of(speed.attention) == "blocks", speed.remat)
     if needed > mx.get_memory_limit():
         raise OutOfRoom(

@@ -29,7 +29,7 @@ def train(dst, corpus, size, byte_level, force):
 
     The most frequent pair is merged first; of equally frequent ones, that of the lower ids.
     """
-    from mlx_gpt.config import DataConfig
+    from mlx_gpt.config.schema import DataConfig
     from mlx_gpt.data.corpus import open_corpus
     from mlx_gpt.data.encoding import make_tokenizer
 

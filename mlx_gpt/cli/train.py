@@ -23,7 +23,9 @@ from mlx_gpt.cli.options import (
     set_option,
     vocab_option,
 )
-from mlx_gpt.config import UNTIL_TIME_IS_UP
+from mlx_gpt.config.schema import UNTIL_TIME_IS_UP
+from mlx_gpt.device.mlx import can_compile, peak_memory
+from mlx_gpt.device.report import device_report
 
 EXIT_OF_SIGNAL = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SAMPLE_TOKENS = 300
@@ -98,7 +100,7 @@ def _train(wish, start, as_json: bool) -> int:
     """Runs the trainer in its folder and shows its reports; the exit code."""
     from mlx_gpt.cli.session import make_trainer, new_folder, save_config, save_tokenizer
     from mlx_gpt.files import FolderLock, make_folder
-    from mlx_gpt.reports import Plan
+    from mlx_gpt.train.reports import Plan
     from mlx_gpt.watch.metrics import MetricsFile
 
     folder = start.folder or new_folder(wish, start.header.config)
@@ -186,7 +188,7 @@ class JsonView(SilentView):
     """One JSON object a report."""
 
     def show(self, report) -> None:
-        from mlx_gpt.reports import to_dict
+        from mlx_gpt.train.reports import to_dict
 
         echo_json({"report": type(report).__name__.removesuffix("Report").lower(), **to_dict(report)})
 
@@ -198,7 +200,6 @@ class TextView:
     """Reports on the terminal, with a sample of text at evaluations."""
 
     def __init__(self, start, trainer, folder: Path):
-        from mlx_gpt import backend
         from mlx_gpt.watch.console import RunConsole, Terminal
 
         config = start.header.config
@@ -209,14 +210,14 @@ class TextView:
             tokens_per_step=config.train.sequences_per_step * config.model.block_size,
             log_every=config.train.log_every,
             patience=config.train.patience,
-            peak_memory=backend.peak_memory,
+            peak_memory=peak_memory,
         )
         for line in _headlines(start, trainer, folder):
             self._console.note(line, "")
 
     def show(self, report) -> None:
         from mlx_gpt.cli.session import best_checkpoint
-        from mlx_gpt.reports import SampleDue, StopReport
+        from mlx_gpt.train.reports import SampleDue, StopReport
 
         self._console.show(report)
         if isinstance(report, SampleDue):
@@ -238,9 +239,8 @@ class TextView:
 
 
 def _headlines(start, trainer, folder: Path) -> list[str]:
-    from mlx_gpt import backend
 
-    header, device = start.header, backend.device_report()
+    header, device = start.header, device_report()
     train, shape = header.config.train, header.config.model
     lines = [
         f"{shape.num_params(header.vocab_size):,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
@@ -249,7 +249,7 @@ def _headlines(start, trainer, folder: Path) -> list[str]:
         f"{device['name']} ({device['backend']}), MLX {device['mlx']}, {train.dtype}; "
         f"batch {train.batch_size} x {train.grad_accum_steps}; into {folder}",
     ]
-    if device["backend"] == "cpu" and backend.can_compile():
+    if device["backend"] == "cpu" and can_compile():
         lines.append("the first update compiles: some seconds, more when its kernels are new to this machine")
     if header.iteration:
         lines.append(f"going on from iteration {header.iteration} of {train.iters}")

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from mlx_gpt.config import names_of
+from mlx_gpt.config.presets import names_of
 from mlx_gpt.data import library, markov
 from mlx_gpt.data.library import DOCUMENT_END
 from mlx_gpt.errors import BadFile, UserError

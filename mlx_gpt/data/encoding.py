@@ -20,13 +20,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mlx_gpt.config import DataConfig, cache_dir
+from mlx_gpt.config.schema import DataConfig
 from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer, open_vocab
 from mlx_gpt.data.corpus import Corpus, Piece
 from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer, alphabet, name_unknown
 from mlx_gpt.data.tokens import Tokens
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import locked, make_folder, named, require_space, sync, write_atomic
+from mlx_gpt.paths import cache_dir
 
 HEADER = struct.Struct("<8sIIQQ32s32s32x")
 MAGIC, VERSION = b"MLXGPTTK", 1

@@ -7,9 +7,10 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mlx_gpt.config import cache_dir, names_of, resource_dir
+from mlx_gpt.config.presets import names_of
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import make_folder, named, write_atomic
+from mlx_gpt.paths import cache_dir, resource_dir
 
 ABSENT = "downloaded when first used"
 DOCUMENT_END = "<|eos|>"  # between the parts of a corpus, and wherever else a text holds it

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlx_gpt import rng
-from mlx_gpt.backend import mx
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
 
 # What a draw of B tokens takes, all (B,) but the keys, (B, 2): keys, temperatures, nuclei and numbers of tokens kept.

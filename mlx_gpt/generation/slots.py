@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlx_gpt.backend import mx
-from mlx_gpt.generation.engine import Decoder
+from mlx_gpt.device.mlx import mx
+from mlx_gpt.generation.decode import Decoder
 from mlx_gpt.generation.sampling import Draw, sample
 
 MAX_ALTERNATIVES = 20  # the likeliest tokens told beside each drawn one

@@ -9,13 +9,14 @@ from functools import partial
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_gpt import rng
-from mlx_gpt.backend import mx, nn
-from mlx_gpt.config import ModelConfig, SpeedConfig
+from mlx_gpt.config.schema import ModelConfig, SpeedConfig
+from mlx_gpt.device.mlx import mx, nn
 from mlx_gpt.errors import UserError
-from mlx_gpt.model.attention import Attend, CausalSelfAttention, hide_future, make_attend, with_past
-from mlx_gpt.model.cache import KVCache
-from mlx_gpt.model.mlp import MLPS
+from mlx_gpt.model.ffn.dense import MLPS
+from mlx_gpt.model.mixers.attention import CausalSelfAttention
+from mlx_gpt.model.mixers.kernels import Attend, hide_future, make_attend, with_past
 from mlx_gpt.model.norm import Norm
+from mlx_gpt.model.state import KVCache
 
 Drop = Callable[[mx.array], mx.array]
 

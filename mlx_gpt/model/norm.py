@@ -1,6 +1,6 @@
 """RMSNorm (arXiv:1910.07467), without weights or with one a channel."""
 
-from mlx_gpt.backend import mx, nn
+from mlx_gpt.device.mlx import mx, nn
 
 RMS_EPS = 1e-5
 

@@ -1,6 +1,6 @@
 """Bounds on the gradient: by its global norm, by each tensor's norm, or by each element."""
 
-from mlx_gpt.backend import mx
+from mlx_gpt.device.mlx import mx
 
 Gradients = dict[str, mx.array]
 

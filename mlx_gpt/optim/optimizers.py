@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, ClassVar
 
-from mlx_gpt.backend import lanes, mx
-from mlx_gpt.config import OptimizerConfig
+from mlx_gpt.config.schema import OptimizerConfig
+from mlx_gpt.device.lanes import lanes
+from mlx_gpt.device.mlx import mx
 
 Weights = dict[str, mx.array]
 State = dict[str, Any]

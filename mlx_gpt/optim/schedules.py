@@ -2,7 +2,7 @@
 
 import math
 
-from mlx_gpt.config import OptimizerConfig
+from mlx_gpt.config.schema import OptimizerConfig
 
 WARMUP_FROM = 0.1  # share of the peak at which the warm-up begins
 # What is left of the peak after a share of the decay, both from 0 to 1.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlx_gpt import __version__
-from mlx_gpt.serve.engine import Job, Piece, Token
+from mlx_gpt.generation.scheduler import Job, Piece, Token
 
 
 class Answer:

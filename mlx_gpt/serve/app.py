@@ -18,10 +18,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from mlx_gpt.generation.scheduler import Busy, Engine, Job, Piece, merge
 from mlx_gpt.serve import answers, schema
-from mlx_gpt.serve.engine import Busy, Engine, Job, Piece, merge
 from mlx_gpt.serve.guard import Access, Guard, refuse
-from mlx_gpt.serve.metrics import Metrics
+from mlx_gpt.serve.prometheus import Metrics
 from mlx_gpt.serve.schema import ApiError, Limits, Reader
 
 PING_EVERY = 15.0  # seconds of silence in a stream

@@ -14,9 +14,10 @@ from typing import Annotated, Any
 import msgspec
 
 from mlx_gpt.errors import UserError
-from mlx_gpt.generation.engine import TextWriter, require_ids
+from mlx_gpt.generation.decode import require_ids
 from mlx_gpt.generation.sampling import Sampling
-from mlx_gpt.serve.engine import Job
+from mlx_gpt.generation.scheduler import Job
+from mlx_gpt.generation.text import TextWriter
 
 TURN = "{role}:\n{content}\n\n"  # the chat template; an answer ends where its turn would
 TURN_END = "\n\n"

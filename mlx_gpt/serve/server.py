@@ -15,8 +15,8 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from mlx_gpt.errors import EngineFailed, UserError
+from mlx_gpt.generation.scheduler import Engine
 from mlx_gpt.serve.app import Service, make_app
-from mlx_gpt.serve.engine import Engine
 from mlx_gpt.serve.guard import Access
 from mlx_gpt.serve.schema import ApiError, Limits
 

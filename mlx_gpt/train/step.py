@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_gpt import rng
-from mlx_gpt.backend import cast, divide, lanes, mx
-from mlx_gpt.config import Config
-from mlx_gpt.data.tokens import Batch
+from mlx_gpt.config.schema import Config
+from mlx_gpt.data.windows import Batch
+from mlx_gpt.device.lanes import divide, lanes
+from mlx_gpt.device.mlx import cast, mx
 from mlx_gpt.optim.clip import global_norm
-from mlx_gpt.train.loss import cross_entropy
+from mlx_gpt.train.objective import cross_entropy
 
 # float16 gradients of a mean over thousands of tokens would underflow; the other types have float32's range.
 LOSS_SCALE = {"float32": 1.0, "bfloat16": 1.0, "float16": 1024.0}

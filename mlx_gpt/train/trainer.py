@@ -17,18 +17,18 @@ from typing import NamedTuple
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_gpt import backend, rng
-from mlx_gpt.backend import mx
+from mlx_gpt import rng
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
-from mlx_gpt.data.tokens import Windows, batches
+from mlx_gpt.data.windows import Windows, batches
+from mlx_gpt.device.mlx import mx, on_gpu, peak_memory
 from mlx_gpt.errors import OutOfRoom
 from mlx_gpt.files import require_space
 from mlx_gpt.optim.clip import CLIPS
 from mlx_gpt.optim.optimizers import EMA
 from mlx_gpt.optim.schedules import learning_rate
-from mlx_gpt.reports import EvalReport, Plan, Report, SampleDue, SaveReport, StepReport, StopReport
-from mlx_gpt.train.loss import Evaluator
+from mlx_gpt.train.evaluate import Evaluator
+from mlx_gpt.train.reports import EvalReport, Plan, Report, SampleDue, SaveReport, StepReport, StopReport
 from mlx_gpt.train.step import StepOutput, initial_state, make_step
 
 MAX_BAD_STEPS = 5  # updates in a row that are skipped, or whose loss is absurd, before the run stops
@@ -77,7 +77,7 @@ class Trainer:
         self._sweep = val.sweep(self.config.train.batch_size)
         self._pending: deque[Pending] = deque()
         # A GPU works on the next step while the host reads the last; a CPU takes a step in before it is nearly done.
-        self._lag = 1 if backend.on_gpu() else 0
+        self._lag = 1 if on_gpu() else 0
         self._skipped = self._bad_steps = 0
         self._signal = False
         self._last_eval_seconds = 0.0
@@ -363,6 +363,6 @@ class Trainer:
             seconds=self._elapsed() - self._elapsed_before,
             best_loss=self.header.best_loss,
             best_step=self.header.best_iteration,
-            peak_memory=backend.peak_memory(),
+            peak_memory=peak_memory(),
             saved=saved,
         )

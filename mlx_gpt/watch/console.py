@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mlx_gpt.reports import EvalReport, Plan, Report, SaveReport, StepReport, StopReport
+from mlx_gpt.train.reports import EvalReport, Plan, Report, SaveReport, StepReport, StopReport
 
 STOPPED = {
     "iters": "reached its iterations",

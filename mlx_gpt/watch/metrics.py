@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from mlx_gpt.reports import EvalReport, Report, StepReport, to_dict
+from mlx_gpt.train.reports import EvalReport, Report, StepReport, to_dict
 
 
 class MetricsFile:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mlx_gpt.config import cache_dir
+from mlx_gpt.paths import cache_dir
 
 # None of them reorders arithmetic: infinities and NaNs keep their meaning.
 FLAGS = (

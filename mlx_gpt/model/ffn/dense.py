@@ -1,7 +1,7 @@
 """The feed-forward half of a block: squared ReLU (arXiv:2109.08668) between two matrices, or SwiGLU."""
 
-from mlx_gpt.backend import mx, nn
-from mlx_gpt.config import ModelConfig
+from mlx_gpt.config.schema import ModelConfig
+from mlx_gpt.device.mlx import mx, nn
 
 
 @mx.custom_function

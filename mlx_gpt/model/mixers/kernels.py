@@ -1,53 +1,18 @@
-"""Causal self-attention, and the ways to compute it: one function, each exact; the device decides which is fastest.
+"""Ways to compute causal attention: one function, each exact; the device decides which is fastest.
 
-Shapes: B batch, T time, S time with the past, C n_embd, H heads, D head_dim.
+Shapes: B batch, T time, S time with the past, H heads, D head_dim.
 """
 
 from collections.abc import Callable
 from functools import partial
 
-from mlx_gpt.backend import mx, nn, on_gpu
-from mlx_gpt.config import ModelConfig
-from mlx_gpt.model.cache import KVCache
-from mlx_gpt.model.norm import rms_norm
+from mlx_gpt.device.mlx import mx, on_gpu
+from mlx_gpt.model.state import KVCache
 
-ROTARY_BASE = 10000.0
 # Heads of these widths have fused kernels, forward and backward, in MLX's Metal backend; 32 and 48 have none.
 FUSED_HEAD_DIMS = (64, 72, 80, 96, 128, 192, 256)
 # Queries, keys, values (B, H, T, D) and the scale of the scores to (B, H, T, D).
 Attend = Callable[[mx.array, mx.array, mx.array, float], mx.array]
-
-
-class CausalSelfAttention(nn.Module):
-    """Heads of scaled dot products over the past, softmax in float32, no bias."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.n_head = config.n_head
-        self.head_dim = config.head_dim
-        self.rotary, self.qk_norm = config.positions == "rotary", config.qk_norm
-        for name in ("wq", "wk", "wv", "wo"):
-            setattr(self, name, nn.Linear(config.n_embd, config.n_embd, bias=False))
-
-    def __call__(self, x: mx.array, attend: Attend, position: int | mx.array = 0) -> mx.array:
-        """`position`: the place of the first token in its context; (B,) where rows differ."""
-        B, T, C = x.shape
-        q, k, v = (self._heads(w(x)) for w in (self.wq, self.wk, self.wv))  # (B, H, T, D)
-        if self.qk_norm:
-            q, k = rms_norm(q), rms_norm(k)
-        if self.rotary:
-            q, k = rotate(q, position), rotate(k, position)
-        y = attend(q, k, v, self.head_dim**-0.5)
-        return self.wo(_swap(y).reshape(B, T, C))
-
-    def _heads(self, x: mx.array) -> mx.array:
-        B, T, _ = x.shape
-        return _swap(x.reshape(B, T, self.n_head, self.head_dim))  # (B, H, T, D)
-
-
-def rotate(x: mx.array, position: int | mx.array = 0) -> mx.array:
-    """Turns the two halves of each head of x (B, H, T, D) by its place (arXiv:2104.09864)."""
-    return mx.fast.rope(x, x.shape[-1], traditional=False, base=ROTARY_BASE, scale=1.0, offset=position)
 
 
 def make_attend(way: str = "auto", query_blocks: int = 4) -> Attend:
@@ -155,12 +120,6 @@ def _exp_scores(q: mx.array, k: mx.array, hidden: mx.array, scale: float) -> tup
     scores = (scores.reshape(B * H, S, T) - highest).reshape(B, H, S, T)
     exp = mx.exp(scores * scale)
     return exp.astype(q.dtype), mx.sum(exp, axis=-2)[..., None]
-
-
-def _swap(x: mx.array) -> mx.array:
-    """(B, T, H, D) to (B, H, T, D) and back; a single token's numbers stay where they are."""
-    B, M, N, D = x.shape
-    return x.reshape(B, N, M, D) if 1 in (M, N) else x.swapaxes(1, 2)
 
 
 def _t(x: mx.array) -> mx.array:

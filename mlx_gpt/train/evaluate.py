@@ -1,4 +1,4 @@
-"""Cross-entropy in nats per token, and its sum over a split.
+"""Loss, perplexity and bits per byte over a split.
 
 Shapes: B batch, T time, V vocabulary.
 """
@@ -9,13 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_gpt.backend import cast, divide, lanes, mx
-from mlx_gpt.data.tokens import Windows
-
-
-def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
-    """-log softmax(logits)[target], (B, T) float32, of logits (B, T, V) of any type."""
-    return mx.fast.cross_entropy(logits.astype(mx.float32), targets)
+from mlx_gpt.data.windows import Windows
+from mlx_gpt.device.lanes import divide, lanes
+from mlx_gpt.device.mlx import cast, mx
+from mlx_gpt.train.objective import cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,21 +1,12 @@
-"""What a run is: frozen dataclasses, TOML presets and recipes, `--set`, and every rejection.
-
-Defaults live here and nowhere else. A preset or recipe is a TOML file holding only what differs. Values are
-laid over each other in this order: defaults, preset, recipe, command line.
-"""
+"""The settings of a run: five tables of typed, range-checked values. Defaults live here and nowhere else."""
 
 import dataclasses
-import difflib
-import json
 import math
-import os
-import sys
-import tomllib
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Self
 
-from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.config.table import Table, lookup, merge, nest, setting, toml_value
+from mlx_gpt.errors import UserError
 
 # Iterations of a run that only its time budget ends, until they are planned.
 UNTIL_TIME_IS_UP = (1 << 32) - 1
@@ -23,24 +14,6 @@ UNTIL_TIME_IS_UP = (1 << 32) - 1
 SHAPE_KEYS = ("n_embd", "n_head", "n_layer", "block_size")
 # What a network may have beyond randyGPT's: the settings of [model] that no RGPT file can hold.
 EXTENSION_KEYS = ("positions", "qk_norm", "norm_weights", "final_norm", "tied_head", "mlp")
-
-
-def setting(default, help: str, *, low=None, high=None, choices=None):
-    """One configurable value: its default, its meaning with its unit, and what is allowed."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Table:
-    """A group of settings. Types and ranges are checked once, when it is made."""
-
-    def __post_init__(self):
-        for f in fields(self):
-            object.__setattr__(self, f.name, _checked(f"{self.table_name()}.{f.name}", getattr(self, f.name), f))
-
-    @classmethod
-    def table_name(cls) -> str:
-        return cls.__name__.removesuffix("Config").lower()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +66,7 @@ class ModelConfig(Table):
     def extensions(self) -> list[str]:
         """What this network has that randyGPT's has not, as settings."""
         plain = ModelConfig(**self.shape()).architecture()
-        return [f"model.{k}={_toml_value(v)}" for k, v in self.architecture().items() if v != plain[k]]
+        return [f"model.{k}={toml_value(v)}" for k, v in self.architecture().items() if v != plain[k]]
 
     def weight_shapes(self, vocab_size: int) -> dict[str, tuple[int, ...]]:
         """The name and shape of every weight, sorted by name."""
@@ -249,12 +222,12 @@ class Config:
         """Builds a config from plain tables; an unknown table or key is refused with the nearest name."""
         made = {}
         for name, values in tables.items():
-            table = _lookup(TABLES, name, "table")
+            table = lookup(TABLES, name, "table")
             if not isinstance(values, dict):
                 raise UserError(f"{name}={values!r} is not a table; settings look like {name}.key = value")
             known = {f.name: f for f in fields(table)}
             for key in values:
-                _lookup(known, key, f"setting in [{name}]", prefix=f"{name}.")
+                lookup(known, key, f"setting in [{name}]", prefix=f"{name}.")
             made[name] = table(**values)
         return cls(**made)
 
@@ -274,7 +247,7 @@ class Config:
         lines = []
         for name, values in self.to_dict().items():
             helps = {f.name: f.metadata["help"] for f in fields(TABLES[name])}
-            lines += [f"[{name}]"] + [f"{k} = {_toml_value(v)}  # {helps[k]}" for k, v in values.items()] + [""]
+            lines += [f"[{name}]"] + [f"{k} = {toml_value(v)}  # {helps[k]}" for k, v in values.items()] + [""]
         return "\n".join(lines)
 
 
@@ -285,138 +258,3 @@ TABLES: dict[str, type[Table]] = {
     "data": DataConfig,
     "speed": SpeedConfig,
 }
-
-
-def resolve(
-    preset: str | None = None,
-    recipe: str | None = None,
-    overrides: dict[str, Any] | None = None,
-    base: dict[str, Any] | None = None,
-) -> Config:
-    """Lays base (dotted settings, as overrides), preset, recipe and overrides over the defaults, in this order."""
-    tables = nest(base or {})
-    if preset:
-        tables = merge(tables, load_toml("presets", preset))
-    if recipe:
-        tables = merge(tables, load_toml("presets/recipes", recipe))
-    return Config.from_dict(merge(tables, nest(overrides or {})))
-
-
-def parse_set(text: str) -> tuple[str, Any]:
-    """Reads one `--set`, as "model.n_head=4" -> ("model.n_head", 4)."""
-    key, equals, value = text.partition("=")
-    key, value = key.strip(), value.strip()
-    table_name, dot, name = key.partition(".")
-    if not (equals and dot):
-        raise UserError(f"--set {text!r} is not TABLE.KEY=VALUE; write it as --set model.n_head=4")
-    known = {f.name: f for f in fields(_lookup(TABLES, table_name, "table"))}
-    kind = _lookup(known, name, f"setting in [{table_name}]", prefix=f"{table_name}.").type
-    if kind is str:
-        return key, value.strip("\"'")
-    if kind == tuple[str, ...] and not value.startswith("["):
-        return key, tuple(value.split(","))
-    try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        raise UserError(f"--set {key}: {value!r} is not allowed; {_allowed(known[name])}") from None
-
-
-def resource_dir(name: str) -> Path:
-    """`presets` or `corpus`: inside an installed package, else at the top of the checkout."""
-    package = Path(__file__).parent
-    inside = package / name
-    return inside if inside.is_dir() else package.parent / name
-
-
-def cache_dir() -> Path:
-    """The user's cache folder for mlxgpt."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Caches/mlxgpt"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlxgpt"
-
-
-def names_of(folder: str) -> list[str]:
-    return sorted(p.stem for p in resource_dir(folder).glob("*.toml"))
-
-
-def load_toml(folder: str, name: str) -> dict[str, Any]:
-    """Reads `name` from a resource folder, or a path that ends in .toml."""
-    path = Path(name)
-    known = {n: resource_dir(folder) / f"{n}.toml" for n in names_of(folder)}
-    if name in known or not (path.suffix == ".toml" or path.is_file()):
-        kind = {"presets": "preset", "presets/recipes": "recipe"}[folder]
-        path = _lookup(known, name, f"{kind} (or TOML file)")
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadFile(f"{path}: not a readable TOML file: {error}") from None
-
-
-def preset_of(config: ModelConfig) -> str | None:
-    """The name of the preset with this architecture, if there is one."""
-    for name in names_of("presets"):
-        if ModelConfig(**load_toml("presets", name)["model"]).architecture() == config.architecture():
-            return name
-    return None
-
-
-def merge(under: dict, over: dict) -> dict:
-    """Two levels of tables, `over` winning key by key."""
-    merged = dict(under)
-    for name, values in over.items():
-        both = isinstance(values, dict) and isinstance(merged.get(name), dict)
-        merged[name] = {**merged[name], **values} if both else values
-    return merged
-
-
-def nest(dotted: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """{"a.b": 1} -> {"a": {"b": 1}}"""
-    tables: dict[str, dict[str, Any]] = {}
-    for key, value in dotted.items():
-        table, _, name = key.partition(".")
-        tables.setdefault(table, {})[name] = value
-    return tables
-
-
-def _lookup(known: dict, name: str, kind: str, prefix: str = ""):
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {prefix}{near[0]}?" if near else f"choose from {', '.join(known)}"
-    raise UserError(f"unknown {kind} {prefix}{name}; {hint}")
-
-
-def _allowed(f: dataclasses.Field) -> str:
-    low, high, choices = f.metadata["low"], f.metadata["high"], f.metadata["choices"]
-    if choices:
-        return f"choose from {', '.join(choices)}"
-    kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(f.type, "a list of text")
-    if low is not None and high is not None:
-        return f"it takes {kind} from {low} to {high}"
-    return f"it takes {kind}" + (f" of at least {low}" if low is not None else "")
-
-
-def _checked(name: str, value, f: dataclasses.Field):
-    """`value` in the field's own type, or a UserError that names the key, the value and what is allowed."""
-    shown = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else repr(value)
-    wrong = UserError(f"{name}={shown} is not allowed; {_allowed(f)}")
-    if f.type == tuple[str, ...]:
-        if isinstance(value, str) or not all(isinstance(v, str) and v for v in value) or not value:
-            raise wrong
-        return tuple(value)
-    if f.type is float and type(value) is int:
-        value = float(value)
-    if type(value) is not f.type or (f.type is float and not math.isfinite(value)):
-        raise wrong
-    low, high, choices = f.metadata["low"], f.metadata["high"], f.metadata["choices"]
-    if (low is not None and value < low) or (high is not None and value > high) or (choices and value not in choices):
-        raise wrong
-    return value
-
-
-def _toml_value(value) -> str:
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)

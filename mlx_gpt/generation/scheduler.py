@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from mlx_gpt.backend import mx
-from mlx_gpt.generation.engine import TextWriter
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.generation.sampling import Sampling, to_draw
 from mlx_gpt.generation.slots import Scored, Slots
+from mlx_gpt.generation.text import TextWriter
 
 MAX_FAULTS = 3  # in a row, then the engine gives up
 STALLED_AFTER = 30.0  # seconds with texts to write and none of them going on

@@ -19,8 +19,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_gpt.config import cache_dir
 from mlx_gpt.errors import UserError
+from mlx_gpt.paths import cache_dir
 
 SYSTEM_LIBRARIES = (
     "libopenblas.so.0",

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import safetensors.numpy
 
-from mlx_gpt.checkpoint import rgpt, store
+from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.container import read_header, read_tensors
 from mlx_gpt.checkpoint.store import Checkpoint, Header, Tensors
-from mlx_gpt.config import EXTENSION_KEYS, SHAPE_KEYS, Config, ModelConfig
+from mlx_gpt.config.schema import EXTENSION_KEYS, SHAPE_KEYS, Config, ModelConfig
 from mlx_gpt.data.bpe import character_json, character_specials, open_vocab
 from mlx_gpt.data.tokenizer import Tokenizer
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import make_folder, write_atomic
+from mlx_gpt.formats import rgpt
 
 TARGETS = ("huggingface", "mlx-lm")
 TEMPLATES = Path(__file__).parent / "templates"

@@ -3,8 +3,8 @@
 Shapes: B batch, T new tokens, S block_size, H heads, D head_dim.
 """
 
-from mlx_gpt.backend import mx
-from mlx_gpt.config import ModelConfig
+from mlx_gpt.config.schema import ModelConfig
+from mlx_gpt.device.mlx import mx
 
 # Each row's position, (B,) int32, and each layer's keys and values, (B, H, S, D).
 State = tuple[mx.array, list[tuple[mx.array, mx.array]]]

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
-from mlx_gpt.serve.engine import Engine
+from mlx_gpt.generation.scheduler import Engine
 
 disable_created_metrics()  # a line more for each that nobody reads
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from mlx_gpt.backend import mx
 from mlx_gpt.checkpoint.store import Tensors
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
 
 BITS = (8, 4)

@@ -15,7 +15,8 @@ from typing import BinaryIO
 import numpy as np
 
 from mlx_gpt.checkpoint.store import MAX_VOCAB, Checkpoint, Header, Tensors, require_finite
-from mlx_gpt.config import Config, ModelConfig, load_toml, names_of
+from mlx_gpt.config.presets import load_toml, names_of
+from mlx_gpt.config.schema import Config, ModelConfig
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
 

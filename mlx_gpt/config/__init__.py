@@ -1,0 +1,1 @@
+"""What a run is: its settings, their ranges, and the TOML files that hold them."""

@@ -1,0 +1,1 @@
+"""The machine that computes: MLX, its streams, and what makes it fast."""

@@ -1,0 +1,1 @@
+"""Folders that transformers and mlx-lm load, and theirs read back."""

@@ -1,0 +1,1 @@
+"""Mixers: the half of a block that moves information between positions."""
