@@ -57,7 +57,7 @@ def small_run() -> Run:
     model.set_weights({k: w * 12 for k, w in model.weights().items()})
     model.lm_head.weight[tokenizer.eos_id] = 0  # so that the likeliest token is never the end
     mx.eval(model.weights())
-    header = Header(config=config, vocab_size=tokenizer.vocab_size, iteration=1, step=1)
+    header = Header(config=config, vocab_size=tokenizer.vocab_size, step=1, num_updates=1)
     return Run(model=model, tokenizer=tokenizer, header=header)
 
 
@@ -71,6 +71,6 @@ def ascii_run() -> Run:
     model.lm_head.weight[tokenizer.eos_id] = 0  # so that the likeliest token is never the end
     mx.eval(model.weights())
     header = Header(
-        config=config, vocab_size=tokenizer.vocab_size, iteration=1, step=1, tokenizer=tokenizer.to_dict(), corpus="x"
+        config=config, vocab_size=tokenizer.vocab_size, step=1, num_updates=1, tokenizer=tokenizer.to_dict(), corpus="x"
     )
     return Run(model=model, tokenizer=tokenizer, header=header)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlx_gpt.device.mlx import mx
-from mlx_gpt.model.mixers.kernels import WAYS, make_attend
+from mlx_gpt.model.mixers.kernels import KERNELS, make_attend
 
 SHAPES = [(2, 3, 64, 8), (1, 1, 1, 4), (1, 2, 7, 5), (2, 1, 33, 32), (1, 2, 16, 48), (1, 1, 20, 64)]  # (B, H, T, D)
 
@@ -41,7 +41,7 @@ def test_values_and_gradients_are_the_definition(way, query_blocks, shape, compi
         np.testing.assert_allclose(a, b, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("way", sorted(WAYS))
+@pytest.mark.parametrize("way", sorted(KERNELS))
 @pytest.mark.parametrize("size", [30.0, 1e-4])
 def test_scores_far_apart_or_alike_lose_nothing(way, size):
     """Scores of thousands: the softmax is a choice, no sum is empty, nothing overflows."""
@@ -53,7 +53,7 @@ def test_scores_far_apart_or_alike_lose_nothing(way, size):
         np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("way", sorted(WAYS))
+@pytest.mark.parametrize("way", sorted(KERNELS))
 def test_half_precision_keeps_its_type_and_stays_close(way):
     shape = (1, 2, 32, 16)
     arrays, dout = [draw(shape, s) for s in range(3)], draw(shape, 3)
@@ -67,7 +67,7 @@ def test_half_precision_keeps_its_type_and_stays_close(way):
 def test_a_token_sees_nothing_behind_it():
     shape = (1, 1, 24, 8)
     q, k, v = (mx.array(draw(shape, s).astype(np.float32)) for s in range(3))
-    for way in WAYS:
+    for way in KERNELS:
         attend = make_attend(way, 3)
         before = np.array(attend(q, k, v, 0.3))
         for t in (5, 8, 23):

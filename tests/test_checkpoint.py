@@ -19,6 +19,7 @@ from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config.schema import Config, ModelConfig
 from mlx_gpt.errors import BadFile, OutOfRoom, ResumeRefused, UserError
 from mlx_gpt.formats import rgpt
+from mlx_gpt.model.gpt import shapes_of
 
 MODEL = ModelConfig(n_embd=8, n_head=2, n_layer=1, block_size=4)
 
@@ -27,13 +28,13 @@ def checkpoint(seed=0, moments=True, **changes) -> Checkpoint:
     draw = np.random.default_rng(seed)
 
     def tensors():
-        return {k: draw.normal(size=s).astype(np.float32) for k, s in MODEL.weight_shapes(5).items()}
+        return {k: draw.normal(size=s).astype(np.float32) for k, s in shapes_of(MODEL, 5).items()}
 
     header = Header(
         config=Config(model=MODEL),
         vocab_size=5,
-        iteration=7,
-        step=6,
+        step=7,
+        num_updates=6,
         best_loss=2.5,
         corpus="c" * 64,
         tokenizer={"kind": "char", "characters": "abc"},
@@ -131,9 +132,9 @@ def test_nan_newer_foreign_and_misshapen_files_are_refused(tmp_path, saved):
     safetensors.numpy.save_file({"x": np.zeros(3, np.float32)}, foreign)
     refused("not an mlxgpt checkpoint", foreign)
     safetensors.numpy.save_file(
-        {"x": np.zeros(3, np.float32)}, foreign, {"format": "mlxgpt", "format_version": "3", "header": "{}"}
+        {"x": np.zeros(3, np.float32)}, foreign, {"format": "mlxgpt", "format_version": "4", "header": "{}"}
     )
-    refused("format version '3'", foreign)
+    refused("format version '4'", foreign)
     with pytest.raises(UserError, match="no such file"):
         store.load(tmp_path / "absent")
 
@@ -181,7 +182,7 @@ def test_golden_headers_and_moments(golden, vectors):
     data, facts = golden
     for format in ("rgpt0001", "rgpt0003"):
         found = rgpt.read(vectors / f"tiny.{format}.bin", TINY_SHAPE)
-        assert (found.header.iteration, found.header.step) == (facts["iter"] + 1, facts["step"])
+        assert (found.header.step, found.header.num_updates) == (facts["iter"] + 1, facts["step"])
         assert found.header.best_loss == facts["best_loss"]
         assert np.array_equal(found.weights["layers.0.attn.wq.weight"], data["wq0"])
         assert np.array_equal(found.optimizer["m.layers.0.attn.wq.weight"], data["m_wq0"])
@@ -192,7 +193,7 @@ def test_golden_headers_and_moments(golden, vectors):
 def test_a_presets_shape_is_found_from_the_length(vectors):
     header = rgpt.read(vectors / "model-xs.rgpt0002.bin").header
     assert header.config.model.shape() == {"n_embd": 116, "n_head": 4, "n_layer": 3, "block_size": 256}
-    assert (header.vocab_size, header.iteration, header.step, header.best_loss) == (67, 42, 42, 3.25)
+    assert (header.vocab_size, header.step, header.num_updates, header.best_loss) == (67, 42, 42, 3.25)
 
 
 @pytest.mark.parametrize("best", [float("inf"), float("nan"), 0.1, -1.5])
@@ -236,7 +237,7 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path):
         with pytest.raises(UserError, match="moments"):
             rgpt.write(tmp_path / "a.bin", checkpoint(moments=False), format)
     with pytest.raises(UserError, match="train it first"):
-        rgpt.write(tmp_path / "a.bin", checkpoint(iteration=0), "rgpt0002")
+        rgpt.write(tmp_path / "a.bin", checkpoint(step=0), "rgpt0002")
     with pytest.raises(UserError, match="32 bits"):
-        rgpt.write(tmp_path / "a.bin", checkpoint(iteration=2**32 + 1), "rgpt0002")
+        rgpt.write(tmp_path / "a.bin", checkpoint(step=2**32 + 1), "rgpt0002")
     assert not os.listdir(tmp_path)

@@ -76,7 +76,8 @@ def test_a_run_folder_holds_what_tools_rely_on(home):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
     assert [line["step"] for line in lines if "val_loss" in line] == [6, 12]
-    assert all(line["tokens"] == line["step"] * 4 * 64 for line in lines)
+    assert all(line["tokens"] == line["step"] * 4 * 64 for line in lines if line["report"] in ("step", "eval"))
+    assert lines[-1]["report"] == "stop"
 
 
 def test_plain_output_reads_like_a_log(tmp_path):
@@ -169,9 +170,8 @@ def test_runs_are_numbered_and_resumed_by_themselves(tmp_path):
     more = mlxgpt("train", "--resume", "--iters", "15", cwd=tmp_path)
     assert "going on from iteration 12 of 15" in more.stdout
     assert more.stderr == "train.iters is 15 from here, it was 12\n"
-    curve = [
-        json.loads(line)["step"] for line in (tmp_path / "runs/custom-pydocs-2/metrics.jsonl").read_text().splitlines()
-    ]
+    lines = map(json.loads, (tmp_path / "runs/custom-pydocs-2/metrics.jsonl").read_text().splitlines())
+    curve = [line["step"] for line in lines if line["report"] in ("step", "eval")]
     assert curve == [*range(1, 7), 6, *range(7, 13), 12, 13, 14, 15, 15]
 
 

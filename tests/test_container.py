@@ -15,6 +15,7 @@ from mlx_gpt.checkpoint.container import read_header, read_tensors
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config.schema import Config, ModelConfig
 from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.model.gpt import shapes_of
 
 
 def tensors():
@@ -148,8 +149,8 @@ def readers(folder, vectors):
     from mlx_gpt.formats import rgpt
 
     model = ModelConfig(n_embd=8, n_head=2, n_layer=1, block_size=4)
-    weights = {name: np.ones(shape, np.float32) for name, shape in model.weight_shapes(5).items()}
-    header = Header(config=Config(model=model), vocab_size=5, iteration=1, step=1)
+    weights = {name: np.ones(shape, np.float32) for name, shape in shapes_of(model, 5).items()}
+    header = Header(config=Config(model=model), vocab_size=5, step=1, num_updates=1)
     checkpoint = Checkpoint(header=header, weights=weights, optimizer={})
     store.save(folder / "good.safetensors", checkpoint)
     rgpt.write(folder / "good.bin", checkpoint, "rgpt0002")

@@ -100,7 +100,7 @@ def test_a_folder_holds_what_loaders_look_for_and_comes_back(saved, tmp_path, ta
         and back.weights.keys() == first.weights.keys()
     )
     assert back.header.tokenizer == first.header.tokenizer or first.header.tokenizer["kind"] == "byte-bpe"
-    assert (back.header.iteration, back.header.best_loss) == (7, 2.5)
+    assert (back.header.step, back.header.best_loss) == (7, 2.5)
     assert back.header.config.model == first.header.config.model
 
 

@@ -11,6 +11,7 @@ from mlx_gpt.generation.decode import Decoder, decode
 from mlx_gpt.generation.sampling import Sampling, sample, to_draw
 from mlx_gpt.generation.text import TextStream
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.model.state import ModelState
 
 GREEDY = Sampling(temperature=0)
 
@@ -143,10 +144,20 @@ class Scripted:
     def set_weights(self, weights):
         pass
 
-    def forward(self, tokens, cache):
-        said = self.ids[cache.places(tokens.shape[1])[0]]
-        cache.advance(tokens.shape[1])
-        return mx.where(mx.arange(self.vocab_size) == said[:, None], 1.0, 0.0)[None]
+    def packed(self):
+        return self
+
+    def new_state(self, rows):
+        return ModelState([])
+
+    def state_of(self, tree):
+        return ModelState([], tree[0])
+
+    def forward(self, tokens, state, valid=None):
+        B, T = tokens.shape
+        said = self.ids[state.next(T).indices].reshape(-1, T)[0]
+        state.advance(B, T, valid)
+        return mx.where(mx.arange(self.vocab_size) == said[:, None], 1.0, 0.0)[None], {}
 
 
 def scripted(run, text, stop=(), max_tokens=100, end=()):

@@ -10,8 +10,9 @@ from mlx_gpt.config.presets import resolve
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
-from mlx_gpt.model.gpt import GPT
-from mlx_gpt.model.state import KVCache
+from mlx_gpt.model.cost import num_params
+from mlx_gpt.model.gpt import GPT, shapes_of
+from mlx_gpt.model.state import put_row
 
 SHAPE = {"n_embd": 24, "n_head": 3, "n_layer": 2, "block_size": 16}
 CONFIG = ModelConfig(**SHAPE)
@@ -22,7 +23,7 @@ EXTENSIONS = {
     "norm_weights": True,
     "final_norm": True,
     "tied_head": True,
-    "mlp": "swiglu",
+    "ffn": "swiglu",
 }
 NETWORKS = [{}, *({k: v} for k, v in EXTENSIONS.items()), EXTENSIONS]
 
@@ -79,7 +80,7 @@ def numpy_gpt(w, tokens, config):
         x = x + out @ w[f"{p}attn.wo"].T
         h = rms(x, f"{p}mlp_norm")
         hidden = h @ w[f"{p}mlp.fc1"].T
-        if config.mlp == "swiglu":
+        if config.ffn == "swiglu":
             gate = h @ w[f"{p}mlp.fc_gate"].T
             hidden = gate / (1 + np.exp(-gate)) * hidden
         else:
@@ -100,8 +101,8 @@ def test_weights_are_named_shaped_and_counted_as_the_config_says(settings):
     config = ModelConfig(**SHAPE, **settings)
     assert config.extensions() == [f"model.{k}={json.dumps(v)}" for k, v in settings.items()]
     weights = GPT(config, 67).weights()
-    assert {k: w.shape for k, w in weights.items()} == config.weight_shapes(67)
-    assert sum(w.size for w in weights.values()) == config.num_params(67)
+    assert {k: w.shape for k, w in weights.items()} == dict(sorted(shapes_of(config, 67).items()))
+    assert sum(w.size for w in weights.values()) == num_params(config, 67)
     assert list(weights) == sorted(weights)
 
 
@@ -137,23 +138,24 @@ def test_a_token_changes_no_logit_before_it(model):
 @pytest.mark.parametrize("prefill", [1, 2, 7, 15])
 def test_prefill_and_single_steps_give_the_full_pass(model, prefill):
     tokens = mx.array(np.random.default_rng(2).integers(0, 11, (2, 16)))
-    full, cache = np.array(model.forward(tokens)), KVCache.make(model.config, batch_size=2)
-    parts = [model.forward(tokens[:, :prefill], cache=cache)]
-    parts += [model.forward(tokens[:, t : t + 1], cache=cache) for t in range(prefill, 16)]
+    full, state = np.array(model(tokens)), model.new_state(2)
+    parts = [model.forward(tokens[:, :prefill], state=state)[0]]
+    parts += [model.forward(tokens[:, t : t + 1], state=state)[0] for t in range(prefill, 16)]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), full, atol=1e-4, rtol=0)
 
 
-def test_rows_of_a_cache_go_on_each_from_a_place_of_its_own(model):
+def test_rows_of_a_batch_continue_each_from_its_own_position(model):
     tokens, lengths = np.random.default_rng(4).integers(0, 11, (3, 16)), [2, 7, 15]
-    rows = []
-    for row, length in zip(tokens, lengths, strict=True):
-        rows.append(KVCache.make(model.config))
-        model.forward(mx.array(row[None, :length]), cache=rows[-1])
-    layers = [tuple(map(mx.concatenate, zip(*kvs, strict=True))) for kvs in zip(*(c.layers for c in rows), strict=True)]
-    together = KVCache((mx.array(lengths), layers))
-    found = model.forward(mx.array(tokens[range(3), lengths][:, None]), cache=together)
+    _, layers = model.new_state(3).tree
+    for i, (row, length) in enumerate(zip(tokens, lengths, strict=True)):
+        state, padded = model.new_state(1), np.pad(row[:length], (0, 16 - length))
+        model.forward(mx.array(padded[None]), state=state, valid=mx.array([length]))
+        assert state.tree[0].tolist() == [length]
+        layers = put_row(layers, state.tree[1], mx.array(i))
+    together = model.state_of((mx.array(lengths), layers))
+    found, _ = model.forward(mx.array(tokens[range(3), lengths][:, None]), state=together)
     for row, length, logits in zip(tokens, lengths, np.array(found), strict=True):
-        expected = np.array(model.forward(mx.array(row[None])))[0, length]
+        expected = np.array(model(row[None]))[0, length]
         np.testing.assert_allclose(logits[0], expected, atol=1e-4, rtol=0)
 
 
@@ -166,7 +168,7 @@ def test_ids_and_positions_out_of_range_are_refused(model, tokens):
 def test_apply_leaves_the_models_own_weights(model):
     before = model.weights()
     zeros = {k: mx.zeros_like(w) for k, w in before.items()}
-    assert mx.abs(model.apply(zeros, mx.array([[1, 2]]))).max().item() == 0
+    assert mx.abs(model.apply(zeros, mx.array([[1, 2]]))[0]).max().item() == 0
     assert all(mx.array_equal(w, before[k]) for k, w in model.weights().items())
 
 

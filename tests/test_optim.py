@@ -8,12 +8,13 @@ import pytest
 from mlx_gpt.config.schema import ModelConfig, OptimizerConfig
 from mlx_gpt.device.lanes import lanes
 from mlx_gpt.device.mlx import mx
+from mlx_gpt.model.gpt import roles_of, shapes_of
 from mlx_gpt.optim.clip import CLIPS, global_norm
-from mlx_gpt.optim.optimizers import ROUTES, Optimizer, orthogonal
+from mlx_gpt.optim.optimizers import RULES, Optimizer, orthogonal
 from mlx_gpt.optim.schedules import learning_rate
 
 SEED = OptimizerConfig(
-    schedule="cosine", learning_rate=3e-5, min_learning_rate=3e-6, warmup_steps=100, decay_start=0.6, lr_cuts=3
+    schedule="cosine", learning_rate=3e-5, min_learning_rate=3e-6, warmup_steps=100, decay_start=0.6, max_lr_cuts=3
 )
 
 
@@ -78,6 +79,9 @@ WEIGHTS = {
 }
 
 
+ROLES = dict.fromkeys(WEIGHTS, "matrix") | {"layers.1.mlp_norm.weight": "gain", "wte.weight": "embedding"}
+
+
 def adamw_reference(c, t, w, g, lr, state):
     m = state["m"] = c.beta1 * state.get("m", 0) + (1 - c.beta1) * g
     v = state["v"] = c.beta2 * state.get("v", 0) + (1 - c.beta2) * g**2
@@ -113,10 +117,10 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("num_lanes", [1, 2, 5])
-@pytest.mark.parametrize("name", ROUTES)
+@pytest.mark.parametrize("name", RULES)
 def test_optimizers_are_their_definitions_in_float64(name, num_lanes):
     config = OptimizerConfig(name=name, learning_rate=1e-2, muon_learning_rate=3e-2, ema_decay=0.9)
-    optimizer, draw = Optimizer(config), np.random.default_rng(1)
+    optimizer, draw = Optimizer(config, ROLES), np.random.default_rng(1)
     expected = {k: draw.normal(size=shape) for k, shape in WEIGHTS.items()}
     weights = {k: mx.array(w.astype(np.float32)) for k, w in expected.items()}
     average = {k: np.float32(w) for k, w in expected.items()}
@@ -131,13 +135,13 @@ def test_optimizers_are_their_definitions_in_float64(name, num_lanes):
             np.testing.assert_allclose(weights[k], expected[k], atol=1e-5, rtol=0, err_msg=f"{k} @{t}")
             np.testing.assert_allclose(state["ema"][k], average[k], atol=1e-5, rtol=0, err_msg=f"{k} @{t}")
     lanes(0)
-    assert state["step"].item() == 99
+    assert state["num_updates"].item() == 99
 
 
 def test_every_matrix_of_a_block_goes_to_muon_and_nothing_else():
-    for model in (ModelConfig(), ModelConfig(norm_weights=True, final_norm=True, mlp="swiglu")):
-        weights = {name: mx.zeros(shape) for name, shape in model.weight_shapes(7).items()}
-        state = Optimizer(OptimizerConfig(name="muon")).init(weights)
+    for model in (ModelConfig(), ModelConfig(norm_weights=True, final_norm=True, ffn="swiglu")):
+        weights = {name: mx.zeros(shape) for name, shape in shapes_of(model, 7).items()}
+        state = Optimizer(OptimizerConfig(name="muon"), roles_of(model, 7)).init(weights)
         assert state["m"].keys() == weights.keys()
         assert {k for k in weights if k not in state["v"]} == {k for k in weights if is_matrix_of_a_block(k)}
         assert all(weights[k].ndim == 2 for k in weights.keys() - state["v"].keys())
@@ -156,7 +160,8 @@ def test_muons_direction_is_nearly_orthogonal_and_blind_to_scale(shape):
 def test_a_matrix_without_gradient_stays_where_decay_leaves_it():
     """Exactly zero gradients, as of positions never read, are no division by zero."""
     config, w = OptimizerConfig(name="muon", weight_decay=0.5), {"layers.0.attn.wq.weight": mx.ones((4, 4))}
-    new, _ = Optimizer(config).update(w, {k: mx.zeros((4, 4)) for k in w}, Optimizer(config).init(w), mx.array(3e-3))
+    optimizer = Optimizer(config, dict.fromkeys(w, "matrix"))
+    new, _ = optimizer.update(w, {k: mx.zeros((4, 4)) for k in w}, optimizer.init(w), mx.array(3e-3))
     np.testing.assert_allclose(new["layers.0.attn.wq.weight"], 1 - 0.02 * 0.5, rtol=1e-6)
 
 

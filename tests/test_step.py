@@ -11,11 +11,11 @@ from mlx_gpt.data.tokens import Tokens
 from mlx_gpt.data.windows import Batch, Windows
 from mlx_gpt.device.lanes import LANE_TOKENS, MAX_PARTS, divide
 from mlx_gpt.device.mlx import mx
-from mlx_gpt.model.gpt import GPT
-from mlx_gpt.optim.clip import CLIPS
+from mlx_gpt.model.gpt import GPT, roles_of
 from mlx_gpt.optim.optimizers import Optimizer
 from mlx_gpt.train.evaluate import Evaluator
-from mlx_gpt.train.objective import cross_entropy
+from mlx_gpt.train.objective import CrossEntropy, cross_entropy
+from mlx_gpt.train.parallel import Alone
 from mlx_gpt.train.step import initial_state, make_step
 
 V = 11
@@ -35,12 +35,17 @@ def spans(config, windows, i):
     return [mx.array(a) for a in windows.read(drawn)]
 
 
+def make(config):
+    """The model and its optimizer."""
+    model = GPT(config.model, V, seed=1, speed=config.speed)
+    return model, Optimizer(config.optimizer, roles_of(config.model, V))
+
+
 def run(config, steps=3, windows=None, lrs=None):
     """State, losses and model after a few steps."""
-    model, optimizer = GPT(config.model, V, seed=1), Optimizer(config.optimizer)
-    model.compute_as(config.speed)
+    model, optimizer = make(config)
     windows = windows or Windows(tokens(), config.model.block_size)
-    step = make_step(model, optimizer, windows.gather, CLIPS[config.optimizer.clip_mode], config)
+    step = make_step(model, optimizer, CrossEntropy(), windows.gather, Alone(), config)
     state, outputs = initial_state(model.weights(), optimizer), []
     for i in range(steps):
         state, output = step(state, mx.array((lrs or [1e-3] * steps)[i]), index(i), *spans(config, windows, i))
@@ -75,10 +80,8 @@ def test_lanes_and_remat_change_nothing_dropout_included(tiny_config, lanes, rem
 
 
 def peak_of_a_step(config) -> int:
-    model, optimizer = GPT(config.model, V, seed=1), Optimizer(config.optimizer)
-    windows = Windows(tokens(), 64)
-    model.compute_as(config.speed)
-    step = make_step(model, optimizer, windows.gather, CLIPS["global"], config)
+    (model, optimizer), windows = make(config), Windows(tokens(), 64)
+    step = make_step(model, optimizer, CrossEntropy(), windows.gather, Alone(), config)
     state = initial_state(model.weights(), optimizer)
     mx.eval(state)
     for i in range(2):
@@ -143,15 +146,14 @@ def test_masked_targets_weigh_nothing(tiny_config):
 
 def test_a_step_that_is_not_finite_leaves_everything_as_it_was(tiny_config):
     tiny_config = tiny_config.replace({"optimizer.ema_decay": 0.9})
-    model, optimizer = GPT(tiny_config.model, V, seed=1), Optimizer(tiny_config.optimizer)
-    windows = Windows(tokens(), 64)
-    step = make_step(model, optimizer, windows.gather, CLIPS["global"], tiny_config)
+    (model, optimizer), windows = make(tiny_config), Windows(tokens(), 64)
+    step = make_step(model, optimizer, CrossEntropy(), windows.gather, Alone(), tiny_config)
     drawn = spans(tiny_config, windows, 0)
     state, _ = step(initial_state(model.weights(), optimizer), mx.array(1e-3), index(0), *drawn)
     poisoned = state | {"weights": state["weights"] | {"wpe.weight": state["weights"]["wpe.weight"] * float("inf")}}
     after, output = step(poisoned, mx.array(1e-3), index(1), *drawn)
     assert not output.finite.item()
-    assert after["optimizer"]["step"].item() == 1
+    assert after["optimizer"]["num_updates"].item() == 1
     for part in ("m", "v", "ema"):
         for name, moment in after["optimizer"][part].items():
             assert mx.array_equal(moment, state["optimizer"][part][name]), name

@@ -19,9 +19,13 @@ from mlx_gpt.data.tokens import Tokens
 from mlx_gpt.data.windows import Windows
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import OutOfRoom
-from mlx_gpt.model.gpt import GPT
-from mlx_gpt.optim.optimizers import ROUTES, Optimizer
+from mlx_gpt.model.gpt import GPT, roles_of
+from mlx_gpt.optim.optimizers import RULES, Optimizer
+from mlx_gpt.train.evaluate import Evaluator, Validation
+from mlx_gpt.train.objective import CrossEntropy
+from mlx_gpt.train.parallel import Alone
 from mlx_gpt.train.reports import EvalReport, Plan, SampleDue, SaveReport, StepReport, StopReport
+from mlx_gpt.train.source import TextSource
 from mlx_gpt.train.trainer import BEST, LATEST, MAX_BAD_STEPS, Trainer
 
 V = 13
@@ -34,18 +38,20 @@ def tokens(size, seed):
 def trainer(folder, config, checkpoint=None, lag=0):
     """`lag`: submitted steps that are not read yet, 1 on a GPU."""
     checkpoint = checkpoint and checkpoint.as_trained()
-    header = checkpoint.header if checkpoint else Header(config=config, vocab_size=V, iteration=0, step=0)
+    header = checkpoint.header if checkpoint else Header(config=config, vocab_size=V, step=0, num_updates=0)
     model, block_size = GPT(config.model, V, config.train.seed), config.model.block_size
     if checkpoint:
         model.set_weights({k: mx.array(w) for k, w in checkpoint.weights.items()})
+    val = Windows(tokens(200, 1), block_size)
     made = Trainer(
         header=header,
         model=model,
-        optimizer=Optimizer(config.optimizer),
+        optimizer=Optimizer(config.optimizer, roles_of(config.model, V)),
         optimizer_state=checkpoint.optimizer if checkpoint else None,
-        train=Windows(tokens(800, 0), block_size),
-        val=Windows(tokens(200, 1), block_size),
-        token_bytes=np.ones(V, np.int32),
+        objective=CrossEntropy(),
+        source=TextSource(Windows(tokens(800, 0), block_size), config.train),
+        validation=Validation(Evaluator(model, val, np.ones(V, np.int32), config.train.dtype), val, config.train),
+        group=Alone(),
         folder=folder,
     )
     made._lag = lag
@@ -65,7 +71,7 @@ def assert_same_state(a, b):
     for ours, theirs in ((a.weights, b.weights), (a.optimizer, b.optimizer)):
         assert ours.keys() == theirs.keys()
         assert all(np.array_equal(t, theirs[k]) for k, t in ours.items())
-    for field in ("iteration", "step", "best_loss", "best_iteration", "bad_evals", "lr_cuts", "tokens"):
+    for field in ("step", "num_updates", "best_loss", "best_step", "bad_evals", "num_lr_cuts", "tokens", "source"):
         assert getattr(a.header, field) == getattr(b.header, field), field
 
 
@@ -94,7 +100,7 @@ def unbroken(tmp_path, config):
 @pytest.mark.parametrize("lag", [0, 1])
 def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tmp_path, config, unbroken, lag):
     reports, final = unbroken
-    assert final.header.lr_cuts > 0  # the plateau state matters in this run
+    assert final.header.num_lr_cuts > 0  # the plateau state matters in this run
     for cut in random.Random(0).sample(range(1, 24), 5):
         folder = tmp_path / f"cut-{cut}"
         folder.mkdir()
@@ -105,7 +111,7 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tmp_path, config, unbroke
                 first.stop()
         assert seen[-1].reason == "signal" and seen[-1].saved
         part = store.load(folder / LATEST)
-        assert cut <= part.header.iteration <= cut + lag
+        assert cut <= part.header.step <= cut + lag
         seen += trainer(folder, config, part, lag).run()
         assert timeless(seen) == timeless(reports), cut
         assert_same_state(store.load(folder / LATEST), final)
@@ -117,12 +123,12 @@ def test_two_cuts_and_the_best_file_are_whole_states_too(tmp_path, config, unbro
     folder.mkdir()
     list(trainer(folder, config).run())
     best = store.load(folder / BEST)
-    assert best.header.iteration == best.header.best_iteration < 24
+    assert best.header.step == best.header.best_step < 24
     list(trainer(folder, config, best).run())
     assert_same_state(store.load(folder / LATEST), final)
 
 
-@pytest.mark.parametrize("settings", [{"name": name, "ema_decay": 0.9} for name in ROUTES] + [{"name": "muon"}])
+@pytest.mark.parametrize("settings", [{"name": name, "ema_decay": 0.9} for name in RULES] + [{"name": "muon"}])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_every_optimizer_resumes_bit_for_bit_from_both_files(tmp_path, config, settings, shuffle):
     changes = {f"optimizer.{k}": v for k, v in settings.items()}
@@ -134,7 +140,7 @@ def test_every_optimizer_resumes_bit_for_bit_from_both_files(tmp_path, config, s
         if isinstance(report, StepReport) and report.step == 7:
             first.stop()
     latest, best = store.load(folder / LATEST), store.load(folder / BEST)
-    assert (latest.header.iteration, best.header.iteration <= 6) == (7, True)
+    assert (latest.header.step, best.header.step <= 6) == (7, True)
     finals = []
     for start in (None, latest, best):
         list(trainer(folder, config, start).run())
@@ -149,11 +155,11 @@ def test_the_average_is_evaluated_and_saved_as_best_where_it_is_better(tmp_path,
     made = trainer(tmp_path, config)
     evals = {r.step: r for r in made.run() if isinstance(r, EvalReport)}
     best = store.load(tmp_path / BEST)
-    report = evals[best.header.iteration]
+    report = evals[best.header.step]
     assert best.header.averaged and report.loss < report.raw_loss and best.header.best_loss == report.loss
     for checkpoint, loss in ((best, report.loss), (best.as_trained(), report.raw_loss)):
         weights = {k: mx.array(w) for k, w in checkpoint.weights.items()}
-        assert made._evaluate(weights, made._sweep).loss == loss
+        assert made._validation(weights, best.header.step).loss == loss
 
 
 def test_losses_are_reported_in_order_each_once(unbroken):
@@ -168,8 +174,8 @@ def test_the_best_file_is_the_best_evaluation(tmp_path, config, unbroken):
     reports, final = unbroken
     evals = [r for r in reports if isinstance(r, EvalReport)]
     best = min(evals, key=lambda r: r.loss)
-    assert (final.header.best_loss, final.header.best_iteration) == (best.loss, best.step)
-    assert store.load(tmp_path / "unbroken" / BEST).header.iteration == best.step
+    assert (final.header.best_loss, final.header.best_step) == (best.loss, best.step)
+    assert store.load(tmp_path / "unbroken" / BEST).header.step == best.step
 
 
 def test_patience_cuts_the_rate_and_then_stops_the_run(tmp_path, config):
@@ -234,7 +240,7 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, config, monkeypatch):
         if isinstance(report, EvalReport) and report.step == 21:
             monkeypatch.setattr(store, "save", save)
     assert any(r.error for r in seen if isinstance(r, SaveReport)) and seen[-1].saved
-    assert store.load(tmp_path / LATEST).header.iteration == 24
+    assert store.load(tmp_path / LATEST).header.step == 24
 
 
 def test_random_windows_estimate_the_same_way_each_time(tmp_path, config):
@@ -299,6 +305,7 @@ def command(folder, *more):
 
 def curve(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["report"] in ("step", "eval")]
     return [(line["step"], line.get("loss"), line.get("val_loss")) for line in lines]
 
 
@@ -340,7 +347,7 @@ def test_a_signal_saves_after_the_current_step(tmp_path, whole_run, number, code
         rest = process.stdout.read().splitlines()
     assert process.returncode == code
     assert json.loads(rest[-1])["reason"] == "signal"
-    assert 7 <= read_checkpoint(folder / LATEST).header.iteration < 60
+    assert 7 <= read_checkpoint(folder / LATEST).header.step < 60
     subprocess.run(command(folder, "--resume"), check=True, capture_output=True)
     assert curve(folder) == curve(whole_run)
 

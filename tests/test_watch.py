@@ -20,7 +20,7 @@ def step(n, **changes):
 def evaluation(n, **changes):
     facts = {"loss": 3.0, "raw_loss": 3.0, "ppl": 20.1, "best_loss": 3.0, "best_step": n, "bits_per_byte": 4.3}
     return EvalReport(
-        step=n, eval_tokens=50, tokens=n * 100, seconds=1.0, elapsed=n, bad_evals=0, lr_cuts=0, **facts | changes
+        step=n, eval_tokens=50, tokens=n * 100, seconds=1.0, elapsed=n, bad_evals=0, num_lr_cuts=0, **facts | changes
     )
 
 
@@ -53,7 +53,8 @@ def test_one_json_object_a_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, [step(1), step(2), evaluation(2), SaveReport(step=2, path="x"), stop("iters")])
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(line["step"], line.get("loss"), line.get("val_loss"), line["tokens"]) for line in lines] == [
+    assert [line["report"] for line in lines] == ["step", "step", "eval", "save", "stop"]
+    assert [(line["step"], line.get("loss"), line.get("val_loss"), line["tokens"]) for line in lines[:3]] == [
         (1, 3.5, None, 100),
         (2, 3.5, None, 200),
         (2, None, 3.0, 200),

@@ -15,9 +15,12 @@ from mlx_gpt.device.lanes import one_at_a_time
 from mlx_gpt.device.mlx import DTYPES, mx, peak_memory
 from mlx_gpt.device.report import matmul_rate
 from mlx_gpt.generation.decode import Decoder
-from mlx_gpt.model.gpt import GPT
+from mlx_gpt.model.gpt import GPT, roles_of
+from mlx_gpt.model.mixers.kernels import make_attend
 from mlx_gpt.optim.clip import CLIPS, global_norm
 from mlx_gpt.optim.optimizers import Optimizer
+from mlx_gpt.train.objective import make_objective
+from mlx_gpt.train.parallel import Alone
 from mlx_gpt.train.step import initial_state, make_gradients, make_loss, make_step, over_lanes
 
 
@@ -27,12 +30,12 @@ class Contender:
     def __init__(self, case: Case):
         self.version = f"MLX {version('mlx')}"
         self.case, self.config = case, case.config
-        self.model = GPT(self.config.model, case.vocab_size)
-        self.model.compute_as(case.config.speed)
+        self.model = GPT(self.config.model, case.vocab_size, speed=case.config.speed)
         self.weights = {name: mx.array(w) for name, w in case.weights.items()}
         self.model.set_weights(self.weights)
         self.windows = Windows(Tokens.of(case.ids, [len(case.ids)]), self.config.model.block_size)
-        self.optimizer = Optimizer(self.config.optimizer)
+        self.optimizer = Optimizer(self.config.optimizer, roles_of(self.config.model, case.vocab_size))
+        self.objective = make_objective(self.config.train.objective)
         self.step = self._make_step(self.config)
         self.state, self.index = self._first_state(), 0
 
@@ -69,15 +72,17 @@ class Contender:
         H, D = config.model.n_head, config.model.head_dim
         batch = mx.compile(lambda *spans: tuple(self.windows.gather(*spans)))
         key, total = rng.key(0, rng.DROPOUT), mx.array(float(rows * T))
-        part_loss, gradients = make_loss(self.model, config), make_gradients(self.model, config)
+        attend = make_attend(config.speed.attention, config.speed.query_blocks)
+        part_loss = make_loss(self.model, self.objective, config)
+        gradients = make_gradients(self.model, self.objective, Alone(), config)
 
         def loss(weights, *data):
-            return over_lanes(lambda part, first: part_loss(weights, Batch(*part), total, key, first), data, config)
+            return over_lanes(lambda part, first: part_loss(weights, Batch(*part), total, key, first)[0], data, config)
 
         def attention(q, k, v):
             def part(qkv, first):
                 scale, ones = D**-0.5, mx.ones_like(qkv[0])
-                grads = mx.vjp(lambda *qkv: self.model.attend(*qkv, scale), list(qkv), [ones])[1]
+                grads = mx.vjp(lambda *qkv: attend(*qkv, scale), list(qkv), [ones])[1]
                 return sum(g.sum() for g in grads)
 
             return over_lanes(part, (q, k, v), config)
@@ -141,7 +146,7 @@ class Contender:
         return [mx.array(a) for a in self.windows.read(windows)]
 
     def _make_step(self, config):
-        return make_step(self.model, self.optimizer, self.windows.gather, CLIPS[config.optimizer.clip_mode], config)
+        return make_step(self.model, self.optimizer, self.objective, self.windows.gather, Alone(), config)
 
     def _first_state(self):
         return initial_state(dict(self.weights), self.optimizer)

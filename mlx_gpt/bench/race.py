@@ -17,6 +17,7 @@ from mlx_gpt.bench.case import Case
 from mlx_gpt.config.schema import SpeedConfig
 from mlx_gpt.device.mlx import STOCK_ENVIRONMENT, buffer_variables, on_gpu
 from mlx_gpt.errors import Disagreement, UserError
+from mlx_gpt.model.cost import flops_per_token
 
 OURS, PLAIN = "mlxgpt", "plain MLX"
 ROUND_SECONDS = 2.0  # a contender's turn: one update, or as many as fit
@@ -181,7 +182,7 @@ def _summary(case: Case, racer: Racer, rows: int, times: list[float], losses: li
         "quartiles_ms": [round(1000 * low, 2), round(1000 * high, 2)],
         "rounds_ms": [round(1000 * t, 2) for t in times],
         "tokens_per_second": round(tokens / seconds, 1),
-        "gflops": round(model.flops_per_token(case.vocab_size) * tokens / seconds / 1e9, 1),
+        "gflops": round(flops_per_token(model, case.vocab_size) * tokens / seconds / 1e9, 1),
         "losses": [round(loss, 6) for loss in losses],
         "peak_resident_bytes": racer("peak_resident"),
         "peak_device_bytes": racer("device_peak"),

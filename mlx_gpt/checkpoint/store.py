@@ -20,10 +20,9 @@ from mlx_gpt.config.schema import Config
 from mlx_gpt.config.table import merge
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
+from mlx_gpt.model.gpt import shapes_of
 
-FORMAT, FORMAT_VERSION = "mlxgpt", 2
-# What settings that version 1 had not yet were in it.
-VERSION_1 = {"optimizer": {"name": "adamw", "schedule": "cosine"}, "train": {"shuffle": False}}
+FORMAT, FORMAT_VERSION = "mlxgpt", 3
 OPTIMIZER = "optimizer."
 MAX_VOCAB = 1 << 21  # above every code point and every published vocabulary
 
@@ -34,18 +33,19 @@ Tensors = dict[str, np.ndarray]
 class Header:
     """Everything of a run that is not a tensor.
 
-    `iteration` counts finished iterations, `step` the optimizer's updates among them. Losses are in nats per token.
-    Where `averaged`, the weights are the average and optimizer.ema the weights that it averages.
+    `step` counts finished steps, `num_updates` those of them that were not skipped. Losses are in nats per token.
+    Where `averaged`, the weights are the average and optimizer.ema the weights that it averages. `source` is the
+    position of the source that trained them, None where it starts from its beginning.
     """
 
     config: Config
     vocab_size: int
-    iteration: int
     step: int
+    num_updates: int
     best_loss: float = math.inf
-    best_iteration: int = 0
+    best_step: int = 0
     bad_evals: int = 0
-    lr_cuts: int = 0
+    num_lr_cuts: int = 0
     last_eval: int = -1
     planned: bool = False
     averaged: bool = False
@@ -53,17 +53,41 @@ class Header:
     elapsed: float = 0.0
     tokenizer: dict | None = None
     corpus: str | None = None
+    source: dict | None = None
+
+    @property
+    def iteration(self) -> int:
+        """Old name of `step`."""
+        return self.step
 
     def to_json(self) -> str:
         data = dataclasses.asdict(self) | {"best_loss": _json_float(self.best_loss)}
         return json.dumps(data, sort_keys=True, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str, unsaid: dict[str, dict] | None = None) -> "Header":
-        """`unsaid`: settings that the text may leave out, where they differ from the defaults."""
+    def from_json(cls, text: str, version: int = FORMAT_VERSION) -> "Header":
+        """Reads the header of a file of any format version."""
         data = json.loads(text)
-        config = Config.from_dict(merge(unsaid or {}, data["config"]))
-        return cls(**data | {"config": config, "best_loss": float(data["best_loss"])})
+        for migrate in MIGRATIONS[version - 1 :]:
+            data = migrate(data)
+        return cls(**data | {"config": Config.from_dict(data["config"]), "best_loss": float(data["best_loss"])})
+
+
+def _from_version_1(data: dict) -> dict:
+    """Version 1 did not write settings whose defaults changed afterwards."""
+    before = {"optimizer": {"name": "adamw", "schedule": "cosine"}, "train": {"shuffle": False}}
+    return data | {"config": merge(before, data["config"])}
+
+
+def _from_version_2(data: dict) -> dict:
+    """Version 2 called the step `iteration` and the number of updates `step`; its source was windows of a text."""
+    names = {"step": "num_updates", "iteration": "step", "best_iteration": "best_step", "lr_cuts": "num_lr_cuts"}
+    windows = data.get("tokens", 0) // Config.from_dict(data["config"]).model.block_size
+    return {names.get(key, key): value for key, value in data.items()} | {"source": {"windows": windows}}
+
+
+# Each takes a header of version 1, 2, ... to the next one.
+MIGRATIONS = (_from_version_1, _from_version_2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +106,13 @@ class Checkpoint:
         average = {f"ema.{name}": w for name, w in self.weights.items()}
         header = dataclasses.replace(self.header, averaged=False)
         return Checkpoint(header=header, weights=trained, optimizer=self.optimizer | average)
+
+    def as_averaged(self) -> "Checkpoint":
+        """The same moment with the average in the place of the weights: the inverse of as_trained()."""
+        average = {name: self.optimizer[f"ema.{name}"] for name in self.weights}
+        trained = {f"ema.{name}": w for name, w in self.weights.items()}
+        header = dataclasses.replace(self.header, averaged=True)
+        return Checkpoint(header=header, weights=average, optimizer=self.optimizer | trained)
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -150,10 +181,10 @@ def _header(path: Path, metadata: dict[str, str]) -> Header:
     if metadata.get("format") != FORMAT or "header" not in metadata:
         raise BadFile(f"{path}: a safetensors file, but not an mlxgpt checkpoint")
     version = metadata.get("format_version", "")
-    if version not in ("1", str(FORMAT_VERSION)):
-        raise BadFile(f"{path}: format version {version!r}, this mlxgpt reads 1 and {FORMAT_VERSION}; upgrade mlxgpt")
+    if version not in map(str, range(1, FORMAT_VERSION + 1)):
+        raise BadFile(f"{path}: format version {version!r}, this mlxgpt reads 1 to {FORMAT_VERSION}; upgrade mlxgpt")
     try:
-        header = Header.from_json(metadata["header"], VERSION_1 if version == "1" else None)
+        header = Header.from_json(metadata["header"], int(version))
         if not 1 <= header.vocab_size <= MAX_VOCAB:
             raise ValueError(f"vocab_size {header.vocab_size}")
         return header
@@ -163,7 +194,10 @@ def _header(path: Path, metadata: dict[str, str]) -> Header:
 
 def _require_layout(path: Path, header: Header, entries: dict[str, Entry]) -> None:
     """Every weight with its shape; each optimizer tensor shaped as its weight; float32 throughout."""
-    expected = header.config.model.weight_shapes(header.vocab_size)
+    try:
+        expected = shapes_of(header.config.model, header.vocab_size)
+    except UserError as error:  # a part that this version does not have
+        raise BadFile(f"{path}: {error}; upgrade mlxgpt, or take an earlier checkpoint") from None
     needed = [*expected] + [f"{OPTIMIZER}ema.{name}" for name in expected if header.averaged]
     for name in set(needed) - entries.keys():
         raise BadFile(f"{path}: {name} is missing")

@@ -96,13 +96,14 @@ def bench(presets, rounds, only, quick, tune, out, sets, as_json, **flags):
 def measure(case, names: list[str], rounds: int, note) -> dict:
     """One preset's race, with its config and sizes."""
     from mlx_gpt.bench.race import race
+    from mlx_gpt.model.cost import flops_per_token, num_params, step_traffic
 
     config = case.config
     return {
         "config": config.to_dict(),
-        "parameters": config.model.num_params(case.vocab_size),
-        "flops_per_step": config.model.flops_per_token(case.vocab_size) * case.inputs.size,
-        "bytes_per_step": config.model.step_traffic(case.vocab_size, case.inputs.size),
+        "parameters": num_params(config.model, case.vocab_size),
+        "flops_per_step": flops_per_token(config.model, case.vocab_size) * case.inputs.size,
+        "bytes_per_step": step_traffic(config.model, case.vocab_size, case.inputs.size),
         **race(case, names, rounds, note),
     }
 

@@ -80,6 +80,7 @@ def inspect(file, preset, sets, as_json):
     from mlx_gpt.api import read_checkpoint
     from mlx_gpt.config.presets import preset_of
     from mlx_gpt.formats import rgpt
+    from mlx_gpt.model.cost import num_params
 
     checkpoint = read_checkpoint(file, preset, sizes_from(sets))
     header, model = checkpoint.header, checkpoint.header.config.model
@@ -94,9 +95,10 @@ def inspect(file, preset, sets, as_json):
         "preset": preset_of(model),
         **model.shape(),
         "network": model.extensions() or ["randyGPT's"],
-        "parameters": model.num_params(header.vocab_size),
-        "iteration": header.iteration,
-        "step": header.step,
+        "parameters": num_params(model, header.vocab_size),
+        "iteration": header.step,  # the old name, whose `step` was the number of updates
+        "step": header.num_updates,
+        "num_updates": header.num_updates,
         "best_loss": header.best_loss if math.isfinite(header.best_loss) else None,
         "tokenizer": header.tokenizer["kind"] if header.tokenizer else None,
         "averaged": header.averaged,

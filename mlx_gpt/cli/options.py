@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from mlx_gpt.config.presets import names_of, parse_set
-from mlx_gpt.config.schema import EXTENSION_KEYS, SHAPE_KEYS, UNTIL_TIME_IS_UP
+from mlx_gpt.config.schema import SHAPE_KEYS, UNTIL_TIME_IS_UP
 from mlx_gpt.errors import UserError
 
 # Short flags and the settings they stand for; every other setting is reached by --set.
@@ -71,7 +71,8 @@ def overrides_of(sets: tuple[str, ...], flags: dict) -> dict:
 
 def network_of(overrides: dict) -> dict:
     """What dotted settings say of the network, as {"n_head": 4}."""
-    return {k: overrides[f"model.{k}"] for k in (*SHAPE_KEYS, *EXTENSION_KEYS) if f"model.{k}" in overrides}
+    said = {k.removeprefix("model."): v for k, v in overrides.items() if k.startswith("model.")}
+    return {k: v for k, v in said.items() if k != "dropout"}
 
 
 def sizes_from(sets: tuple[str, ...]) -> dict[str, int]:

@@ -40,17 +40,18 @@ def print_plan(start, as_json: bool) -> None:
 def plan(start) -> dict:
     """The plan as numbers; sizes in bytes, times in seconds unless named otherwise."""
     from mlx_gpt.cli.session import make_trainer
+    from mlx_gpt.model.cost import flops_per_token, num_params
 
     trainer = make_trainer(start, Path(), note)
     header, train, model = start.header, start.header.config.train, start.header.config.model
     step_seconds = statistics.median(trainer.time_steps(PROBE_STEPS))
     target = trainer.iters_in_budget(step_seconds) if train.minutes and not header.planned else train.iters
-    iters = target - header.iteration
+    iters = target - header.step
     tokens_per_step = train.sequences_per_step * model.block_size
-    flops_per_step = model.flops_per_token(header.vocab_size) * tokens_per_step
+    flops_per_step = flops_per_token(model, header.vocab_size) * tokens_per_step
     evaluations = math.ceil(iters / train.eval_every)
     return {
-        "parameters": model.num_params(header.vocab_size),
+        "parameters": num_params(model, header.vocab_size),
         "state_bytes": trainer.state_bytes,
         "peak_bytes": peak_memory(),
         "train_tokens": trainer.train_tokens,

@@ -117,6 +117,7 @@ def model_card(run, path: Path, name: str | None) -> dict:
     """What /v1/models tells of a checkpoint."""
     import math
 
+    from mlx_gpt.model.cost import num_params
     from mlx_gpt.serve.schema import TURN
 
     header, config = run.header, run.config
@@ -128,14 +129,14 @@ def model_card(run, path: Path, name: str | None) -> dict:
         "created": int(path.stat().st_mtime),
         "owned_by": "mlxgpt",
         "meta": {
-            "n_params": config.model.num_params(header.vocab_size),
+            "n_params": num_params(config.model, header.vocab_size),
             "n_ctx": config.model.block_size,
             "n_vocab": header.vocab_size,
             "n_layer": config.model.n_layer,
             "n_head": config.model.n_head,
             "n_embd": config.model.n_embd,
             "corpus": ", ".join(Path(spec).name for spec in config.data.corpus) if header.corpus else None,
-            "iteration": header.iteration,
+            "iteration": header.step,
             "val_loss": round(header.best_loss, 4) if math.isfinite(header.best_loss) else None,
             "chat_template": TURN,
         },

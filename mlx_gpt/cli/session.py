@@ -31,9 +31,14 @@ from mlx_gpt.device.mlx import buffer_variables, mx
 from mlx_gpt.device.report import prepare
 from mlx_gpt.errors import BadFile, OutOfRoom, ResumeRefused, UserError
 from mlx_gpt.files import write_atomic
-from mlx_gpt.model.gpt import GPT
-from mlx_gpt.model.mixers.kernels import way_of
+from mlx_gpt.model.cost import step_bytes
+from mlx_gpt.model.gpt import GPT, roles_of
+from mlx_gpt.model.mixers.kernels import kernel_of
 from mlx_gpt.optim.optimizers import Optimizer
+from mlx_gpt.train.evaluate import Evaluator, Validation
+from mlx_gpt.train.objective import make_objective
+from mlx_gpt.train.parallel import Alone
+from mlx_gpt.train.source import TextSource
 from mlx_gpt.train.trainer import BEST, LATEST, Trainer
 
 RUNS = Path("runs")
@@ -133,18 +138,19 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
             f"{block_size + 1}; give a longer text"
             + (f", or --set model.block_size={shorter}" if shorter >= 8 and len(val) > 1 else "")
         )
-    model = GPT(config.model, tokenizer.vocab_size, config.train.seed)
-    model.compute_as(config.speed)
+    model = GPT(config.model, tokenizer.vocab_size, config.train.seed, config.speed)
+    val = Windows(val, block_size, on_device)
     if start.weights:
         model.set_weights({name: mx.array(w) for name, w in start.weights.items()})
     return Trainer(
         header=start.header,
         model=model,
-        optimizer=Optimizer(config.optimizer),
+        optimizer=Optimizer(config.optimizer, roles_of(config.model, tokenizer.vocab_size)),
         optimizer_state=start.optimizer,
-        train=Windows(train, block_size, on_device),
-        val=Windows(val, block_size, on_device),
-        token_bytes=tokenizer.token_bytes(),
+        objective=make_objective(config.train.objective),
+        source=TextSource(Windows(train, block_size, on_device), config.train),
+        validation=Validation(Evaluator(model, val, tokenizer.token_bytes(), config.train.dtype), val, config.train),
+        group=Alone(),
         folder=folder,
     )
 
@@ -186,7 +192,7 @@ def _require_memory(config: Config, vocab_size: int) -> None:
     streams = lanes(speed.lanes)
     parts = divide(train.sequences_per_step, train.batch_size, streams, config.model.block_size)
     rows = min(len(streams), len(parts)) * max(end - first for first, end, _ in parts)
-    needed = config.model.step_bytes(vocab_size, rows, way_of(speed.attention) == "blocks", speed.remat)
+    needed = step_bytes(config.model, vocab_size, rows, kernel_of(speed.attention) == "blocks", speed.remat)
     if needed > mx.get_memory_limit():
         raise OutOfRoom(
             f"a step of {config.train.batch_size} sequences needs about {needed / 1e9:.1f} GB, MLX may use "
@@ -217,8 +223,8 @@ def _fresh_header(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> Heade
     return Header(
         config=config,
         vocab_size=tokenizer.vocab_size,
-        iteration=0,
         step=0,
+        num_updates=0,
         tokenizer=tokenizer.to_dict(),
         corpus=corpus.fingerprint,
     )
@@ -251,8 +257,8 @@ def _resumed(wish: Wish, note: Note) -> Start:
     else:  # an RGPT file
         tokenizer = make_tokenizer(corpus, config.data, note)
         require_vocab(config.data.vocab or f"corpus {corpus.name}", tokenizer, header.vocab_size)
-    moments = Optimizer(config.optimizer).moments(checkpoint.weights)
-    has_moments = moments <= checkpoint.optimizer.keys()
+    optimizer = Optimizer(config.optimizer, roles_of(config.model, header.vocab_size))
+    has_moments = optimizer.required_tensors() <= checkpoint.optimizer.keys()
     if not has_moments:
         note(f"no optimizer moments of {config.optimizer.name} in this file: they start afresh")
     header = dataclasses.replace(
@@ -261,7 +267,7 @@ def _resumed(wish: Wish, note: Note) -> Start:
         tokenizer=tokenizer.to_dict(),
         corpus=corpus.fingerprint,
         planned=header.planned and not {"train.iters", "train.minutes"} & wish.overrides.keys(),
-        step=header.step if has_moments else 0,
+        num_updates=header.num_updates if has_moments else 0,
         best_loss=math.inf if math.isnan(header.best_loss) else header.best_loss,
     )
     return Start(
@@ -311,7 +317,7 @@ def _newest_valid(folder: Path, wish: Wish, note: Note) -> Checkpoint:
         aside = next(p for n in itertools.count(1) if not (p := path.with_name(f"{path.name}.corrupt-{n}")).exists())
         path.rename(aside)
         note(f"{error}; kept as {aside.name}, going on from the other one")
-    return max(found, key=lambda checkpoint: checkpoint.header.iteration)
+    return max(found, key=lambda checkpoint: checkpoint.header.step)
 
 
 def _resumed_config(checkpoint: Checkpoint, wish: Wish) -> Config:

@@ -87,9 +87,9 @@ def train(preset, recipe, out, resume, fine_tune, sets, plan, as_json, **flags):
     start = begin(wish, note)
     if plan:
         print_plan(start, as_json)
-    elif start.header.iteration >= start.header.config.train.iters:
+    elif start.header.step >= start.header.config.train.iters:
         note(
-            f"already at iteration {start.header.iteration} of {start.header.config.train.iters}: nothing to do; "
+            f"already at iteration {start.header.step} of {start.header.config.train.iters}: nothing to do; "
             "raise --iters to go on"
         )
     else:
@@ -111,7 +111,7 @@ def _train(wish, start, as_json: bool) -> int:
         save_config(folder, trainer.config)
         save_tokenizer(folder, start.tokenizer)
         view = stack.enter_context(contextlib.closing(JsonView() if as_json else TextView(start, trainer, folder)))
-        metrics = MetricsFile(folder / "metrics.jsonl", start.header.iteration, view.note)
+        metrics = MetricsFile(folder / "metrics.jsonl", start.header.step, view.note)
         stack.callback(metrics.close)
         received, gone = _stop_on_signals(trainer, view), False
         for report in trainer.run():
@@ -188,9 +188,9 @@ class JsonView(SilentView):
     """One JSON object a report."""
 
     def show(self, report) -> None:
-        from mlx_gpt.train.reports import to_dict
+        from mlx_gpt.train.reports import kind, to_dict
 
-        echo_json({"report": type(report).__name__.removesuffix("Report").lower(), **to_dict(report)})
+        echo_json({"report": kind(report), **to_dict(report)})
 
     def note(self, text: str) -> None:
         note(text)
@@ -239,11 +239,12 @@ class TextView:
 
 
 def _headlines(start, trainer, folder: Path) -> list[str]:
+    from mlx_gpt.model.cost import num_params
 
     header, device = start.header, device_report()
     train, shape = header.config.train, header.config.model
     lines = [
-        f"{shape.num_params(header.vocab_size):,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
+        f"{num_params(shape, header.vocab_size):,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
         f"{shape.n_embd} wide, {shape.block_size} tokens of context, {header.vocab_size} ids",
         f"{start.corpus.name}: {trainer.train_tokens:,} training and {trainer.val_tokens:,} validation tokens",
         f"{device['name']} ({device['backend']}), MLX {device['mlx']}, {train.dtype}; "
@@ -251,6 +252,6 @@ def _headlines(start, trainer, folder: Path) -> list[str]:
     ]
     if device["backend"] == "cpu" and can_compile():
         lines.append("the first update compiles: some seconds, more when its kernels are new to this machine")
-    if header.iteration:
-        lines.append(f"going on from iteration {header.iteration} of {train.iters}")
+    if header.step:
+        lines.append(f"going on from iteration {header.step} of {train.iters}")
     return lines

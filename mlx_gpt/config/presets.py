@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mlx_gpt.config.schema import TABLES, Config, ModelConfig
+from mlx_gpt.config.schema import RENAMED, TABLES, Config, ModelConfig, current_names
 from mlx_gpt.config.table import allowed, lookup, merge, nest
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.paths import resource_dir
@@ -26,13 +26,14 @@ def resolve(
         tables = merge(tables, load_toml("presets", preset))
     if recipe:
         tables = merge(tables, load_toml("presets/recipes", recipe))
-    return Config.from_dict(merge(tables, nest(overrides or {})))
+    return Config.from_dict(merge(tables, current_names(nest(overrides or {}))))
 
 
 def parse_set(text: str) -> tuple[str, Any]:
     """Reads one `--set`, as "model.n_head=4" -> ("model.n_head", 4)."""
     key, equals, value = text.partition("=")
     key, value = key.strip(), value.strip()
+    key = RENAMED.get(key, key)
     table_name, dot, name = key.partition(".")
     if not (equals and dot):
         raise UserError(f"--set {text!r} is not TABLE.KEY=VALUE; write it as --set model.n_head=4")
@@ -60,7 +61,7 @@ def load_toml(folder: str, name: str) -> dict[str, Any]:
         kind = {"presets": "preset", "presets/recipes": "recipe"}[folder]
         path = lookup(known, name, f"{kind} (or TOML file)")
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return current_names(tomllib.loads(path.read_text("utf-8")))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -1,7 +1,6 @@
 """The settings of a run: five tables of typed, range-checked values. Defaults live here and nowhere else."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -12,8 +11,8 @@ from mlx_gpt.errors import UserError
 UNTIL_TIME_IS_UP = (1 << 32) - 1
 # The sizes that decide which weights fit.
 SHAPE_KEYS = ("n_embd", "n_head", "n_layer", "block_size")
-# What a network may have beyond randyGPT's: the settings of [model] that no RGPT file can hold.
-EXTENSION_KEYS = ("positions", "qk_norm", "norm_weights", "final_norm", "tied_head", "mlp")
+# Old spellings of settings. They are read from headers, run.toml files, presets and --set.
+RENAMED = {"model.mlp": "model.ffn", "model.mlp_dim": "model.ffn_dim", "optimizer.lr_cuts": "optimizer.max_lr_cuts"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +29,11 @@ class ModelConfig(Table):
     norm_weights: bool = setting(False, "give every norm of the residual stream a learned weight a channel")
     final_norm: bool = setting(False, "normalise what the head reads")
     tied_head: bool = setting(False, "read logits with the embedding of the tokens, without a head of its own")
-    mlp: str = setting("relu2", "the MLP's activation; swiglu is narrower and gated", choices=("relu2", "swiglu"))
+    mixers: tuple[str, ...] = setting(("attention",), "mixer of each layer, repeated over the layers")
+    ffn: str = setting("relu2", "feed-forward network: relu2, or swiglu, which is narrower and gated")
+    ffn_dim: int = setting(0, "its width; 0 is 4 n_embd, for swiglu 8/3 n_embd", low=0, high=1 << 20)
+    linear: str = setting("dense", "form of the blocks' matrices")
+    residual: str = setting("add", "how a block's output joins the residual stream")
 
     def __post_init__(self):
         Table.__post_init__(self)
@@ -45,15 +48,37 @@ class ModelConfig(Table):
                 f"model.positions=rotary turns pairs, and model.n_embd={self.n_embd} over model.n_head={self.n_head} "
                 f"gives heads {self.head_dim} wide; choose sizes that make them even"
             )
+        if self.ffn_dim == self._default_ffn_dim:
+            object.__setattr__(self, "ffn_dim", 0)  # one spelling of one network
 
     @property
     def head_dim(self) -> int:
         return self.n_embd // self.n_head
 
     @property
+    def ffn_width(self) -> int:
+        """Width of the feed-forward network's hidden layer, F."""
+        return self.ffn_dim or self._default_ffn_dim
+
+    @property
+    def _default_ffn_dim(self) -> int:
+        """4 C; for the three matrices of swiglu 8/3 C, rounded up to a multiple of 8."""
+        return -(-self.n_embd // 3) * 8 if self.ffn == "swiglu" else 4 * self.n_embd
+
+    @property
+    def mlp(self) -> str:
+        """Old name of `ffn`."""
+        return self.ffn
+
+    @property
     def mlp_dim(self) -> int:
-        """Width of the MLP's hidden layer: 4 C, or 8/3 C in three matrices, a multiple of 8."""
-        return 4 * self.n_embd if self.mlp == "relu2" else -(-self.n_embd // 3) * 8
+        """Old name of `ffn_width`."""
+        return self.ffn_width
+
+    @property
+    def mixer_of(self) -> tuple[str, ...]:
+        """The mixer of each layer, (n_layer,)."""
+        return tuple(self.mixers[i % len(self.mixers)] for i in range(self.n_layer))
 
     def shape(self) -> dict[str, int]:
         """The settings of SHAPE_KEYS."""
@@ -61,55 +86,12 @@ class ModelConfig(Table):
 
     def architecture(self) -> dict[str, Any]:
         """Every setting that decides what the network computes from its weights."""
-        return self.shape() | {k: getattr(self, k) for k in EXTENSION_KEYS}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dropout"}
 
     def extensions(self) -> list[str]:
         """What this network has that randyGPT's has not, as settings."""
         plain = ModelConfig(**self.shape()).architecture()
         return [f"model.{k}={toml_value(v)}" for k, v in self.architecture().items() if v != plain[k]]
-
-    def weight_shapes(self, vocab_size: int) -> dict[str, tuple[int, ...]]:
-        """The name and shape of every weight, sorted by name."""
-        C, F = self.n_embd, self.mlp_dim
-        block = {f"attn.{w}.weight": (C, C) for w in ("wq", "wk", "wv", "wo")}
-        block |= {"mlp.fc1.weight": (F, C), "mlp.fc2.weight": (C, F)}
-        block |= {"mlp.fc_gate.weight": (F, C)} if self.mlp == "swiglu" else {}
-        block |= {"attn_norm.weight": (C,), "mlp_norm.weight": (C,)} if self.norm_weights else {}
-        shapes = {f"layers.{i}.{name}": shape for i in range(self.n_layer) for name, shape in block.items()}
-        shapes |= {"wte.weight": (vocab_size, C)}
-        shapes |= {} if self.tied_head else {"lm_head.weight": (vocab_size, C)}
-        shapes |= {"wpe.weight": (self.block_size, C)} if self.positions == "learned" else {}
-        shapes |= {"final_norm.weight": (C,)} if self.final_norm and self.norm_weights else {}
-        return dict(sorted(shapes.items()))
-
-    def num_params(self, vocab_size: int) -> int:
-        return sum(map(math.prod, self.weight_shapes(vocab_size).values()))
-
-    def step_bytes(self, vocab_size: int, rows: int, by_blocks: bool, remat: bool) -> int:
-        """Roughly the peak memory of a float32 training step with `rows` sequences in flight.
-
-        The factors fit measured peaks of model-xs to model-l within a quarter.
-        """
-        T, C, state = self.block_size, self.n_embd, 5 * self.num_params(vocab_size)  # weights, moments, gradients, new
-        block = 18 * T * C + (1.1 if by_blocks else 2.5) * self.n_head * T * T
-        activations = self.n_layer * T * C + 3 * block if remat else self.n_layer * block
-        return int(4 * (state + rows * (activations + 3 * T * vocab_size)))
-
-    def step_traffic(self, vocab_size: int, tokens: int) -> int:
-        """Roughly the bytes that a float32 step of `tokens` reads and writes, kernel by kernel.
-
-        10 passes over the weights (twice for products, gradient, moments, update), 144 over the residual stream's width
-        a layer (48 forward, twice that backward), 17 over the scores, of which blocks leave five eighths.
-        """
-        scores = 17 * 0.625 * self.n_head * self.block_size
-        activations = self.n_layer * (144 * self.n_embd + scores) + 6 * vocab_size
-        return int(4 * (10 * self.num_params(vocab_size) + tokens * activations))
-
-    def flops_per_token(self, vocab_size: int) -> float:
-        """Floating-point operations of one training step, per token: matmuls forward and backward."""
-        layers = {k: shape for k, shape in self.weight_shapes(vocab_size).items() if k.startswith("layers.")}
-        matmul_params = sum(map(math.prod, layers.values())) + vocab_size * self.n_embd
-        return 6 * matmul_params + 12 * self.n_layer * self.n_embd * self.block_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +104,7 @@ class TrainConfig(Table):
     minutes: float = setting(0.0, "time budget in minutes, fitted to the pace; 0 is none", low=0.0, high=1e6)
     shuffle: bool = setting(True, "read every window once an epoch; false draws with replacement")
     seed: int = setting(1337, "decides weights, batches and dropout", low=0, high=(1 << 63) - 1)
+    objective: str = setting("cross-entropy", "what is minimised")
     dtype: str = setting("float32", "compute type; weights stay float32", choices=("float32", "bfloat16", "float16"))
     eval_every: int = setting(100, "updates between evaluations", low=1, high=1 << 31)
     eval_windows: int = setting(0, "random windows per evaluation; 0 reads the whole split", low=0, high=1 << 20)
@@ -155,7 +138,7 @@ class OptimizerConfig(Table):
     min_learning_rate: float = setting(0.0, "the schedule's end", low=0.0, high=10.0)
     warmup_steps: int = setting(20, "updates of linear warm-up from a tenth of the peak", low=0, high=1 << 31)
     decay_start: float = setting(0.6, "share of the run after which cosine and wsd decay", low=0.0, high=1.0)
-    lr_cuts: int = setting(0, "times the peak is cut when patience runs out, before stopping", low=0, high=100)
+    max_lr_cuts: int = setting(0, "times the peak is cut when patience runs out, before stopping", low=0, high=100)
     lr_cut: float = setting(0.5, "factor of each such cut", low=0.0, high=1.0)
     beta1: float = setting(0.9, "decay of the first moment", low=0.0, high=0.999999)
     beta2: float = setting(0.99, "decay of the second moment", low=0.0, high=0.999999)
@@ -221,7 +204,7 @@ class Config:
     def from_dict(cls, tables: dict[str, dict[str, Any]]) -> Self:
         """Builds a config from plain tables; an unknown table or key is refused with the nearest name."""
         made = {}
-        for name, values in tables.items():
+        for name, values in current_names(tables).items():
             table = lookup(TABLES, name, "table")
             if not isinstance(values, dict):
                 raise UserError(f"{name}={values!r} is not a table; settings look like {name}.key = value")
@@ -241,7 +224,7 @@ class Config:
 
     def replace(self, overrides: dict[str, Any]) -> Self:
         """The same run with dotted keys changed, as {"train.iters": 500}."""
-        return self.from_dict(merge(self.to_dict(), nest(overrides)))
+        return self.from_dict(merge(self.to_dict(), current_names(nest(overrides))))
 
     def to_toml(self) -> str:
         lines = []
@@ -258,3 +241,17 @@ TABLES: dict[str, type[Table]] = {
     "data": DataConfig,
     "speed": SpeedConfig,
 }
+
+
+def current_names(tables: dict[str, Any]) -> dict[str, Any]:
+    """The tables with every setting under its current name. Raises UserError where one is given under both."""
+    renamed = dict(tables)
+    for old, new in RENAMED.items():
+        (table, old_name), new_name = old.split("."), new.partition(".")[2]
+        values = renamed.get(table)
+        if not isinstance(values, dict) or old_name not in values:
+            continue
+        if new_name in values:
+            raise UserError(f"{old} is the old name of {new}, and both are given; give {new} alone")
+        renamed[table] = {new_name if name == old_name else name: value for name, value in values.items()}
+    return renamed

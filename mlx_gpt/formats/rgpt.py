@@ -19,6 +19,8 @@ from mlx_gpt.config.presets import load_toml, names_of
 from mlx_gpt.config.schema import Config, ModelConfig
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
+from mlx_gpt.model.cost import num_params
+from mlx_gpt.model.gpt import shapes_of
 
 HEADER = struct.Struct("<8sIIIf")
 FORMATS = {"rgpt0001": b"RGPT0001", "rgpt0002": b"RGPT0002", "rgpt0003": b"RGPT0003"}
@@ -49,7 +51,7 @@ def read(path: Path, wanted: Shape | None = None) -> Checkpoint:
         model = _solve_shape(
             path, length, copies=1 if magic == b"RGPT0002" else 3, vocab_size=vocab_size, wanted=wanted or {}
         )
-        shapes = _shapes(model, vocab_size)
+        shapes = shapes_of(model, vocab_size)
         groups = [_read_tensors(f, shapes)]
         if magic == b"RGPT0003":
             groups += [_read_tensors(f, shapes), _read_tensors(f, shapes)]
@@ -60,7 +62,7 @@ def read(path: Path, wanted: Shape | None = None) -> Checkpoint:
     optimizer = {f"{part}.{k}": t for part, group in zip("mv", moments, strict=False) for k, t in group.items()}
     require_finite(path, weights | optimizer)
     header = Header(
-        config=Config(model=model), vocab_size=vocab_size, iteration=last_iter + 1, step=step, best_loss=best_loss
+        config=Config(model=model), vocab_size=vocab_size, step=last_iter + 1, num_updates=step, best_loss=best_loss
     )
     return Checkpoint(header=header, weights=weights, optimizer=optimizer)
 
@@ -76,18 +78,18 @@ def write(path: Path, checkpoint: Checkpoint, format: str) -> None:
         raise UserError(
             f"{format} holds AdamW's two moments of every weight and this checkpoint has not; write --format rgpt0002"
         )
-    if header.iteration < 1:
+    if header.step < 1:
         raise UserError(f"{format} counts finished iterations from 0 and this checkpoint has none; train it first")
-    if max(header.iteration - 1, header.step) > U32_MAX:
-        raise UserError(f"{format} counts iterations in 32 bits; {header.iteration} is too many")
-    shapes = _shapes(header.config.model, header.vocab_size)
+    if max(header.step - 1, header.num_updates) > U32_MAX:
+        raise UserError(f"{format} counts iterations in 32 bits; {header.step} is too many")
+    shapes = shapes_of(header.config.model, header.vocab_size)
     tensors = [checkpoint.weights[name] for name in shapes]
     m, v = ([checkpoint.optimizer.get(f"{part}.{name}") for name in shapes] for part in "mv")
     if format == "rgpt0003":
         tensors += m + v
     elif format == "rgpt0001":
         tensors += itertools.chain.from_iterable(zip(m, v, strict=True))
-    first = HEADER.pack(FORMATS[format], header.vocab_size, header.iteration - 1, header.step, header.best_loss)
+    first = HEADER.pack(FORMATS[format], header.vocab_size, header.step - 1, header.num_updates, header.best_loss)
     write_atomic(path, itertools.chain([first], (t.astype("<f4", copy=False).tobytes() for t in tensors)))
 
 
@@ -111,7 +113,7 @@ def _solve_shape(path: Path, length: int, *, copies: int, vocab_size: int, wante
     """The one shape, of those known or the one said in full, whose file is exactly this long."""
 
     def size_of(shape: Shape) -> int:
-        return HEADER.size + 4 * copies * ModelConfig(**{**shape, "n_head": 1}).num_params(vocab_size)
+        return HEADER.size + 4 * copies * num_params(ModelConfig(**{**shape, "n_head": 1}), vocab_size)
 
     said = {k: v for k, v in wanted.items() if k != "n_head"}
     if len(said) == 3:
@@ -159,15 +161,6 @@ def _what_fits(length: int, copies: int, vocab_size: int, said: Shape) -> str:
 
 def _named(shape: Shape) -> str:
     return " ".join(f"{k}={v}" for k, v in shape.items())
-
-
-def _shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in the file's order."""
-    shapes = model.weight_shapes(vocab_size)
-    block = ("attn.wq", "attn.wk", "attn.wv", "attn.wo", "mlp.fc1", "mlp.fc2")
-    order = ["wte.weight", "wpe.weight", "lm_head.weight"]
-    order += [f"layers.{i}.{name}.weight" for i in range(model.n_layer) for name in block]
-    return {name: shapes[name] for name in order}
 
 
 def _read_tensors(f: BinaryIO, shapes: dict[str, tuple[int, ...]]) -> Tensors:

@@ -13,63 +13,67 @@ from mlx_gpt.device.lanes import divide, lanes, one_at_a_time
 from mlx_gpt.device.mlx import for_few_rows, mx
 from mlx_gpt.errors import UserError
 from mlx_gpt.generation.sampling import Sampling, sample, to_draw
-from mlx_gpt.model.state import KVCache, State
+from mlx_gpt.model.state import StateTree
 
-MIN_PROMPT = 16  # tokens that a prompt is filled up to at least
+MIN_PROMPT = 16  # tokens that a prompt is padded to at least
 
 
 class Decoder:
     """Decodes sequences side by side. Compiled: once for the step of B rows, once for each size of prompt.
 
-    `choose(logits, draw)` makes of logits (B, V) what is given back, first of it or alone the next ids, (B,); `draw`
-    is what the caller hands on to it.
+    `choose(logits, draw)` maps logits (B, V) to what is returned, the next ids (B,) alone or as its first element;
+    `draw` is passed on from the caller.
     """
 
     def __init__(self, model, choose: Callable[[mx.array, Any], Any]):
-        self.config, self.block_size = model.config, model.config.block_size
+        self.block_size = model.config.block_size
+        self._model = model = model.packed()
         model.set_weights(for_few_rows(model.weights()))
 
-        def read(tokens: mx.array, length: mx.array, draw: Any) -> tuple[Any, list[State]]:
-            logits, states = [], []
+        def read(tokens: mx.array, length: mx.array, draw: Any) -> tuple[Any, list[StateTree]]:
+            logits, trees = [], []
             for first, end, lane in _parts(tokens):
                 with mx.stream(lane):
-                    cache = KVCache.make(model.config, end - first)
-                    logits.append(mx.take(model.forward(tokens[first:end], cache=cache), length - 1, axis=1))
-                    states.append((mx.broadcast_to(length, (end - first,)), cache.layers))
-            return choose(mx.concatenate(logits), draw), states
+                    state, valid = model.new_state(end - first), mx.broadcast_to(length, (end - first,))
+                    found, _ = model.forward(tokens[first:end], state=state, valid=valid)
+                    logits.append(mx.take(found, length - 1, axis=1))
+                    trees.append(state.tree)
+            return choose(mx.concatenate(logits), draw), trees
 
-        def step(ids: mx.array, draw: Any, states: list[State]) -> tuple[Any, list[State]]:
+        def step(ids: mx.array, draw: Any, trees: list[StateTree]) -> tuple[Any, list[StateTree]]:
             logits, after = [], []
-            for (first, end, lane), state in zip(_parts(ids), states, strict=True):
+            for (first, end, lane), tree in zip(_parts(ids), trees, strict=True):
                 with mx.stream(lane):
-                    cache = KVCache(state)
-                    logits.append(model.forward(ids[first:end, None], cache=cache)[:, 0])
-                    after.append(cache.state)
+                    state = model.state_of(tree)
+                    found, _ = model.forward(ids[first:end, None], state=state)
+                    logits.append(found[:, 0])
+                    after.append(state.tree)
             return choose(mx.concatenate(logits), draw), after
 
         self._read, self.step = mx.compile(read), mx.compile(step)
 
-    def read(self, tokens: np.ndarray, draw: Any) -> tuple[Any, list[State]]:
-        """What follows tokens (B, T), and the state to go on from.
+    def read(self, tokens: np.ndarray, draw: Any) -> tuple[Any, list[StateTree]]:
+        """What follows tokens (B, T), and the state to continue from.
 
-        Prompts are filled up behind to a power of two, so that few lengths are ever traced; what is behind a token
-        changes nothing for it, and is written over.
+        Prompts are padded at their end to a power of two, so that few lengths are ever traced. Padding changes nothing
+        for the tokens before it, and no layer remembers it.
         """
         length = tokens.shape[1]
-        filled = np.pad(tokens, ((0, 0), (0, self.filled(length) - length)))
-        found = self._read(mx.array(filled), mx.array(length), draw)
+        padded = np.pad(tokens, ((0, 0), (0, self.padded(length) - length)))
+        found = self._read(mx.array(padded), mx.array(length), draw)
         if len(tokens) == 1:
             with one_at_a_time():
                 mx.eval(found)
         return found
 
-    def filled(self, length: int) -> int:
-        """The size that a prompt of `length` tokens is filled up to."""
+    def padded(self, length: int) -> int:
+        """The length that a prompt of `length` tokens is padded to."""
         return min(max(1 << (length - 1).bit_length(), MIN_PROMPT), self.block_size)
 
-    def empty(self, rows: int) -> list[State]:
-        """The state of `rows` sequences before anything was read."""
-        return [KVCache.make(self.config, end - first).state for first, end, _ in _parts(mx.zeros((rows, 1)))]
+    def empty(self, rows: int) -> list[Any]:
+        """The layers' arrays of `rows` sequences before anything was read, for each lane's part of the rows."""
+        parts = _parts(mx.zeros((rows, 1)))
+        return [[layer.arrays for layer in self._model.new_state(end - first).layers] for first, end, _ in parts]
 
 
 def _parts(tokens: mx.array) -> list[tuple[int, int, mx.Stream]]:

@@ -11,6 +11,7 @@ import numpy as np
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.generation.decode import Decoder
 from mlx_gpt.generation.sampling import Draw, sample
+from mlx_gpt.model.state import num_rows, put_row
 
 MAX_ALTERNATIVES = 20  # the likeliest tokens told beside each drawn one
 
@@ -24,14 +25,14 @@ class Slots:
     def __init__(self, model, count: int):
         self.block_size, self._count = model.config.block_size, count
         self._decoder = Decoder(model, lambda logits, draw: _scored(logits, sample(logits, draw)))
-        self._score = mx.compile(lambda tokens, following: _scored(model.forward(tokens[None])[0], following))
+        self._score = mx.compile(lambda tokens, following: _scored(model.forward(tokens[None])[0][0], following))
         self.clear()
 
     def clear(self) -> None:
         """Forgets all sequences, whatever state a fault has left them in."""
         self._ids = mx.zeros(self._count, mx.int32)
-        self._layers = [layers for _, layers in self._decoder.empty(self._count)]  # of each lane's part of the rows
-        rows = [len(layers[0][0]) for layers in self._layers]
+        self._layers = self._decoder.empty(self._count)  # of each lane's part of the rows
+        rows = [num_rows(layers) for layers in self._layers]
         self._firsts = [sum(rows[:i]) for i in range(len(rows))]
         mx.eval(self._layers)
 
@@ -41,10 +42,7 @@ class Slots:
         part = max(i for i, first in enumerate(self._firsts) if first <= slot)
         at = mx.array(slot - self._firsts[part])
         # Nobody else holds the old arrays when this is computed, so it writes over them.
-        self._layers[part] = [
-            tuple(mx.slice_update(old, new, at, axes=(0,)) for old, new in zip(*pairs, strict=True))
-            for pairs in zip(self._layers[part], row, strict=True)
-        ]
+        self._layers[part] = put_row(self._layers[part], row, at)
         self._ids = mx.slice_update(self._ids, found[0], mx.array(slot), axes=(0,))
         return found
 
@@ -65,7 +63,7 @@ class Slots:
     def score(self, tokens: Sequence[int]) -> Scored:
         """What the model held of each of tokens (T,) but the first, (T - 1,)."""
         length = len(tokens) - 1
-        filled = np.pad(np.array(tokens, np.int32), (0, self._decoder.filled(length) - length))
+        filled = np.pad(np.array(tokens, np.int32), (0, self._decoder.padded(length) - length))
         return tuple(a[:length] for a in self._score(mx.array(filled[:-1]), mx.array(filled[1:])))
 
 

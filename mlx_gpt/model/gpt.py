@@ -1,4 +1,6 @@
-"""The randyGPT network: weightless RMSNorm, causal attention, squared ReLU, untied head, no final norm; and options.
+"""The network: token embedding, blocks, head. Its defaults are randyGPT's network.
+
+randyGPT has learned positions, weightless RMSNorm, causal attention, squared ReLU, an untied head and no final norm.
 
 Shapes: B batch, T time, C n_embd, V vocabulary.
 """
@@ -12,20 +14,21 @@ from mlx_gpt import rng
 from mlx_gpt.config.schema import ModelConfig, SpeedConfig
 from mlx_gpt.device.mlx import mx, nn
 from mlx_gpt.errors import UserError
-from mlx_gpt.model.ffn.dense import MLPS
-from mlx_gpt.model.mixers.attention import CausalSelfAttention
-from mlx_gpt.model.mixers.kernels import Attend, hide_future, make_attend, with_past
+from mlx_gpt.model.block import Block, Drop
+from mlx_gpt.model.ffn.protocol import Aux
+from mlx_gpt.model.linear import LINEARS
+from mlx_gpt.model.mixers import mixer_class
 from mlx_gpt.model.norm import Norm
-from mlx_gpt.model.state import KVCache
-
-Drop = Callable[[mx.array], mx.array]
+from mlx_gpt.model.positions import Positions
+from mlx_gpt.model.specs import Normal, Specs, Weight, prefixed
+from mlx_gpt.model.state import ModelState, StateTree
 
 
 @mx.custom_function
 def weights_first(x: mx.array, *weights: mx.array) -> tuple[mx.array, ...]:
-    """Its arguments. In the backward pass nothing goes on from x before the gradients of the weights are there.
+    """Returns its arguments. In the backward pass the gradients of the weights come before anything that needs x's.
 
-    MLX would leave those for the end, and keep every activation that they need until then.
+    MLX would leave those gradients for the end, and keep every activation that they need until then.
     """
     return x, *weights
 
@@ -36,49 +39,56 @@ def _(_primals, cotangents, _outputs):
     return mx.depends(dx, dweights), *dweights
 
 
-class Block(nn.Module):
-    """x + drop(attn(rms(x))), then x + drop(mlp(rms(x)))."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.attn_norm, self.mlp_norm = (Norm(config.n_embd, config.norm_weights) for _ in range(2))
-        self.attn = CausalSelfAttention(config)
-        self.mlp = MLPS[config.mlp](config)
-
-    def __call__(
-        self, x: mx.array, attend: Attend, position: int | mx.array, drop_attn: Drop, drop_mlp: Drop
-    ) -> mx.array:
-        x = x + drop_attn(self.attn(self.attn_norm(x), attend, position))
-        return x + drop_mlp(self.mlp(self.mlp_norm(x)))
-
-
 class GPT(nn.Module):
-    """A decoder-only transformer with learned positions.
+    """A decoder-only transformer.
 
-    Weights are named as in the public export: wte, wpe, lm_head, layers.{i}.attn.{wq,wk,wv,wo} and
-    layers.{i}.mlp.{fc1,fc2}. The config's extensions, all off by default, add mlp.fc_gate and the norms' weights, or
-    leave out wpe or lm_head. How it is computed may be chosen freely: `attend` is one of attention's ways, `remat`
-    makes gradients recompute each block from its input instead of keeping what is inside.
+    Weights are named as in randyGPT's public export: wte, wpe, lm_head, layers.{i}.attn.{wq,wk,wv,wo} and
+    layers.{i}.mlp.{fc1,fc2}. Settings beyond randyGPT's add weights or leave some out; `specs` says which.
+
+    Args:
+        config: The network.
+        vocab_size: V, the number of token ids.
+        seed: Decides the initial weights.
+        speed: How to compute. It changes no result.
+
+    Raises:
+        UserError: A setting names a part that does not exist.
+        ValueError: A module has a weight that its specs do not list, or lists one that it has not.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, seed: int = 0):
+    def __init__(self, config: ModelConfig, vocab_size: int, seed: int = 0, speed: SpeedConfig | None = None):
         super().__init__()
+        speed = speed or SpeedConfig()
         self.config = config
         self.vocab_size = vocab_size
-        self.attend, self.remat = make_attend(), False
+        self.remat = speed.remat
         self.wte = nn.Embedding(vocab_size, config.n_embd)
         if config.positions == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        self.layers = [Block(config) for _ in range(config.n_layer)]
+        self.layers = [Block(config, i, speed) for i in range(config.n_layer)]
         if config.final_norm:
             self.final_norm = Norm(config.n_embd, config.norm_weights)
         if not config.tied_head:
             self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
-        self.set_weights(initial_weights(config, vocab_size, seed))
+        weights = initial_weights(config, vocab_size, seed)
+        if odd := sorted(self.weights().keys() ^ weights.keys()):
+            raise ValueError(f"weights and specs of the network differ: {', '.join(odd)}")
+        self.set_weights(weights)
 
-    def compute_as(self, speed: SpeedConfig) -> None:
-        """Takes the ways to compute from the settings."""
-        self.attend, self.remat = make_attend(speed.attention, speed.query_blocks), speed.remat
+    @staticmethod
+    def specs(config: ModelConfig, vocab_size: int) -> Specs:
+        """Every weight by its dotted name, in the order of an RGPT file."""
+        C, found = config.n_embd, {}
+        found["wte.weight"] = Weight((vocab_size, C), Normal(0.02), "embedding")
+        if config.positions == "learned":
+            found["wpe.weight"] = Weight((config.block_size, C), Normal(0.01), "embedding")
+        if not config.tied_head:
+            found["lm_head.weight"] = Weight((vocab_size, C), Normal(0.02), "head")
+        for i in range(config.n_layer):
+            found |= prefixed(f"layers.{i}", Block.specs(config, i))
+        if config.final_norm:
+            found |= prefixed("final_norm", Norm.specs(C, config.norm_weights))
+        return found
 
     def __call__(self, tokens) -> mx.array:
         """Logits (B, T, V) of token ids (B, T). Raises UserError for ids or lengths out of range."""
@@ -93,34 +103,52 @@ class GPT(nn.Module):
         low, high = mx.min(tokens).item(), mx.max(tokens).item()
         if low < 0 or high >= self.vocab_size:
             raise UserError(f"tokens: ids from {low} to {high}, the vocabulary has 0 to {self.vocab_size - 1}")
-        return self.forward(tokens)
+        return self.forward(tokens)[0]
 
     def forward(
-        self, tokens: mx.array, *, cache: KVCache | None = None, dropout_key: mx.array | None = None, first_row: int = 0
-    ) -> mx.array:
-        """Logits (B, T, V). Nothing is checked: MLX reads garbage for an id or a position out of range.
+        self,
+        tokens: mx.array,
+        *,
+        state: ModelState | None = None,
+        valid: mx.array | None = None,
+        dropout_key: mx.array | None = None,
+        first_row: int = 0,
+    ) -> tuple[mx.array, Aux]:
+        """Logits (B, T, V) and the sums of the layers' aux. Nothing is checked: MLX reads garbage out of range.
 
-        Dropout acts where a key is given; `first_row` is this batch's place in a larger one.
+        Args:
+            tokens: Ids (B, T).
+            state: What was read before; it is moved on by these tokens. None where nothing was and nothing is kept.
+            valid: (B,), how many tokens of each row count; those after them are padding. None where all of them do.
+            dropout_key: Key of the dropout masks; None drops nothing.
+            first_row: Row of the whole batch that tokens[0] is. Dropout depends on it.
         """
-        T, S = tokens.shape[1], self.config.block_size
-        read_before = cache is not None and not cache.empty
-        hidden = hide_future(S, cache.places(T)) if read_before else None
-        position = cache.positions if read_before else 0
+        B, T = tokens.shape
+        positions = state.next(T) if state else Positions(0, T)
         x = self.wte(tokens)  # (B, T, C)
         if "wpe" in self:
-            x = x + (self.wpe(cache.places(T)) if read_before else self.wpe.weight[:T])
+            x = x + (self.wpe.weight[:T] if positions.at_start else self.wpe(positions.indices))
         drops = self._drops(dropout_key, first_row)
+        s, totals = self.layers[0].attn_residual.expand(x), {}
         for i, block in enumerate(self.layers):
-            attend = with_past(self.attend, cache, i, hidden) if cache else self.attend
-            run = partial(block, attend=attend, position=position, drop_attn=drops[2 * i], drop_mlp=drops[2 * i + 1])
-            x = run(x) if dropout_key is None else self._trained(block, run, x)
-        if cache:
-            cache.advance(T)
+            run = partial(
+                block,
+                state=state.layers[i] if state else None,
+                positions=positions,
+                valid=valid,
+                drop_attn=drops[2 * i],
+                drop_mlp=drops[2 * i + 1],
+            )
+            s, aux = run(s) if dropout_key is None else self._trained(block, run, s)
+            totals = {name: totals[name] + value if name in totals else value for name, value in aux.items()}
+        if state:
+            state.advance(B, T, valid)
+        x = self.layers[-1].mlp_residual.collapse(s)
         if "final_norm" in self:
             x = self.final_norm(x)
-        return self.lm_head(x) if "lm_head" in self else self.wte.as_linear(x)
+        return self.lm_head(x) if "lm_head" in self else self.wte.as_linear(x), totals
 
-    def apply(self, weights: dict[str, mx.array], tokens: mx.array, **options) -> mx.array:
+    def apply(self, weights: dict[str, mx.array], tokens: mx.array, **options) -> tuple[mx.array, Aux]:
         """forward() as a pure function of the weights; the model keeps its own."""
         own = self.weights()
         self.set_weights(weights)
@@ -136,15 +164,39 @@ class GPT(nn.Module):
     def set_weights(self, weights: dict[str, mx.array]) -> None:
         self.update(tree_unflatten(list(weights.items())))
 
-    def _trained(self, block: Block, run: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
-        """run(x), with the block's gradients in an order that frees memory early, recomputed if the model says so."""
+    def new_state(self, rows: int, dtype: mx.Dtype = mx.float32) -> ModelState:
+        """The state of `rows` rows before anything was read. Its arrays take no memory until they are evaluated."""
+        states = [mixer_class(name).State.zeros(self.config, rows, dtype) for name in self.config.mixer_of]
+        return ModelState(states)
+
+    def state_of(self, tree: StateTree) -> ModelState:
+        """The state that `ModelState.tree` gave."""
+        positions, arrays = tree
+        states = [mixer_class(name).State(a) for name, a in zip(self.config.mixer_of, arrays, strict=True)]
+        return ModelState(states, positions)
+
+    def packed(self) -> "GPT":
+        """The model with its linear layers in the form used for inference; itself where that is the trained form."""
+        linears = {
+            name: module.pack() for name, module in self.named_modules() if isinstance(module, tuple(LINEARS.values()))
+        }
+        own = dict(self.named_modules())
+        if all(own[name] is module for name, module in linears.items()):
+            return self
+        model = GPT(self.config, self.vocab_size)
+        model.set_weights(self.weights())
+        model.update_modules(tree_unflatten(list(linears.items())))
+        return model
+
+    def _trained(self, block: Block, run: Callable[[mx.array], tuple[mx.array, Aux]], s: mx.array):
+        """run(s), with the block's gradients in an order that frees memory early, recomputed if the model says so."""
         names, weights = zip(*tree_flatten(block.parameters()), strict=True)
 
-        def with_weights(x, *weights):
+        def with_weights(s, *weights):
             block.update(tree_unflatten(list(zip(names, weights, strict=True))))
-            return run(x)
+            return run(s)
 
-        return (mx.checkpoint(with_weights) if self.remat else with_weights)(*weights_first(x, *weights))
+        return (mx.checkpoint(with_weights) if self.remat else with_weights)(*weights_first(s, *weights))
 
     def _drops(self, key: mx.array | None, first_row: int) -> list[Drop]:
         """Two functions a block, each of which drops by a mask of its own."""
@@ -155,17 +207,16 @@ class GPT(nn.Module):
 
 
 def initial_weights(config: ModelConfig, vocab_size: int, seed: int) -> dict[str, mx.array]:
-    """Normal weights: 0.02, positions 0.01, the two matrices that write to the residual 0.02 / sqrt(2 * n_layer).
+    """The initial value of every weight, sorted by name. The key of a weight is its place in this order."""
+    specs = sorted(GPT.specs(config, vocab_size).items())
+    return {name: w.init(w.shape, rng.key(seed, rng.INIT, i)) for i, (name, w) in enumerate(specs)}
 
-    Weights of norms are ones.
-    """
-    residual_std = 0.02 / (2 * config.n_layer) ** 0.5
-    stds = {"wpe": 0.01, "wo": residual_std, "fc2": residual_std}
 
-    def draw(i: int, name: str, shape: tuple[int, ...]) -> mx.array:
-        if len(shape) == 1:  # a norm's
-            return mx.ones(shape)
-        return mx.random.normal(shape, key=rng.key(seed, rng.INIT, i)) * stds.get(name.split(".")[-2], 0.02)
+def roles_of(config: ModelConfig, vocab_size: int) -> dict[str, str]:
+    """The role of every weight by its name."""
+    return {name: weight.role for name, weight in GPT.specs(config, vocab_size).items()}
 
-    shapes = config.weight_shapes(vocab_size)
-    return {name: draw(i, name, shape) for i, (name, shape) in enumerate(shapes.items())}
+
+def shapes_of(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight by its name, in the order of an RGPT file."""
+    return {name: weight.shape for name, weight in GPT.specs(config, vocab_size).items()}

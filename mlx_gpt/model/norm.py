@@ -1,6 +1,7 @@
 """RMSNorm (arXiv:1910.07467), without weights or with one a channel."""
 
 from mlx_gpt.device.mlx import mx, nn
+from mlx_gpt.model.specs import Constant, Specs, Weight
 
 RMS_EPS = 1e-5
 
@@ -17,6 +18,10 @@ class Norm(nn.Module):
         super().__init__()
         if learned:
             self.weight = mx.ones(width)
+
+    @staticmethod
+    def specs(width: int, learned: bool) -> Specs:
+        return {"weight": Weight((width,), Constant(1.0), "gain")} if learned else {}
 
     def __call__(self, x: mx.array) -> mx.array:
         return rms_norm(x, self.get("weight"))

@@ -1,12 +1,11 @@
-"""AdamW, Muon and Lion as pure functions of explicit state, routed by the weight's path; the average of the weights.
+"""AdamW, Muon and Lion as pure functions of explicit state, chosen by each weight's role; the average of the weights.
 
-An optimizer's state is {"step": () int32} and its parts, each a dictionary of arrays shaped as their weights: "m" and
-"v", the moments, and "ema", the average.
+An optimizer's state is {"num_updates": () int32} and its parts, each a dictionary of arrays shaped as their weights:
+"m" and "v", the moments, and "ema", the average.
 """
 
 import math
-import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, ClassVar
@@ -14,10 +13,11 @@ from typing import Any, ClassVar
 from mlx_gpt.config.schema import OptimizerConfig
 from mlx_gpt.device.lanes import lanes
 from mlx_gpt.device.mlx import mx
+from mlx_gpt.optim.schedules import learning_rate
 
 Weights = dict[str, mx.array]
 State = dict[str, Any]
-EMA = "ema"
+COUNT, EMA = "num_updates", "ema"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,12 @@ class AdamW:
     """Decoupled weight decay (arXiv:1711.05101, algorithm 2) and bias correction."""
 
     config: OptimizerConfig
+    decay: float
     parts: ClassVar = ("m", "v")
 
     def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array) -> tuple[Weights, State]:
-        beta1, beta2, eps, decay = self.config.beta1, self.config.beta2, self.config.eps, self.config.weight_decay
-        m_bias, v_bias = _bias_correction((beta1, beta2), state["step"])
+        beta1, beta2, eps, decay = self.config.beta1, self.config.beta2, self.config.eps, self.decay
+        m_bias, v_bias = _bias_correction((beta1, beta2), state[COUNT])
         new_weights, new_m, new_v = {}, {}, {}
         for name, w in weights.items():
             g = grads[name]
@@ -45,20 +46,21 @@ class AdamW:
 class Muon:
     """Nesterov momentum, made orthogonal (https://kellerjordan.github.io/posts/muon/); decoupled weight decay.
 
-    For matrices. The update of one (rows, columns) is scaled by sqrt(max(1, rows / columns)).
+    For matrices and stacks of them. The update of (..., rows, columns) is scaled by sqrt(max(1, rows / columns)).
     """
 
     config: OptimizerConfig
+    decay: float
     parts: ClassVar = ("m",)
 
     def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array) -> tuple[Weights, State]:
-        momentum, decay = self.config.momentum, self.config.weight_decay
+        momentum, decay = self.config.momentum, self.decay
         lr = lr * (self.config.muon_learning_rate / self.config.learning_rate)
         m = {name: momentum * state["m"][name] + (1 - momentum) * grads[name] for name in weights}
         directions = orthogonal({name: momentum * m[name] + (1 - momentum) * grads[name] for name in weights})
         new_weights = {}
         for name, w in weights.items():
-            rows, columns = w.shape
+            rows, columns = w.shape[-2:]
             new_weights[name] = w * (1 - lr * decay) - lr * math.sqrt(max(1, rows / columns)) * directions[name]
         return new_weights, {"m": m}
 
@@ -68,10 +70,11 @@ class Lion:
     """The sign of an interpolated momentum (arXiv:2302.06675, algorithm 2), decoupled weight decay."""
 
     config: OptimizerConfig
+    decay: float
     parts: ClassVar = ("m",)
 
     def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array) -> tuple[Weights, State]:
-        beta1, beta2, decay = self.config.beta1, self.config.beta2, self.config.weight_decay
+        beta1, beta2, decay = self.config.beta1, self.config.beta2, self.decay
         new_weights, new_m = {}, {}
         for name, w in weights.items():
             m, g = state["m"][name], grads[name]
@@ -80,57 +83,87 @@ class Lion:
         return new_weights, {"m": new_m}
 
 
-# For each optimizer, which rule takes which weights: the first pattern that a weight's path begins with.
-MATRICES_OF_BLOCKS = r"layers\.\d+\.(attn\.w|mlp\.fc)"
-ROUTES = {
-    "adamw": ((r"", AdamW),),
-    "muon": ((MATRICES_OF_BLOCKS, Muon), (r"", AdamW)),
-    "lion": ((r"", Lion),),
+# The update rule of each role. A role that stands in no row of an optimizer can't be trained by it.
+RULES = {
+    "adamw": dict.fromkeys(("matrix", "matrices", "embedding", "head", "gain", "scalar"), AdamW),
+    "muon": {"matrix": Muon, "matrices": Muon} | dict.fromkeys(("embedding", "head", "gain", "scalar"), AdamW),
+    "lion": dict.fromkeys(("matrix", "matrices", "embedding", "head", "gain", "scalar"), Lion),
 }
+# Roles without weight decay: it would pull gates and mixing logits to a half. randyGPT decays all of its weights.
+NOT_DECAYED = {"scalar"}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Weights that one rule updates with one decay."""
+
+    rule: Any
+    names: list[str]
 
 
 class Optimizer:
-    """The rules of `config.name`, each on its own weights, and the average of all weights."""
+    """The rules of `config.name`, each on its own weights, and the average of all weights.
 
-    def __init__(self, config: OptimizerConfig):
+    Args:
+        config: The settings of [optimizer].
+        roles: The role of every weight by its name, as `Weight.role` gives it.
+    """
+
+    def __init__(self, config: OptimizerConfig, roles: Mapping[str, str]):
         self.config = config
+        found: dict[Any, list[str]] = {}
+        for name, role in sorted(roles.items()):
+            rule = RULES[config.name][role](config, 0.0 if role in NOT_DECAYED else config.weight_decay)
+            found.setdefault(rule, []).append(name)
+        self.groups = [Group(rule, names) for rule, names in found.items()]
 
     def init(self, weights: Weights) -> State:
-        state: State = {"step": mx.array(0, dtype=mx.int32)}
-        for rule, names in self._routed(weights):
-            for part in rule.parts:
-                state.setdefault(part, {}).update({name: mx.zeros_like(weights[name]) for name in names})
+        """The state before the first update."""
+        state: State = {COUNT: mx.array(0, dtype=mx.int32)}
+        for group in self.groups:
+            for part in group.rule.parts:
+                state.setdefault(part, {}).update({name: mx.zeros_like(weights[name]) for name in group.names})
         if self.config.ema_decay:
             state[EMA] = dict(weights)
         return state
 
-    def moments(self, weights: Iterable[str]) -> set[str]:
-        """The names of the tensors without which a run can't be gone on with, as "m.wte.weight"."""
-        return {f"{part}.{name}" for rule, names in self._routed(weights) for part in rule.parts for name in names}
+    def restore(self, weights: Weights, tensors: Mapping[str, Any], num_updates: int) -> State:
+        """The state of a checkpoint. What its tensors, named as "m.wte.weight", lack starts afresh.
+
+        Its arrays are in the order of init(), since a compiled function takes a state by its order.
+        """
+        state = self.init(weights)
+        for part in state.keys() - {COUNT}:
+            state[part] = {name: mx.array(tensors.get(f"{part}.{name}", a)) for name, a in state[part].items()}
+        return state | {COUNT: mx.array(num_updates, dtype=mx.int32)}
+
+    def required_tensors(self) -> set[str]:
+        """Names of the optimizer tensors required to resume, as "m.wte.weight"."""
+        return {f"{part}.{name}" for group in self.groups for part in group.rule.parts for name in group.names}
+
+    def learning_rate(self, step: int, num_steps: int, num_cuts: int) -> float:
+        """The rate of update `step` (0-based) of `num_steps`, its peak cut `num_cuts` times."""
+        return learning_rate(self.config, step, num_steps, num_cuts)
+
+    def average(self, state: State) -> Weights | None:
+        """The average of the weights, where the settings ask for one."""
+        return state.get(EMA)
 
     def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array) -> tuple[Weights, State]:
-        """The weights after one step at rate `lr`, () float32, and the new state."""
-        new: State = {part: dict(arrays) if part != "step" else arrays + 1 for part, arrays in state.items()}
+        """The weights after one update at rate `lr`, () float32, and the new state."""
+        new: State = {part: dict(arrays) if part != COUNT else arrays + 1 for part, arrays in state.items()}
         new_weights = dict(weights)
-        for rule, names in self._routed(weights):
-            changed, parts = rule.update(
-                {name: weights[name] for name in names}, grads, state | {"step": new["step"]}, lr
+        for group in self.groups:
+            changed, parts = group.rule.update(
+                {name: weights[name] for name in group.names}, grads, state | {COUNT: new[COUNT]}, lr
             )
             new_weights |= changed
             for part, arrays in parts.items():
                 new[part] |= arrays
         if self.config.ema_decay:
-            share = 1 - _average_decay(self.config.ema_decay, new["step"])
+            share = 1 - _average_decay(self.config.ema_decay, new[COUNT])
             new[EMA] = {name: a + share * (new_weights[name] - a) for name, a in state[EMA].items()}
         return new_weights, new
-
-    def _routed(self, weights: Iterable[str]) -> list[tuple[Any, list[str]]]:
-        """Each rule with the names of its weights."""
-        routes, names = ROUTES[self.config.name], {}
-        for name in weights:
-            rule = next(rule for pattern, rule in routes if re.match(pattern, name))
-            names.setdefault(rule, []).append(name)
-        return [(rule(self.config), own) for rule, own in names.items()]
 
 
 def orthogonal(matrices: Weights) -> Weights:
@@ -138,7 +171,7 @@ def orthogonal(matrices: Weights) -> Weights:
 
     Five steps of the quintic Newton-Schulz iteration in float32, matrices of one shape together, spread over the lanes.
     """
-    wide = {name: a if a.shape[0] <= a.shape[1] else a.T for name, a in matrices.items()}
+    wide = {name: a if a.shape[-2] <= a.shape[-1] else a.swapaxes(-1, -2) for name, a in matrices.items()}
     result, streams = {}, lanes()
     by_shape = sorted(wide, key=lambda name: wide[name].shape)
     for _, group in groupby(by_shape, key=lambda name: wide[name].shape):
@@ -147,7 +180,9 @@ def orthogonal(matrices: Weights) -> Weights:
             with mx.stream(lane):
                 part = names[i :: len(streams)]
                 made = _newton_schulz(mx.stack([wide[name] for name in part]))
-                result |= {n: x if wide[n] is matrices[n] else x.T for n, x in zip(part, made, strict=True)}
+                result |= {
+                    n: x if wide[n] is matrices[n] else x.swapaxes(-1, -2) for n, x in zip(part, made, strict=True)
+                }
     return {name: result[name] for name in matrices}
 
 

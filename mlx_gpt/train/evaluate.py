@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_gpt.data.windows import Windows
+from mlx_gpt import rng
+from mlx_gpt.config.schema import TrainConfig
+from mlx_gpt.data.windows import Windows, batches
 from mlx_gpt.device.lanes import divide, lanes
 from mlx_gpt.device.mlx import cast, mx
 from mlx_gpt.train.objective import cross_entropy
@@ -33,7 +35,8 @@ class Evaluator:
 
         def part_sums(weights, *read):
             batch = windows.gather(*read)
-            losses = cross_entropy(model.apply(weights, batch.inputs), batch.targets) * batch.mask
+            logits, _ = model.apply(weights, batch.inputs)
+            losses = cross_entropy(logits, batch.targets) * batch.mask
             num_bytes = lengths[batch.targets] * batch.mask
             return mx.stack([losses.sum(), batch.mask.sum(), num_bytes.sum()])
 
@@ -70,3 +73,26 @@ class Evaluator:
 
 def _exp(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
+
+
+class Validation:
+    """The evaluations of a run: the whole split, or windows drawn anew for each evaluation."""
+
+    def __init__(self, evaluator: Evaluator, windows: Windows, train: TrainConfig):
+        self._evaluate, self._windows, self._train = evaluator, windows, train
+        self._sweep = windows.sweep(train.batch_size)
+        self.num_tokens = windows.num_tokens
+        self.num_windows = train.eval_windows or len(self._sweep) * train.batch_size
+
+    def __call__(
+        self, weights: dict[str, mx.array], step: int, stopped: Callable[[], bool] = lambda: False
+    ) -> Evaluation | None:
+        """The evaluation of `weights` at `step`; None if `stopped` turned true on the way."""
+        return self._evaluate(weights, self._batches(step), stopped)
+
+    def _batches(self, step: int) -> list[np.ndarray]:
+        train = self._train
+        if not train.eval_windows:
+            return self._sweep
+        windows = self._windows.draw(train.seed, rng.EVALUATION, step, train.eval_windows)
+        return batches(windows, train.batch_size)

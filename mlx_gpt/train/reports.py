@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -11,11 +11,15 @@ class Plan:
 
     iters: int
     step_seconds: float | None = None
+    step: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
-    """One update. `step` counts finished updates, `loss` is in nats per token, `seconds` is this update's own time."""
+    """One update. `step` counts finished updates, `loss` is in nats per token, `seconds` is this update's own time.
+
+    `metrics` are what the objective reports beside the loss.
+    """
 
     step: int
     loss: float
@@ -25,6 +29,7 @@ class StepReport:
     seconds: float
     elapsed: float
     skipped: int
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +51,12 @@ class EvalReport:
     best_loss: float
     best_step: int
     bad_evals: int
-    lr_cuts: int
+    num_lr_cuts: int
+
+    @property
+    def lr_cuts(self) -> int:
+        """Old name of `num_lr_cuts`."""
+        return self.num_lr_cuts
 
     @property
     def averaged(self) -> bool:
@@ -95,7 +105,18 @@ class StopReport:
 Report = Plan | StepReport | EvalReport | SampleDue | SaveReport | StopReport
 
 
+def kind(report: Report) -> str:
+    """The report's name in metrics.jsonl and in --json: plan, step, eval, sampledue, save or stop."""
+    return type(report).__name__.removesuffix("Report").lower()
+
+
 def to_dict(report: Report) -> dict:
-    """The report's fields, as JSON can hold them: a number that is not finite is None."""
+    """The report's fields, as JSON can hold them: a number that is not finite is None.
+
+    An objective's metrics stand beside the others; `lr_cuts` is the old name of `num_lr_cuts`.
+    """
     fields = dataclasses.asdict(report)
+    fields |= fields.pop("metrics", {})
+    if isinstance(report, EvalReport):
+        fields["lr_cuts"] = report.lr_cuts
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}

@@ -1,7 +1,8 @@
 """The training step: one compiled function of explicit state.
 
-Gathers windows on the device, runs forward and backward, clips, and updates, or leaves everything as it was where the
-loss or the gradient is not finite. Traced once: whatever changes from step to step enters as an array.
+Gathers a batch on the device, runs forward and backward, sums over the group, clips, and updates, or leaves everything
+as it was where the loss or the gradient is not finite. Traced once: whatever changes from step to step enters as an
+array.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,11 +12,11 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_gpt import rng
 from mlx_gpt.config.schema import Config
-from mlx_gpt.data.windows import Batch
 from mlx_gpt.device.lanes import divide, lanes
 from mlx_gpt.device.mlx import cast, mx
-from mlx_gpt.optim.clip import global_norm
-from mlx_gpt.train.objective import cross_entropy
+from mlx_gpt.optim.clip import CLIPS, global_norm
+from mlx_gpt.train.objective import Objective, Scalars
+from mlx_gpt.train.parallel import Group
 
 # float16 gradients of a mean over thousands of tokens would underflow; the other types have float32's range.
 LOSS_SCALE = {"float32": 1.0, "bfloat16": 1.0, "float16": 1024.0}
@@ -24,39 +25,47 @@ State = dict[str, Any]
 
 
 class StepOutput(NamedTuple):
-    """Device scalars: mean loss (nats per token), gradient norm before the clip, and whether the update was made."""
+    """Device scalars: mean loss, gradient norm before the clip, whether the update was made, the objective's means."""
 
     loss: mx.array
     grad_norm: mx.array
     finite: mx.array
+    metrics: Scalars
 
 
 def initial_state(weights: dict[str, mx.array], optimizer) -> State:
     return {"weights": weights, "optimizer": optimizer.init(weights)}
 
 
-def make_loss(model, config: Config):
-    """loss(weights, part, total, dropout_key, first_row): what a part adds to the mean over `total` tokens, scaled."""
+def make_loss(model, objective: Objective, config: Config):
+    """loss(weights, part, count, dropout_key, first_row) -> (loss, metrics).
+
+    The loss is what a part adds to the mean over the whole `count`, scaled; metrics are what it adds to their sums.
+    """
     dtype = config.train.dtype
 
-    def loss(weights, batch: Batch, total: mx.array, dropout_key: mx.array, first_row: int):
-        logits = model.apply(cast(weights, dtype), batch.inputs, dropout_key=dropout_key, first_row=first_row)
-        return (cross_entropy(logits, batch.targets) * batch.mask).sum() / total * LOSS_SCALE[dtype]
+    def loss(weights, part: NamedTuple, count: mx.array, dropout_key: mx.array, first_row: int):
+        logits, aux = model.apply(cast(weights, dtype), part.inputs, dropout_key=dropout_key, first_row=first_row)
+        total, metrics = objective(logits, aux, part)
+        return total / count * LOSS_SCALE[dtype], metrics
 
     return loss
 
 
-def make_gradients(model, config: Config):
-    """gradients(weights, batch, dropout_key) -> (loss, gradients), of the whole batch."""
-    loss, scale = make_loss(model, config), LOSS_SCALE[config.train.dtype]
+def make_gradients(model, objective: Objective, group: Group, config: Config):
+    """gradients(weights, batch, dropout_key) -> (loss, metrics, gradients), of the whole batch of all ranks."""
+    loss, scale = make_loss(model, objective, config), LOSS_SCALE[config.train.dtype]
 
-    def gradients(weights, batch: Batch, dropout_key: mx.array):
-        total = batch.mask.sum()
+    def gradients(weights, batch: NamedTuple, dropout_key: mx.array):
+        count = group.sum(objective.count(batch))
 
-        def of_part(part, first_row):
-            return mx.value_and_grad(loss)(weights, Batch(*part), total, dropout_key, first_row)
+        def of_part(arrays, first_row):
+            part = type(batch)(*arrays)
+            return mx.value_and_grad(loss)(weights, part, count, dropout_key, first_row)
 
-        return tree_map(lambda x: x / scale, over_lanes(of_part, batch, config))
+        (value, metrics), grads = group.sum(over_lanes(of_part, batch, config))
+        value, grads = tree_map(lambda x: x / scale, (value, grads))
+        return value, {name: total / count for name, total in metrics.items()}, grads
 
     return gradients
 
@@ -75,23 +84,24 @@ def over_lanes(run: Callable, arrays: Sequence[mx.array], config: Config):
     return tree_map(lambda *xs: sum(xs), *sums.values())
 
 
-def make_step(model, optimizer, gather: Callable[..., Batch], clip, config: Config):
-    """Compiles step(state, lr, index, *spans) -> (state, StepOutput); `index` (uint32) decides the dropout.
+def make_step(model, optimizer, objective: Objective, gather: Callable[..., NamedTuple], group: Group, config: Config):
+    """Compiles step(state, lr, index, *arrays) -> (state, StepOutput); `index` (uint32) decides the dropout.
 
-    `gather(*spans)` gives the batch, `clip(grads, bound, norm)` the bounded gradients.
+    `gather(*arrays)` is the batch.
     """
     train, bound = config.train, config.optimizer.max_grad_norm
-    gradients = make_gradients(model, config)
+    clip = CLIPS[config.optimizer.clip_mode]
+    gradients = make_gradients(model, objective, group, config)
 
     @mx.compile
-    def step(state: State, lr: mx.array, index: mx.array, *spans: mx.array) -> tuple[State, StepOutput]:
-        batch = gather(*spans)
-        loss, grads = gradients(state["weights"], batch, rng.key(train.seed, rng.DROPOUT, index))
+    def step(state: State, lr: mx.array, index: mx.array, *arrays: mx.array) -> tuple[State, StepOutput]:
+        batch = gather(*arrays)
+        loss, metrics, grads = gradients(state["weights"], batch, rng.key(train.seed, rng.DROPOUT, index))
         norm = global_norm(grads)
         finite = mx.isfinite(loss) & mx.isfinite(norm)
         grads = clip(grads, bound, norm)
         weights, opt_state = optimizer.update(state["weights"], grads, state["optimizer"], lr)
         new = {"weights": weights, "optimizer": opt_state}
-        return tree_map(lambda a, b: mx.where(finite, a, b), new, state), StepOutput(loss, norm, finite)
+        return tree_map(lambda a, b: mx.where(finite, a, b), new, state), StepOutput(loss, norm, finite, metrics)
 
     return step

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlx_gpt.config.schema import current_names
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.watch.metrics import read_metrics
 
@@ -60,7 +61,8 @@ def read_record(path: Path) -> Record:
     if not evaluations:
         raise UserError(f"{folder}: not evaluated yet, there is nothing to compare; train it further")
     try:
-        tables = tomllib.loads((folder / "run.toml").read_text("utf-8")) if (folder / "run.toml").exists() else {}
+        text = (folder / "run.toml").read_text("utf-8") if (folder / "run.toml").exists() else ""
+        tables = current_names(tomllib.loads(text))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadFile(f"{folder / 'run.toml'}: not a readable TOML file: {error}") from None
     return Record(

@@ -129,7 +129,8 @@ class RunConsole:
         ]
         if last and self._patience:
             parts.append(
-                f"patience {last.bad_evals}/{self._patience}" + (f" cuts {last.lr_cuts}" if last.lr_cuts else "")
+                f"patience {last.bad_evals}/{self._patience}"
+                + (f" cuts {last.num_lr_cuts}" if last.num_lr_cuts else "")
             )
         return " | ".join(parts)
 

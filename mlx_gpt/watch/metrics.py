@@ -1,11 +1,15 @@
-"""metrics.jsonl: one JSON object a line for each update and each evaluation of a run."""
+"""metrics.jsonl: one JSON object a line for each report of a run.
+
+`report` is its kind. Losses of an evaluation are called val_loss, val_ppl and val_bits_per_byte. Files of mlxgpt 0.1
+have lines for updates and evaluations alone, without `report`.
+"""
 
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from mlx_gpt.train.reports import EvalReport, Report, StepReport, to_dict
+from mlx_gpt.train.reports import EvalReport, Report, kind, to_dict
 
 
 class MetricsFile:
@@ -21,11 +25,9 @@ class MetricsFile:
         self._file = open(path, "a", encoding="utf-8", buffering=1)
 
     def add(self, report: Report) -> None:
-        """Writes the report's line, if it has one. A full disk ends the file, not the run."""
-        line = _line(report)
+        """Writes the report's line. A full disk ends the file, not the run."""
         try:
-            if line:
-                self._file.write(_text(line))
+            self._file.write(_text(_line(report)))
         except OSError as error:
             self._file = open(os.devnull, "w")
             self._warn(f"metrics.jsonl ends here: {error.strerror}")
@@ -54,9 +56,8 @@ def _text(line: dict) -> str:
     return json.dumps(line, allow_nan=False) + "\n"
 
 
-def _line(report: Report) -> dict | None:
-    if isinstance(report, StepReport):
-        return to_dict(report)
+def _line(report: Report) -> dict:
+    fields = to_dict(report)
     if isinstance(report, EvalReport):
-        return {"val_" + k if k in ("loss", "ppl", "bits_per_byte") else k: v for k, v in to_dict(report).items()}
-    return None
+        fields = {"val_" + k if k in ("loss", "ppl", "bits_per_byte") else k: v for k, v in fields.items()}
+    return {"report": kind(report)} | fields

@@ -1,6 +1,7 @@
 """The model card: what the model is, what it learned from, how well, and how it is loaded."""
 
 from mlx_gpt.checkpoint.store import Header
+from mlx_gpt.model.cost import num_params
 
 LOADING = {
     "huggingface": """```python
@@ -32,7 +33,7 @@ def card(
         "",
         f"# {name}",
         "",
-        f"A GPT of {model.num_params(header.vocab_size):,} parameters, trained from scratch with mlxgpt: "
+        f"A GPT of {num_params(model, header.vocab_size):,} parameters, trained from scratch with mlxgpt: "
         f"{model.n_layer} layers of {model.n_head} heads, {model.n_embd} wide, {model.block_size} tokens of context, a "
         f"vocabulary of {header.vocab_size:,} ({header.tokenizer['kind']}).",
         "",
@@ -44,9 +45,9 @@ def card(
         "## Training",
         "",
         f"- text: {corpora} (SHA-256 of the documents {str(header.corpus)[:16]}...)",
-        f"- {header.iteration:,} updates of {train.sequences_per_step} x {model.block_size} tokens, "
+        f"- {header.step:,} updates of {train.sequences_per_step} x {model.block_size} tokens, "
         f"{header.tokens:,} in all, by {header.config.optimizer.name}, in {train.dtype}",
-        f"- best validation loss {header.best_loss:.4f} nats a token, at update {header.best_iteration:,}",
+        f"- best validation loss {header.best_loss:.4f} nats a token, at update {header.best_step:,}",
         *(f"- {note}" for note in notes),
         "",
     ]

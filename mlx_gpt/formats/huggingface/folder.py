@@ -14,12 +14,13 @@ import safetensors.numpy
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.container import read_header, read_tensors
 from mlx_gpt.checkpoint.store import Checkpoint, Header, Tensors
-from mlx_gpt.config.schema import EXTENSION_KEYS, SHAPE_KEYS, Config, ModelConfig
+from mlx_gpt.config.schema import SHAPE_KEYS, Config, ModelConfig
 from mlx_gpt.data.bpe import character_json, character_specials, open_vocab
 from mlx_gpt.data.tokenizer import Tokenizer
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import make_folder, write_atomic
 from mlx_gpt.formats import rgpt
+from mlx_gpt.model.gpt import shapes_of
 
 TARGETS = ("huggingface", "mlx-lm")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -32,6 +33,11 @@ FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "README.md", "curve.png"),
     *(name for code in CODE.values() for name in code),
+}
+# Keys of config.json and the settings of [model] they stand for, besides the shape.
+OPTIONS = {
+    **{key: key for key in ("positions", "qk_norm", "norm_weights", "final_norm", "tied_head")},
+    "mlp": "ffn",
 }
 MAX_JSON = 64 << 20  # bytes of a config.json or tokenizer.json
 
@@ -101,15 +107,16 @@ def config_json(header: Header, tokenizer: Tokenizer, target: str) -> dict:
         "model_type": "mlxgpt",
         "architectures": ["MLXGPTForCausalLM"],
         "vocab_size": header.vocab_size,
-        **model.architecture(),
-        "mlp_dim": model.mlp_dim,
+        **model.shape(),
+        **{key: getattr(model, setting) for key, setting in OPTIONS.items()},
+        "mlp_dim": model.ffn_width,
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.eos_id,
         "tie_word_embeddings": False,
         "use_cache": True,
         "dtype": "float32",
-        "mlxgpt": {"iteration": header.iteration, "step": header.step, "best_loss": repr(header.best_loss)},
+        "mlxgpt": {"iteration": header.step, "step": header.num_updates, "best_loss": repr(header.best_loss)},
     }
     if target == "mlx-lm":
         return facts | {"model_file": "mlxgpt.py"}
@@ -154,17 +161,20 @@ def read_folder(folder: Path) -> Checkpoint:
     if "quantization" in facts:
         raise BadFile(f"{folder}: its weights are quantised; only whole ones are read: export without --quantize")
     try:
-        model = ModelConfig(**{k: facts[k] for k in SHAPE_KEYS}, **{k: facts[k] for k in EXTENSION_KEYS if k in facts})
+        options = {setting: facts[key] for key, setting in OPTIONS.items() if key in facts}
+        model = ModelConfig(**{k: facts[k] for k in SHAPE_KEYS}, **options)
     except KeyError as error:
         raise BadFile(f"{folder / 'config.json'}: {error} is missing") from None
     except UserError as error:
         raise BadFile(f"{folder / 'config.json'}: {error}") from None
-    if facts.get("mlp_dim", model.mlp_dim) != model.mlp_dim:
-        raise BadFile(f"{folder / 'config.json'}: mlp_dim {facts['mlp_dim']!r}, its other numbers make {model.mlp_dim}")
+    width = facts.get("mlp_dim", model.ffn_width)
+    if type(width) is not int or width < 1:
+        raise BadFile(f"{folder / 'config.json'}: mlp_dim {width!r}, its other numbers make {model.ffn_width}")
+    model = dataclasses.replace(model, ffn_dim=width)
     vocab_size = facts.get("vocab_size")
     if type(vocab_size) is not int or not 1 <= vocab_size <= store.MAX_VOCAB:
         raise BadFile(f"{folder / 'config.json'}: vocab_size {vocab_size!r}")
-    weights = _weights(folder / "model.safetensors", model.weight_shapes(vocab_size))
+    weights = _weights(folder / "model.safetensors", shapes_of(model, vocab_size))
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
         tokenizer = open_vocab(folder / "tokenizer.json")
@@ -173,10 +183,10 @@ def read_folder(folder: Path) -> Checkpoint:
     found = _checkpoint(model, vocab_size, weights, tokenizer.to_dict() if tokenizer else None)
     own = facts.get("mlxgpt", {})
     try:
-        told = {"iteration": int(own["iteration"]), "step": int(own["step"]), "best_loss": float(own["best_loss"])}
-    except (KeyError, TypeError, ValueError):  # another's folder does not tell
+        said = {"step": int(own["iteration"]), "num_updates": int(own["step"]), "best_loss": float(own["best_loss"])}
+    except (KeyError, TypeError, ValueError):  # another's folder does not say
         return found
-    return dataclasses.replace(found, header=dataclasses.replace(found.header, **told))
+    return dataclasses.replace(found, header=dataclasses.replace(found.header, **said))
 
 
 def read_state_dict(path: Path, wanted: dict) -> Checkpoint:
@@ -190,7 +200,7 @@ def read_state_dict(path: Path, wanted: dict) -> Checkpoint:
     layers = {int(name.split(".")[1]) for name in shapes if name.startswith("layers.") and name.split(".")[1].isdigit()}
     found = {"n_embd": n_embd, "n_layer": len(layers), "block_size": shapes["wpe.weight"][0]}
     model = ModelConfig(**found, n_head=wanted.get("n_head") or rgpt.known_heads(path, found))
-    return _checkpoint(model, vocab_size, _weights(path, model.weight_shapes(vocab_size)), None)
+    return _checkpoint(model, vocab_size, _weights(path, shapes_of(model, vocab_size)), None)
 
 
 def _weights(path: Path, expected: dict[str, tuple[int, ...]]) -> Tensors:
@@ -215,7 +225,12 @@ def _weights(path: Path, expected: dict[str, tuple[int, ...]]) -> Tensors:
 
 def _checkpoint(model: ModelConfig, vocab_size: int, weights: Tensors, tokenizer: dict | None) -> Checkpoint:
     header = Header(
-        config=Config(model=model), vocab_size=vocab_size, iteration=1, step=0, best_loss=math.inf, tokenizer=tokenizer
+        config=Config(model=model),
+        vocab_size=vocab_size,
+        step=1,
+        num_updates=0,
+        best_loss=math.inf,
+        tokenizer=tokenizer,
     )
     return Checkpoint(header=header, weights=weights, optimizer={})
 

@@ -1,1 +1,13 @@
-"""Feed-forward networks: the half of a block that works on each position alone."""
+"""Feed-forward networks: the half of a block that works on each position alone. One row a network."""
+
+from mlx_gpt.config.schema import ModelConfig
+from mlx_gpt.config.table import lookup
+from mlx_gpt.model.ffn.dense import ReLU2, SwiGLU
+from mlx_gpt.model.ffn.protocol import FFN
+
+FFNS: dict[str, type[FFN]] = {"relu2": ReLU2, "swiglu": SwiGLU}
+
+
+def ffn_class(config: ModelConfig) -> type[FFN]:
+    """The row of FFNS that `model.ffn` names. Raises UserError for an unknown name."""
+    return lookup(FFNS, config.ffn, "feed-forward network", prefix="model.ffn=")

@@ -1,7 +1,13 @@
-"""The feed-forward half of a block: squared ReLU (arXiv:2109.08668) between two matrices, or SwiGLU."""
+"""Dense feed-forward networks: squared ReLU (arXiv:2109.08668) between two matrices, and SwiGLU (arXiv:2002.05202).
+
+Shapes: B batch, T time, C n_embd, F ffn_width.
+"""
 
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.mlx import mx, nn
+from mlx_gpt.model.ffn.protocol import Aux
+from mlx_gpt.model.linear import linear_class
+from mlx_gpt.model.specs import Normal, Specs, prefixed
 
 
 @mx.custom_function
@@ -15,27 +21,38 @@ def _(x, cotangent, _output):
     return cotangent * (2 * mx.maximum(x, 0))
 
 
-class MLP(nn.Module):
+class ReLU2(nn.Module):
     """fc2(max(fc1(x), 0)^2), no bias."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.n_embd, config.mlp_dim, bias=False)
-        self.fc2 = nn.Linear(config.mlp_dim, config.n_embd, bias=False)
+        linear, C, F = linear_class(config), config.n_embd, config.ffn_width
+        self.fc1 = linear(config, C, F)
+        self.fc2 = linear(config, F, C)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(squared_relu(self.fc1(x)))
+    @staticmethod
+    def specs(config: ModelConfig) -> Specs:
+        linear, C, F = linear_class(config), config.n_embd, config.ffn_width
+        return {
+            **prefixed("fc1", linear.specs(config, C, F, Normal(0.02))),
+            **prefixed("fc2", linear.specs(config, F, C, Normal(0.02 / (2 * config.n_layer) ** 0.5))),
+        }
+
+    def __call__(self, x: mx.array) -> tuple[mx.array, Aux]:
+        return self.fc2(squared_relu(self.fc1(x))), {}
 
 
-class SwiGLU(MLP):
-    """fc2(silu(fc_gate(x)) fc1(x)), no bias (arXiv:2002.05202)."""
+class SwiGLU(ReLU2):
+    """fc2(silu(fc_gate(x)) fc1(x)), no bias."""
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
-        self.fc_gate = nn.Linear(config.n_embd, config.mlp_dim, bias=False)
+        self.fc_gate = linear_class(config)(config, config.n_embd, config.ffn_width)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(nn.silu(self.fc_gate(x)) * self.fc1(x))
+    @staticmethod
+    def specs(config: ModelConfig) -> Specs:
+        gate = linear_class(config).specs(config, config.n_embd, config.ffn_width, Normal(0.02))
+        return ReLU2.specs(config) | prefixed("fc_gate", gate)
 
-
-MLPS = {"relu2": MLP, "swiglu": SwiGLU}
+    def __call__(self, x: mx.array) -> tuple[mx.array, Aux]:
+        return self.fc2(nn.silu(self.fc_gate(x)) * self.fc1(x)), {}

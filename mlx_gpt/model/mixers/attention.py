@@ -1,46 +1,65 @@
 """Causal self-attention.
 
-Shapes: B batch, T time, S time with the past, C n_embd, H heads, D head_dim.
+Shapes: B batch, T time, S block_size, C n_embd, H heads, D head_dim.
 """
 
-from mlx_gpt.config.schema import ModelConfig
+from mlx_gpt.config.schema import ModelConfig, SpeedConfig
 from mlx_gpt.device.mlx import mx, nn
-from mlx_gpt.model.mixers.kernels import Attend
+from mlx_gpt.model.linear import linear_class
+from mlx_gpt.model.mixers.kernels import attend_cached, make_attend
 from mlx_gpt.model.norm import rms_norm
-
-ROTARY_BASE = 10000.0
+from mlx_gpt.model.positions import Positions, rotate
+from mlx_gpt.model.specs import Normal, Specs, prefixed
+from mlx_gpt.model.state import KVState
 
 
 class CausalSelfAttention(nn.Module):
     """Heads of scaled dot products over the past, softmax in float32, no bias."""
 
-    def __init__(self, config: ModelConfig):
+    State = KVState
+
+    def __init__(self, config: ModelConfig, speed: SpeedConfig):
         super().__init__()
         self.n_head = config.n_head
         self.head_dim = config.head_dim
         self.rotary, self.qk_norm = config.positions == "rotary", config.qk_norm
+        self.attend = make_attend(speed.attention, speed.query_blocks)
         for name in ("wq", "wk", "wv", "wo"):
-            setattr(self, name, nn.Linear(config.n_embd, config.n_embd, bias=False))
+            setattr(self, name, linear_class(config)(config, config.n_embd, config.n_embd))
 
-    def __call__(self, x: mx.array, attend: Attend, position: int | mx.array = 0) -> mx.array:
-        """`position`: the place of the first token in its context; (B,) where rows differ."""
+    @staticmethod
+    def specs(config: ModelConfig) -> Specs:
+        C, linear = config.n_embd, linear_class(config)
+        stds = {"wq": 0.02, "wk": 0.02, "wv": 0.02, "wo": 0.02 / (2 * config.n_layer) ** 0.5}
+        return {
+            key: weight
+            for name, std in stds.items()
+            for key, weight in prefixed(name, linear.specs(config, C, C, Normal(std))).items()
+        }
+
+    @staticmethod
+    def token_flops(config: ModelConfig) -> float:
+        """Scores and weighted values over the whole context, 2 C T each."""
+        return 4 * config.n_embd * config.block_size
+
+    def __call__(self, x: mx.array, state: KVState | None, positions: Positions, valid: mx.array | None) -> mx.array:
+        """See Mixer. Padding needs no care: it comes after the tokens that count, and is written over."""
         B, T, C = x.shape
         q, k, v = (self._heads(w(x)) for w in (self.wq, self.wk, self.wv))  # (B, H, T, D)
         if self.qk_norm:
             q, k = rms_norm(q), rms_norm(k)
         if self.rotary:
-            q, k = rotate(q, position), rotate(k, position)
-        y = attend(q, k, v, self.head_dim**-0.5)
+            q, k = rotate(q, positions), rotate(k, positions)
+        keys, values = state.extend(k, v, positions) if state else (k, v)
+        if positions.at_start:
+            y = self.attend(q, k, v, self.head_dim**-0.5)
+        else:
+            y = attend_cached(q, keys, values, self.head_dim**-0.5, positions.mask(keys.shape[2]))
         return self.wo(_swap(y).reshape(B, T, C))
 
     def _heads(self, x: mx.array) -> mx.array:
         B, T, _ = x.shape
         return _swap(x.reshape(B, T, self.n_head, self.head_dim))  # (B, H, T, D)
-
-
-def rotate(x: mx.array, position: int | mx.array = 0) -> mx.array:
-    """Turns the two halves of each head of x (B, H, T, D) by its place (arXiv:2104.09864)."""
-    return mx.fast.rope(x, x.shape[-1], traditional=False, base=ROTARY_BASE, scale=1.0, offset=position)
 
 
 def _swap(x: mx.array) -> mx.array:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from mlx_gpt.device.mlx import mx, on_gpu
-from mlx_gpt.model.state import KVCache
+from mlx_gpt.model.positions import causal_mask
 
 # Heads of these widths have fused kernels, forward and backward, in MLX's Metal backend; 32 and 48 have none.
 FUSED_HEAD_DIMS = (64, 72, 80, 96, 128, 192, 256)
@@ -15,41 +15,34 @@ FUSED_HEAD_DIMS = (64, 72, 80, 96, 128, 192, 256)
 Attend = Callable[[mx.array, mx.array, mx.array, float], mx.array]
 
 
-def make_attend(way: str = "auto", query_blocks: int = 4) -> Attend:
-    """The attention of one of WAYS; "auto" is what is fastest without a measurement."""
-    return partial(WAYS[way_of(way)], query_blocks=query_blocks)
+def make_attend(name: str = "auto", query_blocks: int = 4) -> Attend:
+    """The attention of one of KERNELS; "auto" is what is fastest without a measurement."""
+    return partial(KERNELS[kernel_of(name)], query_blocks=query_blocks)
 
 
-def way_of(name: str) -> str:
-    """The row of WAYS that a setting stands for."""
+def kernel_of(name: str) -> str:
+    """The row of KERNELS that `speed.attention` names."""
     return ("fused" if on_gpu() else "blocks") if name == "auto" else name
 
 
-def with_past(attend: Attend, cache: KVCache, layer: int, hidden: mx.array | None) -> Attend:
-    """Attention that appends to a layer's cache and sees what is not hidden; without a past, `attend` itself."""
+def attend_cached(q: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array) -> mx.array:
+    """Attention of new queries over cached keys and values.
 
-    def attend_past(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-        keys, values = cache.extend(layer, k, v)
-        if hidden is None:
-            return attend(q, k, v, scale)
-        if on_gpu():
-            mask = _t(hidden).astype(q.dtype)
-            return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=mask)
-        scores = keys @ _t(q) + hidden  # (B, H, S, T)
-        exp = mx.exp((scores - mx.max(scores, axis=-2, keepdims=True)) * scale)
-        return _t(exp) @ values / _t(mx.sum(exp, axis=-2, keepdims=True))
+    Args:
+        q: (B, H, T, D).
+        keys: (B, H, S, D).
+        values: (B, H, S, D).
+        scale: Factor of the scores.
+        mask: (B, 1, S, T) or (S, T), added to the transposed scores.
 
-    return attend_past
-
-
-def hide_future(num_keys: int, places: mx.array) -> mx.array:
-    """What is added to scores: nothing, or -1e9 for keys behind the query.
-
-    It is (S, T) of queries at `places` (T,), the same in every row, and (B, 1, S, T) of those at (B, T).
+    Returns:
+        (B, H, T, D).
     """
-    if places.ndim == 2:
-        places = places[:, None, None]
-    return mx.where(mx.arange(num_keys)[:, None] > places, -1e9, 0.0)
+    if on_gpu():
+        return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=_t(mask).astype(q.dtype))
+    scores = keys @ _t(q) + mask  # (B, H, S, T)
+    exp = mx.exp((scores - mx.max(scores, axis=-2, keepdims=True)) * scale)
+    return _t(exp) @ values / _t(mx.sum(exp, axis=-2, keepdims=True))
 
 
 def fused(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: int = 1) -> mx.array:
@@ -79,8 +72,8 @@ def _attend_by_blocks(scale: float, spans: list[tuple[int, int]]):
     def attend(q, k, v):
         outs, sums, exps = [], [], []
         for first, end in spans:
-            hidden = hide_future(end, mx.arange(first, end))
-            exp, total = _exp_scores(q[:, :, first:end], k[:, :, :end], hidden, scale)
+            mask = causal_mask(end, mx.arange(first, end))
+            exp, total = _exp_scores(q[:, :, first:end], k[:, :, :end], mask, scale)
             outs.append(_t(exp) @ v[:, :, :end] / total)
             exps.append(exp)
             sums.append(total)
@@ -106,7 +99,7 @@ def _attend_by_blocks(scale: float, spans: list[tuple[int, int]]):
     return attend
 
 
-def _exp_scores(q: mx.array, k: mx.array, hidden: mx.array, scale: float) -> tuple[mx.array, mx.array]:
+def _exp_scores(q: mx.array, k: mx.array, mask: mx.array, scale: float) -> tuple[mx.array, mx.array]:
     """exp of the scores below their highest, (B, H, S, T), and its sums, (B, H, T, 1).
 
     MLX fuses elementwise operations that broadcast into slow strided loops on a CPU. So scores are transposed, rows are
@@ -115,7 +108,7 @@ def _exp_scores(q: mx.array, k: mx.array, hidden: mx.array, scale: float) -> tup
     """
     scores = (k @ _t(q)).astype(mx.float32)
     B, H, S, T = scores.shape
-    scores = scores + mx.as_strided(hidden, (B, H, S, T), (0, 0, T, 1))
+    scores = scores + mx.as_strided(mask, (B, H, S, T), (0, 0, T, 1))
     highest = mx.as_strided(mx.max(scores, axis=-2), (B * H, S, T), (T, 0, 1))
     scores = (scores.reshape(B * H, S, T) - highest).reshape(B, H, S, T)
     exp = mx.exp(scores * scale)
@@ -134,4 +127,4 @@ def _add_front(total: mx.array | None, x: mx.array) -> mx.array:
     return mx.concatenate([total[:, :, :end] + x, total[:, :, end:]], axis=2)
 
 
-WAYS = {"fused": fused, "padded": padded, "blocks": blocks}
+KERNELS = {"fused": fused, "padded": padded, "blocks": blocks}

@@ -1,0 +1,61 @@
+"""A block: a mixer and a feed-forward network, each between a norm and the residual stream.
+
+Shapes: B batch, T time, C n_embd.
+"""
+
+from collections.abc import Callable
+
+from mlx_gpt.config.schema import ModelConfig, SpeedConfig
+from mlx_gpt.device.mlx import mx, nn
+from mlx_gpt.model.ffn import ffn_class
+from mlx_gpt.model.ffn.protocol import Aux
+from mlx_gpt.model.mixers import mixer_class
+from mlx_gpt.model.norm import Norm
+from mlx_gpt.model.positions import Positions
+from mlx_gpt.model.residual import residual_class
+from mlx_gpt.model.specs import Specs, prefixed
+from mlx_gpt.model.state import LayerState
+
+Drop = Callable[[mx.array], mx.array]
+
+
+class Block(nn.Module):
+    """s = write(s, drop(mixer(norm(read(s))))), then the same with the feed-forward network.
+
+    The names `attn` and `mlp` are randyGPT's and are those of the weights, whatever mixer and network they are.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, speed: SpeedConfig):
+        super().__init__()
+        residual = residual_class(config)
+        self.attn_norm, self.mlp_norm = (Norm(config.n_embd, config.norm_weights) for _ in range(2))
+        self.attn_residual, self.mlp_residual = residual(config, 2 * layer), residual(config, 2 * layer + 1)
+        self.attn = mixer_class(config.mixer_of[layer])(config, speed)
+        self.mlp = ffn_class(config)(config)
+
+    @staticmethod
+    def specs(config: ModelConfig, layer: int) -> Specs:
+        norm, residual = Norm.specs(config.n_embd, config.norm_weights), residual_class(config)
+        return {
+            **prefixed("attn", mixer_class(config.mixer_of[layer]).specs(config)),
+            **prefixed("mlp", ffn_class(config).specs(config)),
+            **prefixed("attn_norm", norm),
+            **prefixed("mlp_norm", norm),
+            **prefixed("attn_residual", residual.specs(config, 2 * layer)),
+            **prefixed("mlp_residual", residual.specs(config, 2 * layer + 1)),
+        }
+
+    def __call__(
+        self,
+        s: mx.array,
+        state: LayerState | None,
+        positions: Positions,
+        valid: mx.array | None,
+        drop_attn: Drop,
+        drop_mlp: Drop,
+    ) -> tuple[mx.array, Aux]:
+        """The residual stream after this block, and the feed-forward network's aux."""
+        y = self.attn(self.attn_norm(self.attn_residual.read(s)), state, positions, valid)
+        s = self.attn_residual.write(s, drop_attn(y))
+        y, aux = self.mlp(self.mlp_norm(self.mlp_residual.read(s)))
+        return self.mlp_residual.write(s, drop_mlp(y)), aux

@@ -1,0 +1,41 @@
+"""What a mixer is to its block."""
+
+from typing import Protocol
+
+from mlx_gpt.config.schema import ModelConfig, SpeedConfig
+from mlx_gpt.device.mlx import mx
+from mlx_gpt.model.positions import Positions
+from mlx_gpt.model.specs import Specs
+from mlx_gpt.model.state import LayerState
+
+
+class Mixer(Protocol):
+    """Moves information between the positions of a row, forward in time only.
+
+    `State` is the class of what it remembers while decoding. `speed` says how to compute, never what.
+    """
+
+    State: type[LayerState]
+
+    def __init__(self, config: ModelConfig, speed: SpeedConfig): ...
+
+    @staticmethod
+    def specs(config: ModelConfig) -> Specs: ...
+
+    @staticmethod
+    def token_flops(config: ModelConfig) -> float:
+        """Floating-point operations of a forward pass, per token, besides the products with weights."""
+        ...
+
+    def __call__(self, x: mx.array, state: LayerState | None, positions: Positions, valid: mx.array | None) -> mx.array:
+        """Mixes x (B, T, C) into y (B, T, C).
+
+        Args:
+            x: The tokens' vectors.
+            state: What the layer remembers of each row; the mixer updates it. None in training.
+            positions: Where the tokens stand. Where `positions.at_start`, nothing was read before, and what `state`
+                holds is to be ignored.
+            valid: (B,), how many of the T tokens count; the rest is padding, which must leave the state as it was.
+                None where all of them count.
+        """
+        ...

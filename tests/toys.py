@@ -1,0 +1,175 @@
+"""Small implementations of every seam, which live in the tests alone. A test enters them into the tables."""
+
+from typing import NamedTuple
+
+import numpy as np
+from mlx.utils import tree_map
+
+from mlx_gpt.device.mlx import mx, nn
+from mlx_gpt.model.linear import linear_class
+from mlx_gpt.model.specs import Constant, Normal, Weight, prefixed
+
+
+class SumState:
+    """The decayed sum of every row so far, (B, C)."""
+
+    def __init__(self, arrays):
+        self.arrays = arrays
+
+    @classmethod
+    def zeros(cls, config, rows, dtype):
+        return cls({"sum": mx.zeros((rows, config.n_embd), dtype)})
+
+
+class DecayedSum(nn.Module):
+    """A mixer: h_t = a h_(t-1) + U x_t, y_t = W h_t, with one learned decay a = sigmoid(decay)."""
+
+    State = SumState
+
+    def __init__(self, config, speed):
+        super().__init__()
+        self.enter, self.leave = (linear_class(config)(config, config.n_embd, config.n_embd) for _ in range(2))
+        self.decay = mx.zeros(1)
+
+    @staticmethod
+    def specs(config):
+        C, linear = config.n_embd, linear_class(config)
+        return {
+            **prefixed("enter", linear.specs(config, C, C, Normal(0.02))),
+            **prefixed("leave", linear.specs(config, C, C, Normal(0.02))),
+            "decay": Weight((1,), Constant(1.0), "scalar"),
+        }
+
+    @staticmethod
+    def token_flops(config):
+        return 2 * config.n_embd
+
+    def __call__(self, x, state, positions, valid):
+        B, T, _ = x.shape
+        log_decay = -mx.logaddexp(mx.zeros(1), -self.decay)
+        ages = mx.arange(T)[:, None] - mx.arange(T)  # (T, T)
+        powers = mx.where(ages >= 0, mx.exp(mx.maximum(ages, 0) * log_decay), 0.0).astype(x.dtype)
+        h = powers @ self.enter(x)  # (B, T, C)
+        if state:
+            if not positions.at_start:
+                h = h + mx.exp(mx.arange(1, T + 1)[:, None] * log_decay) * state.arrays["sum"][:, None]
+            last = mx.full((B,), T) if valid is None else valid
+            state.arrays = {"sum": h[mx.arange(B), last - 1]}
+        return self.leave(h)
+
+
+class Counted(nn.Module):
+    """A feed-forward network with an auxiliary output: the mean square of what it adds."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.fc1 = linear_class(config)(config, config.n_embd, config.ffn_width)
+        self.fc2 = linear_class(config)(config, config.ffn_width, config.n_embd)
+
+    @staticmethod
+    def specs(config):
+        C, F, linear = config.n_embd, config.ffn_width, linear_class(config)
+        return {
+            **prefixed("fc1", linear.specs(config, C, F, Normal(0.02))),
+            **prefixed("fc2", linear.specs(config, F, C, Normal(0.02))),
+        }
+
+    def __call__(self, x):
+        y = self.fc2(nn.gelu(self.fc1(x)))
+        return y, {"square": mx.mean(mx.square(y.astype(mx.float32)))}
+
+
+class Halves(nn.Module):
+    """A linear layer trained as the sum of two matrices and packed into one."""
+
+    def __init__(self, config, inputs, outputs):
+        super().__init__()
+        self.one = self.two = mx.zeros((outputs, inputs))
+
+    @staticmethod
+    def specs(config, inputs, outputs, init):
+        return {name: Weight((outputs, inputs), init, "matrix") for name in ("one", "two")}
+
+    def __call__(self, x):
+        return x @ (self.one + self.two).T
+
+    def pack(self):
+        packed = nn.Linear(self.one.shape[1], self.one.shape[0], bias=False)
+        packed.weight = self.one + self.two
+        return packed
+
+
+class TwoStreams(nn.Module):
+    """A residual stream in two, (B, T, 2, C), mixed by one learned share before each write."""
+
+    def __init__(self, config, unit):
+        super().__init__()
+        self.share = mx.zeros(1)
+
+    @staticmethod
+    def specs(config, unit):
+        return {"share": Weight((1,), Constant(2.0 - unit % 2), "scalar")}
+
+    def expand(self, x):
+        return mx.stack([x, mx.zeros_like(x)], axis=2)
+
+    def read(self, s):
+        return s[:, :, 0] + 0.5 * s[:, :, 1]
+
+    def write(self, s, y):
+        share = mx.sigmoid(self.share)
+        mixed = share * s + (1 - share) * s[:, :, ::-1]
+        return mixed + mx.stack([y, -0.5 * y], axis=2)
+
+    def collapse(self, s):
+        return s.sum(axis=2)
+
+
+class Marked(NamedTuple):
+    """A batch for Squares."""
+
+    inputs: mx.array
+    wanted: mx.array
+
+
+class Squares:
+    """An objective: the squared distance of the first logit from what is wanted, and the model's aux."""
+
+    def count(self, batch):
+        return mx.array(float(batch.wanted.size))
+
+    def __call__(self, logits, aux, batch):
+        squares = mx.square(logits[..., 0].astype(mx.float32) - batch.wanted).sum()
+        extra = sum(aux.values(), mx.array(0.0)) * self.count(batch)
+        return squares + 0.1 * extra, {"squares": squares}
+
+
+class Repeated:
+    """A source: one batch of rows, moved on by one row at each step."""
+
+    def __init__(self, rows, size):
+        self.rows, self.size, self.position = rows, size, {"row": 0}
+        self.tokens_per_batch, self.num_tokens = size * rows.shape[1], rows.size
+
+    def next(self, step, weights):
+        first = self.position["row"]
+        self.position = {"row": first + 1}
+        return [np.take(self.rows, range(first, first + self.size), axis=0, mode="wrap")]
+
+    def gather(self, rows):
+        return Marked(rows, rows.astype(mx.float32) / 10)
+
+    def seek(self, position):
+        self.position = dict(position)
+
+
+class Twins:
+    """A group of two processes that hold the same rows, seen from the first."""
+
+    rank, size = 0, 2
+
+    def sum(self, tree):
+        return tree_map(lambda a: a + a, tree)
+
+    def agree(self, flag):
+        return flag
