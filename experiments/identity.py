@@ -1,7 +1,7 @@
 """Compares two versions of mlxgpt bit for bit, through the command line.
 
-`python experiments/identity.py OLD [NEW]`: OLD is a git revision or a folder that holds mlx_gpt, NEW a folder, by
-default the working tree that this file lies in. Both sides run the same commands on this machine: training, writing,
+`python experiments/identity.py OLD [NEW]`: OLD and NEW are git revisions or folders that hold mlx_gpt; NEW is
+by default the working tree that this file lies in. Both sides run the same commands on this machine: training, writing,
 serving, resuming. Losses, gradient norms, tensors and texts must be equal; headers are not compared, for their fields
 may be renamed. NEW also writes from OLD's checkpoint and resumes OLD's run. One line a scenario says "equal" or what
 differs first, and the exit code is 1 if anything differs.
@@ -13,22 +13,18 @@ minutes; later ones find them in the user's cache.
 import argparse
 import contextlib
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.numpy
+from sides import CORPUS, ROOT, Failed, Side, both, last_line
 
-ROOT = Path(__file__).resolve().parent.parent
-CORPUS = "shakespeare" if os.environ.get("MLXGPT_CORPUS_DIR") else "pydocs"
 STEPS = 20
 COMMON = f"--preset model-xs --corpus {CORPUS} --batch 4 --iters {STEPS} --eval-every 10 --sample-every 0"
 COMMON += " --set model.n_embd=32 --set model.n_head=2 --set model.n_layer=2 --set model.block_size=32"
@@ -64,50 +60,22 @@ REQUESTS = (
 )
 
 
-class Failed(Exception):
-    """A command of one side that failed, or whose output lacks what is compared."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """One version: the folder of its code, and a folder to run in."""
-
-    name: str
-    code: Path
-    home: Path
-
-    def run(self, *arguments: str) -> str:
-        """What a command prints on stdout. Raises Failed with the last line that it wrote to stderr."""
-        command = [sys.executable, "-m", "mlx_gpt", *arguments]
-        done = subprocess.run(command, cwd=self.home, env=self.environment, capture_output=True, text=True)
-        if done.returncode:
-            last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-            raise Failed(f"{self.name} fails with exit code {done.returncode}: {last[0]}")
-        return done.stdout
-
-    @property
-    def environment(self) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("MLXGPT_")}
-        if folder := os.environ.get("MLXGPT_CORPUS_DIR"):
-            kept["MLXGPT_CORPUS_DIR"] = str(Path(folder).resolve())
-        return kept | {"PYTHONPATH": str(self.code), "MLXGPT_TUNED": "off"}
-
-    def train(self, *arguments: str, out: str, steps: int = STEPS) -> dict:
-        """The numbers of each report and the tensors of each checkpoint, as {what: value}."""
-        lines = [json.loads(line) for line in self.run("train", "--json", *arguments).splitlines()]
-        found = {}
-        for line in lines:
-            if line["report"] == "step":
-                found |= {f"{key} of step {line['step']}": line[key] for key in ("loss", "grad_norm")}
-            elif line["report"] == "eval":
-                found[f"validation loss at step {line['step']}"] = line["loss"]
-        if found.get(f"loss of step {steps}") is None:
-            raise Failed(f"{self.name} reports no finite loss of step {steps}")
-        for name in ("checkpoint", "best"):
-            tensors = safetensors.numpy.load_file(self.home / out / f"{name}.safetensors")
-            shaped = {key: (str(t.dtype), t.shape, t.tobytes()) for key, t in tensors.items()}
-            found |= {f"{key} of {name}.safetensors": shaped[key] for key in sorted(shaped)}
-        return found
+def train(side: Side, *arguments: str, out: str, steps: int = STEPS) -> dict:
+    """The numbers of each report and the tensors of each checkpoint, as {what: value}."""
+    lines = [json.loads(line) for line in side.run("train", "--json", *arguments).splitlines()]
+    found = {}
+    for line in lines:
+        if line["report"] == "step":
+            found |= {f"{key} of step {line['step']}": line[key] for key in ("loss", "grad_norm")}
+        elif line["report"] == "eval":
+            found[f"validation loss at step {line['step']}"] = line["loss"]
+    if found.get(f"loss of step {steps}") is None:
+        raise Failed(f"{side.name} reports no finite loss of step {steps}")
+    for name in ("checkpoint", "best"):
+        tensors = safetensors.numpy.load_file(side.home / out / f"{name}.safetensors")
+        shaped = {key: (str(t.dtype), t.shape, t.tobytes()) for key, t in tensors.items()}
+        found |= {f"{key} of {name}.safetensors": shaped[key] for key in sorted(shaped)}
+    return found
 
 
 class Comparison:
@@ -147,7 +115,7 @@ def compare_trainings(compare: Comparison, trainings: dict[str, str]) -> None:
     """The same settings on both sides; the run folders stay for what comes after."""
     for name, settings in trainings.items():
         arguments = (*f"{COMMON} {settings}".split(), "--out", slug(name))
-        compare(name, lambda side, a=arguments, n=name: side.train(*a, out=slug(n)))
+        compare(name, lambda side, a=arguments, n=name: train(side, *a, out=slug(n)))
 
 
 def compare_resumed(compare: Comparison) -> None:
@@ -157,16 +125,16 @@ def compare_resumed(compare: Comparison) -> None:
 
     def resumed(side: Side, of: Side | None = None) -> dict:
         shutil.copytree((of or side).home / "half", side.home / "resumed", dirs_exist_ok=True)
-        return side.train("--resume", "resumed", "--iters", str(STEPS), out="resumed")
+        return train(side, "--resume", "resumed", "--iters", str(STEPS), out="resumed")
 
     def whole(side: Side) -> dict:
-        return side.train(*constant, "--out", "whole", out="whole")
+        return train(side, *constant, "--out", "whole", out="whole")
 
     def later(found: dict) -> dict:
         """Without the first half's reports, which a resumed run does not repeat."""
         return {k: v for k, v in found.items() if not (m := re.search(r"step (\d+)$", k)) or int(m[1]) > STEPS // 2}
 
-    compare("half", lambda side: side.train(*half, "--out", "half", out="half", steps=STEPS // 2))
+    compare("half", lambda side: train(side, *half, "--out", "half", out="half", steps=STEPS // 2))
     compare("resumed", resumed)
     compare("resumed by new from old's half", resumed, lambda side: resumed(side, compare.old))
     compare("whole beside resumed, old", lambda side: later(whole(side)), lambda _: later(resumed(compare.old)))
@@ -209,61 +177,27 @@ def serve(side: Side, run: Path) -> dict:
 @contextlib.contextmanager
 def serving(side: Side, run: Path) -> Iterator[str]:
     """The address of a server on a free port of the loopback interface, until the end of the block."""
-    command = [sys.executable, "-m", "mlx_gpt", "serve", str(run), "--port", "0"]
-    with tempfile.TemporaryFile("w+") as told:
-        pipe = subprocess.PIPE
-        server = subprocess.Popen(command, cwd=side.home, env=side.environment, stdout=pipe, stderr=told, text=True)
+    arguments = ("-m", "mlx_gpt", "serve", str(run), "--port", "0")
+    with tempfile.TemporaryFile("w+") as told, side.start(*arguments, told=told) as server:
         try:
             found = re.search(r"http://[\d.:]+", server.stdout.readline())
             if not found:
-                told.seek(0)
-                raise Failed(f"{side.name} does not serve: {(told.read().strip().splitlines() or ['no message'])[-1]}")
+                raise Failed(f"{side.name} does not serve: {last_line(told)}")
             yield found[0]
         finally:
             server.terminate()
-            server.communicate()
-
-
-@contextlib.contextmanager
-def code_of(name: str) -> Iterator[Path]:
-    """The folder of that name, or a git worktree of that revision until the end of the block."""
-    if Path(name, "mlx_gpt").is_dir():
-        yield Path(name).resolve()
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        tree = Path(temporary).resolve() / "tree"
-        git = ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run([*git, "add", "--quiet", "--detach", str(tree), name], check=True)
-        try:
-            yield tree
-        finally:
-            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
-
-
-def make_side(name: str, code: Path, home: Path) -> Side:
-    """A side whose interpreter finds its own code. Exits where it finds another."""
-    side = Side(name, code, home / name)
-    side.home.mkdir()
-    found = subprocess.run(
-        [sys.executable, "-c", "import mlx_gpt; print(mlx_gpt.__file__)"],
-        cwd=side.home, env=side.environment, capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
-    if not Path(found).is_relative_to(code):
-        sys.exit(f"{name}: {found} is imported, not {code}")
-    print(f"{name}: {code}")
-    return side
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", help="a git revision, or a folder that holds mlx_gpt")
-    parser.add_argument("new", nargs="?", default=str(ROOT), help="a folder that holds mlx_gpt")
+    parser.add_argument("new", nargs="?", default=str(ROOT), help="the same; the working tree unless given")
     help = "train with Lion too; off by default, because two runs of one version can differ"
     parser.add_argument("--lion", action="store_true", help=help)
     chosen = parser.parse_args()
     start = time.perf_counter()
-    with code_of(chosen.old) as old, code_of(chosen.new) as new, tempfile.TemporaryDirectory() as home:
-        compare = Comparison(make_side("old", old, Path(home)), make_side("new", new, Path(home)))
+    with both(chosen.old, chosen.new) as sides:
+        compare = Comparison(*sides)
         compare_trainings(compare, TRAININGS | (LION if chosen.lion else {}))
         compare_resumed(compare)
         compare_texts(compare)
