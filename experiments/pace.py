@@ -3,8 +3,9 @@
 `python experiments/pace.py OLD NEW`: each is a git revision or a folder that holds mlx_gpt. For each preset: an update
 of the weights, decoding and prefill of 1 and 16 rows, and the time from the start of `mlxgpt train` to its first
 update. Then the time of `mlxgpt --help` and `mlxgpt train --help`. The sides take turns, old and new, in every round,
-and only one computes at a time. The table holds medians; `ratio` is the old time over the new one, above 1 where new
-is faster; the last column is the range of that ratio over the rounds.
+and only one computes at a time. A turn's time is that of its quickest call, for what else runs on the machine can only
+add to it. The table holds medians of the rounds. `ratio` is the old time over the new one, above 1 where new is faster;
+the last column is the range of that ratio over the rounds.
 
 Both sides compute the same case: OLD's `bench` makes the weights and the text. The text is `shakespeare` where
 MLXGPT_CORPUS_DIR holds it, else `pydocs`.
@@ -25,8 +26,8 @@ import numpy as np
 from sides import CORPUS, ROOT, Failed, Side, both, last_line
 
 ROWS = (1, 16)  # sequences side by side where text is read and written
-TURN_SECONDS, MAX_STEPS = 2.0, 100  # of updates: as many as fit, one at least
-WRITE_SECONDS = 1.0  # of decoding or prefill: the median of as many calls as fit, one at least
+TURN_SECONDS = 2.0  # of updates, decoding or prefill: as many calls as fit, one at least
+CALL_SECONDS, MAX_STEPS = 0.5, 100  # of one call: as many updates as fit, one at least
 MAKE_CASE = """
 import json, sys
 from pathlib import Path
@@ -72,12 +73,12 @@ def in_turns(what: str, timer: Timer, sides: tuple[Side, Side], rounds: int) -> 
     return [tuple(timer(side) for side in sides) for _ in range(rounds)]
 
 
-def median_call(call: Callable[[], float]) -> float:
-    """The median of the seconds that repeated calls return."""
-    found, until = [], time.perf_counter() + WRITE_SECONDS
+def quickest(call: Callable[[], float]) -> float:
+    """The least of the seconds that the calls of a turn return."""
+    found, until = [], time.perf_counter() + TURN_SECONDS
     while not found or time.perf_counter() < until:
         found.append(call())
-    return statistics.median(found)
+    return min(found)
 
 
 def number(x: float) -> str:
@@ -106,14 +107,16 @@ def model_rows(preset: str, batch: int, sides: tuple[Side, Side], rounds: int) -
         workers = {side: stack.enter_context(contextlib.closing(Worker(side, case))) for side in sides}
         for worker in workers.values():
             worker("steps", 1)  # compiles
-        count = max(1, min(MAX_STEPS, int(TURN_SECONDS / max(worker("steps", 1) for worker in workers.values()))))
-        times = in_turns(f"{preset}: step", lambda side: workers[side]("steps", count) / count, sides, rounds)
+        count = max(1, min(MAX_STEPS, int(CALL_SECONDS / max(worker("steps", 1) for worker in workers.values()))))
+        times = in_turns(
+            f"{preset}: step", lambda side: quickest(lambda: workers[side]("steps", count) / count), sides, rounds
+        )
         rows.append(row(f"{preset}: step of {batch}", "ms", times, lambda s: 1000 * s))
     with contextlib.ExitStack() as stack:  # afresh, as one writes
         workers = {side: stack.enter_context(contextlib.closing(Worker(side, case))) for side in sides}
         timers = {
-            "decode": (written, lambda side, n: median_call(lambda: workers[side]("decode", n)[0])),
-            "prefill": (context, lambda side, n: median_call(lambda: workers[side]("prefill", n))),
+            "decode": (written, lambda side, n: quickest(lambda: workers[side]("decode", n)[0])),
+            "prefill": (context, lambda side, n: quickest(lambda: workers[side]("prefill", n))),
         }
         for name, n in itertools.product(timers, ROWS):
             tokens, timer = timers[name]
