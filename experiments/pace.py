@@ -1,0 +1,173 @@
+"""Times two versions of mlxgpt in turns on one machine and prints a Markdown table.
+
+`python experiments/pace.py OLD NEW`: each is a git revision or a folder that holds mlx_gpt. For each preset: an update
+of the weights, decoding and prefill of 1 and 16 rows, and the time from the start of `mlxgpt train` to its first
+update. Then the time of `mlxgpt --help` and `mlxgpt train --help`. The sides take turns, old and new, in every round,
+and only one computes at a time. A turn's time is that of its quickest call, for what else runs on the machine can only
+add to it. The table holds medians of the rounds. `ratio` is the old time over the new one, above 1 where new is faster;
+the last column is the range of that ratio over the rounds.
+
+Both sides compute the same case: OLD's `bench` makes the weights and the text. The text is `shakespeare` where
+MLXGPT_CORPUS_DIR holds it, else `pydocs`.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from sides import CORPUS, ROOT, Failed, Side, both, last_line
+
+ROWS = (1, 16)  # sequences side by side where text is read and written
+TURN_SECONDS = 2.0  # of updates, decoding or prefill: as many calls as fit, one at least
+CALL_SECONDS, MAX_STEPS = 0.5, 100  # of one call: as many updates as fit, one at least
+MAKE_CASE = """
+import json, sys
+from pathlib import Path
+from mlx_gpt.cli.session import bench_case
+
+preset, settings, path = sys.argv[1:]
+bench_case(preset, json.loads(settings), lambda line: None, use_tuned=False).save(Path(path))
+"""
+Timer = Callable[[Side], float]  # seconds of one turn of a side
+
+
+class Worker:
+    """A side's contender of the bench in its own process: call it with a method's name and arguments."""
+
+    def __init__(self, side: Side, case: Path):
+        self.name, self.told = side.name, tempfile.TemporaryFile("w+", errors="replace")
+        self.process = side.start("-m", "mlx_gpt.bench.worker", "mlxgpt", str(case), told=self.told)
+        self.answer()
+
+    def __call__(self, method: str, *arguments: int):
+        self.process.stdin.write(json.dumps([method, *arguments]) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        answer = json.loads(line) if line else {"error": last_line(self.told)}
+        if "error" in answer:
+            raise Failed(f"{self.name}: {answer['error']}")
+        return answer["ok"]
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.told.close()
+
+
+def in_turns(what: str, timer: Timer, sides: tuple[Side, Side], rounds: int) -> list[tuple[float, float]]:
+    """Seconds of old and new in each round, after a turn of each that warms it up."""
+    print(f"  {what}", file=sys.stderr)
+    for side in sides:
+        timer(side)
+    return [tuple(timer(side) for side in sides) for _ in range(rounds)]
+
+
+def quickest(call: Callable[[], float]) -> float:
+    """The least of the seconds that the calls of a turn return."""
+    found, until = [], time.perf_counter() + TURN_SECONDS
+    while not found or time.perf_counter() < until:
+        found.append(call())
+    return min(found)
+
+
+def number(x: float) -> str:
+    """With three digits at least."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def row(what: str, unit: str, times: list[tuple[float, float]], shown: Callable[[float], float]) -> str:
+    """A line of the table; `shown` gives a time in seconds as a number of the unit."""
+    old, new = (statistics.median(seconds) for seconds in zip(*times, strict=True))
+    ratios = [a / b for a, b in times]
+    cells = [f"{what}, {unit}", number(shown(old)), number(shown(new)), f"{old / new:.3f}"]
+    return f"| {' | '.join(cells)} | {min(ratios):.3f}-{max(ratios):.3f} |"
+
+
+def model_rows(preset: str, batch: int, sides: tuple[Side, Side], rounds: int) -> list[str]:
+    """Update, decoding and prefill of a preset, each side in a process that lives on."""
+    case = sides[0].home / f"{preset}.npz"
+    settings = {"data.corpus": [CORPUS], "train.batch_size": batch, "model.dropout": 0.0}
+    sides[0].python("-c", MAKE_CASE, preset, json.dumps(settings), str(case))
+    with np.load(case) as file:
+        context = json.loads(str(file["settings"]))["config"]["model"]["block_size"]
+    written = min(200, context - min(16, context // 2))
+    rows = []
+    with contextlib.ExitStack() as stack:
+        workers = {side: stack.enter_context(contextlib.closing(Worker(side, case))) for side in sides}
+        for worker in workers.values():
+            worker("steps", 1)  # compiles
+        count = max(1, min(MAX_STEPS, int(CALL_SECONDS / max(worker("steps", 1) for worker in workers.values()))))
+        times = in_turns(
+            f"{preset}: step", lambda side: quickest(lambda: workers[side]("steps", count) / count), sides, rounds
+        )
+        rows.append(row(f"{preset}: step of {batch}", "ms", times, lambda s: 1000 * s))
+    with contextlib.ExitStack() as stack:  # afresh, as one writes
+        workers = {side: stack.enter_context(contextlib.closing(Worker(side, case))) for side in sides}
+        timers = {
+            "decode": (written, lambda side, n: quickest(lambda: workers[side]("decode", n)[0])),
+            "prefill": (context, lambda side, n: quickest(lambda: workers[side]("prefill", n))),
+        }
+        for name, n in itertools.product(timers, ROWS):
+            tokens, timer = timers[name]
+            what = f"{preset}: {name}, {n} row{'s' * (n > 1)}"
+            times = in_turns(what, lambda side, n=n, timer=timer: timer(side, n), sides, rounds)
+            rows.append(row(what, "tokens/s", times, lambda s, total=n * tokens: total / s))
+    return rows
+
+
+def first_update(side: Side, preset: str) -> float:
+    """Seconds from the start of `mlxgpt train` to the report of its first update; then the run is ended."""
+    arguments = f"train --json --preset {preset} --corpus {CORPUS} --iters 1 --set train.eval_every=1000".split()
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=side.home) as out, tempfile.TemporaryFile("w+") as told:
+        with side.start("-m", "mlx_gpt", *arguments, "--out", out, told=told) as process:
+            for line in process.stdout:
+                if json.loads(line)["report"] == "step":
+                    seconds = time.perf_counter() - start
+                    process.kill()
+                    return seconds
+        raise Failed(f"{side.name} reports no update: {last_line(told)}")
+
+
+def help_shown(side: Side, *command: str) -> float:
+    """Seconds of `mlxgpt COMMAND --help` in a fresh process."""
+    start = time.perf_counter()
+    side.run(*command, "--help")
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("old", help="a git revision, or a folder that holds mlx_gpt")
+    parser.add_argument("new", nargs="?", default=str(ROOT), help="the same; the working tree unless given")
+    parser.add_argument("--preset", action="append", help="repeatable; model-s and model-l unless given")
+    parser.add_argument("--batch", type=int, default=16, help="sequences of an update (default: 16)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: 7)")
+    chosen = parser.parse_args()
+    presets = chosen.preset or ["model-s", "model-l"]
+    with both(chosen.old, chosen.new) as sides:
+        rows = [line for preset in presets for line in model_rows(preset, chosen.batch, sides, chosen.rounds)]
+        for preset in presets:
+            what = f"{preset}: start of train to first update"
+            times = in_turns(what, lambda side, p=preset: first_update(side, p), sides, chosen.rounds)
+            rows.append(row(what, "s", times, lambda s: s))
+        for command in ((), ("train",)):
+            what = " ".join(("mlxgpt", *command, "--help"))
+            times = in_turns(what, lambda side, c=command: help_shown(side, *c), sides, chosen.rounds)
+            rows.append(row(what, "ms", times, lambda s: 1000 * s))
+    print("\n".join(["| what | old | new | ratio | min-max |", "|---|---|---|---|---|", *rows]))
+
+
+if __name__ == "__main__":
+    main()
