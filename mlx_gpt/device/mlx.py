@@ -9,7 +9,7 @@ import shutil
 from mlx_gpt.config.schema import SpeedConfig
 from mlx_gpt.device import blas, jit
 
-STOCK_ENVIRONMENT = dict(os.environ)  # child processes that need MLX as it comes are started with this
+STOCK_ENVIRONMENT = dict(os.environ)  # as it was; child processes that are to find it so are started with this
 BLAS = blas.preload()
 VECTORISED = jit.vectorise()
 # MLX orders a graph breadth first up to this width: wide enough that lanes take turns, not one after the other.
@@ -56,6 +56,16 @@ def for_few_rows(weights: dict[str, mx.array]) -> dict[str, mx.array]:
 def peak_memory() -> int:
     """Bytes of the largest footprint of MLX arrays so far."""
     return mx.get_peak_memory()
+
+
+def changed_variables() -> list[str]:
+    """Names of the environment variables that this process has changed for MLX."""
+    return sorted(k for k in os.environ.keys() | STOCK_ENVIRONMENT if os.environ.get(k) != STOCK_ENVIRONMENT.get(k))
+
+
+def limit_buffers(speed: SpeedConfig) -> None:
+    """Sets MLX's limits of a GPU's command buffers. MLX reads them once, when the device is first used."""
+    os.environ.update(buffer_variables(speed))
 
 
 def buffer_variables(speed: SpeedConfig) -> dict[str, str]:

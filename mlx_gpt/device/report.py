@@ -9,7 +9,7 @@ from importlib.metadata import distributions, version
 
 from mlx_gpt.device import blas, jit
 from mlx_gpt.device.lanes import num_cores
-from mlx_gpt.device.mlx import BLAS, DTYPES, VECTORISED, can_compile, kind, mx, on_gpu
+from mlx_gpt.device.mlx import BLAS, DTYPES, VECTORISED, can_compile, changed_variables, kind, mx, on_gpu
 
 
 def prepare(dtype: str = "float32") -> None:
@@ -70,6 +70,7 @@ def device_report() -> dict:
         "blas_path": BLAS.path,
         "vectorised_kernels": VECTORISED,
         "compile": can_compile(),
+        "environment_changed": ", ".join(changed_variables()),
         "memory_limit_gib": round(mx.get_memory_limit() / gib, 2),
         **{f"{k}_gib": v for k, v in limits.items()},
     }
