@@ -21,7 +21,7 @@ ROOMS = {
     "files": ({"errors"}, set()),
     "data": ({"config", "device", "errors", "files", "paths", "rng"}, {"numpy", "pooch", "tokenizers"}),
     "model": ({"config", "device", "errors", "rng"}, {"mlx"}),
-    "optim": ({"config", "device"}, set()),
+    "optim": ({"config", "device", "model"}, set()),
     "checkpoint": ({"config", "errors", "files", "model"}, {"numpy", "safetensors"}),
     "train": ({"checkpoint", "config", "data", "device", "errors", "files", "optim", "rng"}, {"mlx", "numpy"}),
     "generation": ({"device", "errors", "model", "rng"}, {"numpy"}),

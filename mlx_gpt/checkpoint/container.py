@@ -1,4 +1,4 @@
-"""The safetensors container, checked byte by byte before anything reads it: header, names, types, shapes, places."""
+"""A strict reader of the safetensors container. The header is checked in full before any tensor is read."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import numpy as np
 from mlx_gpt.errors import BadFile
 
 MAX_HEADER = 100_000_000
-# Bytes an element of each type that may stand in a file.
+# Bytes of an element of each type that is read.
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}
 NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 MAX_DIMS = 8
@@ -19,7 +19,7 @@ MAX_DIMS = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One tensor: its type, its shape, and its first and last byte + 1 in the file."""
+    """One tensor: its type, its shape, and its bytes [first, end) in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -28,10 +28,15 @@ class Entry:
 
 
 def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """The tensors by name, and the metadata. Reads the header alone, whose length it knows to be possible.
+    """Reads the header of a file and nothing else.
 
-    Raises BadFile unless the file is exactly what the format allows: no name twice, every tensor of a known type, as
-    long as its shape says, one after the other without gap or overlap, to the file's last byte.
+    Returns:
+        The tensors by name, and the metadata.
+
+    Raises:
+        BadFile: The file is not what the format allows. The length of the header must be possible, names must be
+            distinct, types known and lengths those of the shapes. Tensors must follow each other without gap or
+            overlap up to the last byte of the file.
     """
 
     def bad(what: str) -> BadFile:

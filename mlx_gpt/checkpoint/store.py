@@ -99,7 +99,7 @@ class Checkpoint:
     optimizer: Tensors
 
     def as_trained(self) -> "Checkpoint":
-        """The same moment with the weights that training goes on with, where the average stands in their place."""
+        """The same moment with the trained weights as `weights` and the average as optimizer tensors."""
         if not self.header.averaged:
             return self
         trained = {name: self.optimizer[f"ema.{name}"] for name in self.weights}
@@ -108,7 +108,7 @@ class Checkpoint:
         return Checkpoint(header=header, weights=trained, optimizer=self.optimizer | average)
 
     def as_averaged(self) -> "Checkpoint":
-        """The same moment with the average in the place of the weights: the inverse of as_trained()."""
+        """The same moment with the average as `weights`: the inverse of as_trained()."""
         average = {name: self.optimizer[f"ema.{name}"] for name in self.weights}
         trained = {f"ema.{name}": w for name, w in self.weights.items()}
         header = dataclasses.replace(self.header, averaged=True)

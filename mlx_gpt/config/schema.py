@@ -24,11 +24,11 @@ class ModelConfig(Table):
     n_layer: int = setting(6, "transformer blocks", low=1, high=1024)
     block_size: int = setting(256, "longest context, in tokens", low=1, high=1 << 20)
     dropout: float = setting(0.1, "share of each block's output dropped in training", low=0.0, high=0.99)
-    positions: str = setting("learned", "how a token knows its place", choices=("learned", "rotary"))
+    positions: str = setting("learned", "position encoding", choices=("learned", "rotary"))
     qk_norm: bool = setting(False, "normalise queries and keys, head by head")
-    norm_weights: bool = setting(False, "give every norm of the residual stream a learned weight a channel")
-    final_norm: bool = setting(False, "normalise what the head reads")
-    tied_head: bool = setting(False, "read logits with the embedding of the tokens, without a head of its own")
+    norm_weights: bool = setting(False, "a learned weight for each channel of every norm of the residual stream")
+    final_norm: bool = setting(False, "normalise the input of the head")
+    tied_head: bool = setting(False, "use the token embedding as the head")
     mixers: tuple[str, ...] = setting(("attention",), "mixer of each layer, repeated over the layers")
     ffn: str = setting("relu2", "feed-forward network: relu2, or swiglu, which is narrower and gated")
     ffn_dim: int = setting(0, "its width; 0 is 4 n_embd, for swiglu 8/3 n_embd", low=0, high=1 << 20)
@@ -96,7 +96,7 @@ class ModelConfig(Table):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig(Table):
-    """How long, how much at a time, how often to look."""
+    """The length of a run, its batches, its objective, and how often it evaluates, samples and saves."""
 
     batch_size: int = setting(16, "sequences per micro-batch", low=1, high=1 << 16)
     grad_accum_steps: int = setting(1, "micro-batches per update", low=1, high=4096)
@@ -125,7 +125,7 @@ class OptimizerConfig(Table):
 
     name: str = setting(
         "muon",
-        "muon is AdamW outside the blocks' matrices; lion wants a tenth of their rates",
+        "muon uses AdamW outside the blocks' matrices; lion needs a tenth of their rates",
         choices=("adamw", "muon", "lion"),
     )
     learning_rate: float = setting(3e-3, "the schedule's peak", low=0.0, high=10.0)
@@ -145,7 +145,7 @@ class OptimizerConfig(Table):
     momentum: float = setting(0.95, "decay of muon's momentum", low=0.0, high=0.999999)
     eps: float = setting(1e-8, "added to the root of the second moment", low=0.0, high=1.0)
     weight_decay: float = setting(0.1, "decoupled decay, on every tensor", low=0.0, high=10.0)
-    ema_decay: float = setting(0.0, "decay of the average of the weights; 0 keeps none", low=0.0, high=0.999999)
+    ema_decay: float = setting(0.0, "decay of the average of the weights; 0 keeps no average", low=0.0, high=0.999999)
     clip_mode: str = setting("global", "what max_grad_norm bounds", choices=("global", "tensor", "element", "none"))
     max_grad_norm: float = setting(1.0, "bound of the L2 norm, or of each element", low=1e-9, high=1e9)
 
@@ -163,11 +163,11 @@ class OptimizerConfig(Table):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeedConfig(Table):
-    """How a step is computed: no setting changes what is computed, only how fast and in how much memory."""
+    """How a step is computed. No setting changes the result, only its speed and memory."""
 
-    attention: str = setting("auto", "way to attend in training", choices=("auto", "fused", "padded", "blocks"))
-    query_blocks: int = setting(4, "blocks of queries, of attention by blocks", low=1, high=64)
-    lanes: int = setting(0, "parts of a batch side by side on a CPU; 0 is one a core", low=0, high=256)
+    attention: str = setting("auto", "attention kernel in training", choices=("auto", "fused", "padded", "blocks"))
+    query_blocks: int = setting(4, "number of query blocks of the kernel blocks", low=1, high=64)
+    lanes: int = setting(0, "parts of a batch computed side by side on a CPU; 0 is one for each core", low=0, high=256)
     remat: bool = setting(False, "recompute each block in the backward pass: less memory, more time")
     ops_per_buffer: int = setting(0, "MLX_MAX_OPS_PER_BUFFER on a GPU; 0 leaves it to MLX", low=0, high=1 << 20)
     mb_per_buffer: int = setting(0, "MLX_MAX_MB_PER_BUFFER on a GPU; 0 leaves it to MLX", low=0, high=1 << 20)
@@ -175,19 +175,24 @@ class SpeedConfig(Table):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig(Table):
-    """What is read."""
+    """The text and its tokens."""
 
     corpus: tuple[str, ...] = setting(("pydocs",), "corpus names, files, folders or patterns, as name:weight")
     tokenizer: str = setting("char", "what a token is", choices=("char", "bpe", "byte-bpe"))
     vocab_size: int = setting(2000, "ids that a byte-pair encoding is trained to", low=3, high=1 << 20)
-    vocab: str = setting("", "a vocab.json or tokenizer.json to take instead of training one")
+    vocab: str = setting("", "a vocab.json or tokenizer.json to use instead of training one")
     unknown: str = setting(
-        "drop", "characters not in the vocabulary: left out and told of, or an error", choices=("drop", "refuse")
+        "drop", "characters not in the vocabulary: left out with a note, or an error", choices=("drop", "refuse")
     )
     device_mb: int = setting(
-        1024, "tokens of up to so many MB lie on the device; more are read from disk", low=0, high=1 << 20
+        1024,
+        "largest size of the tokens in MB that is kept on the device; larger ones are read from disk",
+        low=0,
+        high=1 << 20,
     )
-    val_fraction: float = setting(0.1, "last share of the tokens, kept for validation", low=1e-6, high=0.9)
+    val_fraction: float = setting(
+        0.1, "share of the tokens, at the end, that is used for validation", low=1e-6, high=0.9
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

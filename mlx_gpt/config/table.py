@@ -14,13 +14,17 @@ from mlx_gpt.errors import UserError
 
 
 def setting(default, help: str, *, low=None, high=None, choices=None):
-    """One configurable value: its default, its meaning with its unit, and what is allowed."""
+    """A field of a Table: its default, its meaning with its unit, and the values it takes."""
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """A group of settings. Types and ranges are checked once, when it is made."""
+    """A group of settings. Types and ranges are checked when it is made.
+
+    Raises:
+        UserError: A value has another type, or is out of its range.
+    """
 
     def __post_init__(self):
         for f in fields(self):
@@ -32,6 +36,17 @@ class Table:
 
 
 def lookup(known: dict, name: str, kind: str, prefix: str = ""):
+    """known[name].
+
+    Args:
+        known: The rows of a table by name.
+        name: What was asked for.
+        kind: What the table holds, for the error.
+        prefix: What precedes a name where it is written, as "model.ffn=".
+
+    Raises:
+        UserError: There is no such name. The error says the nearest one.
+    """
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -40,6 +55,7 @@ def lookup(known: dict, name: str, kind: str, prefix: str = ""):
 
 
 def allowed(f: dataclasses.Field) -> str:
+    """The values that a setting takes, in words."""
     low, high, choices = f.metadata["low"], f.metadata["high"], f.metadata["choices"]
     if choices:
         return f"choose from {', '.join(choices)}"
@@ -74,7 +90,7 @@ def toml_value(value) -> str:
 
 
 def merge(under: dict, over: dict) -> dict:
-    """Two levels of tables, `over` winning key by key."""
+    """Merges two levels of tables. Where both have a key, the value of `over` is taken."""
     merged = dict(under)
     for name, values in over.items():
         both = isinstance(values, dict) and isinstance(merged.get(name), dict)

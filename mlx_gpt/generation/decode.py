@@ -77,16 +77,25 @@ class Decoder:
 
 
 def _parts(tokens: mx.array) -> list[tuple[int, int, mx.Stream]]:
-    """Rows of (B, ...) side by side on the lanes."""
+    """The rows of (B, ...), divided over the lanes."""
     rows = len(tokens)
     return divide(rows, rows, lanes(), block_size=tokens.size // rows)
 
 
 def decode(model, prompt: Sequence[int], how: Sampling, seed: int = 0) -> Iterator[int]:
-    """Token ids that follow `prompt`, without end. Each draw depends on (seed, its place) alone.
+    """Yields the token ids that follow `prompt`, without end.
 
-    Past block_size the window slides: positions are learned, so the last block_size tokens are read again from
-    position 0 for each new token.
+    The draw of a token depends on the seed, its index in the text and its logits. Past block_size the window slides:
+    positions are learned, so for each new token the last block_size tokens are read again from position 0.
+
+    Args:
+        model: The network.
+        prompt: Token ids, at least one.
+        how: How tokens are drawn.
+        seed: Decides the draws.
+
+    Raises:
+        UserError: The prompt is empty, or an id is out of range.
     """
     tokens, block_size = list(prompt), model.config.block_size
     require_ids(tokens, model.vocab_size)
@@ -94,9 +103,9 @@ def decode(model, prompt: Sequence[int], how: Sampling, seed: int = 0) -> Iterat
     window = tokens[-block_size:]
     ids, state = decoder.read(np.array([window]), to_draw([(how, seed, 0)]))
     room = block_size - len(window)
-    for place in itertools.count(1):
-        draw = to_draw([(how, seed, place)])
-        if fits := room > 0:  # the next step is under way while this token is read and shown
+    for index in itertools.count(1):
+        draw = to_draw([(how, seed, index)])
+        if fits := room > 0:  # the device computes the next step while the host reads this token
             following, state = decoder.step(ids, draw, state)
             mx.async_eval(following, state)
             room -= 1
@@ -108,7 +117,7 @@ def decode(model, prompt: Sequence[int], how: Sampling, seed: int = 0) -> Iterat
 
 
 def require_ids(tokens: list[int], vocab_size: int) -> None:
-    """Raises UserError for what the model would read garbage for."""
+    """Raises UserError for an empty prompt or an id out of range, which MLX would read garbage for."""
     if not tokens:
         raise UserError("an empty prompt; begin with the tokenizer's BOS")
     low, high = min(tokens), max(tokens)

@@ -1,4 +1,4 @@
-"""From logits to the next token: temperature, top-k, nucleus (arXiv:1904.09751).
+"""Sampling: the next token from logits, by temperature, top-k and nucleus (arXiv:1904.09751).
 
 Shapes: B batch, V vocabulary.
 """
@@ -12,13 +12,17 @@ from mlx_gpt import rng
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
 
-# What a draw of B tokens takes, all (B,) but the keys, (B, 2): keys, temperatures, nuclei and numbers of tokens kept.
+# The arrays of a draw of B tokens: keys (B, 2), then temperatures, top_p and top_k, (B,) each.
 Draw = tuple[mx.array, mx.array, mx.array, mx.array]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How to draw. Temperature 0 takes the likeliest token; top_k 0 and top_p 1 keep them all."""
+    """How to draw a token. Temperature 0 takes the likeliest one. top_k=0 and top_p=1 keep all of them.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
 
     temperature: float = 0.8
     top_p: float = 0.9
@@ -34,9 +38,13 @@ class Sampling:
 
 
 def to_draw(rows: Sequence[tuple[Sampling, int, int]]) -> Draw:
-    """The draw of B tokens, each by its (how, seed, place): it depends on these and on its own logits alone."""
+    """The arrays of a draw of B tokens, one for each (how, seed, index).
+
+    `index` counts the tokens of a text. A row's token is a function of its own entry and its own logits, so it is the
+    same in every batch.
+    """
     how = [how for how, _, _ in rows]
-    keys = np.stack([rng.host_key(seed, rng.SAMPLING, place) for _, seed, place in rows])
+    keys = np.stack([rng.host_key(seed, rng.SAMPLING, index) for _, seed, index in rows])
     numbers = (([h.temperature for h in how], np.float32), ([h.top_p for h in how], np.float32))
     counts = ([h.top_k for h in how], np.int32)
     return tuple(mx.array(np.array(values, dtype)) for values, dtype in ((keys, np.uint32), *numbers, counts))

@@ -1,4 +1,4 @@
-"""Token ids to text: up to a stop string, and without half a character."""
+"""Token ids to text, in pieces that no later token can change."""
 
 import codecs
 from collections.abc import Iterator, Sequence
@@ -10,10 +10,30 @@ from mlx_gpt.generation.sampling import Sampling
 
 
 class TextWriter:
-    """Token ids to text, as far as it is certain: up to a stop string, and without half a character.
+    """Decodes token ids one by one and returns the text that is certain.
 
-    `finish_reason` becomes "stop" at a stop string or the tokenizer's end of text. `length` counts the characters so
-    far, `released` those of them that are certain.
+    Two things are held back. A token may end within a UTF-8 character, whose first bytes wait for the rest. The last
+    characters may be the beginning of a stop string, which is not part of the text: with the longest stop string n
+    characters long, n - 1 characters wait.
+
+    With stop=("END",), the tokens "a", "bE", "N", "Dc" give:
+
+        feed("a")  -> ""     "a" is held back: two characters could begin "END"
+        feed("bE") -> "a"    "bE" is held back
+        feed("N")  -> "b"    "EN" is held back
+        feed("Dc") -> ""     "END" ends the text before "END"; finish_reason is "stop"
+
+    Args:
+        tokenizer: Gives each id's bytes (`pieces`) and the id that ends a text (`eos_id`).
+        stop: Strings that end the text.
+
+    Attributes:
+        finish_reason: None, then "stop" at a stop string or `eos_id`, or "length" after end().
+        length: Characters so far, those held back included.
+        released: Characters returned so far.
+
+    Raises:
+        UserError: A stop string is empty.
     """
 
     def __init__(self, tokenizer, stop: Sequence[str] = ()):
@@ -22,11 +42,11 @@ class TextWriter:
         self.tokenizer, self._stop = tokenizer, stop
         self._longest = max(map(len, stop), default=1)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end within a character
-        self._held = ""  # might be the beginning of a stop string
+        self._held = ""  # may be the beginning of a stop string
         self.length, self.released, self.finish_reason = 0, 0, None
 
     def feed(self, token: int) -> str:
-        """The text that is certain now."""
+        """Decodes one more token and returns the text that has become certain."""
         if token == self.tokenizer.eos_id:
             self.finish_reason = "stop"
             return self._release(len(self._held))
@@ -42,7 +62,7 @@ class TextWriter:
         return self._release(max(len(self._held) - self._longest + 1, 0))
 
     def end(self) -> str:
-        """What was held back, where no more tokens come."""
+        """Ends the text and returns what was held back."""
         if self.finish_reason:
             return ""
         self.finish_reason = "length"
@@ -59,9 +79,18 @@ class TextWriter:
 
 @dataclass(kw_only=True)
 class TextStream:
-    """Text that follows a prompt, in pieces as they come.
+    """The text that follows a prompt, as an iterator of pieces.
 
-    Afterwards `finish_reason` ("stop" or "length") and `num_tokens` tell how it went.
+    Args:
+        model: The network.
+        tokenizer: The tokenizer that it was trained with.
+        prompt: Token ids; empty for a text from the beginning of a document.
+        how: How tokens are drawn.
+        max_tokens: Most tokens to draw.
+        stop: Strings that end the text and are not part of it.
+        seed: Decides the draws.
+
+    After the last piece, `finish_reason` is "stop" or "length" and `num_tokens` counts the tokens drawn.
     """
 
     model: object

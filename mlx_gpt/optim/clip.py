@@ -1,4 +1,4 @@
-"""Bounds on the gradient: by its global norm, by each tensor's norm, or by each element."""
+"""Gradient clipping: by the global norm, by each tensor's norm, or by element."""
 
 from mlx_gpt.device.mlx import mx
 
@@ -23,7 +23,7 @@ def clip_element(grads: Gradients, bound: float, norm: mx.array) -> Gradients:
     return {name: mx.clip(g, -bound, bound) for name, g in grads.items()}
 
 
-# Each takes the gradients, the bound and the global norm, which the step knows already.
+# Each row takes the gradients, the bound and their global norm, which the step has already computed.
 CLIPS = {
     "global": clip_global,
     "tensor": clip_tensor,

@@ -1,7 +1,7 @@
-"""AdamW, Muon and Lion as pure functions of explicit state, chosen by each weight's role; the average of the weights.
+"""AdamW, Muon and Lion as pure functions of explicit state, and the average of the weights.
 
-An optimizer's state is {"num_updates": () int32} and its parts, each a dictionary of arrays shaped as their weights:
-"m" and "v", the moments, and "ema", the average.
+The role of a weight decides which rule updates it. An optimizer's state is {"num_updates": () int32} and its parts, each
+a dictionary of arrays shaped as their weights: "m" and "v", the moments, and "ema", the average.
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from mlx_gpt.config.schema import OptimizerConfig
 from mlx_gpt.device.lanes import lanes
 from mlx_gpt.device.mlx import mx
+from mlx_gpt.model.specs import ROLES
 from mlx_gpt.optim.schedules import learning_rate
 
 Weights = dict[str, mx.array]
@@ -46,7 +47,8 @@ class AdamW:
 class Muon:
     """Nesterov momentum, made orthogonal (https://kellerjordan.github.io/posts/muon/); decoupled weight decay.
 
-    For matrices and stacks of them. The update of (..., rows, columns) is scaled by sqrt(max(1, rows / columns)).
+    For matrices and stacks of them. The update of a weight (..., rows, columns) is scaled by
+    sqrt(max(1, rows / columns)).
     """
 
     config: OptimizerConfig
@@ -83,19 +85,19 @@ class Lion:
         return new_weights, {"m": new_m}
 
 
-# The update rule of each role. A role that stands in no row of an optimizer can't be trained by it.
+# The update rule of each role, for each `optimizer.name`.
 RULES = {
-    "adamw": dict.fromkeys(("matrix", "matrices", "embedding", "head", "gain", "scalar"), AdamW),
-    "muon": {"matrix": Muon, "matrices": Muon} | dict.fromkeys(("embedding", "head", "gain", "scalar"), AdamW),
-    "lion": dict.fromkeys(("matrix", "matrices", "embedding", "head", "gain", "scalar"), Lion),
+    "adamw": dict.fromkeys(ROLES, AdamW),
+    "muon": dict.fromkeys(ROLES, AdamW) | {"matrix": Muon, "matrices": Muon},
+    "lion": dict.fromkeys(ROLES, Lion),
 }
-# Roles without weight decay: it would pull gates and mixing logits to a half. randyGPT decays all of its weights.
+# Decay would pull gates and mixing logits to sigmoid(0) = 1/2. randyGPT, which has none, decays all of its weights.
 NOT_DECAYED = {"scalar"}
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Weights that one rule updates with one decay."""
+class ParamGroup:
+    """The weights that one rule updates with one decay."""
 
     rule: Any
     names: list[str]
@@ -115,7 +117,7 @@ class Optimizer:
         for name, role in sorted(roles.items()):
             rule = RULES[config.name][role](config, 0.0 if role in NOT_DECAYED else config.weight_decay)
             found.setdefault(rule, []).append(name)
-        self.groups = [Group(rule, names) for rule, names in found.items()]
+        self.groups = [ParamGroup(rule, names) for rule, names in found.items()]
 
     def init(self, weights: Weights) -> State:
         """The state before the first update."""
@@ -167,9 +169,10 @@ class Optimizer:
 
 
 def orthogonal(matrices: Weights) -> Weights:
-    """Each matrix U S V' as nearly U V', its singular values between about 0.7 and 1.2.
+    """Replaces each matrix U S V^T by nearly U V^T, with singular values between about 0.7 and 1.2.
 
-    Five steps of the quintic Newton-Schulz iteration in float32, matrices of one shape together, spread over the lanes.
+    Five steps of the quintic Newton-Schulz iteration in float32. Matrices of one shape are stacked, and each lane
+    computes a part of the stack.
     """
     wide = {name: a if a.shape[-2] <= a.shape[-1] else a.swapaxes(-1, -2) for name, a in matrices.items()}
     result, streams = {}, lanes()
@@ -187,7 +190,7 @@ def orthogonal(matrices: Weights) -> Weights:
 
 
 def _newton_schulz(x: mx.array) -> mx.array:
-    """x (..., rows, columns), rows <= columns."""
+    """Five iterations on x (..., rows, columns), rows <= columns."""
     x = x / (mx.sqrt(mx.square(x).sum((-2, -1), keepdims=True)) + 1e-7)
     for _ in range(5):
         a = x @ x.swapaxes(-1, -2)
@@ -197,7 +200,7 @@ def _newton_schulz(x: mx.array) -> mx.array:
 
 
 def _average_decay(decay: float, step: mx.array) -> mx.array:
-    """`decay`, and less in the first updates, that the average may forget the weights it began with."""
+    """min(decay, (1 + step) / (10 + step)): a shorter memory at first, so that the initial weights are forgotten."""
     step = step.astype(mx.float32)
     return mx.minimum(decay, (1 + step) / (10 + step))
 
@@ -205,7 +208,7 @@ def _average_decay(decay: float, step: mx.array) -> mx.array:
 def _bias_correction(betas: tuple[float, ...], step: mx.array) -> list[mx.array]:
     """1 - beta^step for each beta, as -expm1(step * log(beta)), which float32 can hold.
 
-    Computed as one array and sliced: mx.compile fuses no slice, so the transcendental is evaluated once for each beta
+    They are computed as one array and sliced. mx.compile does not fuse slices, so expm1 is evaluated once for each beta
     and not once for each weight.
     """
     logs = mx.array([math.log(beta) if beta else -math.inf for beta in betas])

@@ -19,7 +19,7 @@ from mlx_gpt.train.objective import cross_entropy
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """Loss in nats per token, perplexity, bits per UTF-8 byte, and how many tokens were predicted."""
+    """Loss in nats per token, perplexity, bits per UTF-8 byte, and the number of predicted tokens."""
 
     loss: float
     ppl: float
@@ -28,7 +28,14 @@ class Evaluation:
 
 
 class Evaluator:
-    """Sums the loss of a model over windows of one split, in one compiled graph of fixed shape."""
+    """Sums the loss of a model over windows of one split, in one compiled graph of fixed shape.
+
+    Args:
+        model: The network.
+        windows: The split.
+        token_bytes: UTF-8 bytes of each id, (V,), for bits per byte.
+        dtype: Compute type.
+    """
 
     def __init__(self, model, windows: Windows, token_bytes: np.ndarray, dtype: str):
         lengths = mx.array(token_bytes)
@@ -55,7 +62,10 @@ class Evaluator:
         batches: Iterable[np.ndarray],
         stopped: Callable[[], bool] = lambda: False,
     ) -> Evaluation | None:
-        """Evaluates batches of windows, (2, B) each; None if `stopped` turned true on the way."""
+        """Evaluates batches of windows, (2, B) each. Returns None if `stopped` became true before the last of them.
+
+        A batch is submitted before the result of the one before it is read.
+        """
         total, previous = np.zeros(3), None
         for windows in batches:
             if stopped():
@@ -76,7 +86,7 @@ def _exp(loss: float) -> float:
 
 
 class Validation:
-    """The evaluations of a run: the whole split, or windows drawn anew for each evaluation."""
+    """The evaluations of a run: over the whole split, or over windows that each evaluation draws."""
 
     def __init__(self, evaluator: Evaluator, windows: Windows, train: TrainConfig):
         self._evaluate, self._windows, self._train = evaluator, windows, train
@@ -87,7 +97,7 @@ class Validation:
     def __call__(
         self, weights: dict[str, mx.array], step: int, stopped: Callable[[], bool] = lambda: False
     ) -> Evaluation | None:
-        """The evaluation of `weights` at `step`; None if `stopped` turned true on the way."""
+        """The evaluation of `weights` at `step`, or None if `stopped` became true before its end."""
         return self._evaluate(weights, self._batches(step), stopped)
 
     def _batches(self, step: int) -> list[np.ndarray]:

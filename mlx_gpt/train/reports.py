@@ -1,4 +1,4 @@
-"""What a run says of itself: frozen reports, consumed alike by the terminal, metrics.jsonl and the tests."""
+"""Reports of a run: frozen values that the terminal, metrics.jsonl and notebooks consume alike."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """The length of the run, and what it rests on. `step_seconds` is None where nothing was timed."""
+    """The length of the run in updates, and the seconds of an update that it was computed from, or None."""
 
     iters: int
     step_seconds: float | None = None
@@ -70,14 +70,14 @@ class EvalReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleDue:
-    """The model holds the weights of this step: the moment to let it write."""
+    """A sample of text is due. The model holds the weights of this step."""
 
     step: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SaveReport:
-    """One checkpoint written, or the reason why it could not be: the run goes on and tries again."""
+    """One checkpoint was written, or could not be for the reason in `error`. The run continues and tries again."""
 
     step: int
     path: str
@@ -86,8 +86,10 @@ class SaveReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StopReport:
-    """The end. `reason` is one of iters, minutes, patience, signal, diverged; `steps` were made in this
-    session, in `seconds`; `elapsed` is the time of all sessions.
+    """The end of the run.
+
+    `reason` is one of iters, minutes, patience, signal and diverged. This process made `steps` updates in `seconds`;
+    `elapsed` also counts the processes before it.
     """
 
     step: int

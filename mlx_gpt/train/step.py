@@ -71,13 +71,16 @@ def make_gradients(model, objective: Objective, group: Group, config: Config):
 
 
 def over_lanes(run: Callable, arrays: Sequence[mx.array], config: Config):
-    """The sum of run(part, first_row) over the parts of a batch: side by side on the lanes, in turn on each of them."""
+    """The sum of run(part, first_row) over the parts of a batch.
+
+    Lanes compute side by side. The parts of one lane follow each other.
+    """
     train, sums = config.train, {}
     parts = divide(len(arrays[0]), train.batch_size, lanes(config.speed.lanes), config.model.block_size)
     for first, end, lane in parts:
         with mx.stream(lane):
             part, before = [a[first:end] for a in arrays], sums.get(lane)
-            if before is not None:  # so that the memory of one part is free before the next begins
+            if before is not None:  # frees the memory of one part before the next one starts
                 part = mx.depends(part, [a for _, a in tree_flatten(before)])
             new = run(part, first)
             sums[lane] = new if before is None else tree_map(mx.add, before, new)
@@ -85,9 +88,18 @@ def over_lanes(run: Callable, arrays: Sequence[mx.array], config: Config):
 
 
 def make_step(model, optimizer, objective: Objective, gather: Callable[..., NamedTuple], group: Group, config: Config):
-    """Compiles step(state, lr, index, *arrays) -> (state, StepOutput); `index` (uint32) decides the dropout.
+    """Compiles step(state, lr, index, *arrays) -> (state, StepOutput).
 
-    `gather(*arrays)` is the batch.
+    Args:
+        model: The network; its own weights are not used.
+        optimizer: Gives new weights and a new state from gradients.
+        objective: What is minimised.
+        gather: The batch of `arrays`.
+        group: The processes that train together.
+        config: The run.
+
+    The compiled function takes the state, the learning rate, the index of the step (uint32), which decides the dropout,
+    and the host arrays of the source.
     """
     train, bound = config.train, config.optimizer.max_grad_norm
     clip = CLIPS[config.optimizer.clip_mode]

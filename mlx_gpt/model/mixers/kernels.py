@@ -1,4 +1,4 @@
-"""Ways to compute causal attention: one function, each exact; the device decides which is fastest.
+"""Kernels of causal attention. All of them compute the same function; which is fastest depends on the device.
 
 Shapes: B batch, T time, S time with the past, H heads, D head_dim.
 """
@@ -9,14 +9,14 @@ from functools import partial
 from mlx_gpt.device.mlx import mx, on_gpu
 from mlx_gpt.model.positions import causal_mask
 
-# Heads of these widths have fused kernels, forward and backward, in MLX's Metal backend; 32 and 48 have none.
+# Head widths with fused kernels, forward and backward, in MLX's Metal backend. 32 and 48 have none.
 FUSED_HEAD_DIMS = (64, 72, 80, 96, 128, 192, 256)
-# Queries, keys, values (B, H, T, D) and the scale of the scores to (B, H, T, D).
+# Maps queries, keys and values (B, H, T, D) and the scale of the scores to (B, H, T, D).
 Attend = Callable[[mx.array, mx.array, mx.array, float], mx.array]
 
 
 def make_attend(name: str = "auto", query_blocks: int = 4) -> Attend:
-    """The attention of one of KERNELS; "auto" is what is fastest without a measurement."""
+    """The attention function of a row of KERNELS. "auto" is the fastest one on the devices that were measured."""
     return partial(KERNELS[kernel_of(name)], query_blocks=query_blocks)
 
 
@@ -46,12 +46,12 @@ def attend_cached(q: mx.array, keys: mx.array, values: mx.array, scale: float, m
 
 
 def fused(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: int = 1) -> mx.array:
-    """MLX's own: one kernel where the device has one for this width, else plain operations."""
+    """MLX's own attention: one kernel where the device has one for this head width, else plain operations."""
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
 
 
 def padded(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: int = 1) -> mx.array:
-    """fused() with narrow heads filled up with zeros to a width that has a kernel; zeros change no score."""
+    """fused() with heads padded with zeros to a width that has a kernel. Zeros change no score."""
     D = q.shape[-1]
     width = next((d for d in FUSED_HEAD_DIMS if d >= D), D)
     missing = [(0, 0)] * 3 + [(0, width - D)]
@@ -59,14 +59,31 @@ def padded(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: in
 
 
 def blocks(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: int = 4) -> mx.array:
-    """Softmax by blocks of queries, each against the keys up to its end: 5/8 of the scores with four blocks."""
+    """Attention by blocks of queries, each against the keys up to the block's end.
+
+    With T = 8 and four blocks, the queries 0-1, 2-3, 4-5 and 6-7 meet the keys 0-1, 0-3, 0-5 and 0-7: 2 x (2 + 4 + 6
+    + 8) = 40 of 64 scores, five eighths.
+    """
     T = q.shape[2]
     ends = [T * i // min(query_blocks, T) for i in range(min(query_blocks, T) + 1)]
     return _attend_by_blocks(scale, list(zip(ends, ends[1:], strict=False)))(q, k, v)[0]
 
 
 def _attend_by_blocks(scale: float, spans: list[tuple[int, int]]):
-    """Attention over query spans, (B, H, T, D), and its gradient, for which sums and exponentials are outputs too."""
+    """Attention over spans of queries, with a gradient of its own.
+
+    Outputs are y (B, H, T, D), the sums of the exponentials (B, H, T, 1), and the exponentials of each span, which the
+    gradient needs.
+
+    For one row of scores s, E = exp(s - max s), P = E / sum(E) and y = P V, the gradient of a loss with dY = dL/dy is
+
+        dV = P^T dY
+        dP = dY V^T
+        ds = P (dP - rowsum(P dP)) = P (dY V^T - rowsum(dY y))
+
+    With dO = dY / sum(E), E takes the place of P, and P is never computed. rowsum(dO y) enters the product with V as a
+    further column: [dO, -rowsum(dO y)] [V, 1]^T = dO V^T - rowsum(dO y), so no (S, T) array has to be subtracted.
+    """
 
     @mx.custom_function
     def attend(q, k, v):
@@ -81,7 +98,6 @@ def _attend_by_blocks(scale: float, spans: list[tuple[int, int]]):
 
     @attend.vjp
     def gradients(primals, cotangents, outputs):
-        # With P = exp / sum: dV = P^T dO, and d(scores) = scale P (dO V^T - rowsum(dO O)).
         (q, k, v), (out, sums, *exps) = primals, outputs
         dout = cotangents[0] / sums
         rows = (dout * out).sum(axis=-1, keepdims=True)
@@ -89,6 +105,7 @@ def _attend_by_blocks(scale: float, spans: list[tuple[int, int]]):
         v_ones = mx.concatenate([v, mx.ones_like(rows).astype(v.dtype)], axis=-1)
         dout = dout.astype(q.dtype)
         dqs, dk, dv = [], None, None
+        # From the last span, whose keys are all keys, to the first: each adds to the front of dK and dV.
         for (first, end), exp in reversed(list(zip(spans, exps, strict=True))):
             dscores = exp * (v_ones[:, :, :end] @ _t(dout_rows[:, :, first:end]))
             dqs.append(_t(dscores) @ k[:, :, :end])
@@ -100,11 +117,11 @@ def _attend_by_blocks(scale: float, spans: list[tuple[int, int]]):
 
 
 def _exp_scores(q: mx.array, k: mx.array, mask: mx.array, scale: float) -> tuple[mx.array, mx.array]:
-    """exp of the scores below their highest, (B, H, S, T), and its sums, (B, H, T, 1).
+    """exp(scores - max), (B, H, S, T), and its sums over the keys, (B, H, T, 1).
 
-    MLX fuses elementwise operations that broadcast into slow strided loops on a CPU. So scores are transposed, rows are
-    left unnormalised, and what must broadcast is kept out of fusion: by a strided view in place of a broadcast, by a
-    reshape between two operations.
+    On a CPU, MLX fuses elementwise operations that broadcast into slow strided loops. Therefore the scores are
+    transposed and not normalised, and broadcasts are kept out of fused kernels: a strided view replaces one, and a
+    reshape separates two operations.
     """
     scores = (k @ _t(q)).astype(mx.float32)
     B, H, S, T = scores.shape
@@ -120,7 +137,7 @@ def _t(x: mx.array) -> mx.array:
 
 
 def _add_front(total: mx.array | None, x: mx.array) -> mx.array:
-    """Adds x to as many of the first places of `total` along time."""
+    """Adds x (B, H, S, D) to the first S positions of `total`."""
     if total is None:
         return x
     end = x.shape[2]
