@@ -1,7 +1,7 @@
 """AdamW, Muon and Lion as pure functions of explicit state, and the average of the weights.
 
-The role of a weight decides which rule updates it. An optimizer's state is {"num_updates": () int32} and its parts, each
-a dictionary of arrays shaped as their weights: "m" and "v", the moments, and "ema", the average.
+The role of a weight decides which rule updates it. An optimizer's state is {"num_updates": () int32} and its parts,
+each a dictionary of arrays shaped as their weights: "m" and "v", the moments, and "ema", the average.
 """
 
 import math
