@@ -4,7 +4,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
-from mlx_gpt.generation.scheduler import Engine
+from mlx_gpt.generation.scheduler import Scheduler
 from mlx_gpt.serve.app import make_app
 from mlx_gpt.serve.schema import Limits
 from mlx_gpt.serve.service import Service
@@ -42,8 +42,8 @@ def serve(
         on_ready: Called when the server listens, with a function that stops it from any thread.
 
     Raises:
-        EngineFailed: Steps of the engine failed several times in a row.
+        EngineFailed: Steps of the scheduler failed several times in a row.
     """
-    service = Service(partial(Engine, model, num_slots, max_waiting), tokenizer, card, limits or Limits())
+    service = Service(partial(Scheduler, model, num_slots, max_waiting), tokenizer, card, limits or Limits())
     app = make_app(service, access or Access(), log)
     server.serve(app, listening, service, deadlines=deadlines, log=log, on_ready=on_ready)

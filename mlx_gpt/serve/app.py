@@ -69,7 +69,7 @@ class TextRoute:
         Pieces of one text that arrive together are merged. Their times are observed in the metrics.
 
         Raises:
-            ApiError: The engine failed.
+            ApiError: The step failed.
         """
         metrics, last, num_open = self.service.metrics, [start] * count, count
         started = [False] * count
@@ -172,11 +172,11 @@ def make_app(service: Service, access: Access, log: Callable[[str], None]) -> Gu
     page = files("mlx_gpt.serve") / "page"
 
     async def health(_request: Request) -> Response:
-        if service.engine.closing:
+        if service.scheduler.closing:
             raise ApiError(503, "the server is shutting down", code="stopping")
-        if not service.engine.healthy:
+        if not service.scheduler.healthy:
             raise ApiError(503, "texts are to be written and no token came for a while", code="stalled")
-        return _json({"status": "ok", "active": service.engine.num_active, "waiting": service.engine.num_waiting})
+        return _json({"status": "ok", "active": service.scheduler.num_active, "waiting": service.scheduler.num_waiting})
 
     async def models(_request: Request) -> Response:
         return _json({"object": "list", "data": [service.card]})

@@ -233,12 +233,12 @@ class Reader:
             allowed = f"0 to {limits.max_tokens:,}"
             raise bad("max_tokens", f"max_tokens={max_tokens:,} is not allowed; {allowed}", "too_large")
         rooms = [self._room(ids, 1 if max_tokens is None else max_tokens) for ids in prompts]
-        how, stop, seed = _sampling(request), (*_stops(request.stop), *stop), request.seed
+        sampling, stop, seed = _sampling(request), (*_stops(request.stop), *stop), request.seed
         seed = secrets.randbits(32) if seed is None else seed
         return [
             Job(
                 prompt=ids,
-                how=how,
+                sampling=sampling,
                 seed=seed + i,
                 max_tokens=min(default, limits.max_tokens, room) if max_tokens is None else max_tokens,
                 writer=TextWriter(self.tokenizer, stop),

@@ -1,4 +1,4 @@
-"""Between HTTP and the engine: what is served, and which response waits for which text."""
+"""Between HTTP and the scheduler: what is served, and which response waits for which text."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 from mlx_gpt.errors import EngineFailed
-from mlx_gpt.generation.scheduler import Busy, Engine, Job, Piece
+from mlx_gpt.generation.scheduler import Busy, Job, Piece, Scheduler
 from mlx_gpt.serve.prometheus import Metrics
 from mlx_gpt.serve.schema import Limits, Reader
 from mlx_gpt.web.errors import ApiError
@@ -15,10 +15,10 @@ Inbox = asyncio.Queue  # of (index of the text in its response, piece)
 
 
 class Service:
-    """One served model: its engine, its request reader, its metrics. The server starts and ends it as its `Work`.
+    """One served model: its scheduler, its request reader, its metrics. The server starts and ends it as its `Work`.
 
     Args:
-        make_engine: Makes the engine, given `deliver` and `give_up`.
+        make_scheduler: Makes the scheduler, given `deliver` and `give_up`.
         tokenizer: The model's tokenizer.
         card: What /v1/models says of the model; `meta.n_ctx` is its context.
         limits: What one request may ask for.
@@ -26,31 +26,31 @@ class Service:
 
     unit = "texts"
 
-    def __init__(self, make_engine: Callable[..., Engine], tokenizer, card: dict, limits: Limits):
-        self.engine = make_engine(deliver=self._deliver, give_up=self._give_up)
+    def __init__(self, make_scheduler: Callable[..., Scheduler], tokenizer, card: dict, limits: Limits):
+        self.scheduler = make_scheduler(deliver=self._deliver, give_up=self._give_up)
         self.reader = Reader(tokenizer, card["meta"]["n_ctx"], limits)
         self.card, self.limits = card, limits
-        self.metrics = Metrics(self.engine)
+        self.metrics = Metrics(self.scheduler)
         self.failure: EngineFailed | None = None
         self.pieces = tokenizer.pieces
         self._inboxes: dict[Job, tuple[Inbox, int]] = {}
 
     async def start(self, stop: Callable[[], None]) -> None:
-        """Starts the engine; returns when the model is compiled. `stop` is called if the engine gives up."""
+        """Starts the scheduler; returns when the model is compiled. `stop` is called if the scheduler gives up."""
         self._loop, self._stop = asyncio.get_running_loop(), stop
-        await asyncio.to_thread(self.engine.start)
+        await asyncio.to_thread(self.scheduler.start)
 
     def close(self, seconds: float) -> None:
-        """Closes the engine."""
-        self.engine.close(seconds)
+        """Closes the scheduler."""
+        self.scheduler.close(seconds)
 
     @property
     def in_flight(self) -> int:
-        return self.engine.in_flight
+        return self.scheduler.in_flight
 
     @property
     def alive(self) -> bool:
-        return self.engine.alive
+        return self.scheduler.alive
 
     def no_such_model(self, name: str) -> ApiError:
         """The error for a request that names another model."""
@@ -70,23 +70,23 @@ class Service:
         self._inboxes |= {job: (inbox, index) for index, job in enumerate(jobs)}
         try:
             try:
-                self.engine.submit(jobs)
+                self.scheduler.submit(jobs)
             except Busy as error:
                 raise ApiError(503 if error.for_good else 429, f"{error}; try again", code="busy") from None
             yield inbox
         finally:
-            self.engine.cancel(jobs)
+            self.scheduler.cancel(jobs)
             for job in jobs:
                 del self._inboxes[job]
 
-    # Both are called in the engine's thread.
+    # Both are called in the scheduler's thread.
 
     def _deliver(self, pieces: list[tuple[Job, Piece]]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and every response with it
             self._loop.call_soon_threadsafe(partial(self._sort, pieces))
 
     def _give_up(self, error: Exception) -> None:
-        self.failure = EngineFailed(f"the engine failed {self.engine.num_faults} times in a row: {error}")
+        self.failure = EngineFailed(f"the engine failed {self.scheduler.num_faults} times in a row: {error}")
         self._stop()
 
     def _sort(self, pieces: list[tuple[Job, Piece]]) -> None:
