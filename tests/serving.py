@@ -7,7 +7,8 @@ import time
 
 import httpx
 
-from mlx_gpt.serve import server
+from mlx_gpt.serve import serve
+from mlx_gpt.web import server
 
 CONTEXT = 64
 CARD = {"id": "tiny", "object": "model", "created": 1, "owned_by": "mlxgpt", "meta": {"n_ctx": CONTEXT}}
@@ -28,7 +29,7 @@ class Served:
     def _run(self, run):
         try:
             options = {"num_slots": 4, "max_waiting": 16} | self._options
-            server.serve(
+            serve(
                 self.listening,
                 run.model,
                 run.tokenizer,

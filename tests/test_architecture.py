@@ -27,10 +27,8 @@ ROOMS = {
     "generation": ({"device", "errors", "model", "rng"}, {"numpy"}),
     "watch": ({"config", "errors", "train"}, {"matplotlib", "rich"}),
     "formats": ({"checkpoint", "config", "data", "device", "errors", "files", "model"}, {"numpy", "safetensors"}),
-    "serve": (
-        {"errors", "generation"},
-        {"h11", "msgspec", "prometheus_client", "starlette", "uvicorn"},
-    ),
+    "web": ({"errors"}, {"h11", "msgspec", "starlette", "uvicorn"}),
+    "serve": ({"errors", "generation", "web"}, {"msgspec", "prometheus_client", "starlette"}),
     "api": ({"checkpoint", "config", "data", "device", "errors", "formats", "generation", "model"}, set()),
     "bench": (
         {

@@ -23,9 +23,9 @@ from serving import CONTEXT, Served, serving
 from mlx_gpt.checkpoint import store
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.generation.slots import Slots
-from mlx_gpt.serve import server
-from mlx_gpt.serve.guard import Access
 from mlx_gpt.serve.schema import TURN, Limits
+from mlx_gpt.web import server
+from mlx_gpt.web.guard import Access
 
 
 @pytest.fixture(scope="module")
@@ -557,7 +557,7 @@ WRITES = ("/v1/completions", "/v1/chat/completions", "/")
 def test_hosts(access, name, taken):
     from starlette.datastructures import Headers
 
-    from mlx_gpt.serve.schema import ApiError
+    from mlx_gpt.web.errors import ApiError
 
     headers = Headers({"host": name})
     if taken:

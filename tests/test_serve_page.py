@@ -14,7 +14,7 @@ if CHROMIUM is None:
 from serving import CARD, serving  # noqa: E402
 
 from mlx_gpt.generation.slots import Slots  # noqa: E402
-from mlx_gpt.serve.guard import Access  # noqa: E402
+from mlx_gpt.web.guard import Access  # noqa: E402
 
 META = {
     "n_params": 4818432, "val_loss": 1.4697, "iteration": 3000, "corpus": "shakespeare", "n_vocab": 102, "n_layer": 2,

@@ -58,13 +58,14 @@ def serve(
     its text is not. A signal gives texts four seconds to come to their end, the next ends them.
     """
     try:
-        from mlx_gpt.serve import server
+        from mlx_gpt import serve as serving
+        from mlx_gpt.web import server
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}; pip install -e '.[serve]'") from None
     from mlx_gpt.api import load
     from mlx_gpt.cli.session import newest_checkpoint
-    from mlx_gpt.serve.guard import Access, is_loopback
     from mlx_gpt.serve.schema import Limits
+    from mlx_gpt.web.guard import Access, is_loopback
 
     if not host:
         raise UserError("--host is empty; name an address, as 127.0.0.1")
@@ -92,7 +93,7 @@ def serve(
     card = model_card(run, path, name)
     card["meta"]["max_tokens"] = max_tokens
     note(f"{path}: {card['meta']['n_params']:,} parameters; compiling")
-    server.serve(
+    serving.serve(
         listening,
         run.model,
         run.tokenizer,

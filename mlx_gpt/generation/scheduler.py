@@ -1,6 +1,13 @@
-"""The engine: one thread that owns MLX, and the texts that it writes side by side.
+"""Continuous batching: one thread that owns MLX generates many texts side by side.
 
-Texts join and leave between two steps. Whatever goes wrong in a step ends the texts it was for, and no other.
+Texts join and leave the batch between two steps. A failed step ends the texts that were in it, and no others.
+
+Each pass of the thread launches a step before it reads the result of the step before, so that the device computes
+while the host turns ids into text:
+
+    pass 1:  prefill A           launch step 1                       deliver A's first token
+    pass 2:  prefill B           launch step 2 (A and B)             deliver step 1 and B's first token
+    pass 3:  (nothing waits)     launch step 3                       deliver step 2
 """
 
 import math
@@ -15,24 +22,24 @@ from mlx_gpt.generation.sampling import Sampling, to_draw
 from mlx_gpt.generation.slots import Scored, Slots
 from mlx_gpt.generation.text import TextWriter
 
-MAX_FAULTS = 3  # in a row, then the engine gives up
-STALLED_AFTER = 30.0  # seconds with texts to write and none of them going on
-IDLE = (Sampling(temperature=0), 0, 0)  # what a slot draws that is not in use
+MAX_FAULTS = 3  # failed passes in a row before the scheduler gives up
+STALLED_AFTER = 30.0  # seconds without a token while texts are in flight
+IDLE = (Sampling(temperature=0), 0, 0)  # the draw of an unused slot
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token of a text, with what the model held of it: log-probabilities before temperature and cuts."""
+    """A token of a text, with log-probabilities before temperature, top-k and top-p."""
 
     id: int
-    logprob: float | None  # None where the model never saw what comes before
-    top: list[tuple[int, float]]  # the likeliest ids, likeliest first
-    offset: int = 0  # where its characters begin in the text
+    logprob: float | None  # None if the model did not see the tokens before it
+    top: list[tuple[int, float]]  # the likeliest ids with their log-probabilities, likeliest first
+    offset: int = 0  # index in the text of its first character
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What became certain of a text. The last one has a finish_reason, or an error."""
+    """The next part of a text. The last piece has a finish_reason or an error."""
 
     text: str = ""
     tokens: tuple[Token, ...] = ()
@@ -42,7 +49,7 @@ class Piece:
 
 
 def merge(pieces: Sequence[Piece]) -> Piece:
-    """All of them in one."""
+    """Joins consecutive pieces of one text."""
     return Piece(
         text="".join(piece.text for piece in pieces),
         tokens=tuple(token for piece in pieces for token in piece.tokens),
@@ -54,27 +61,41 @@ def merge(pieces: Sequence[Piece]) -> Piece:
 
 @dataclass(eq=False, kw_only=True)
 class Job:
-    """One text to write. `echo` is told before it, with what the model held of the prompt's tokens if `scored`."""
+    """One text to generate.
+
+    Args:
+        prompt: Token ids, at least one.
+        sampling: How tokens are drawn.
+        seed: The text depends on it, on the prompt and on `sampling`, not on other jobs.
+        max_tokens: Tokens to draw at most; 0 draws none.
+        writer: Turns the drawn ids into text.
+        echo: Text delivered before the first token.
+        scored: Whether the echo comes with the prompt's tokens and their log-probabilities.
+    """
 
     prompt: list[int]
-    how: Sampling
+    sampling: Sampling
     seed: int
     max_tokens: int
     writer: TextWriter
     echo: str = ""
     scored: bool = False
     cancelled: bool = False
-    launched: int = 0  # tokens that were drawn or are under way
-    position: int = 0  # tokens that the model's state holds
+    launched: int = 0  # tokens drawn or being drawn
+    position: int = 0  # tokens in the slot's state
     drawn: list[int] = field(default_factory=list)
-    _held: list[tuple[Token, int]] = field(default_factory=list)  # not told yet, each with where it ends
+    _held: list[tuple[Token, int]] = field(default_factory=list)  # not delivered yet: (token, index of its end)
 
     def window(self, length: int) -> list[int]:
-        """The newest tokens."""
+        """The newest `length` tokens of prompt and text."""
         return (self.prompt + self.drawn)[-length:]
 
     def take(self, token: Token) -> Piece:
-        """What a drawn token makes certain. A token is told with the last of its characters, or not if they are cut."""
+        """Adds a drawn token. Returns the text and the tokens that it makes certain.
+
+        Text is held back while it may belong to a stop string. A token is delivered with the last of its characters,
+        and not at all if a stop string cuts them off.
+        """
         writer, begin = self.writer, self.writer.length
         self.drawn.append(token.id)
         text = writer.feed(token.id)
@@ -89,7 +110,7 @@ class Job:
         return Piece(text, tuple(certain), num_drawn=1, finish_reason=writer.finish_reason)
 
     def prompt_offsets(self) -> list[int]:
-        """Where the characters of each of the prompt's tokens begin."""
+        """The index of the first character of each token of the prompt."""
         writer = TextWriter(self.writer.tokenizer)
         return [(writer.length, writer.feed(id))[0] for id in self.prompt]
 
@@ -99,18 +120,22 @@ class Job:
 
 
 class Busy(Exception):
-    """No more texts are taken, for now or for good."""
+    """Jobs are not accepted, for now or for good."""
 
     def __init__(self, message: str, for_good: bool = False):
         super().__init__(message)
         self.for_good = for_good
 
 
-class Engine:
-    """Writes up to `num_slots` texts at once; others wait, `max_waiting` at most.
+class Scheduler:
+    """Generates up to `num_slots` texts at once.
 
-    `deliver` is called in the engine's thread with what became of each text, in order; `give_up` at its end, should
-    faults not end.
+    Args:
+        model: The network.
+        num_slots: Rows of the batch.
+        max_waiting: Jobs that may wait for a slot.
+        deliver: Called in the scheduler's thread with the pieces of jobs, in order.
+        give_up: Called in the scheduler's thread with the error of the last of MAX_FAULTS failed passes in a row.
     """
 
     def __init__(
@@ -126,27 +151,27 @@ class Engine:
         self._model, self._deliver, self._give_up = model, deliver, give_up
         self._waiting: deque[Job] = deque()
         self._jobs: list[Job | None] = [None] * num_slots
-        self._under_way: list[tuple[list[Job | None], Scored]] = []  # drawn, not yet read
-        self._turn = 0  # the slot to be looked at first
+        self._under_way: list[tuple[list[Job | None], Scored]] = []  # launched, not read yet
+        self._next_slot = 0  # the slot at which the next search begins
         self._work = threading.Condition()
         self._closes_at: float | None = None
         self._last_token = time.monotonic()
         self._ready = threading.Event()
         self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
 
     # -- called from other threads ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Returns when everything is compiled. Raises what went wrong with that."""
-        mx.eval(self._model.weights())  # lazy ones would belong to this thread
+        """Starts the thread. Returns when the model is compiled; raises the error if that fails."""
+        mx.eval(self._model.weights())  # lazy weights would belong to the calling thread
         self._thread.start()
         self._ready.wait()
         if self._failure:
             raise self._failure
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Takes all of the jobs or, raising Busy, none."""
+        """Accepts all of the jobs, or none and raises Busy."""
         with self._work:
             if self._closes_at is not None:
                 raise Busy("the server is shutting down", for_good=True)
@@ -158,14 +183,14 @@ class Engine:
             self._work.notify()
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """Their work stops before the next step; nothing more is sent."""
+        """Ends jobs before the next step. Nothing more of them is delivered."""
         with self._work:
             for job in jobs:
                 job.cancelled = True
             self._waiting = deque(job for job in self._waiting if not job.cancelled)
 
     def close(self, seconds: float) -> None:
-        """Takes no more; what is not at its end in `seconds`, or sooner if that was said, is ended with an error."""
+        """Accepts no more jobs. Ends those in flight with an error after `seconds`; a second call can shorten that."""
         with self._work:
             self._closes_at = min(time.monotonic() + seconds, self._closes_at or math.inf)
             self._work.notify()
@@ -192,11 +217,11 @@ class Engine:
 
     @property
     def healthy(self) -> bool:
-        """Whether it lives, and texts that are to be written go on."""
+        """Whether the thread is alive and, if texts are in flight, tokens were drawn recently."""
         stalled = self.in_flight and time.monotonic() - self._last_token > STALLED_AFTER
         return self.alive and not stalled
 
-    # -- the engine's thread ----------------------------------------------------------------------------------------
+    # -- the scheduler's thread -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
@@ -207,7 +232,7 @@ class Engine:
             return
         finally:
             self._ready.set()
-        faults = 0
+        faults = 0  # in a row
         while self._wait():
             try:
                 if faults:
@@ -227,59 +252,60 @@ class Engine:
         self._fail([*filter(None, self._jobs), *self._waiting], "the server is shutting down")
 
     def _warm_up(self) -> None:
-        """Everything that will be traced, traced."""
-        length = 1
-        while length <= self._slots.block_size:
-            mx.eval(self._slots.read(0, [0] * length, to_draw([IDLE])))
+        """Traces every shape that will occur: prompts padded to each power of two, or to the context, and one step."""
+        length, block_size = 1, self._slots.block_size
+        while length < 2 * block_size:
+            mx.eval(self._slots.read(0, [0] * min(length, block_size), to_draw([IDLE])))
             length *= 2
         mx.eval(self._slots.step([0] * self.num_slots, to_draw([IDLE] * self.num_slots)))
 
     def _wait(self) -> bool:
-        """Waits until there is something to do; False at the end."""
+        """Blocks until jobs are in flight. Returns False when the scheduler is to end."""
         with self._work:
             while not self.in_flight and self._closes_at is None:
                 self._work.wait()
             return self.in_flight > 0 and (self._closes_at is None or time.monotonic() < self._closes_at)
 
     def _pass(self) -> bool:
-        """One step of all texts, after one at most was read; whether a token came of it.
+        """Reads at most one prompt, launches one step of all texts, delivers the results of the pass before.
 
-        What was under way is looked at while the step is.
+        Returns whether any token was delivered.
         """
-        self._leave()
-        self._enter()
-        due = len(self._under_way)
-        self._launch()
-        return self._hand_out(due)
+        self._release_slots()
+        self._fill_slot()
+        num_due = len(self._under_way)
+        self._launch_step()
+        return self._deliver_results(num_due)
 
-    def _leave(self) -> None:
+    def _release_slots(self) -> None:
         for slot, job in enumerate(self._jobs):
             if job and job.over:
                 self._jobs[slot] = None
 
-    def _enter(self) -> None:
-        """Reads one text into its slot: one that waits, or one whose context is full, with the newest half of it.
+    def _fill_slot(self) -> None:
+        """Prefills one slot: with the prompt of a waiting job, or again with the newer half of a full context.
 
-        Slots take turns, so that neither keeps the other from going on.
+        Slots are searched in turn, so that new prompts and full contexts do not starve each other.
         """
         block_size = self._slots.block_size
-        slots = [(self._turn + i) % self.num_slots for i in range(self.num_slots)]
+        slots = [(self._next_slot + i) % self.num_slots for i in range(self.num_slots)]
         with self._work:
-            slot = next((i for i in slots if self._wants_to_be_read(self._jobs[i])), None)
+            slot = next((i for i in slots if self._needs_prefill(self._jobs[i])), None)
             if slot is None:
                 return
-            begins = self._jobs[slot] is None
-            if begins:
+            is_new = self._jobs[slot] is None
+            if is_new:
                 self._jobs[slot] = self._waiting.popleft()
-        self._turn = slot + 1
-        if not begins:
-            self._hand_out(len(self._under_way))
-        self._read(slot, self._jobs[slot], block_size if begins else max(block_size // 2, 1))
+        self._next_slot = slot + 1
+        if not is_new:
+            self._deliver_results(len(self._under_way))  # the window holds every token drawn so far
+        self._prefill(slot, self._jobs[slot], block_size if is_new else max(block_size // 2, 1))
 
-    def _wants_to_be_read(self, job: Job | None) -> bool:
+    def _needs_prefill(self, job: Job | None) -> bool:
         return bool(self._waiting) if job is None else job.position == self._slots.block_size
 
-    def _read(self, slot: int, job: Job, length: int) -> None:
+    def _prefill(self, slot: int, job: Job, length: int) -> None:
+        """Reads the newest `length` tokens into the slot and draws the token after them."""
         if job.over:
             return
         tokens = job.window(length)
@@ -288,19 +314,19 @@ class Engine:
         if job.max_tokens == 0:
             self._deliver([(job, Piece(job.writer.end(), finish_reason=job.writer.finish_reason))])
             return
-        scored = self._slots.read(slot, tokens, to_draw([(job.how, job.seed, job.launched)]))
+        scored = self._slots.read(slot, tokens, to_draw([(job.sampling, job.seed, job.launched)]))
         job.position = len(tokens)
         job.launched += 1
         self._under_way.append(([job], scored))
 
     def _prompt_scores(self, job: Job, window: list[int]) -> tuple[Token, ...]:
-        unseen = len(job.prompt) - len(window) + 1  # what is before the window, and its first token
-        scores = [Token(id, None, []) for id in job.prompt[:unseen]]
+        num_unscored = len(job.prompt) - len(window) + 1  # tokens before the window, and its first
+        scores = [Token(id, None, []) for id in job.prompt[:num_unscored]]
         scores += _to_tokens(self._slots.score(window)) if len(window) > 1 else []
         return tuple(replace(token, offset=begin) for token, begin in zip(scores, job.prompt_offsets(), strict=True))
 
-    def _launch(self) -> None:
-        """One step of every text that has room and wants more."""
+    def _launch_step(self) -> None:
+        """Launches one step of every text that has room in its context and is not complete."""
         block_size = self._slots.block_size
         rows = [
             job if job and not job.over and 0 < job.position < block_size and job.launched < job.max_tokens else None
@@ -308,15 +334,15 @@ class Engine:
         ]
         if not any(rows):
             return
-        draw = to_draw([(job.how, job.seed, job.launched) if job else IDLE for job in rows])
+        draw = to_draw([(job.sampling, job.seed, job.launched) if job else IDLE for job in rows])
         scored = self._slots.step([job.position if job else 0 for job in rows], draw)
         for job in filter(None, rows):
             job.position += 1
             job.launched += 1
         self._under_way.append((rows, scored))
 
-    def _hand_out(self, count: int) -> bool:
-        """Reads the first `count` of what is under way and delivers it; whether there was a token."""
+    def _deliver_results(self, count: int) -> bool:
+        """Reads and delivers the first `count` results under way. Returns whether there was a token."""
         due, self._under_way = self._under_way[:count], self._under_way[count:]
         pieces = []
         for jobs, scored in due:
@@ -329,13 +355,14 @@ class Engine:
         return bool(pieces)
 
     def _fail(self, jobs: Iterable[Job], message: str) -> None:
+        """Ends jobs with an error."""
         with self._work:
-            ended = [(job, Piece(error=message)) for job in jobs if not job.over]
-            for job, _ in ended:
+            failed = [(job, Piece(error=message)) for job in jobs if not job.over]
+            for job, _ in failed:
                 job.cancelled = True
             self._waiting = deque(job for job in self._waiting if not job.over)
             self._jobs = [None if job and job.over else job for job in self._jobs]
-        self._deliver(ended)
+        self._deliver(failed)
 
 
 def _to_tokens(scored: Scored) -> list[Token]:

@@ -1,1 +1,49 @@
-"""HTTP to the engine."""
+"""The OpenAI-compatible HTTP API and its page."""
+
+import socket
+from collections.abc import Callable
+from functools import partial
+
+from mlx_gpt.generation.scheduler import Scheduler
+from mlx_gpt.serve.app import make_app
+from mlx_gpt.serve.schema import Limits
+from mlx_gpt.serve.service import Service
+from mlx_gpt.web import server
+from mlx_gpt.web.guard import Access
+
+
+def serve(
+    listening: socket.socket,
+    model,
+    tokenizer,
+    card: dict,
+    *,
+    num_slots: int = 16,
+    max_waiting: int = 64,
+    limits: Limits | None = None,
+    access: Access | None = None,
+    deadlines: server.Deadlines | None = None,
+    log: Callable[[str], None],
+    on_ready: Callable[[Callable[[], None]], None],
+) -> None:
+    """Serves a model until a signal arrives or it is stopped. A signal is raised again at the end.
+
+    Args:
+        listening: A socket from web.server.listen().
+        model: The network.
+        tokenizer: Its tokenizer.
+        card: What /v1/models says of it.
+        num_slots: Texts generated at once.
+        max_waiting: Texts that may wait for a slot.
+        limits: What one request may ask for.
+        access: Accepted hosts, origins and key.
+        deadlines: Seconds for a request to arrive and for a client to read.
+        log: Receives one line per request.
+        on_ready: Called when the server listens, with a function that stops it from any thread.
+
+    Raises:
+        EngineFailed: Steps of the scheduler failed several times in a row.
+    """
+    service = Service(partial(Scheduler, model, num_slots, max_waiting), tokenizer, card, limits or Limits())
+    app = make_app(service, access or Access(), log)
+    server.serve(app, listening, service, deadlines=deadlines, log=log, on_ready=on_ready)

@@ -1,18 +1,18 @@
-"""What /metrics tells, in Prometheus's text format."""
+"""The metrics of a server, in Prometheus's text format."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
-from mlx_gpt.generation.scheduler import Engine
+from mlx_gpt.generation.scheduler import Scheduler
 
-disable_created_metrics()  # a line more for each that nobody reads
+disable_created_metrics()  # one more line for each counter
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class Metrics:
-    """Counters of one server; each server has its own."""
+    """Counters and gauges of one server, in a registry of its own."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, scheduler: Scheduler):
         self._registry = CollectorRegistry()
         kept = {"namespace": "mlxgpt", "registry": self._registry}
         self.requests = Counter("requests", "Requests answered.", ["path", "status"], **kept)
@@ -21,11 +21,11 @@ class Metrics:
         self.first_token = Histogram("first_token_seconds", "From request to first token.", buckets=SECONDS, **kept)
         self.next_token = Histogram("next_token_seconds", "Between tokens of a text.", buckets=SECONDS, **kept)
         for name, about, value in (
-            ("texts_active", "Texts being written.", lambda: engine.num_active),
-            ("texts_waiting", "Texts in the queue.", lambda: engine.num_waiting),
-            ("slots", "Texts that can be written at once.", lambda: engine.num_slots),
-            ("engine_faults", "Steps that failed.", lambda: engine.num_faults),
-            ("healthy", "1 while texts go on.", lambda: int(engine.healthy)),
+            ("texts_active", "Texts being written.", lambda: scheduler.num_active),
+            ("texts_waiting", "Texts in the queue.", lambda: scheduler.num_waiting),
+            ("slots", "Texts that can be written at once.", lambda: scheduler.num_slots),
+            ("engine_faults", "Steps that failed.", lambda: scheduler.num_faults),
+            ("healthy", "1 while texts go on.", lambda: int(scheduler.healthy)),
         ):
             Gauge(name, about, **kept).set_function(value)
 

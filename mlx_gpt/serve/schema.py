@@ -18,6 +18,7 @@ from mlx_gpt.generation.decode import require_ids
 from mlx_gpt.generation.sampling import Sampling
 from mlx_gpt.generation.scheduler import Job
 from mlx_gpt.generation.text import TextWriter
+from mlx_gpt.web.errors import ApiError, bad
 
 TURN = "{role}:\n{content}\n\n"  # the chat template; an answer ends where its turn would
 TURN_END = "\n\n"
@@ -40,29 +41,6 @@ MAX_STOPS, MAX_STOP_CHARS = 16, 256
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-
-
-class ApiError(Exception):
-    """A refusal: an HTTP status, and what OpenAI's clients read."""
-
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None, **more):
-        super().__init__(message)
-        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status, "invalid_request_error")
-        self.status = status
-        self.body = {
-            "error": {
-                "message": message,
-                "type": "server_error" if status >= 500 else kind,
-                "param": param,
-                "code": code,
-                **more,
-            }
-        }
-
-
-def bad(name: str | None, message: str, code: str = "invalid_value", **more) -> ApiError:
-    """The refusal of a field."""
-    return ApiError(400, message, name, code, **more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,12 +233,12 @@ class Reader:
             allowed = f"0 to {limits.max_tokens:,}"
             raise bad("max_tokens", f"max_tokens={max_tokens:,} is not allowed; {allowed}", "too_large")
         rooms = [self._room(ids, 1 if max_tokens is None else max_tokens) for ids in prompts]
-        how, stop, seed = _sampling(request), (*_stops(request.stop), *stop), request.seed
+        sampling, stop, seed = _sampling(request), (*_stops(request.stop), *stop), request.seed
         seed = secrets.randbits(32) if seed is None else seed
         return [
             Job(
                 prompt=ids,
-                how=how,
+                sampling=sampling,
                 seed=seed + i,
                 max_tokens=min(default, limits.max_tokens, room) if max_tokens is None else max_tokens,
                 writer=TextWriter(self.tokenizer, stop),

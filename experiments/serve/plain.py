@@ -1,6 +1,6 @@
 """The plain server that the other is measured against: one request at a time, each written alone.
 
-python bench/serve/plain.py CHECKPOINT PORT
+python experiments/serve/plain.py CHECKPOINT PORT
 """
 
 import json

@@ -1,6 +1,6 @@
 """Memory over a run of 2,000 updates with evaluations and saves: MLX's active memory, and the process's resident size.
 
-python bench/memory.py PICTURE.png [STEPS]; exits 1 where either grows by more than 1 % over the second half.
+python experiments/memory.py PICTURE.png [STEPS]; exits 1 where either grows by more than 1 % over the second half.
 """
 
 import os

@@ -1,4 +1,8 @@
-"""Who may ask what: hosts, origins, the key, content types. Nothing behind it sees a request that it refuses."""
+"""Access rules: host, origin, key and content type are checked before an application sees a request.
+
+Starlette's TrustedHostMiddleware is not used: its patterns have no IP addresses, which are hosts when a server listens
+publicly, it reads the first of several Host headers instead of refusing them, and its error is not JSON.
+"""
 
 import hmac
 import ipaddress
@@ -8,12 +12,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import msgspec
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlx_gpt.serve.schema import ApiError
+from mlx_gpt.web.errors import ApiError, refuse
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 SAFE_HEADERS = {
@@ -28,7 +30,16 @@ SAFE_HEADERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """The allow-lists. Where `host`, the address listened on, is loopback alone, only its names are hosts."""
+    """Which hosts, origins and key a server accepts.
+
+    Args:
+        host: The address listened on. On a loopback address only loopback names and `hosts` are accepted; on any
+            other, every IP address and the machine's own names are accepted too.
+        key: The API key; None if none is required.
+        hosts: Further host names, lower case, without port.
+        origins: Further web origins, as "https://mac.example".
+        own_names: The machine's names, lower case, without ".local".
+    """
 
     host: str = "127.0.0.1"
     key: str | None = None
@@ -36,12 +47,12 @@ class Access:
     origins: tuple[str, ...] = ()
     own_names: tuple[str, ...] = field(default_factory=lambda: (socket.gethostname().lower(),))
 
-    @property
-    def is_local(self) -> bool:
-        return is_loopback(self.host)
-
     def require_host(self, headers: Headers) -> str:
-        """The Host header. Raises ApiError for none, several, or a name that is not ours (DNS rebinding)."""
+        """Returns the Host header in lower case.
+
+        Raises:
+            ApiError: There is no Host header, there are several, or it names another host (DNS rebinding).
+        """
         given = headers.getlist("host")
         host = given[0].lower() if len(given) == 1 else ""
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
@@ -54,17 +65,18 @@ class Access:
     def _is_ours(self, name: str) -> bool:
         if name in (*LOOPBACK, *self.hosts):
             return True
-        if self.is_local:
+        if is_loopback(self.host):
             return False
         return name.removesuffix(".local") in self.own_names or _is_address(name.strip("[]"))
 
     def require_origin(self, headers: Headers, host: str) -> None:
-        """Pages of other sites may not ask."""
+        """Raises ApiError for a request from a page of another site."""
         for origin in headers.getlist("origin"):
             if origin not in self.origins and origin.lower() not in (f"http://{host}", f"https://{host}"):
                 raise ApiError(403, f"Origin {origin!r} is not allowed; --allow-origin adds one", code="bad_origin")
 
     def require_key(self, headers: Headers) -> None:
+        """Raises ApiError unless the request holds the key, as a bearer token or as x-api-key."""
         if self.key is None:
             return
         kind, _, token = headers.get("authorization", "").partition(" ")
@@ -75,6 +87,7 @@ class Access:
 
 
 def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only."""
     return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
@@ -87,27 +100,36 @@ def _is_address(name: str) -> bool:
 
 
 class Guard:
-    """ASGI: refuses, adds what every answer has, and has one line logged of each. Prompts are in no line."""
+    """ASGI middleware: checks the request, adds security headers to the response, logs one line per request.
+
+    Neither a request's body nor its headers are logged.
+
+    Args:
+        app: The application; it receives requests that passed all checks.
+        access: The rules.
+        log: Receives the line.
+        open_paths: Paths that may be read without the key.
+        count: Called with the path and the status of every response.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         access: Access,
         log: Callable[[str], None],
-        count: Callable[[str, int], None],
         open_paths: set[str],
+        count: Callable[[str, int], None] = lambda path, status: None,
     ):
-        self.app, self.access, self.log, self.count = app, access, log, count
-        self.open_paths = open_paths  # to be read without the key
+        self.app, self.access, self.log, self.open_paths, self.count = app, access, log, open_paths, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         start, request_id = time.perf_counter(), f"req-{secrets.token_hex(8)}"
-        status, told, gone = 0, False, False
+        status, complete, disconnected = 0, False, False
 
-        async def watch(message: Message) -> None:
-            nonlocal status, told
+        async def watched_send(message: Message) -> None:
+            nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
@@ -115,25 +137,25 @@ class Guard:
                     headers.setdefault(name, value)
                 headers["x-request-id"] = request_id
             else:
-                told = not message.get("more_body", False)
+                complete = not message.get("more_body", False)
             await send(message)
 
-        async def listen() -> Message:
-            nonlocal gone
+        async def watched_receive() -> Message:
+            nonlocal disconnected
             message = await receive()
-            gone = gone or message["type"] == "http.disconnect" and not told
+            disconnected = disconnected or message["type"] == "http.disconnect" and not complete
             return message
 
         try:
             try:
                 self._require(scope)
             except ApiError as error:
-                await refuse(error, scope)(scope, listen, watch)
+                await refuse(error, scope)(scope, watched_receive, watched_send)
             else:
-                await self.app(scope, listen, watch)
+                await self.app(scope, watched_receive, watched_send)
         finally:
             self.count(scope["path"], status)
-            result = "gone" if gone else f"{status} {scope['code']}" if "code" in scope else status
+            result = "gone" if disconnected else f"{status} {scope['code']}" if "code" in scope else status
             client = (scope.get("client") or ("-",))[0]
             took = time.perf_counter() - start
             self.log(f"{client} {scope['method']} {ascii(scope['path'])[1:-1]} {result} {took:.3f}s {request_id}")
@@ -147,15 +169,9 @@ class Guard:
         if scope["path"] not in self.open_paths or scope["method"] not in ("GET", "HEAD"):
             self.access.require_key(headers)
         if scope["method"] == "POST":
+            # A page of another site can send a form or plain text without a preflight request, but not JSON.
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":
                 raise ApiError(
                     415, f"Content-Type {kind!r} is not taken; send application/json", code="bad_content_type"
                 )
-
-
-def refuse(error: ApiError, scope: Scope) -> Response:
-    """The answer that tells an ApiError; its code goes into the log."""
-    scope["code"] = error.body["error"]["code"]
-    headers = {401: {"www-authenticate": "Bearer"}, 413: {"connection": "close"}, 429: {"retry-after": "1"}}
-    return Response(msgspec.json.encode(error.body), error.status, headers.get(error.status), "application/json")

@@ -1,4 +1,4 @@
-"""The engine: texts side by side, each as alone; cancelling, faults, limits, the end."""
+"""The scheduler: texts side by side, each as alone; cancelling, faults, limits, the end."""
 
 import random
 import threading
@@ -10,7 +10,7 @@ import pytest
 import mlx_gpt
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.generation.sampling import Sampling
-from mlx_gpt.generation.scheduler import Busy, Engine, Job, merge
+from mlx_gpt.generation.scheduler import Busy, Job, Scheduler, merge
 from mlx_gpt.generation.slots import Slots
 from mlx_gpt.generation.text import TextWriter
 from mlx_gpt.model.gpt import GPT
@@ -19,18 +19,18 @@ SLOTS = 4
 
 
 class Client:
-    """Gathers what an engine delivers."""
+    """Gathers what a scheduler delivers."""
 
     def __init__(self, run, **options):
         self.run, self.pieces, self.changed = run, {}, threading.Condition()
         self.deaths, self.order = [], []
-        self.engine = Engine(
+        self.scheduler = Scheduler(
             run.model,
             **{"num_slots": SLOTS, "max_waiting": 100} | options,
             deliver=self.take,
             give_up=self.deaths.append,
         )
-        self.engine.start()
+        self.scheduler.start()
 
     def take(self, pieces):
         with self.changed:
@@ -40,19 +40,19 @@ class Client:
             self.changed.notify_all()
 
     def job(self, prompt="ab", max_tokens=20, stop=(), seed=0, **options):
-        how = Sampling(
+        sampling = Sampling(
             **{"temperature": 1.0, "top_p": 1.0} | {k: options.pop(k) for k in ("temperature", "top_k") if k in options}
         )
         ids = self.run.tokenizer.encode(prompt).tolist() if isinstance(prompt, str) else prompt
         writer = TextWriter(self.run.tokenizer, stop)
-        return Job(prompt=ids, how=how, seed=seed, max_tokens=max_tokens, writer=writer, **options)
+        return Job(prompt=ids, sampling=sampling, seed=seed, max_tokens=max_tokens, writer=writer, **options)
 
     def endless(self):
         return self.job(max_tokens=1_000_000, temperature=0)
 
     def submit(self, *jobs):
         self.pieces |= {job: [] for job in jobs}
-        self.engine.submit(jobs)
+        self.scheduler.submit(jobs)
         return jobs
 
     def wait(self, *jobs, seconds=60):
@@ -78,7 +78,7 @@ class Client:
 def client(small_run):
     client = Client(small_run)
     yield client
-    client.engine.close(0)
+    client.scheduler.close(0)
 
 
 def jobs_of_all_kinds(client, count, seed=0):
@@ -189,7 +189,7 @@ def test_more_texts_than_slots_all_come_to_their_end_in_order(client):
     client.wait(*jobs)
     ends = {job: i for i, job in enumerate(client.pieces)}
     assert [ends[job] for job in jobs] == sorted(ends[job] for job in jobs)
-    assert client.engine.in_flight == 0
+    assert client.scheduler.in_flight == 0
 
 
 def test_no_text_starves(client):
@@ -201,18 +201,18 @@ def test_no_text_starves(client):
     client.wait(long)
     places = [place for place, job in enumerate(client.order) if job is long]
     assert len(places) == 100 and np.diff(places).max() <= 3 * SLOTS
-    client.until(lambda: client.engine.in_flight == 0)
+    client.until(lambda: client.scheduler.in_flight == 0)
 
 
 def test_no_more_are_taken_than_can_wait(small_run):
     client = Client(small_run, num_slots=1, max_waiting=2)
     jobs = client.submit(*[client.endless() for _ in range(3)])
     with pytest.raises(Busy, match="3 texts"):
-        client.engine.submit([client.job()])
-    client.engine.cancel(jobs)
-    client.until(lambda: client.engine.in_flight == 0)
+        client.scheduler.submit([client.job()])
+    client.scheduler.cancel(jobs)
+    client.until(lambda: client.scheduler.in_flight == 0)
     assert client.write(client.job())[0].finish_reason == "length"
-    client.engine.close(0)
+    client.scheduler.close(0)
 
 
 def test_a_cancelled_text_ends_within_two_steps(client, monkeypatch):
@@ -221,9 +221,9 @@ def test_a_cancelled_text_ends_within_two_steps(client, monkeypatch):
     job = client.endless()
     client.submit(job)
     client.until(lambda: len(client.pieces[job]) > 3)
-    client.engine.cancel([job])
+    client.scheduler.cancel([job])
     before = len(steps)
-    client.until(lambda: client.engine.in_flight == 0)
+    client.until(lambda: client.scheduler.in_flight == 0)
     time.sleep(0.05)
     assert len(steps) - before <= 2
 
@@ -237,10 +237,10 @@ def test_nothing_is_left_after_500_cancels_at_random_moments(client):
         client.submit(*jobs)
         if draw.random() < 0.7:
             time.sleep(draw.random() * 0.004)
-        client.engine.cancel(jobs)
-    client.until(lambda: client.engine.in_flight == 0)
+        client.scheduler.cancel(jobs)
+    client.until(lambda: client.scheduler.in_flight == 0)
     client.write(client.job())
-    assert client.engine._jobs == [None] * SLOTS and not client.engine._waiting
+    assert client.scheduler._jobs == [None] * SLOTS and not client.scheduler._waiting
     assert mx.get_active_memory() <= before + 10_000
 
 
@@ -287,7 +287,7 @@ def test_a_fault_is_told_within_a_second(client, monkeypatch):
 
 
 @pytest.mark.parametrize("places", [("read",), ("step", "clear")])
-def test_faults_that_do_not_end_end_the_engine(small_run, monkeypatch, places):
+def test_faults_that_do_not_end_end_the_scheduler(small_run, monkeypatch, places):
     client = Client(small_run)
 
     def fail(*_):
@@ -297,10 +297,10 @@ def test_faults_that_do_not_end_end_the_engine(small_run, monkeypatch, places):
         monkeypatch.setattr(Slots, place, fail)
     texts = client.write(*[client.job(seed=i) for i in range(10)])
     assert all(text.error for text in texts)
-    client.until(lambda: not client.engine.alive)
-    assert [str(error) for error in client.deaths] == ["device lost"] and not client.engine.healthy
+    client.until(lambda: not client.scheduler.alive)
+    assert [str(error) for error in client.deaths] == ["device lost"] and not client.scheduler.healthy
     with pytest.raises(Busy):
-        client.engine.submit([client.job()])
+        client.scheduler.submit([client.job()])
 
 
 def test_closing_lets_short_texts_end_and_tells_the_others(small_run):
@@ -308,10 +308,10 @@ def test_closing_lets_short_texts_end_and_tells_the_others(small_run):
     long = client.submit(*[client.endless() for _ in range(SLOTS - 1)])
     [short] = client.submit(client.job(max_tokens=5))
     waiting = client.submit(*[client.endless() for _ in range(3)])
-    client.engine.close(0.5)
+    client.scheduler.close(0.5)
     with pytest.raises(Busy, match="shutting down"):
-        client.engine.submit([client.job()])
-    client.until(lambda: not client.engine.alive, seconds=3)
+        client.scheduler.submit([client.job()])
+    client.until(lambda: not client.scheduler.alive, seconds=3)
     assert client.wait(short)[0].finish_reason == "length"
     assert all("shutting down" in text.error for text in client.wait(*long, *waiting))
 
@@ -321,22 +321,22 @@ def test_closing_again_can_only_be_sooner(small_run):
     job = client.endless()
     client.submit(job)
     for seconds in (60, 0, 60):
-        client.engine.close(seconds)
+        client.scheduler.close(seconds)
     assert "shutting down" in client.wait(job, seconds=5)[0].error
 
 
 def test_it_is_unhealthy_only_when_texts_stand_still(client, monkeypatch):
     gate = threading.Event()
     real = Slots.step
-    assert client.engine.healthy
+    assert client.scheduler.healthy
     monkeypatch.setattr(Slots, "step", lambda *a: gate.wait() and real(*a))
     monkeypatch.setattr("mlx_gpt.generation.scheduler.STALLED_AFTER", 0.2)
     job = client.job()
     client.submit(job)
-    client.until(lambda: not client.engine.healthy)
+    client.until(lambda: not client.scheduler.healthy)
     gate.set()
     client.wait(job)
-    client.until(lambda: client.engine.healthy)
+    client.until(lambda: client.scheduler.healthy)
 
 
 def test_a_place_out_of_range_never_reaches_the_model(small_run):

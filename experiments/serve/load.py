@@ -1,6 +1,6 @@
 """Loads `mlxgpt serve` and a plain one-request-at-a-time server with the same streams, in turns on one machine.
 
-    python bench/serve/load.py CHECKPOINT [--clients 1,4,16] [--tokens 128] [--rounds 3] [--out FILE]
+    python experiments/serve/load.py CHECKPOINT [--clients 1,4,16] [--tokens 128] [--rounds 3] [--out FILE]
 
 Prints, for each server and number of clients, the median over the rounds: tokens a second of all streams together,
 and percentiles of the time to the first token and between one token and the next.

@@ -1,6 +1,6 @@
 """What the trainer costs beside its bare compiled step, in turns: display, metrics file and bookkeeping are on.
 
-python bench/overhead.py [PRESET] [ROUNDS]
+python experiments/overhead.py [PRESET] [ROUNDS]
 """
 
 import statistics

@@ -1,6 +1,6 @@
 """Draws validation perplexity against tokens for runs, beside the published points of randyGPT.
 
-python bench/curves.py bench/results/curves.png LABEL=METRICS.jsonl ...
+python experiments/curves.py experiments/results/curves.png LABEL=METRICS.jsonl ...
 """
 
 import sys

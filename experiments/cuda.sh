@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole bench on an NVIDIA GPU, in one command: bench/cuda.sh [FOLDER_OF_WHEELS]
+# The whole bench on an NVIDIA GPU, in one command: experiments/cuda.sh [FOLDER_OF_WHEELS]
 #
 # Makes .venv-cuda over the system's Python packages (its PyTorch is used if there is one), puts MLX's CUDA wheel in it,
 # checks that MLX runs on the GPU, and measures model-l 64 x 256 in bfloat16 and float32, with 32- and 64-wide heads,

@@ -1,0 +1,96 @@
+"""Between HTTP and the scheduler: what is served, and which response waits for which text."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+
+from mlx_gpt.errors import EngineFailed
+from mlx_gpt.generation.scheduler import Busy, Job, Piece, Scheduler
+from mlx_gpt.serve.prometheus import Metrics
+from mlx_gpt.serve.schema import Limits, Reader
+from mlx_gpt.web.errors import ApiError
+
+Inbox = asyncio.Queue  # of (index of the text in its response, piece)
+
+
+class Service:
+    """One served model: its scheduler, its request reader, its metrics. The server starts and ends it as its `Work`.
+
+    Args:
+        make_scheduler: Makes the scheduler, given `deliver` and `give_up`.
+        tokenizer: The model's tokenizer.
+        card: What /v1/models says of the model; `meta.n_ctx` is its context.
+        limits: What one request may ask for.
+    """
+
+    unit = "texts"
+
+    def __init__(self, make_scheduler: Callable[..., Scheduler], tokenizer, card: dict, limits: Limits):
+        self.scheduler = make_scheduler(deliver=self._deliver, give_up=self._give_up)
+        self.reader = Reader(tokenizer, card["meta"]["n_ctx"], limits)
+        self.card, self.limits = card, limits
+        self.metrics = Metrics(self.scheduler)
+        self.failure: EngineFailed | None = None
+        self.pieces = tokenizer.pieces
+        self._inboxes: dict[Job, tuple[Inbox, int]] = {}
+
+    async def start(self, stop: Callable[[], None]) -> None:
+        """Starts the scheduler; returns when the model is compiled. `stop` is called if the scheduler gives up."""
+        self._loop, self._stop = asyncio.get_running_loop(), stop
+        await asyncio.to_thread(self.scheduler.start)
+
+    def close(self, seconds: float) -> None:
+        """Closes the scheduler."""
+        self.scheduler.close(seconds)
+
+    @property
+    def in_flight(self) -> int:
+        return self.scheduler.in_flight
+
+    @property
+    def alive(self) -> bool:
+        return self.scheduler.alive
+
+    def no_such_model(self, name: str) -> ApiError:
+        """The error for a request that names another model."""
+        return ApiError(404, f"model {name!r} is not served; {self.card['id']!r} is", "model", "model_not_found")
+
+    @contextlib.asynccontextmanager
+    async def submitted(self, jobs: list[Job]) -> AsyncIterator[Inbox]:
+        """Submits jobs, and cancels on exit those that are not finished.
+
+        Yields:
+            A queue that receives the jobs' pieces, each with the index of its job.
+
+        Raises:
+            ApiError: There is no room, or the server is shutting down.
+        """
+        inbox: Inbox = asyncio.Queue()
+        self._inboxes |= {job: (inbox, index) for index, job in enumerate(jobs)}
+        try:
+            try:
+                self.scheduler.submit(jobs)
+            except Busy as error:
+                raise ApiError(503 if error.for_good else 429, f"{error}; try again", code="busy") from None
+            yield inbox
+        finally:
+            self.scheduler.cancel(jobs)
+            for job in jobs:
+                del self._inboxes[job]
+
+    # Both are called in the scheduler's thread.
+
+    def _deliver(self, pieces: list[tuple[Job, Piece]]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and every response with it
+            self._loop.call_soon_threadsafe(partial(self._sort, pieces))
+
+    def _give_up(self, error: Exception) -> None:
+        self.failure = EngineFailed(f"the engine failed {self.scheduler.num_faults} times in a row: {error}")
+        self._stop()
+
+    def _sort(self, pieces: list[tuple[Job, Piece]]) -> None:
+        for job, piece in pieces:
+            if job in self._inboxes:
+                inbox, index = self._inboxes[job]
+                inbox.put_nowait((index, piece))

@@ -1,0 +1,1 @@
+"""What every HTTP surface shares: access rules, errors as JSON, the server."""

@@ -1,0 +1,66 @@
+"""Errors as JSON, in the shape that OpenAI's clients read."""
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Scope
+
+
+class ApiError(Exception):
+    """An error response: an HTTP status and a JSON body.
+
+    Args:
+        status: HTTP status code.
+        message: What was received, what is allowed, and the next step.
+        param: Field of the request that caused the error.
+        code: Short name of the error, for programs.
+        more: Further fields of the body's `error` object.
+    """
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None, **more):
+        super().__init__(message)
+        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status, "invalid_request_error")
+        self.status = status
+        self.body = {
+            "error": {
+                "message": message,
+                "type": "server_error" if status >= 500 else kind,
+                "param": param,
+                "code": code,
+                **more,
+            }
+        }
+
+
+def bad(name: str | None, message: str, code: str = "invalid_value", **more) -> ApiError:
+    """The error for one field of a request: status 400."""
+    return ApiError(400, message, name, code, **more)
+
+
+def refuse(error: ApiError, scope: Scope) -> Response:
+    """The response for an error. The error's code is kept in the scope, where the guard finds it for its log line."""
+    scope["code"] = error.body["error"]["code"]
+    headers = {401: {"www-authenticate": "Bearer"}, 413: {"connection": "close"}, 429: {"retry-after": "1"}}
+    return Response(msgspec.json.encode(error.body), error.status, headers.get(error.status), "application/json")
+
+
+async def _on_api_error(request: Request, error: ApiError) -> Response:
+    return refuse(error, request.scope)
+
+
+async def _on_http_error(request: Request, error: HTTPException) -> Response:
+    messages = {404: f"no such route: {ascii(request.url.path)[1:-1]}", 405: f"{request.method} is not taken here"}
+    message = messages.get(error.status_code, str(error.detail))
+    response = refuse(ApiError(error.status_code, message, code="bad_route"), request.scope)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    message = "a fault of the server's; its log names it"
+    return refuse(ApiError(500, message, code=type(error).__name__), request.scope)
+
+
+# For Starlette(exception_handlers=...): every error of an application has the same shape.
+HANDLERS = {ApiError: _on_api_error, HTTPException: _on_http_error, Exception: _on_fault}

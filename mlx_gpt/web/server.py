@@ -1,0 +1,253 @@
+"""The HTTP server: a listening socket, HTTP/1.1 with deadlines, signals, a graceful shutdown.
+
+uvicorn serves. Added here is what it lacks: deadlines for a request to arrive and for a response to be read (it limits
+idle connections only), JSON for errors below the application, SIGHUP, and work that ends before the connections do.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import h11
+import msgspec
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+
+from mlx_gpt.errors import UserError
+from mlx_gpt.web.errors import ApiError
+
+GRACE = 4.0  # seconds that work in flight has to end after the first signal
+LINGER = 1.0  # seconds for a refused client to read the error
+MAX_CONNECTIONS = 512
+SEND_BUFFER = 1 << 16
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadlines:
+    """Seconds for a request to arrive, from its first byte to its last, and for a client to read what was sent."""
+
+    receive: float = 15.0
+    send: float = 10.0
+
+
+class Work(typing.Protocol):
+    """What an application computes in threads of its own, started before the server listens and ended before it closes.
+
+    `unit` names the things in flight, in the plural, for the log. `alive` is True until close() has taken effect.
+    `failure` is raised when the server has ended; None if all went well.
+    """
+
+    unit: str
+    failure: Exception | None
+
+    @property
+    def in_flight(self) -> int: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    async def start(self, stop: Callable[[], None]) -> None:
+        """Begins in the server's event loop. `stop` ends the server, from any thread."""
+
+    def close(self, seconds: float) -> None:
+        """Takes nothing new and ends what is in flight within `seconds`. A second call can only shorten that."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Binds a socket. Raises UserError with the system's reason."""
+    listening = None
+    try:
+        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # The send deadline can't see bytes that the system buffers for a client that does not read: few are buffered.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        if listening:
+            listening.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{host}:{port}: {reason}; choose another --host or --port") from None
+    return listening
+
+
+def serve(
+    app: ASGIApp,
+    listening: socket.socket,
+    work: Work | None = None,
+    *,
+    deadlines: Deadlines | None = None,
+    log: Callable[[str], None],
+    on_ready: Callable[[Callable[[], None]], None],
+) -> None:
+    """Serves an application until a signal arrives or it is stopped. A signal is raised again at the end.
+
+    Args:
+        app: The application.
+        listening: A socket from listen().
+        work: What must end before the connections are closed.
+        deadlines: For requests and clients.
+        log: Receives lines for the operator.
+        on_ready: Called when the server listens, with a function that stops it from any thread.
+
+    Raises:
+        Exception: The work's failure.
+    """
+
+    async def run() -> int | None:
+        server = Server(app, work, deadlines or Deadlines(), log, on_ready)
+        if work:
+            await work.start(server.stop)
+        await server.serve([listening])
+        if work and work.failure:
+            raise work.failure
+        return server.signal
+
+    if number := asyncio.run(run()):
+        signal.raise_signal(number)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, with three signals, work that ends first, and a call when it listens."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        work: Work | None,
+        deadlines: Deadlines,
+        log: Callable[[str], None],
+        on_ready: Callable[[Callable[[], None]], None],
+    ):
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=partial(HttpProtocol, deadlines=deadlines, log=log),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self._work, self._log, self._on_ready = work, log, on_ready
+        self.signal: int | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready(self.stop)
+
+    def stop(self) -> None:
+        """Ends serving, from any thread."""
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The first signal begins a graceful shutdown, the next ends the work at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _frame) -> None:
+        if self.signal is not None and self._work:
+            self._work.close(0)
+        self.signal = number
+        self.stop()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._work:
+            await self._end(self._work)
+        await super().shutdown(sockets)
+
+    async def _end(self, work: Work) -> None:
+        work.close(GRACE)
+        if count := work.in_flight:
+            self._log(
+                f"stopping: {count} {work.unit} have {GRACE:g} s to come to their end; once more ends them at once"
+            )
+        with contextlib.suppress(TimeoutError):  # a step that hangs does not delay the shutdown
+            async with asyncio.timeout(GRACE + 0.5):
+                while work.alive:
+                    await asyncio.sleep(0.02)
+
+
+class HttpProtocol(H11Protocol):
+    """HTTP/1.1 with deadlines for slow senders and slow readers, a limit of connections, and errors as JSON."""
+
+    def __init__(self, *args, deadlines: Deadlines, log: Callable[[str], None], **options):
+        super().__init__(*args, **options)
+        self._deadlines, self._log = deadlines, log
+        self._receiving: asyncio.TimerHandle | None = None
+        self._sending: asyncio.TimerHandle | None = None
+        self._refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # pause_writing is called as soon as a byte is not taken
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._refuse(503, "too many connections; try again")
+        else:
+            self._receiving = self.loop.call_later(self._deadlines.receive, self._too_slow)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        if self._receiving is None:
+            self._receiving = self.loop.call_later(self._deadlines.receive, self._too_slow)
+        super().data_received(data)
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):  # the request is complete
+            self._receiving = _cancel(self._receiving)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._sending = self.loop.call_later(self._deadlines.send, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._sending = _cancel(self._sending)
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._receiving, self._sending = _cancel(self._receiving), _cancel(self._sending)
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, msg)
+
+    def _too_slow(self) -> None:
+        self._receiving = None
+        if self.cycle and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.abort()
+        elif self.conn.trailing_data[0] or self.conn.their_state is h11.SEND_BODY:
+            self._refuse(408, f"the request took longer than {self._deadlines.receive:g} s to arrive")
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: int, message: str) -> None:
+        self._log(f"{(self.client or '-')[0]} {status} {message}")
+        body = msgspec.json.encode(ApiError(status, message).body)
+        head = f"HTTP/1.1 {status} {STATUS_PHRASES[status].decode()}\r\ncontent-type: application/json\r\n"
+        head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(head.encode() + body)
+        self.transport.write_eof()
+        # If the socket is closed while bytes of the client are unread, the system discards the response.
+        self._refused = True
+        self.loop.call_later(LINGER, self.transport.close)
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer:
+        timer.cancel()
