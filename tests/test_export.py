@@ -60,10 +60,10 @@ def saved(request, text, tmp_path_factory):
     header = Header(
         config=Config(model=model),
         vocab_size=tokenizer.vocab_size,
-        iteration=7,
         step=7,
+        num_updates=7,
         best_loss=2.5,
-        best_iteration=5,
+        best_step=5,
         tokens=1234,
         tokenizer=tokenizer.to_dict(),
         corpus="0" * 64,
