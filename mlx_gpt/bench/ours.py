@@ -95,7 +95,7 @@ class Contender:
         data = batch(*spans)
         heads = [mx.random.normal((rows, H, T, D)).astype(DTYPES[config.train.dtype]) for _ in range(3)]
         both = mx.compile(lambda w, *data: gradients(w, Batch(*data), key))
-        _, grads = both(weights, *data)
+        _, _, grads = both(weights, *data)
         mx.eval(data, heads, grads)
         share = seconds / 5
         forward = _best(mx.compile(loss), (weights, *data), share)

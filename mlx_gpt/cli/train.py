@@ -217,8 +217,9 @@ def _headlines(session) -> list[str]:
     start, trainer, machine = session.start, session.trainer, device.device_report()
     header = start.header
     train, shape = header.config.train, header.config.model
+    num_params = model.cost.num_params(shape, header.vocab_size)
     lines = [
-        f"{model.cost.num_params(shape, header.vocab_size):,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
+        f"{num_params:,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
         f"{shape.n_embd} wide, {shape.block_size} tokens of context, {header.vocab_size} ids",
         f"{start.corpus.name}: {trainer.train_tokens:,} training and {trainer.val_tokens:,} validation tokens",
         f"{machine['name']} ({machine['backend']}), MLX {machine['mlx']}, {train.dtype}; "
