@@ -16,7 +16,7 @@ ROOMS = {
     "errors": (set(), set()),
     "lazy": (set(), set()),
     "version": (set(), set()),
-    "paths": (set(), set()),
+    "paths": (set(), {"platformdirs"}),
     "config": ({"errors", "paths"}, set()),
     "device": ({"config", "errors", "lazy", "paths"}, {"mlx", "numpy"}),
     "rng": ({"device"}, {"numpy"}),
