@@ -25,8 +25,8 @@ def train(
     """Trains a model in a run folder, as `mlxgpt train` does. The reports of the run are read by iterating.
 
     Nothing is computed before the first report is asked for. Every report is a frozen dataclass of
-    `mlx_gpt.train.reports`; a SaveReport names the checkpoint that was written. `stop()` of the result ends the run
-    after the current update, saved. The folder is in its `folder`.
+    `mlx_gpt.train.reports`. To end the run early, call `stop()` of the result and go on reading: the last reports are
+    those of the last save and of the end.
 
     Args:
         preset: Name or path of a preset. [default: model-l]
@@ -39,9 +39,14 @@ def train(
         fine_tune: A checkpoint whose weights a new run starts from.
         note: Called with one line for each thing the user should know.
 
+    Returns:
+        A Session: an iterator over the reports. Its `folder` is the run folder, which it locks until the last report.
+        There are no reports if the run has already reached `train.iters`.
+
     Raises:
-        UserError: A setting, a name or a path is wrong; its subclasses tell damaged files, checkpoints that do not fit,
-            and a lack of memory or disk apart.
+        UserError: A setting, a name or a path is wrong.
+        BadFile, ResumeRefused, OutOfRoom: Kinds of UserError: a file is damaged, a checkpoint does not fit the
+            arguments, the memory or the disk is too small.
 
     Example:
         for report in mlx_gpt.train("model-xs", "shakespeare", settings={"train.minutes": 5}):

@@ -17,7 +17,8 @@ class Session(Iterator[Report]):
     """Trains a run in its folder. Iterate over it for the trainer's reports: nothing is computed before.
 
     The folder is locked until the last report, or until `close()`. It gets run.toml, metrics.jsonl, the checkpoints,
-    and a tokenizer.json if tokens are byte pairs.
+    and a tokenizer.json if tokens are byte pairs. A run that has already reached `train.iters` has no reports, and its
+    folder stays as it is.
 
     Attributes:
         start: The state the session began with.
@@ -36,8 +37,6 @@ class Session(Iterator[Report]):
         self.trainer = make_trainer(start, folder, note)
         make_folder(folder)
         self._lock = FolderLock(folder)
-        save_config(folder, self.trainer.config)
-        save_tokenizer(folder, start.tokenizer)
         self._reports = self._train()
 
     def __next__(self) -> Report:
@@ -60,6 +59,10 @@ class Session(Iterator[Report]):
     def _train(self) -> Iterator[Report]:
         with contextlib.ExitStack() as stack:
             stack.callback(self._lock.release)
+            if self.start.is_complete:
+                return
+            save_config(self.folder, self.trainer.config)
+            save_tokenizer(self.folder, self.start.tokenizer)
             path, first = self.folder / "metrics.jsonl", self.start.header.step
             metrics = MetricsFile(path, first, lambda line: self.note(line))
             stack.callback(metrics.close)
