@@ -11,8 +11,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from mlx_gpt.cli.session import Wish, begin, make_trainer
 from mlx_gpt.device.mlx import mx
+from mlx_gpt.run.build import make_trainer
+from mlx_gpt.run.request import Request
+from mlx_gpt.run.start import begin
 from mlx_gpt.train.reports import SaveReport, StepReport
 
 matplotlib.use("Agg")
@@ -38,10 +40,10 @@ def main(picture: str, steps: int = 2000) -> None:
         "train.save_minutes": 0.1,
         "train.patience": 0,
     }
-    wish = Wish(preset="model-xs", recipe=None, overrides=overrides, out=None, resume=None, fine_tune=None)
+    request = Request(preset="model-xs", settings=overrides)
     rows, saves = [], 0
     with tempfile.TemporaryDirectory() as folder:
-        for report in make_trainer(begin(wish, print), Path(folder), print).run():
+        for report in make_trainer(begin(request, print), Path(folder), print).run():
             saves += isinstance(report, SaveReport)
             if isinstance(report, StepReport):
                 rows.append((report.step, mx.get_active_memory() / 1e6, resident() / 1e6))

@@ -9,8 +9,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from mlx_gpt.cli.session import Wish, begin, make_trainer
 from mlx_gpt.device.mlx import mx, peak_memory
+from mlx_gpt.run.build import make_trainer
+from mlx_gpt.run.request import Request
+from mlx_gpt.run.start import begin
 from mlx_gpt.train.reports import StepReport
 from mlx_gpt.watch.console import RunConsole, Terminal
 from mlx_gpt.watch.metrics import MetricsFile
@@ -20,9 +22,9 @@ STEPS = 5  # of each kind in a round
 
 def main(preset: str = "model-s", rounds: int = 20) -> None:
     overrides = {"train.eval_every": 10**6, "train.iters": 10**6, "train.log_every": 1}
-    wish = Wish(preset=preset, recipe=None, overrides=overrides, out=None, resume=None, fine_tune=None)
+    request = Request(preset=preset, settings=overrides)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(begin(wish, print), Path(folder), print)
+        trainer = make_trainer(begin(request, print), Path(folder), print)
         train, config = trainer.config.train, trainer.config
         console = RunConsole(
             Terminal(file=open(Path(folder, "screen"), "w"), force_terminal=True),

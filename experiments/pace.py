@@ -31,10 +31,13 @@ CALL_SECONDS, MAX_STEPS = 0.5, 100  # of one call: as many updates as fit, one a
 MAKE_CASE = """
 import json, sys
 from pathlib import Path
-from mlx_gpt.cli.session import bench_case
+try:
+    from mlx_gpt.bench.record import make_case
+except ImportError:  # mlxgpt 0.1.0
+    from mlx_gpt.cli.session import bench_case as make_case
 
 preset, settings, path = sys.argv[1:]
-bench_case(preset, json.loads(settings), lambda line: None, use_tuned=False).save(Path(path))
+make_case(preset, json.loads(settings), lambda line: None, use_tuned=False).save(Path(path))
 """
 Timer = Callable[[Side], float]  # seconds of one turn of a side
 

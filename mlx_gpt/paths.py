@@ -1,7 +1,5 @@
 """Where mlxgpt keeps its files: the presets and manifests of the package, and the user's cache."""
 
-import os
-import sys
 from pathlib import Path
 
 
@@ -13,7 +11,7 @@ def resource_dir(name: str) -> Path:
 
 
 def cache_dir() -> Path:
-    """The user's cache folder for mlxgpt."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Caches/mlxgpt"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlxgpt"
+    """The user's cache folder for mlxgpt: in XDG_CACHE_HOME if it is set, else where the system keeps caches."""
+    import platformdirs  # costs as much as all other imports of this package's settings, which every --help reads
+
+    return platformdirs.user_cache_path("mlxgpt", appauthor=False)

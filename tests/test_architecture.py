@@ -14,30 +14,47 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if TEMPLATES not in path.p
 # Room -> (rooms it may import, packages it may import beyond the standard library).
 ROOMS = {
     "errors": (set(), set()),
-    "paths": (set(), set()),
+    "lazy": (set(), set()),
+    "version": (set(), set()),
+    "paths": (set(), {"platformdirs"}),
     "config": ({"errors", "paths"}, set()),
-    "device": ({"config", "errors", "paths"}, {"mlx", "numpy"}),
+    "device": ({"config", "errors", "lazy", "paths"}, {"mlx", "numpy"}),
     "rng": ({"device"}, {"numpy"}),
     "files": ({"errors"}, set()),
-    "data": ({"config", "device", "errors", "files", "paths", "rng"}, {"numpy", "pooch", "tokenizers"}),
-    "model": ({"config", "device", "errors", "rng"}, {"mlx"}),
-    "optim": ({"config", "device", "model"}, set()),
+    "data": ({"config", "device", "errors", "files", "lazy", "paths", "rng"}, {"numpy", "pooch", "tokenizers"}),
+    "model": ({"config", "device", "errors", "lazy", "rng"}, {"mlx"}),
+    "optim": ({"config", "device"}, set()),
     "checkpoint": ({"config", "errors", "files", "model"}, {"numpy", "safetensors"}),
     "train": ({"checkpoint", "config", "data", "device", "errors", "files", "optim", "rng"}, {"mlx", "numpy"}),
-    "generation": ({"device", "errors", "model", "rng"}, {"numpy"}),
-    "watch": ({"config", "errors", "train"}, {"matplotlib", "rich"}),
+    "generation": ({"device", "errors", "lazy", "model", "rng"}, {"numpy"}),
+    "watch": ({"config", "errors", "lazy", "train"}, {"matplotlib", "rich"}),
     "formats": ({"checkpoint", "config", "data", "device", "errors", "files", "model"}, {"numpy", "safetensors"}),
-    "web": ({"errors"}, {"h11", "msgspec", "starlette", "uvicorn"}),
-    "serve": ({"errors", "generation", "web"}, {"msgspec", "prometheus_client", "starlette"}),
-    "api": ({"checkpoint", "config", "data", "device", "errors", "formats", "generation", "model"}, set()),
+    "serve": (
+        {"errors", "generation"},
+        {"h11", "msgspec", "prometheus_client", "starlette", "uvicorn"},
+    ),
+    "run": (
+        {
+            *("checkpoint", "config", "data", "device", "errors", "files", "formats", "lazy", "model", "optim"),
+            *("paths", "train", "watch"),
+        },
+        set(),
+    ),
+    "api": (
+        {
+            *("checkpoint", "data", "device", "errors", "files", "formats", "generation", "lazy", "run", "train"),
+            "watch",
+        },
+        {"huggingface_hub"},
+    ),
     "bench": (
         {
-            *("checkpoint", "config", "data", "device", "errors", "files", "generation", "model", "optim", "paths"),
-            *("rng", "train"),
+            *("config", "data", "device", "errors", "files", "generation", "lazy", "model", "optim", "rng", "run"),
+            "train",
         },
         {"matplotlib", "mlx", "numpy", "torch"},
     ),
-    "cli": (None, {"click", "huggingface_hub", "numpy"}),
+    "cli": (None, {"click"}),
 }
 # Packages that one file alone may import.
 ONLY = {

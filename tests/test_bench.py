@@ -8,16 +8,18 @@ import pytest
 from mlx_gpt.bench import race, report, tuner
 from mlx_gpt.bench.case import Case
 from mlx_gpt.bench.race import Failed, Racer
-from mlx_gpt.cli import session
+from mlx_gpt.bench.record import make_case
+from mlx_gpt.config.presets import resolve
 from mlx_gpt.device.mlx import STOCK_ENVIRONMENT
 from mlx_gpt.device.report import device_report
 from mlx_gpt.errors import Disagreement, UserError
+from mlx_gpt.run import start, tuned
 
 
 @pytest.fixture
 def case(tiny_config) -> Case:
     settings = {f"model.{k}": v for k, v in tiny_config.model.shape().items()}
-    return session.bench_case("model-xs", settings | {"train.batch_size": 4, "model.dropout": 0.0}, print)
+    return make_case("model-xs", settings | {"train.batch_size": 4, "model.dropout": 0.0}, print)
 
 
 def same(a: Case, b: Case) -> bool:
@@ -127,7 +129,7 @@ def test_the_picture_is_drawn(case, tmp_path):
 
 @pytest.fixture
 def known(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuner, "_file", lambda: tmp_path / "cache" / "tuned.json")
+    monkeypatch.setattr(tuned, "_file", lambda: tmp_path / "cache" / "tuned.json")
     monkeypatch.delenv("MLXGPT_TUNED")
     return tmp_path / "cache" / "tuned.json"
 
@@ -169,30 +171,30 @@ def test_what_the_user_fixed_is_not_tuned(case, monkeypatch):
 
 
 def test_what_was_tuned_is_used_said_and_overridden(case, known):
-    model = session.resolve("model-l").model
-    tuner.keep(model, {"settings": {"speed.query_blocks": 8, "speed.lanes": 1}, "ms_per_iter": 1.0})
-    tuner.keep(session.resolve("model-s").model, {"settings": {"speed.lanes": 3}})
+    model = resolve("model-l").model
+    tuned.keep(model, {"settings": {"speed.query_blocks": 8, "speed.lanes": 1}, "ms_per_iter": 1.0})
+    tuned.keep(resolve("model-s").model, {"settings": {"speed.lanes": 3}})
     notes = []
-    config = session._resolved("model-l", None, {"speed.lanes": 2}, notes.append)
+    config = start.resolved("model-l", None, {"speed.lanes": 2}, notes.append)
     assert (config.speed.query_blocks, config.speed.lanes) == (8, 2)
     assert "tuned for this device: speed.query_blocks=8 (" in notes[0]
-    assert session._resolved("model-s", None, {}, print).speed.lanes == 3
+    assert start.resolved("model-s", None, {}, print).speed.lanes == 3
     notes.clear()
-    assert session._resolved("model-m", None, {}, notes.append) == session.resolve("model-m") and not notes
+    assert start.resolved("model-m", None, {}, notes.append) == resolve("model-m") and not notes
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": 1}', "\x00"])
 def test_a_broken_memory_of_tuning_is_no_harm(text, known):
     known.parent.mkdir()
     known.write_text(text)
-    assert tuner.tuned(session.resolve("model-l").model) == {}
+    assert tuned.settings_for(resolve("model-l").model) == {}
 
 
 @pytest.mark.parametrize("settings", [{"speed.attention": "flash"}, {"speed.gone": 1}, {"a": 1}, {"train.iters": "x"}])
 def test_settings_of_another_version_are_no_harm(settings, known):
-    model = session.resolve("model-l").model
-    tuner.keep(model, {"settings": settings})
-    assert tuner.tuned(model) == {}
+    model = resolve("model-l").model
+    tuned.keep(model, {"settings": settings})
+    assert tuned.settings_for(model) == {}
 
 
 def test_a_candidate_is_the_real_step(case):

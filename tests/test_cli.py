@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY, TINY_SHAPE
 
+from mlx_gpt.cli import main
+
 COMMANDS = ["train", "generate", "eval", "convert", "inspect", "corpus", "corpus list", "doctor", "bench", "compare"]
+COMMANDS += ["serve", "export", "push"]
 COMMANDS += [
     "tokenizer",
     "corpus stats",
@@ -62,7 +65,23 @@ def test_help_answers_without_loading_mlx(command, tmp_path):
         f"r = CliRunner().invoke(cli, {[*command.split(), '--help']!r}); assert r.exit_code == 0, r.output; "
         "assert not {'mlx', 'mlx.core', 'numpy', 'rich.live', 'requests'} & set(sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True).returncode == 0
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_the_line_of_help_of_a_command_is_its_own(name):
+    """At every width, though the command is not imported for it."""
+    stand_in, command = main.cli.commands[name], main.cli.load(name)
+    assert command.name == name
+    assert stand_in.help == command.get_short_help_str(1000)
+    for width in (20, 45, 70):
+        assert stand_in.get_short_help_str(width) == command.get_short_help_str(width)
+
+
+def test_a_misspelled_command_is_told_the_nearest(tmp_path):
+    assert "'train'" in mlxgpt("trian", cwd=tmp_path).stderr
 
 
 def test_a_run_folder_holds_what_tools_rely_on(home):

@@ -19,7 +19,7 @@ from test_cli import mlxgpt
 from test_model import EXTENSIONS
 
 import mlx_gpt
-from mlx_gpt.api import load, read_checkpoint
+from mlx_gpt.api import load
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config.schema import Config, ModelConfig
@@ -31,6 +31,7 @@ from mlx_gpt.errors import BadFile
 from mlx_gpt.formats.huggingface import folder as huggingface
 from mlx_gpt.formats.huggingface.quantize import quantise
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.run.loading import read_checkpoint
 from mlx_gpt.train.objective import cross_entropy
 
 SHAPE = {"n_embd": 64, "n_head": 4, "n_layer": 2, "block_size": 64}
@@ -356,7 +357,7 @@ def test_nothing_of_a_folder_is_run(tmp_path, vectors, monkeypatch):
     (tmp_path / "public/modeling_randygpt.py").write_text("raise SystemExit('run')")
     (tmp_path / "public/pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
     code = (
-        "import sys, mlx_gpt.api; before = set(sys.modules); mlx_gpt.api.load(sys.argv[1]); "
+        "import sys; from mlx_gpt.api import load; before = set(sys.modules); load(sys.argv[1]); "
         "assert not [name for name in set(sys.modules) - before if 'pickle' in name or 'randygpt' in name]"
     )
     assert (

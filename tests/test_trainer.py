@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from mlx_gpt.api import read_checkpoint
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Header
 from mlx_gpt.data.tokens import Tokens
@@ -21,6 +20,7 @@ from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import OutOfRoom
 from mlx_gpt.model.gpt import GPT, roles_of
 from mlx_gpt.optim.optimizers import RULES, Optimizer
+from mlx_gpt.run.loading import read_checkpoint
 from mlx_gpt.train.evaluate import Evaluator, Validation
 from mlx_gpt.train.objective import CrossEntropy
 from mlx_gpt.train.parallel import Alone

@@ -1,11 +1,10 @@
-"""Finds the fastest exact settings for this device and model by measuring them, and remembers them for `train`.
+"""Finds the fastest exact settings for this device and network by measuring them.
 
 One setting after the other, each kept if it is faster by more than the noise. What the user has fixed is left alone.
+`mlx_gpt.run.tuned` remembers the result for `train`.
 """
 
 import dataclasses
-import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,15 +12,10 @@ from pathlib import Path
 
 from mlx_gpt.bench.case import Case
 from mlx_gpt.bench.race import OURS, TOLERANCES, Failed, Racer
-from mlx_gpt.config.presets import resolve
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.lanes import num_cores
-from mlx_gpt.device.mlx import kind, on_gpu
-from mlx_gpt.device.report import chip
-from mlx_gpt.errors import UserError
-from mlx_gpt.files import make_folder, write_atomic
+from mlx_gpt.device.mlx import on_gpu
 from mlx_gpt.model.mixers.kernels import FUSED_HEAD_DIMS
-from mlx_gpt.paths import cache_dir
 
 LIMIT_SECONDS = 280
 NOISE = 0.98  # a setting must take less than this share of the time before it
@@ -101,26 +95,6 @@ def _in_turns(one: Candidate, other: Candidate) -> tuple[float, float]:
     return tuple(map(min, zip(*turns, strict=True)))
 
 
-def keep(model: ModelConfig, found: dict) -> Path:
-    """Remembers what tune() found for this device and shape."""
-    path = _file()
-    make_folder(path.parent)
-    write_atomic(path, [json.dumps(_known() | {_place(model): found}, indent=1).encode()])
-    return path
-
-
-def tuned(model: ModelConfig) -> Settings:
-    """The settings remembered for this device and shape; none with MLXGPT_TUNED=off."""
-    if os.environ.get("MLXGPT_TUNED") == "off":
-        return {}
-    found = _known().get(_place(model), {}).get("settings", {})
-    try:
-        resolve(overrides=found)
-    except (UserError, AttributeError):  # as another version knew them
-        return {}
-    return found
-
-
 def _stages(model: ModelConfig) -> list[list[Settings]]:
     """Options in groups, the most telling first; of each group one at most is kept."""
     blocks = [{"speed.attention": "blocks", "speed.query_blocks": n} for n in (2, 4, 8)]
@@ -131,21 +105,3 @@ def _stages(model: ModelConfig) -> list[list[Settings]]:
     padded = [] if model.head_dim in FUSED_HEAD_DIMS else [{"speed.attention": "padded"}]
     buffers = [{"speed.ops_per_buffer": ops, "speed.mb_per_buffer": mb} for ops, mb in ((100, 200), (200, 1000))]
     return [[*padded, *blocks], [{"train.dtype": "bfloat16"}], buffers]
-
-
-def _file() -> Path:
-    return cache_dir() / "tuned.json"
-
-
-def _known() -> dict[str, dict]:
-    try:
-        known = json.loads(_file().read_text("utf-8"))
-    except (OSError, ValueError):  # nothing tuned yet, or not our file: measuring again mends it
-        return {}
-    return {k: v for k, v in known.items() if isinstance(v, dict)} if isinstance(known, dict) else {}
-
-
-def _place(model: ModelConfig) -> str:
-    """What a measurement holds for: a device and a shape."""
-    shape = ", ".join(f"{key}={value}" for key, value in model.shape().items())
-    return f"{chip()} ({kind()}): {shape}"

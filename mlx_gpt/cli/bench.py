@@ -1,13 +1,12 @@
 """`mlxgpt bench`: the pace of training and writing, beside PyTorch and a plain MLX loop; `--tune` finds the best."""
 
-import json
 import signal
 import sys
 import time
-from pathlib import Path
 
 import click
 
+from mlx_gpt import bench, run
 from mlx_gpt.bench import CONTENDERS
 from mlx_gpt.cli.options import (
     corpus_option,
@@ -15,10 +14,11 @@ from mlx_gpt.cli.options import (
     folder_option,
     heads_option,
     json_option,
-    overrides_of,
     set_option,
+    settings_from,
 )
 from mlx_gpt.config.presets import names_of
+from mlx_gpt.files import make_folder
 
 
 @click.command()
@@ -43,7 +43,7 @@ from mlx_gpt.config.presets import names_of
 @click.option("--out", metavar="DIR", callback=folder_option, default="runs/bench", help="Where record and picture go.")
 @set_option
 @json_option
-def bench(presets, rounds, only, quick, tune, out, sets, as_json, **flags):
+def bench_command(presets, rounds, only, quick, tune, out, sets, as_json, **flags):
     """Measure training and writing on this machine.
 
     \b
@@ -54,11 +54,6 @@ def bench(presets, rounds, only, quick, tune, out, sets, as_json, **flags):
     Every contender runs the same model on the same batch, in turns; each must compute the same loss first. PyTorch
     takes part where it is installed. Dropout is off, so that losses can be compared.
     """
-    from mlx_gpt.bench import report, text
-    from mlx_gpt.bench.machine import machine
-    from mlx_gpt.cli.session import bench_case
-    from mlx_gpt.files import make_folder
-
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left behind
 
     def note(line: str) -> None:
@@ -67,69 +62,37 @@ def bench(presets, rounds, only, quick, tune, out, sets, as_json, **flags):
     if quick:
         flags["batch"], rounds = min(flags["batch"], 16), min(rounds, 3)
         only = only or ("PyTorch", "plain MLX")
-    settings = {"model.dropout": 0.0, **overrides_of(sets, flags)}
+    settings = {"model.dropout": 0.0, **settings_from(sets, flags)}
     if tune:
         _tune(presets, settings, note, as_json)
         return
     make_folder(out)
-    cases = {preset: bench_case(preset, settings, note) for preset in presets}
+    cases = {preset: bench.make_case(preset, settings, note) for preset in presets}
     names = [name for name in CONTENDERS if name == "mlxgpt" or not only or name in only]
-    record = {"machine": machine(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "presets": {}}
+    record = {"machine": bench.machine.machine(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "presets": {}}
     if not as_json:
-        click.echo(report.machine_line(record["machine"]))
+        click.echo(bench.report.machine_line(record["machine"]))
     for preset, case in cases.items():
-        result = measure(case, names, rounds, note)
+        result = bench.measure(case, names, rounds, note)
         record["presets"][preset] = result
         if not as_json:
-            click.echo("\n" + "\n".join(report.lines(preset, result)))
+            click.echo("\n" + "\n".join(bench.report.lines(preset, result)))
     note("text: a vocabulary, and tokens")
-    record["text"] = text.measure_apart(text.QUICK if quick else text.FULL)
+    record["text"] = bench.text.measure_apart(bench.text.QUICK if quick else bench.text.FULL)
     if not as_json:
-        click.echo("\n" + report.text_line(record["text"]))
-    files = _keep(record, out, note)
+        click.echo("\n" + bench.report.text_line(record["text"]))
+    files = bench.write_record(record, out, note)
     if as_json:
         echo_json(record)
     else:
         click.echo(f"\nrecord: {', '.join(map(str, files))}")
 
 
-def measure(case, names: list[str], rounds: int, note) -> dict:
-    """One preset's race, with its config and sizes."""
-    from mlx_gpt.bench.race import race
-    from mlx_gpt.model.cost import flops_per_token, num_params, step_traffic
-
-    config = case.config
-    return {
-        "config": config.to_dict(),
-        "parameters": num_params(config.model, case.vocab_size),
-        "flops_per_step": flops_per_token(config.model, case.vocab_size) * case.inputs.size,
-        "bytes_per_step": step_traffic(config.model, case.vocab_size, case.inputs.size),
-        **race(case, names, rounds, note),
-    }
-
-
-def _keep(record: dict, folder: Path, note) -> list[Path]:
-    from mlx_gpt.bench import report
-    from mlx_gpt.files import write_atomic
-
-    written = [folder / "bench.json"]
-    write_atomic(written[0], [json.dumps(record, indent=1).encode()])
-    try:
-        report.draw(folder / "bench.png", record["presets"], record["machine"])
-        written.append(folder / "bench.png")
-    except ModuleNotFoundError as error:
-        note(f"no picture: needs {error.name}; pip install -e '.[plot]'")
-    return written
-
-
 def _tune(presets, settings: dict, note, as_json: bool) -> None:
-    from mlx_gpt.bench.tuner import keep, tune
-    from mlx_gpt.cli.session import bench_case
-
     for preset in presets:
-        case = bench_case(preset, settings, note, use_tuned=False)
-        found = tune(case, settings, note)
-        path = keep(case.config.model, found)
+        case = bench.make_case(preset, settings, note, use_tuned=False)
+        found = bench.tune(case, settings, note)
+        path = run.tuned.keep(case.config.model, found)
         if as_json:
             echo_json({"preset": preset, **found, "kept": path})
         else:

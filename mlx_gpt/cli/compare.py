@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from mlx_gpt.cli.options import echo_json, json_option
+from mlx_gpt.watch.compare import differences, draw, read_record, table, thresholds
 
 
 @click.command()
@@ -14,7 +15,7 @@ from mlx_gpt.cli.options import echo_json, json_option
     "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves to a .png, .svg or .pdf."
 )
 @json_option
-def compare(runs, levels, plot, as_json):
+def compare_command(runs, levels, plot, as_json):
     """Settings, losses, tokens to a loss, and speed of runs, side by side.
 
     \b
@@ -23,8 +24,6 @@ def compare(runs, levels, plot, as_json):
 
     A RUN is a run folder, or a checkpoint in one. Settings that are the same in all are left out.
     """
-    from mlx_gpt.watch.compare import differences, draw, read_record, table, thresholds
-
     records = [read_record(path) for path in runs]
     levels = levels or thresholds(records)
     if plot:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mlx_gpt import api, model, run
 from mlx_gpt.cli.options import (
     corpus_option,
     echo_json,
@@ -16,6 +17,7 @@ from mlx_gpt.cli.options import (
     sizes_from,
     vocab_option,
 )
+from mlx_gpt.config.presets import preset_of
 
 FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003"]
 
@@ -34,7 +36,7 @@ FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003"]
 @corpus_option
 @vocab_option
 @set_option
-def convert(src, dst, format, force, preset, corpus, vocab, sets):
+def convert_command(src, dst, format, force, preset, corpus, vocab, sets):
     """Translate a checkpoint between safetensors and RGPT0001, RGPT0002, RGPT0003.
 
     \b
@@ -43,31 +45,10 @@ def convert(src, dst, format, force, preset, corpus, vocab, sets):
 
     An RGPT file holds no tokenizer: --corpus rebuilds that of characters from the training text, --vocab reads a BPE's.
     """
-    from mlx_gpt.api import read_checkpoint, with_text
-    from mlx_gpt.checkpoint import store
-    from mlx_gpt.errors import UserError
-    from mlx_gpt.formats import rgpt
-
-    if dst.is_dir():
-        raise UserError(f"{dst}: a folder; name a file in it")
-    if dst.exists() and src.exists() and dst.samefile(src):
-        raise UserError(f"{dst}: the file that is read; name another one")
-    if dst.exists() and not force:
-        raise UserError(f"{dst}: already there; name another file, or overwrite it with --force")
-    checkpoint = with_text(read_checkpoint(src, preset, sizes_from(sets)), corpus, vocab)
-    if not format and dst.suffix == ".bin":
-        format = "rgpt0003" if rgpt.has_moments(checkpoint) else "rgpt0002"
-    format = format or "safetensors"
-    if format == "safetensors":
-        store.save(dst, checkpoint)
-    else:
-        rgpt.write(dst, checkpoint, format)
-    own = checkpoint.header.tokenizer
-    if format != "safetensors" and own and own["kind"] != "char":
-        note("its vocabulary is not in it: mlxgpt tokenizer convert RUN/tokenizer.json vocab.json writes that")
-    if format == "safetensors" and not own:
-        note("it holds no tokenizer; --corpus gives it the characters of a text, --vocab a vocab.json")
-    click.echo(f"{dst}: {format}, {dst.stat().st_size:,} bytes", err=True)
+    written = api.convert(
+        src, dst, format, preset=preset, corpus=corpus, vocab=vocab, force=force, note=note, **sizes_from(sets)
+    )
+    click.echo(f"{dst}: {written}, {dst.stat().st_size:,} bytes", err=True)
 
 
 @click.command()
@@ -75,27 +56,21 @@ def convert(src, dst, format, force, preset, corpus, vocab, sets):
 @preset_option
 @set_option
 @json_option
-def inspect(file, preset, sets, as_json):
+def inspect_command(file, preset, sets, as_json):
     """Header, shape, tensors and checks of a checkpoint, without building the model."""
-    from mlx_gpt.api import read_checkpoint
-    from mlx_gpt.config.presets import preset_of
-    from mlx_gpt.formats import rgpt
-    from mlx_gpt.model.cost import num_params
-
-    checkpoint = read_checkpoint(file, preset, sizes_from(sets))
-    header, model = checkpoint.header, checkpoint.header.config.model
-    with open(file, "rb") as f:
-        format = f.read(8).decode() if rgpt.is_rgpt(file) else "safetensors"
+    checkpoint = run.read_checkpoint(file, preset, sizes_from(sets))
+    header, shape = checkpoint.header, checkpoint.header.config.model
+    format = run.format_of(file)
     tensors = checkpoint.weights | {f"optimizer.{k}": t for k, t in checkpoint.optimizer.items()}
     facts = {
         "file": str(file),
         "format": format,
         "bytes": file.stat().st_size,
         "vocab_size": header.vocab_size,
-        "preset": preset_of(model),
-        **model.shape(),
-        "network": model.extensions() or ["randyGPT's"],
-        "parameters": num_params(model, header.vocab_size),
+        "preset": preset_of(shape),
+        **shape.shape(),
+        "network": shape.extensions() or ["randyGPT's"],
+        "parameters": model.cost.num_params(shape, header.vocab_size),
         "iteration": header.step,  # the old name, whose `step` was the number of updates
         "step": header.num_updates,
         "num_updates": header.num_updates,

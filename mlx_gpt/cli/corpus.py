@@ -4,21 +4,21 @@ from pathlib import Path
 
 import click
 
+from mlx_gpt import data
 from mlx_gpt.cli.options import echo_json, json_option, note
+from mlx_gpt.config.schema import DataConfig
 
 
 @click.group()
-def corpus():
+def corpus_command():
     """Named corpora."""
 
 
-@corpus.command("list")
+@corpus_command.command("list")
 @json_option
 def list_command(as_json):
     """Each corpus with its size, licence and state."""
-    from mlx_gpt.data.corpus import list_corpora
-
-    rows = list_corpora()
+    rows = data.list_corpora()
     if as_json:
         echo_json(rows)
         return
@@ -29,22 +29,17 @@ def list_command(as_json):
         )
 
 
-@corpus.command("stats")
+@corpus_command.command("stats")
 @click.argument("specs", nargs=-1, required=True, metavar="NAME|PATH...")
 @click.option("--vocab", metavar="FILE", help="Count the tokens of a vocab.json or tokenizer.json, not characters.")
 @json_option
 def stats_command(specs, vocab, as_json):
     """Size, documents and commonest tokens of a text, and what a model of order 2 reaches on its last tenth."""
-    from mlx_gpt.config.schema import DataConfig
-    from mlx_gpt.data.corpus import open_corpus
-    from mlx_gpt.data.encoding import encode, make_tokenizer
-    from mlx_gpt.data.stats import stats
-
-    data, corpus = DataConfig(corpus=specs, vocab=str(Path(vocab)) if vocab else ""), open_corpus(specs)
-    for line in corpus.notes:
+    settings, text = DataConfig(corpus=specs, vocab=str(Path(vocab)) if vocab else ""), data.open_corpus(specs)
+    for line in text.notes:
         note(line)
-    tokenizer = make_tokenizer(corpus, data, note)
-    facts = stats(corpus, tokenizer, encode(corpus, tokenizer, note), data.val_fraction)
+    tokenizer = data.make_tokenizer(text, settings, note)
+    facts = data.stats.stats(text, tokenizer, data.encode(text, tokenizer, note), settings.val_fraction)
     if as_json:
         echo_json(facts)
         return
@@ -57,5 +52,5 @@ def stats_command(specs, vocab, as_json):
     if "order2_bits" in facts:
         click.echo(
             f"a model of order 2 reaches {facts['order2_nats']} nats ({facts['order2_bits']} bits) a token on the last "
-            f"{data.val_fraction:.0%}: what training should beat"
+            f"{settings.val_fraction:.0%}: what training should beat"
         )

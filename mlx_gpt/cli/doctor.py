@@ -2,19 +2,18 @@
 
 import click
 
+from mlx_gpt import device
 from mlx_gpt.cli.options import echo_json, json_option
-from mlx_gpt.device.report import device_report, matmul_rate, numpy_matmul_rate, weaknesses
 
 
 @click.command()
 @json_option
-def doctor(as_json):
+def doctor_command(as_json):
     """Device, versions, BLAS, memory limits, and the measured rate of a matrix product."""
-
-    facts = device_report() | {"matmul_gflops": round(matmul_rate(), 1)}
+    facts = device.device_report() | {"matmul_gflops": round(device.matmul_rate(), 1)}
     if facts["backend"] == "cpu":
-        facts["numpy_matmul_gflops"] = round(numpy_matmul_rate(), 1)
-    advice = weaknesses()
+        facts["numpy_matmul_gflops"] = round(device.numpy_matmul_rate(), 1)
+    advice = device.weaknesses()
     if as_json:
         echo_json(facts | {"advice": advice})
         return

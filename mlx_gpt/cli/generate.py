@@ -1,10 +1,13 @@
 """`mlxgpt generate`: writes text."""
 
+import secrets
 import sys
+import time
 from pathlib import Path
 
 import click
 
+from mlx_gpt import api, generation, run
 from mlx_gpt.cli.options import (
     corpus_option,
     echo_json,
@@ -14,6 +17,7 @@ from mlx_gpt.cli.options import (
     sizes_from,
     vocab_option,
 )
+from mlx_gpt.errors import BadFile
 
 
 @click.command()
@@ -31,7 +35,7 @@ from mlx_gpt.cli.options import (
 @vocab_option
 @set_option
 @json_option
-def generate(
+def generate_command(
     checkpoint, prompt, max_tokens, temperature, top_p, top_k, seed, stop, samples, preset, corpus, vocab, sets, as_json
 ):
     """Write text with CHECKPOINT, or with the best checkpoint of the newest run.
@@ -41,20 +45,13 @@ def generate(
     mlxgpt generate --prompt "ROMEO:" --samples 3 --seed 1
     mlxgpt generate model.bin --corpus shakespeare
     """
-    import secrets
-    import time
-
-    from mlx_gpt.api import load, stream
-    from mlx_gpt.cli.session import newest_checkpoint
-    from mlx_gpt.generation.sampling import Sampling
-
-    how = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
-    path = checkpoint or newest_checkpoint()
-    run = load(path, preset, corpus=corpus or None, vocab=vocab, **sizes_from(sets))
+    sampling = generation.Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+    path = checkpoint or run.newest_checkpoint()
+    model = api.load(path, preset, corpus=corpus or None, vocab=vocab, **sizes_from(sets))
     prompt = _read_stdin() if prompt == "-" else prompt
     seed = secrets.randbits(32) if seed is None else seed
     for i in range(samples):
-        text = stream(run, prompt, how, max_tokens, stop, seed + i)
+        text = api.stream(model, prompt, sampling, max_tokens, stop, seed + i)
         start = time.perf_counter()
         if as_json:
             completion = "".join(text)
@@ -82,8 +79,6 @@ def generate(
 
 
 def _read_stdin() -> str:
-    from mlx_gpt.errors import BadFile
-
     data = sys.stdin.buffer.read()
     try:
         return data.decode("utf-8")

@@ -8,26 +8,59 @@ import warnings
 
 import click
 
-from mlx_gpt import __version__
-from mlx_gpt.cli.bench import bench
-from mlx_gpt.cli.compare import compare
-from mlx_gpt.cli.convert import convert, inspect
-from mlx_gpt.cli.corpus import corpus
-from mlx_gpt.cli.doctor import doctor
-from mlx_gpt.cli.evaluate import evaluate
-from mlx_gpt.cli.export import export, push
-from mlx_gpt.cli.generate import generate
-from mlx_gpt.cli.serve import serve
-from mlx_gpt.cli.tokenizer import tokenizer
-from mlx_gpt.cli.train import train
+from mlx_gpt.cli.lazy_group import LazyGroup
 from mlx_gpt.errors import OutOfRoom, UserError
+from mlx_gpt.version import __version__
+
+# Command -> its module, and its line in the help.
+COMMANDS = {
+    "train": ("mlx_gpt.cli.train", "Train a model: model-l on Python's help topics unless told otherwise."),
+    "generate": (
+        "mlx_gpt.cli.generate",
+        "Write text with CHECKPOINT, or with the best checkpoint of the newest run.",
+    ),
+    "serve": (
+        "mlx_gpt.cli.serve",
+        "Serve CHECKPOINT, or the best checkpoint of the newest run, to OpenAI's clients and to a browser.",
+    ),
+    "eval": ("mlx_gpt.cli.evaluate", "Loss, perplexity and bits per byte over a whole split."),
+    "compare": ("mlx_gpt.cli.compare", "Settings, losses, tokens to a loss, and speed of runs, side by side."),
+    "convert": (
+        "mlx_gpt.cli.convert",
+        "Translate a checkpoint between safetensors and RGPT0001, RGPT0002, RGPT0003.",
+    ),
+    "export": (
+        "mlx_gpt.cli.export",
+        "Write CHECKPOINT into DIR as transformers or mlx-lm load it, with code, tokenizer and card.",
+    ),
+    "push": (
+        "mlx_gpt.cli.export",
+        "Send an exported folder to the Hugging Face hub; without --yes, list what would be sent.",
+    ),
+    "inspect": (
+        "mlx_gpt.cli.convert",
+        "Header, shape, tensors and checks of a checkpoint, without building the model.",
+    ),
+    "corpus": ("mlx_gpt.cli.corpus", "Named corpora."),
+    "tokenizer": (
+        "mlx_gpt.cli.tokenizer",
+        "Byte-pair vocabularies: ours and the libraries' tokenizer.json, and randyGPT's vocab.json.",
+    ),
+    "doctor": (
+        "mlx_gpt.cli.doctor",
+        "Device, versions, BLAS, memory limits, and the measured rate of a matrix product.",
+    ),
+    "bench": ("mlx_gpt.cli.bench", "Measure training and writing on this machine."),
+}
 
 # What MLX says, on its devices, when memory is gone.
 MEMORY_WORDS = ("malloc", "allocate", "resource limit", "insufficient memory", "out of memory")
 
 
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MLXGPT", "show_default": True}
+    cls=LazyGroup,
+    table=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MLXGPT", "show_default": True},
 )
 @click.version_option(__version__, prog_name="mlxgpt")
 def cli():
@@ -41,24 +74,6 @@ def cli():
     usage, 3 bad file, 4 a checkpoint that does not fit, 5 diverged, 6 out of disk or memory, 130, 143 and 129
     interrupted, 141 nobody reads the output.
     """
-
-
-for command in (
-    train,
-    generate,
-    serve,
-    evaluate,
-    compare,
-    convert,
-    export,
-    push,
-    inspect,
-    corpus,
-    tokenizer,
-    doctor,
-    bench,
-):
-    cli.add_command(command)
 
 
 def main() -> None:

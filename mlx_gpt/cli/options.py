@@ -6,8 +6,9 @@ from pathlib import Path
 import click
 
 from mlx_gpt.config.presets import names_of, parse_set
-from mlx_gpt.config.schema import SHAPE_KEYS, UNTIL_TIME_IS_UP
+from mlx_gpt.config.schema import SHAPE_KEYS
 from mlx_gpt.errors import UserError
+from mlx_gpt.run.request import network_of, settings_of
 
 # Short flags and the settings they stand for; every other setting is reached by --set.
 FLAGS = {
@@ -26,9 +27,6 @@ FLAGS = {
     "vocab": "data.vocab",
 }
 
-# What --resume stands for alone.
-NEWEST = "newest"
-
 set_option = click.option(
     "--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="Any setting, as model.n_head=4; repeatable."
 )
@@ -46,9 +44,8 @@ corpus_option = click.option(
 vocab_option = click.option("--vocab", metavar="FILE", help="A vocab.json or tokenizer.json to read text with.")
 
 
-def overrides_of(sets: tuple[str, ...], flags: dict) -> dict:
-    """Dotted settings from --set and from the flags that were given; one setting given twice is refused."""
-    overrides = {}
+def settings_from(sets: tuple[str, ...], flags: dict) -> dict:
+    """Dotted settings from --set and from the flags that were given. Raises UserError for one given twice."""
     bpe, byte_level = flags.pop("bpe", None), flags.pop("byte_level", False)
     if byte_level and bpe is None:
         raise UserError("--byte-level says how --bpe merges; give --bpe [N] too")
@@ -60,31 +57,19 @@ def overrides_of(sets: tuple[str, ...], flags: dict) -> dict:
     if bpe is not None:
         given += [("data.tokenizer", "byte-bpe" if byte_level else "bpe"), parse_set(f"data.vocab_size={bpe}")]
     given += [(FLAGS[name], value) for name, value in flags.items() if value not in (None, ())]
-    for key, value in given:
-        if key in overrides:
-            raise UserError(f"{key} is given twice, as {overrides[key]} and {value}; give it once")
-        overrides[key] = value
-    if overrides.get("train.minutes"):
-        overrides.setdefault("train.iters", UNTIL_TIME_IS_UP)
-    return overrides
-
-
-def network_of(overrides: dict) -> dict:
-    """What dotted settings say of the network, as {"n_head": 4}."""
-    said = {k.removeprefix("model."): v for k, v in overrides.items() if k.startswith("model.")}
-    return {k: v for k, v in said.items() if k != "dropout"}
+    return settings_of(given)
 
 
 def sizes_from(sets: tuple[str, ...]) -> dict[str, int]:
-    """The shape said by --set, where nothing else can be set."""
-    overrides = overrides_of(sets, {})
-    for key in overrides.keys() - {f"model.{k}" for k in SHAPE_KEYS}:
+    """The sizes of the network given by --set, of a command that takes no other settings."""
+    settings = settings_from(sets, {})
+    for key in settings.keys() - {f"model.{k}" for k in SHAPE_KEYS}:
         raise UserError(f"--set {key} does nothing here; only model.{', model.'.join(SHAPE_KEYS)} do")
-    return network_of(overrides)
+    return network_of(settings)
 
 
 def folder_option(context, parameter, value: str | None) -> Path | None:
-    """A folder that is named; an empty name is an unset shell variable, not the folder one stands in."""
+    """Reads the name of a folder. An empty name is an unset shell variable, not the current folder."""
     if value == "":
         raise UserError(f"{parameter.opts[0]} is empty; name a folder")
     return Path(value) if value else None
@@ -95,5 +80,5 @@ def echo_json(data) -> None:
 
 
 def note(text: str) -> None:
-    """Says something on stderr, apart from a command's result."""
+    """Prints a line on stderr, apart from a command's result."""
     click.echo(text, err=True)

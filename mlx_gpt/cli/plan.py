@@ -1,21 +1,14 @@
-"""`mlxgpt train --plan`: what a run would cost, from a few measured steps."""
+"""`mlxgpt train --plan`: prints what a run would cost."""
 
 import datetime
-import math
-import statistics
-from pathlib import Path
 
 import click
 
-from mlx_gpt.cli.options import echo_json, note
-from mlx_gpt.device.mlx import peak_memory
-
-PROBE_STEPS = 3
+from mlx_gpt.cli.options import echo_json
 
 
-def print_plan(start, as_json: bool) -> None:
-    """Parameters, memory, tokens, FLOPs and time of the run that would begin at `start`."""
-    facts = plan(start)
+def print_plan(facts: dict[str, int | float], as_json: bool) -> None:
+    """Prints the facts that mlx_gpt.run.plan() found."""
     if as_json:
         echo_json(facts)
         return
@@ -35,34 +28,3 @@ def print_plan(start, as_json: bool) -> None:
     }
     for name, line in lines.items():
         click.echo(f"{name:<12} {line.format(**facts, **units)}")
-
-
-def plan(start) -> dict:
-    """The plan as numbers; sizes in bytes, times in seconds unless named otherwise."""
-    from mlx_gpt.cli.session import make_trainer
-    from mlx_gpt.model.cost import flops_per_token, num_params
-
-    trainer = make_trainer(start, Path(), note)
-    header, train, model = start.header, start.header.config.train, start.header.config.model
-    step_seconds = statistics.median(trainer.time_steps(PROBE_STEPS))
-    target = trainer.iters_in_budget(step_seconds) if train.minutes and not header.planned else train.iters
-    iters = target - header.step
-    tokens_per_step = train.sequences_per_step * model.block_size
-    flops_per_step = flops_per_token(model, header.vocab_size) * tokens_per_step
-    evaluations = math.ceil(iters / train.eval_every)
-    return {
-        "parameters": num_params(model, header.vocab_size),
-        "state_bytes": trainer.state_bytes,
-        "peak_bytes": peak_memory(),
-        "train_tokens": trainer.train_tokens,
-        "val_tokens": trainer.val_tokens,
-        "iters": iters,
-        "tokens_per_step": tokens_per_step,
-        "tokens": iters * tokens_per_step,
-        "epochs": round(iters * tokens_per_step / trainer.train_tokens, 2),
-        "flops_per_step": flops_per_step,
-        "flops": flops_per_step * iters,
-        "ms_per_iter": round(step_seconds * 1000, 1),
-        "tokens_per_second": round(tokens_per_step / step_seconds, 1),
-        "eta_seconds": round(iters * step_seconds + evaluations * trainer.eval_seconds(step_seconds), 1),
-    }

@@ -1,5 +1,6 @@
 """`mlxgpt serve`: a checkpoint behind OpenAI's HTTP interface, and a page to write with."""
 
+import math
 import re
 import socket
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from mlx_gpt import api, device, model, run
 from mlx_gpt.cli.options import corpus_option, note, preset_option, set_option, sizes_from, vocab_option
 from mlx_gpt.errors import BadFile, OutOfRoom, UserError
 
@@ -43,7 +45,7 @@ from mlx_gpt.errors import BadFile, OutOfRoom, UserError
 @corpus_option
 @vocab_option
 @set_option
-def serve(
+def serve_command(
     checkpoint, host, port, name, api_key_file, api_key, insecure, hosts, origins, streams, queue, max_tokens,
     max_choices, max_prompt, max_body, receive_timeout, send_timeout, context_policy, preset, corpus, vocab, sets,
 ):  # fmt: skip
@@ -62,8 +64,6 @@ def serve(
         from mlx_gpt.web import server
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}; pip install -e '.[serve]'") from None
-    from mlx_gpt.api import load
-    from mlx_gpt.cli.session import newest_checkpoint
     from mlx_gpt.serve.schema import Limits
     from mlx_gpt.web.guard import Access, is_loopback
 
@@ -82,21 +82,21 @@ def serve(
         raise UserError(
             f"--host {host} lets others in; give them a key with --api-key-file or MLXGPT_API_KEY, or say --insecure"
         )
-    path = checkpoint or newest_checkpoint()
-    run = load(path, preset, corpus=corpus or None, vocab=vocab, **sizes_from(sets))
-    if run.tokenizer is None:
+    path = checkpoint or run.newest_checkpoint()
+    loaded = api.load(path, preset, corpus=corpus or None, vocab=vocab, **sizes_from(sets))
+    if loaded.tokenizer is None:
         raise UserError(f"{path} holds no tokenizer; name its text with --corpus, or its vocab.json with --vocab")
-    _require_memory(run.config.model, streams)
+    _require_memory(loaded.config.model, streams)
     listening = server.listen(host, port)
     shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}"
-    card = model_card(run, path, name)
+    card = model_card(loaded, path, name)
     card["meta"]["max_tokens"] = max_tokens
     note(f"{path}: {card['meta']['n_params']:,} parameters; compiling")
     serving.serve(
         listening,
-        run.model,
-        run.tokenizer,
+        loaded.model,
+        loaded.tokenizer,
         card,
         num_slots=streams,
         max_waiting=queue,
@@ -116,9 +116,6 @@ def serve(
 
 def model_card(run, path: Path, name: str | None) -> dict:
     """What /v1/models tells of a checkpoint."""
-    import math
-
-    from mlx_gpt.model.cost import num_params
     from mlx_gpt.serve.schema import TURN
 
     header, config = run.header, run.config
@@ -130,7 +127,7 @@ def model_card(run, path: Path, name: str | None) -> dict:
         "created": int(path.stat().st_mtime),
         "owned_by": "mlxgpt",
         "meta": {
-            "n_params": num_params(config.model, header.vocab_size),
+            "n_params": model.cost.num_params(config.model, header.vocab_size),
             "n_ctx": config.model.block_size,
             "n_vocab": header.vocab_size,
             "n_layer": config.model.n_layer,
@@ -144,15 +141,13 @@ def model_card(run, path: Path, name: str | None) -> dict:
     }
 
 
-def _require_memory(model, streams: int) -> None:
+def _require_memory(shape, streams: int) -> None:
     """Refuses beforehand more keys and values than there is memory."""
-    from mlx_gpt.device.mlx import mx
-
-    needed = streams * 2 * model.n_layer * model.block_size * model.n_embd * 4
-    if needed > mx.get_memory_limit():
+    needed = streams * 2 * shape.n_layer * shape.block_size * shape.n_embd * 4
+    if needed > device.mlx.mx.get_memory_limit():
         raise OutOfRoom(
             f"--streams {streams} keeps {needed / 1e9:.1f} GB of keys and values, MLX may use "
-            f"{mx.get_memory_limit() / 1e9:.1f} GB here; lower it"
+            f"{device.mlx.mx.get_memory_limit() / 1e9:.1f} GB here; lower it"
         )
 
 

@@ -10,22 +10,24 @@ from pathlib import Path
 
 import click
 
+from mlx_gpt import api, device, model, run, watch
 from mlx_gpt.cli.options import (
-    NEWEST,
     corpus_option,
     echo_json,
     folder_option,
     heads_option,
     json_option,
     note,
-    overrides_of,
     preset_option,
     set_option,
+    settings_from,
     vocab_option,
 )
+from mlx_gpt.cli.plan import print_plan
 from mlx_gpt.config.schema import UNTIL_TIME_IS_UP
-from mlx_gpt.device.mlx import can_compile, peak_memory
-from mlx_gpt.device.report import device_report
+from mlx_gpt.errors import Diverged, OutOfRoom
+from mlx_gpt.run.request import NEWEST
+from mlx_gpt.train.reports import SampleDue, StopReport, kind, to_dict
 
 EXIT_OF_SIGNAL = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SAMPLE_TOKENS = 300
@@ -67,7 +69,7 @@ SAME_SIGNAL_SECONDS = 0.3  # timeout(1) and some shells signal both the process 
 @set_option
 @click.option("--plan", is_flag=True, help="Print size, memory, tokens, FLOPs and an ETA from a few steps, and stop.")
 @json_option
-def train(preset, recipe, out, resume, fine_tune, sets, plan, as_json, **flags):
+def train_command(preset, recipe, out, resume, fine_tune, sets, plan, as_json, **flags):
     """Train a model: model-l on Python's help topics unless told otherwise.
 
     \b
@@ -78,59 +80,40 @@ def train(preset, recipe, out, resume, fine_tune, sets, plan, as_json, **flags):
 
     Ctrl-C saves after the current update; a second one ends at once.
     """
-    from mlx_gpt.cli.plan import print_plan
-    from mlx_gpt.cli.session import Wish, begin
-
-    wish = Wish(
-        preset=preset, recipe=recipe, overrides=overrides_of(sets, flags), out=out, resume=resume, fine_tune=fine_tune
+    request = run.Request(
+        preset=preset, recipe=recipe, settings=settings_from(sets, flags), out=out, resume=resume, fine_tune=fine_tune
     )
-    start = begin(wish, note)
+    start = run.begin(request, note)
     if plan:
-        print_plan(start, as_json)
-    elif start.header.step >= start.header.config.train.iters:
+        print_plan(run.plan(start, note), as_json)
+    elif start.is_complete:
         note(
             f"already at iteration {start.header.step} of {start.header.config.train.iters}: nothing to do; "
             "raise --iters to go on"
         )
     else:
-        sys.exit(_train(wish, start, as_json))
+        sys.exit(_train(run.Session(start, run.folder_of(request, start), note), as_json))
 
 
-def _train(wish, start, as_json: bool) -> int:
-    """Runs the trainer in its folder and shows its reports; the exit code."""
-    from mlx_gpt.cli.session import make_trainer, new_folder, save_config, save_tokenizer
-    from mlx_gpt.files import FolderLock, make_folder
-    from mlx_gpt.train.reports import Plan
-    from mlx_gpt.watch.metrics import MetricsFile
-
-    folder = start.folder or new_folder(wish, start.header.config)
-    trainer = make_trainer(start, folder, note)  # refuses what can't be trained before a folder is made
-    make_folder(folder)
+def _train(session, as_json: bool) -> int:
+    """Trains and shows the reports. Returns the exit code."""
     with contextlib.ExitStack() as stack:
-        stack.callback(FolderLock(folder).release)
-        save_config(folder, trainer.config)
-        save_tokenizer(folder, start.tokenizer)
-        view = stack.enter_context(contextlib.closing(JsonView() if as_json else TextView(start, trainer, folder)))
-        metrics = MetricsFile(folder / "metrics.jsonl", start.header.step, view.note)
-        stack.callback(metrics.close)
-        received, gone = _stop_on_signals(trainer, view), False
-        for report in trainer.run():
-            metrics.add(report)
-            if isinstance(report, Plan):
-                save_config(folder, trainer.config)
+        stack.callback(session.close)
+        view = stack.enter_context(contextlib.closing(JsonView() if as_json else TextView(session)))
+        session.note = view.note
+        received, gone = _stop_on_signals(session, view), False
+        for report in session:
             try:
                 view.show(report)
-            except BrokenPipeError:  # whoever read us has gone: save, and tell main
-                trainer.stop()
+            except BrokenPipeError:  # nobody reads the output any more: save, and let main() end the process
+                session.stop()
                 view, gone = SilentView(), True
     if gone:
         raise BrokenPipeError
-    return _exit_code(report, received, folder)
+    return _exit_code(report, received, session.folder)
 
 
-def _exit_code(report, received: list[int], folder: Path) -> int:
-    from mlx_gpt.errors import Diverged, OutOfRoom
-
+def _exit_code(report: StopReport, received: list[int], folder: Path) -> int:
     if report.reason == "diverged":
         kept = any(folder.glob("*.safetensors"))
         raise Diverged(
@@ -143,29 +126,30 @@ def _exit_code(report, received: list[int], folder: Path) -> int:
     return EXIT_OF_SIGNAL[received[0]] if report.reason == "signal" else 0
 
 
-def _stop_on_signals(trainer, view) -> list[int]:
+def _stop_on_signals(session, view) -> list[int]:
     """The first signal ends the run after its current step, saved; the second ends the process at once.
 
-    Python runs its handlers between bytecodes, so not while a step is computed: a thread hears of them at once.
+    Python runs signal handlers between bytecodes, not while a step is computed. The wakeup descriptor tells a thread of
+    each signal at once.
     """
     received: list[int] = []
-    hear, tell = os.pipe()
-    os.set_blocking(tell, False)
-    signal.set_wakeup_fd(tell)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing)
     for number in EXIT_OF_SIGNAL:
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish is kept
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup has it ignored
             signal.signal(number, lambda *_: None)
 
     def watch():
         first = 0.0
         while True:
-            number = os.read(hear, 1)[0]
+            number = os.read(reading, 1)[0]
             if number not in EXIT_OF_SIGNAL:
                 continue
             if not received:
                 first = time.monotonic()
                 received.append(number)
-                trainer.stop()
+                session.stop()
                 view.note("stopping after this update, then saving; once more ends at once")
             elif time.monotonic() - first > SAME_SIGNAL_SECONDS:
                 os._exit(EXIT_OF_SIGNAL[number])
@@ -175,7 +159,7 @@ def _stop_on_signals(trainer, view) -> list[int]:
 
 
 class SilentView:
-    """Nobody is reading."""
+    """Shows nothing: nobody reads the output any more."""
 
     def show(self, report) -> None:
         pass
@@ -188,8 +172,6 @@ class JsonView(SilentView):
     """One JSON object a report."""
 
     def show(self, report) -> None:
-        from mlx_gpt.train.reports import kind, to_dict
-
         echo_json({"report": kind(report), **to_dict(report)})
 
     def note(self, text: str) -> None:
@@ -199,31 +181,26 @@ class JsonView(SilentView):
 class TextView:
     """Reports on the terminal, with a sample of text at evaluations."""
 
-    def __init__(self, start, trainer, folder: Path):
-        from mlx_gpt.watch.console import RunConsole, Terminal
-
-        config = start.header.config
-        self._start, self._trainer, self._folder = start, trainer, folder
-        self._console = RunConsole(
-            Terminal(highlight=False),
+    def __init__(self, session):
+        config = session.start.header.config
+        self._session = session
+        self._console = watch.RunConsole(
+            watch.Terminal(highlight=False),
             iters=None if config.train.iters == UNTIL_TIME_IS_UP else config.train.iters,
             tokens_per_step=config.train.sequences_per_step * config.model.block_size,
             log_every=config.train.log_every,
             patience=config.train.patience,
-            peak_memory=peak_memory,
+            peak_memory=device.peak_memory,
         )
-        for line in _headlines(start, trainer, folder):
+        for line in _headlines(session):
             self._console.note(line, "")
 
     def show(self, report) -> None:
-        from mlx_gpt.cli.session import best_checkpoint
-        from mlx_gpt.train.reports import SampleDue, StopReport
-
         self._console.show(report)
         if isinstance(report, SampleDue):
             self._console.sample(report.step, self._sample())
         if isinstance(report, StopReport) and report.saved and report.step:
-            self._console.note(f"write with it: mlxgpt generate {best_checkpoint(self._folder)}", "")
+            self._console.note(f"write with it: mlxgpt generate {run.best_checkpoint(self._session.folder)}", "")
 
     def note(self, text: str) -> None:
         self._console.note(text)
@@ -232,25 +209,23 @@ class TextView:
         self._console.close()
 
     def _sample(self) -> str:
-        from mlx_gpt.api import Run, generate
-
-        run = Run(model=self._trainer.model, tokenizer=self._start.tokenizer, header=self._start.header)
-        return "".join(generate(run, max_tokens=SAMPLE_TOKENS))
+        return "".join(api.generate(self._session.run, max_tokens=SAMPLE_TOKENS))
 
 
-def _headlines(start, trainer, folder: Path) -> list[str]:
-    from mlx_gpt.model.cost import num_params
-
-    header, device = start.header, device_report()
+def _headlines(session) -> list[str]:
+    """What is trained, on what, where, and into which folder."""
+    start, trainer, machine = session.start, session.trainer, device.device_report()
+    header = start.header
     train, shape = header.config.train, header.config.model
+    num_params = model.cost.num_params(shape, header.vocab_size)
     lines = [
-        f"{num_params(shape, header.vocab_size):,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
+        f"{num_params:,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
         f"{shape.n_embd} wide, {shape.block_size} tokens of context, {header.vocab_size} ids",
         f"{start.corpus.name}: {trainer.train_tokens:,} training and {trainer.val_tokens:,} validation tokens",
-        f"{device['name']} ({device['backend']}), MLX {device['mlx']}, {train.dtype}; "
-        f"batch {train.batch_size} x {train.grad_accum_steps}; into {folder}",
+        f"{machine['name']} ({machine['backend']}), MLX {machine['mlx']}, {train.dtype}; "
+        f"batch {train.batch_size} x {train.grad_accum_steps}; into {session.folder}",
     ]
-    if device["backend"] == "cpu" and can_compile():
+    if machine["backend"] == "cpu" and device.can_compile():
         lines.append("the first update compiles: some seconds, more when its kernels are new to this machine")
     if header.step:
         lines.append(f"going on from iteration {header.step} of {train.iters}")

@@ -1,1 +1,17 @@
 """Text to ids to windows."""
+
+from mlx_gpt.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "corpus_name": "corpus",
+        "list_corpora": "corpus",
+        "open_corpus": "corpus",
+        "make_tokenizer": "encoding",
+        "encode": "encoding",
+        "open_vocab": "bpe",
+        "name_unknown": "tokenizer",
+        "stats": "stats",
+    },
+)

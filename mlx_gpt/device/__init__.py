@@ -1,1 +1,16 @@
 """The machine that computes: MLX, its streams, and what makes it fast."""
+
+from mlx_gpt.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "mlx": "mlx",
+        "can_compile": "mlx",
+        "peak_memory": "mlx",
+        "device_report": "report",
+        "matmul_rate": "report",
+        "numpy_matmul_rate": "report",
+        "weaknesses": "report",
+    },
+)

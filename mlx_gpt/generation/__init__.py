@@ -1,1 +1,5 @@
 """Logits to tokens to text."""
+
+from mlx_gpt.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, {"Sampling": "sampling"})

@@ -1,7 +1,7 @@
-"""The Python interface: load a checkpoint of any format, call the model, generate text."""
+"""Checkpoints of every format, with the tokenizer of a text or a vocabulary file, as models ready for use."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import BadFile, ResumeRefused, UserError
 from mlx_gpt.formats import rgpt
 from mlx_gpt.formats.huggingface import folder as huggingface
-from mlx_gpt.generation.sampling import Sampling
-from mlx_gpt.generation.text import TextStream
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.run.request import specs_of
+from mlx_gpt.train.trainer import BEST, LATEST
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """A loaded checkpoint. `model(tokens)` gives logits (B, T, V) of ids (B, T); `tokenizer` is None if unknown."""
+    """A loaded checkpoint. `model(tokens)` maps ids (B, T) to logits (B, T, V); `tokenizer` is None if unknown."""
 
     model: GPT
     tokenizer: Tokenizer | None
@@ -36,77 +36,55 @@ class Run:
 
 
 def load(
-    path,
+    path: str | Path,
     preset: str | None = None,
     n_embd: int | None = None,
     n_head: int | None = None,
     n_layer: int | None = None,
     block_size: int | None = None,
-    corpus: str | Sequence[str] | None = None,
-    vocab: str | None = None,
+    corpus: str | Path | Sequence[str | Path] | None = None,
+    vocab: str | Path | None = None,
 ) -> Run:
-    """Loads our safetensors or a randyGPT .bin file, verified.
+    """Loads a checkpoint of any format, verified.
 
-    A .bin file names no shape: it follows from the preset, the sizes given, or the file's length. It holds no tokenizer
-    either: `corpus` is the text whose characters it was trained on, `vocab` its vocab.json. Raises UserError, BadFile
-    (corrupt), ResumeRefused (another shape).
+    An RGPT file (.bin) names no shape: it follows from the preset, from the sizes given, or from the file's length. It
+    holds no tokenizer either.
+
+    Args:
+        path: A checkpoint, a run folder (its best checkpoint), or an exported folder.
+        preset: Name or path of the preset that the network must be.
+        n_embd, n_head, n_layer, block_size: Sizes that the network must have.
+        corpus: The text whose characters an RGPT file was trained on.
+        vocab: The vocab.json or tokenizer.json that an RGPT file was trained with.
+
+    Raises:
+        BadFile: The file is corrupt, or of an unknown format.
+        ResumeRefused: The checkpoint has another network or another vocabulary.
+        UserError: There is no such file.
     """
+    sizes = sizes_of(n_embd, n_head, n_layer, block_size)
+    return to_run(with_text(read_checkpoint(Path(path), preset, sizes), corpus, vocab))
+
+
+def sizes_of(n_embd: int | None, n_head: int | None, n_layer: int | None, block_size: int | None) -> dict[str, int]:
+    """The sizes that are given, by the name of their setting."""
     sizes = {"n_embd": n_embd, "n_head": n_head, "n_layer": n_layer, "block_size": block_size}
-    checkpoint = read_checkpoint(Path(path), preset, {k: v for k, v in sizes.items() if v is not None})
-    return to_run(with_text(checkpoint, [corpus] if isinstance(corpus, str) else corpus, vocab))
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
-def generate(
-    run: Run,
-    prompt: str = "",
-    *,
-    max_tokens: int = 200,
-    temperature: float = 0.8,
-    top_p: float = 0.9,
-    top_k: int = 0,
-    seed: int = 0,
-    stop: Sequence[str] = (),
-) -> Iterator[str]:
-    """Text that follows the prompt, in pieces as they are drawn.
+def read_checkpoint(path: Path, preset: str | None = None, network: dict[str, Any] | None = None) -> Checkpoint:
+    """Reads a checkpoint of any format.
 
-    Raises UserError for a character the model never saw, before anything is written.
+    Args:
+        path: A checkpoint, a run folder, or an exported folder.
+        preset: Name or path of the preset that the network must be.
+        network: Settings of [model] that the network must have.
     """
-    return iter(
-        stream(run, prompt, Sampling(temperature=temperature, top_p=top_p, top_k=top_k), max_tokens, stop, seed)
-    )
-
-
-def stream(
-    run: Run, prompt: str, how: Sampling, max_tokens: int, stop: Sequence[str] = (), seed: int = 0
-) -> TextStream:
-    """generate() as an object that tells afterwards how it ended."""
-    if run.tokenizer is None:
-        raise UserError(
-            "this checkpoint holds no tokenizer; name the text it was trained on with --corpus, or its vocab.json "
-            "with --vocab"
-        )
-    try:
-        ids = run.tokenizer.encode(prompt).tolist()
-    except UserError as error:
-        raise UserError(f"prompt: {error}; use characters of the training text") from None
-    return TextStream(
-        model=run.model,
-        tokenizer=run.tokenizer,
-        prompt=ids,
-        how=how,
-        max_tokens=max_tokens,
-        stop=tuple([stop] if isinstance(stop, str) else stop),
-        seed=seed,
-    )
-
-
-def read_checkpoint(path: Path, preset: str | None = None, sizes: dict[str, Any] | None = None) -> Checkpoint:
-    """A checkpoint of any format. What preset and `sizes`, settings of [model], say must be the file's own."""
-    wanted = (ModelConfig(**load_toml("presets", preset)["model"]).architecture() if preset else {}) | (sizes or {})
+    wanted = (ModelConfig(**load_toml("presets", preset)["model"]).architecture() if preset else {}) | (network or {})
     if not path.exists():
         raise UserError(f"{path}: no such file")
     if path.is_dir() and not huggingface.is_folder(path):
-        inside = [path / name for name in ("best.safetensors", "checkpoint.safetensors") if (path / name).is_file()]
+        inside = [path / name for name in (BEST, LATEST) if (path / name).is_file()]
         if not inside:
             raise UserError(
                 f"{path}: a folder without a checkpoint or a config.json; give a run, a checkpoint or an export"
@@ -130,24 +108,34 @@ def read_checkpoint(path: Path, preset: str | None = None, sizes: dict[str, Any]
     return checkpoint
 
 
-def with_text(checkpoint: Checkpoint, specs: Sequence[str] | None, vocab: str | None) -> Checkpoint:
-    """The checkpoint with the tokenizer of a vocabulary file, or else of a corpus, if either is named."""
+def format_of(path: Path) -> str:
+    """The format of a checkpoint file that was read: safetensors, RGPT0001, RGPT0002 or RGPT0003."""
+    if not rgpt.is_rgpt(path):
+        return "safetensors"
+    with open(path, "rb") as file:
+        return file.read(8).decode()
+
+
+def with_text(
+    checkpoint: Checkpoint, corpus: str | Path | Sequence[str | Path] | None, vocab: str | Path | None = None
+) -> Checkpoint:
+    """The checkpoint with the tokenizer of a vocabulary file, else of a corpus, else its own.
+
+    Raises ResumeRefused unless the tokenizer is the checkpoint's.
+    """
     if vocab:
-        return with_vocab(checkpoint, open_vocab(Path(vocab)), vocab)
-    return with_tokenizer(checkpoint, specs) if specs else checkpoint
-
-
-def with_tokenizer(checkpoint: Checkpoint, specs: Sequence[str]) -> Checkpoint:
-    """The checkpoint with the character vocabulary of the corpus it was trained on."""
-    corpus = open_corpus(specs)
-    checkpoint = with_vocab(checkpoint, CharTokenizer.train(corpus.texts()), f"corpus {corpus.name}")
-    config = checkpoint.header.config.replace({"data.corpus": tuple(specs)})
-    header = dataclasses.replace(checkpoint.header, corpus=corpus.fingerprint, config=config)
+        return _with_tokenizer(checkpoint, open_vocab(Path(vocab)), str(vocab))
+    if not corpus:
+        return checkpoint
+    specs = specs_of(corpus)
+    text = open_corpus(specs)
+    checkpoint = _with_tokenizer(checkpoint, CharTokenizer.train(text.texts()), f"corpus {text.name}")
+    config = checkpoint.header.config.replace({"data.corpus": specs})
+    header = dataclasses.replace(checkpoint.header, corpus=text.fingerprint, config=config)
     return dataclasses.replace(checkpoint, header=header)
 
 
-def with_vocab(checkpoint: Checkpoint, tokenizer: Tokenizer, origin: str) -> Checkpoint:
-    """The checkpoint with a tokenizer, which must be its own if it has one."""
+def _with_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer, origin: str) -> Checkpoint:
     header = checkpoint.header
     if header.tokenizer and header.tokenizer != tokenizer.to_dict():
         raise ResumeRefused(f"{origin} has another alphabet than the checkpoint's own tokenizer; leave it out")
@@ -165,6 +153,7 @@ def require_vocab(origin: str, tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def to_run(checkpoint: Checkpoint) -> Run:
+    """Builds the model of a checkpoint and puts its weights on the device."""
     header = checkpoint.header
     model = GPT(header.config.model, header.vocab_size)
     model.set_weights({name: mx.array(w) for name, w in checkpoint.weights.items()})
@@ -172,7 +161,7 @@ def to_run(checkpoint: Checkpoint) -> Run:
 
 
 def tokenizer_of(header: Header) -> Tokenizer | None:
-    """The checkpoint's own tokenizer; None where it holds none, as in an RGPT file."""
+    """The checkpoint's own tokenizer; None if it holds none, as an RGPT file."""
     if header.tokenizer is None:
         return None
     tokenizer = tokenizer_from_dict(header.tokenizer)

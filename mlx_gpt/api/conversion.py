@@ -1,0 +1,71 @@
+"""`convert`: checkpoints from one format to another."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlx_gpt.checkpoint import store
+from mlx_gpt.errors import UserError
+from mlx_gpt.formats import rgpt
+from mlx_gpt.run.loading import read_checkpoint, sizes_of, with_text
+from mlx_gpt.run.request import Note, ignore
+
+FORMATS = ("safetensors", "rgpt0001", "rgpt0002", "rgpt0003")
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    format: str | None = None,
+    *,
+    preset: str | None = None,
+    n_embd: int | None = None,
+    n_head: int | None = None,
+    n_layer: int | None = None,
+    block_size: int | None = None,
+    corpus: str | Path | Sequence[str | Path] | None = None,
+    vocab: str | Path | None = None,
+    force: bool = False,
+    note: Note = ignore,
+) -> str:
+    """Translates a checkpoint between safetensors and RGPT0001, RGPT0002, RGPT0003.
+
+    Args:
+        src: A checkpoint of any format, a run folder, or an exported folder.
+        dst: The file to write.
+        format: One of FORMATS. [default: safetensors; for a dst that ends in .bin rgpt0003, or rgpt0002 without AdamW's
+            moments]
+        preset, n_embd, n_head, n_layer, block_size, corpus, vocab: What an RGPT file does not say, as for `load`.
+        force: Overwrite dst.
+        note: Called with one line for each thing the user should know.
+
+    Returns:
+        The format of dst.
+
+    Raises:
+        UserError: dst exists, or the format cannot hold the checkpoint.
+        BadFile: src is corrupt, or of an unknown format.
+        ResumeRefused: src has another network or another vocabulary.
+    """
+    src, dst = Path(src), Path(dst)
+    if format not in (None, *FORMATS):
+        raise UserError(f"format={format!r} is not allowed; choose from {', '.join(FORMATS)}")
+    if dst.is_dir():
+        raise UserError(f"{dst}: a folder; name a file in it")
+    if dst.exists() and src.exists() and dst.samefile(src):
+        raise UserError(f"{dst}: the file that is read; name another one")
+    if dst.exists() and not force:
+        raise UserError(f"{dst}: already there; name another file, or overwrite it with --force")
+    sizes = sizes_of(n_embd, n_head, n_layer, block_size)
+    checkpoint = with_text(read_checkpoint(src, preset, sizes), corpus, vocab)
+    tokenizer = checkpoint.header.tokenizer
+    if not format and dst.suffix == ".bin":
+        format = "rgpt0003" if rgpt.has_moments(checkpoint) else "rgpt0002"
+    if format in (None, "safetensors"):
+        store.save(dst, checkpoint)
+        if not tokenizer:
+            note("it holds no tokenizer; --corpus gives it the characters of a text, --vocab a vocab.json")
+        return "safetensors"
+    rgpt.write(dst, checkpoint, format)
+    if tokenizer and tokenizer["kind"] != "char":
+        note("its vocabulary is not in it: mlxgpt tokenizer convert RUN/tokenizer.json vocab.json writes that")
+    return format

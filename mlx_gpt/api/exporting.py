@@ -1,0 +1,161 @@
+"""`export` and `push`: a model as other tools load it, and on its way to the hub."""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlx_gpt.api.evaluation import evaluate
+from mlx_gpt.checkpoint.store import Checkpoint, Tensors
+from mlx_gpt.errors import UserError
+from mlx_gpt.files import make_folder
+from mlx_gpt.formats.huggingface.card import card
+from mlx_gpt.formats.huggingface.folder import FILES, TARGETS, require_whole, write_folder, write_weights
+from mlx_gpt.formats.huggingface.quantize import BITS, quantise
+from mlx_gpt.run.loading import read_checkpoint, to_run, tokenizer_of
+from mlx_gpt.run.request import Note, ignore, specs_of
+from mlx_gpt.watch.compare import draw, read_record
+from mlx_gpt.watch.metrics import read_metrics
+
+
+def export(
+    src: str | Path,
+    folder: str | Path,
+    target: str = "huggingface",
+    *,
+    quantize: int | None = None,
+    license: str = "other",
+    corpus: str | Path | Sequence[str | Path] | None = None,
+    force: bool = False,
+    note: Note = ignore,
+) -> list[Path]:
+    """Writes a folder that transformers or mlx-lm load, with code, tokenizer and model card.
+
+    Args:
+        src: A checkpoint of any format, or a run folder. The card tells the evaluations of its run.
+        folder: The folder to write.
+        target: "huggingface" or "mlx-lm".
+        quantize: For mlx-lm: matrices in 8 or 4 bits.
+        license: Name of the model's licence, for its card.
+        corpus: The text whose loss is measured before and after quantizing. [default: the run's own]
+        force: Write into a folder that is not empty.
+        note: Called with one line for each thing the user should know.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: An argument is not allowed, or the checkpoint holds no tokenizer.
+    """
+    src, folder = Path(src), Path(folder)
+    _require_arguments(folder, target, quantize, license, force)
+    checkpoint = read_checkpoint(src)
+    tokenizer = tokenizer_of(checkpoint.header)
+    if tokenizer is None:
+        raise UserError(f"{src}: holds no tokenizer; give it one by --corpus or --vocab of: mlxgpt convert {src} FILE")
+    weights, extra, notes = checkpoint.weights, {}, []
+    if quantize:
+        weights, meant, group = quantise(weights, quantize)
+        extra = {"quantization": {"group_size": group, "bits": quantize}}
+        specs = specs_of(corpus or checkpoint.header.config.data.corpus)
+        notes = [f"{quantize} bits a weight, in groups of {group}{_losses(checkpoint, meant, specs, note)}"]
+        note(notes[0])
+    evaluations = _evaluations(src)
+    picture = _curve(src, folder) if evaluations else []
+    text = card(checkpoint.header, folder.resolve().name, target, license, evaluations, bool(picture), notes)
+    paths = write_folder(folder, checkpoint, tokenizer, target, text, extra)
+    return [*paths, write_weights(folder, weights), *picture]
+
+
+def _require_arguments(folder: Path, target: str, quantize: int | None, license: str, force: bool) -> None:
+    if target not in TARGETS:
+        raise UserError(f"target={target!r} is not allowed; choose from {', '.join(TARGETS)}")
+    if quantize not in (None, *BITS):
+        raise UserError(f"quantize={quantize!r} is not allowed; choose from {', '.join(map(str, BITS))}")
+    if not re.fullmatch(r"[\w.-]+", license):
+        raise UserError(f"--license {license!r} is no licence's name; as mit or cc-by-4.0")
+    if quantize and target != "mlx-lm":
+        raise UserError("--quantize is MLX's; add --to mlx-lm")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise UserError(f"{folder}: not empty; name another folder, or write into it with --force")
+
+
+def _losses(checkpoint: Checkpoint, quantized: Tensors, specs: tuple[str, ...], note: Note) -> str:
+    """The validation losses before and after quantizing, in words; nothing if there is no such text."""
+    note(f"measuring the loss on {', '.join(specs)} before and after")
+    losses = []
+    try:
+        for weights, say in ((checkpoint.weights, note), (quantized, ignore)):
+            run = to_run(dataclasses.replace(checkpoint, weights=weights))
+            losses.append(evaluate(run, specs, note=say).loss)
+    except UserError as error:
+        note(f"not measured: {error}; another text can be named with --corpus")
+        return ""
+    return ": validation loss {:.4f} before, {:.4f} after".format(*losses)
+
+
+def _evaluations(src: Path) -> list[dict]:
+    """The evaluations of the run that a checkpoint lies in, if it lies in one."""
+    lines = read_metrics((src if src.is_dir() else src.parent) / "metrics.jsonl")
+    return [
+        line for line in lines if isinstance(line, dict) and line.get("val_loss") is not None and line.get("tokens")
+    ]
+
+
+def _curve(src: Path, folder: Path) -> list[Path]:
+    """Draws the curve of the run. Returns its file; none without matplotlib, as the card then has a table."""
+    make_folder(folder)
+    with contextlib.suppress(UserError):
+        draw(folder / "curve.png", [read_record(src)])
+        return [folder / "curve.png"]
+    return []
+
+
+def push(
+    folder: str | Path, repo: str, *, yes: bool = False, private: bool = False, note: Note = ignore
+) -> dict[str, int]:
+    """Sends an exported folder to the Hugging Face hub.
+
+    Args:
+        folder: A folder that `export` wrote. Its other files are not sent.
+        repo: The repository, as OWNER/NAME.
+        yes: Send it. Without this nothing leaves the machine.
+        private: Make the repository a private one if it is new.
+        note: Called with one line for each thing the user should know.
+
+    Returns:
+        The size of each file that was, or would be, sent.
+
+    Raises:
+        UserError: There is no exported model in the folder, or the hub refused it.
+        BadFile: A file of the folder is damaged.
+    """
+    folder = Path(folder)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
+        raise UserError(f"{repo!r} is not OWNER/NAME, as ada/shakespeare")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no exported model in it; make one with: mlxgpt export CHECKPOINT {folder}")
+    require_whole(folder)
+    files = sorted(p for p in folder.iterdir() if p.name in FILES and p.is_file() and not p.is_symlink())
+    left = sorted(p.name for p in folder.iterdir() if p not in files)
+    if left:
+        note(f"not of an export, and not sent: {', '.join(left)}")
+    sizes = {p.name: p.stat().st_size for p in files}
+    if yes:
+        _send(folder, repo, private, list(sizes))
+    return sizes
+
+
+def _send(folder: Path, repo: str, private: bool, names: list[str]) -> None:
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise UserError("sending needs huggingface_hub: pip install 'mlxgpt[hub]'") from None
+    try:
+        HfApi().create_repo(repo, private=private, exist_ok=True)
+        HfApi().upload_folder(repo_id=repo, folder_path=folder, allow_patterns=names)
+    except Exception as error:  # the library's own, and those of what it sends with
+        raise UserError(f"{repo}: not sent: {' '.join(str(error).split())[:300]}") from None

@@ -1,0 +1,67 @@
+"""`train`: a run from its settings to its last report."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlx_gpt.run.folder import folder_of
+from mlx_gpt.run.request import NEWEST, Note, Request, ignore, settings_of, specs_of
+from mlx_gpt.run.session import Session
+from mlx_gpt.run.start import begin
+
+
+def train(
+    preset: str | None = None,
+    corpus: str | Path | Sequence[str | Path] | None = None,
+    *,
+    recipe: str | None = None,
+    vocab: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    resume: str | Path | bool = False,
+    fine_tune: str | Path | None = None,
+    note: Note = ignore,
+) -> Session:
+    """Trains a model in a run folder, as `mlxgpt train` does. The reports of the run are read by iterating.
+
+    Nothing is computed before the first report is asked for. Every report is a frozen dataclass of
+    `mlx_gpt.train.reports`. To end the run early, call `stop()` of the result and go on reading: the last reports are
+    those of the last save and of the end.
+
+    Args:
+        preset: Name or path of a preset. [default: model-l]
+        corpus: Corpus names, files, folders or patterns.
+        recipe: Name or path of a recipe.
+        vocab: A vocab.json or tokenizer.json to read the corpus with.
+        settings: Any settings by dotted name, as {"train.iters": 100}. They win over preset and recipe.
+        out: The run folder. [default: runs/PRESET-CORPUS, numbered if it exists]
+        resume: A run folder or a checkpoint to go on with; True for the newest run.
+        fine_tune: A checkpoint whose weights a new run starts from.
+        note: Called with one line for each thing the user should know.
+
+    Returns:
+        A Session: an iterator over the reports. Its `folder` is the run folder, which it locks until the last report.
+        There are no reports if the run has already reached `train.iters`.
+
+    Raises:
+        UserError: A setting, a name or a path is wrong.
+        BadFile, ResumeRefused, OutOfRoom: Kinds of UserError: a file is damaged, a checkpoint does not fit the
+            arguments, the memory or the disk is too small.
+
+    Example:
+        for report in mlx_gpt.train("model-xs", "shakespeare", settings={"train.minutes": 5}):
+            print(report)
+    """
+    given = list((settings or {}).items())
+    given += [("data.corpus", specs_of(corpus))] if corpus else []
+    given += [("data.vocab", str(vocab))] if vocab else []
+    request = Request(
+        preset=preset,
+        recipe=recipe,
+        settings=settings_of(given),
+        out=Path(out) if out else None,
+        resume=NEWEST if resume is True else str(resume) if resume else None,
+        fine_tune=Path(fine_tune) if fine_tune else None,
+    )
+    start = begin(request, note)
+    return Session(start, folder_of(request, start), note)

@@ -1,0 +1,28 @@
+"""A group of commands that are imported when they are invoked."""
+
+from collections.abc import Mapping
+from importlib import import_module
+
+import click
+
+
+class LazyGroup(click.Group):
+    """A click group made of one table, so that its own help imports no command.
+
+    A command named `x` is the function `x_command` of its module. The group itself holds stand-ins that know a name and
+    a line of help; click takes help, shell completion and suggestions for misspelled names from these.
+    """
+
+    def __init__(self, *args, table: Mapping[str, tuple[str, str]], **kwargs):
+        """`table`: command name -> (module, the command's short help)."""
+        super().__init__(*args, **kwargs)
+        self.table = table
+        self.commands = {name: click.Command(name, help=line) for name, (_, line) in table.items()}
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and self.load(name), rest
+
+    def load(self, name: str) -> click.Command:
+        """Imports a command."""
+        return getattr(import_module(self.table[name][0]), f"{name}_command")

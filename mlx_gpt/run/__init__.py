@@ -1,0 +1,24 @@
+"""A training run: from what the user asked for to a trainer in its folder."""
+
+from mlx_gpt.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "Request": "request",
+        "Start": "build",
+        "begin": "start",
+        "folder_of": "folder",
+        "best_checkpoint": "folder",
+        "newest_checkpoint": "folder",
+        "Session": "session",
+        "plan": "planning",
+        "Run": "loading",
+        "load": "loading",
+        "read_checkpoint": "loading",
+        "format_of": "loading",
+        "with_text": "loading",
+        "to_run": "loading",
+        "tuned": "tuned",
+    },
+)

@@ -1,0 +1,120 @@
+"""From the first state of a run to its trainer: text, model, optimizer and data on the device."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_gpt.checkpoint.store import Header, Tensors
+from mlx_gpt.config.schema import Config
+from mlx_gpt.data.corpus import Corpus, open_corpus
+from mlx_gpt.data.encoding import encode
+from mlx_gpt.data.tokenizer import Tokenizer
+from mlx_gpt.data.windows import Windows
+from mlx_gpt.device.lanes import divide, lanes
+from mlx_gpt.device.mlx import buffer_variables, mx
+from mlx_gpt.device.report import prepare
+from mlx_gpt.errors import OutOfRoom, UserError
+from mlx_gpt.model.cost import step_bytes
+from mlx_gpt.model.gpt import GPT, roles_of
+from mlx_gpt.model.mixers.kernels import kernel_of
+from mlx_gpt.optim.optimizers import Optimizer
+from mlx_gpt.run.request import Note
+from mlx_gpt.train.evaluate import Evaluator, Validation
+from mlx_gpt.train.objective import make_objective
+from mlx_gpt.train.parallel import Alone
+from mlx_gpt.train.source import TextSource
+from mlx_gpt.train.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """The first state of a run.
+
+    Attributes:
+        header: Settings and progress.
+        weights: None for newly initialised weights.
+        optimizer: State tensors of the optimizer; None for a new state.
+        corpus: The text.
+        tokenizer: The vocabulary that reads it.
+        folder: The run folder to go on in; None for a new run.
+    """
+
+    header: Header
+    weights: Tensors | None
+    optimizer: Tensors | None
+    corpus: Corpus
+    tokenizer: Tokenizer
+    folder: Path | None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run has already reached `train.iters`."""
+        return self.header.step >= self.header.config.train.iters
+
+
+def open_text(config: Config, note: Note) -> Corpus:
+    """The corpus of the settings. Notes what its folders and patterns left out."""
+    corpus = open_corpus(config.data.corpus)
+    for line in corpus.notes:
+        note(line)
+    return corpus
+
+
+def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
+    """Builds the trainer of a run that begins at `start`, and puts its model and its text on the device.
+
+    Raises UserError for a text shorter than a window, OutOfRoom for a step that does not fit into memory.
+    """
+    config, tokenizer = start.header.config, start.tokenizer
+    os.environ.update(buffer_variables(config.speed))  # read by MLX when the device is first used
+    prepare(config.train.dtype)
+    require_memory(config, tokenizer.vocab_size)
+    train, val = _windows(start, note)
+    model = GPT(config.model, tokenizer.vocab_size, config.train.seed, config.speed)
+    if start.weights:
+        model.set_weights({name: mx.array(w) for name, w in start.weights.items()})
+    return Trainer(
+        header=start.header,
+        model=model,
+        optimizer=Optimizer(config.optimizer, roles_of(config.model, tokenizer.vocab_size)),
+        optimizer_state=start.optimizer,
+        objective=make_objective(config.train.objective),
+        source=TextSource(train, config.train),
+        validation=Validation(Evaluator(model, val, tokenizer.token_bytes(), config.train.dtype), val, config.train),
+        group=Alone(),
+        folder=folder,
+    )
+
+
+def require_memory(config: Config, vocab_size: int) -> None:
+    """Raises OutOfRoom for a training step that needs more memory than MLX may use.
+
+    The system would end the process without a word.
+    """
+    speed, train = config.speed, config.train
+    streams = lanes(speed.lanes)
+    parts = divide(train.sequences_per_step, train.batch_size, streams, config.model.block_size)
+    rows = min(len(streams), len(parts)) * max(end - first for first, end, _ in parts)
+    needed = step_bytes(config.model, vocab_size, rows, kernel_of(speed.attention) == "blocks", speed.remat)
+    if needed > mx.get_memory_limit():
+        raise OutOfRoom(
+            f"a step of {config.train.batch_size} sequences needs about {needed / 1e9:.1f} GB, MLX may use "
+            f"{mx.get_memory_limit() / 1e9:.1f} GB here; lower --batch and raise --accum by as much, or take a smaller "
+            "--preset"
+        )
+
+
+def _windows(start: Start, note: Note) -> tuple[Windows, Windows]:
+    """The training and the validation split of the text."""
+    data, block_size = start.header.config.data, start.header.config.model.block_size
+    tokens = encode(start.corpus, start.tokenizer, note, data.unknown == "refuse")
+    on_device = tokens.fits(data.device_mb)
+    train, val = tokens.split(data.val_fraction)
+    if len(train) <= block_size or len(val) < 2:
+        shorter = len(train) // 4
+        raise UserError(
+            f"corpus {start.corpus.name}: {len(train)} training and {len(val)} validation tokens, a window needs "
+            f"{block_size + 1}; give a longer text"
+            + (f", or --set model.block_size={shorter}" if shorter >= 8 and len(val) > 1 else "")
+        )
+    return Windows(train, block_size, on_device), Windows(val, block_size, on_device)

@@ -1,0 +1,69 @@
+"""Run folders: their names, their checkpoints, and the settings and vocabulary kept in them."""
+
+import itertools
+from pathlib import Path
+
+from mlx_gpt.config.presets import preset_of
+from mlx_gpt.config.schema import Config
+from mlx_gpt.data.corpus import corpus_name
+from mlx_gpt.data.tokenizer import Tokenizer
+from mlx_gpt.errors import UserError
+from mlx_gpt.files import write_atomic
+from mlx_gpt.run.build import Start
+from mlx_gpt.run.request import Request
+from mlx_gpt.train.trainer import BEST, LATEST
+
+RUNS = Path("runs")
+
+
+def folder_of(request: Request, start: Start) -> Path:
+    """The folder a run goes on in, or a new one: `request.out`, or runs/<preset>-<corpus>, numbered if it exists.
+
+    Raises UserError if `request.out` already holds another run.
+    """
+    if start.folder:
+        return start.folder
+    if request.out:
+        if is_run(request.out):
+            raise UserError(f"{request.out}: already holds a run; go on with it by --resume, or choose another --out")
+        return request.out
+    config = start.header.config
+    preset = Path(request.preset).stem if request.preset else preset_of(config.model) or "custom"
+    name = f"{preset}-{corpus_name(config.data.corpus)}"
+    numbered = (RUNS / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
+    return next(folder for folder in numbered if not folder.exists())
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder holds a checkpoint of a run."""
+    return any((folder / name).exists() for name in (LATEST, BEST))
+
+
+def newest_run() -> Path:
+    """The run folder whose checkpoints changed last. Raises UserError if there is none."""
+    checkpoints = [p for p in RUNS.glob("*/*.safetensors") if p.name in (LATEST, BEST)]
+    if not checkpoints:
+        raise UserError(f"no checkpoints in {RUNS}/; make one with: mlxgpt train, or name a file")
+    return max(checkpoints, key=lambda p: p.stat().st_mtime).parent
+
+
+def newest_checkpoint() -> Path:
+    """The best checkpoint of the newest run."""
+    return best_checkpoint(newest_run())
+
+
+def best_checkpoint(folder: Path) -> Path:
+    """A run's best checkpoint, or its latest if it has not been evaluated yet."""
+    best = folder / BEST
+    return best if best.exists() else folder / LATEST
+
+
+def save_config(folder: Path, config: Config) -> None:
+    """Writes the resolved settings as run.toml, a file that --preset reads."""
+    write_atomic(folder / "run.toml", [config.to_toml().encode()])
+
+
+def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Writes a byte-pair vocabulary as a file that --vocab reads. Characters need none."""
+    if tokenizer.kind != "char":
+        write_atomic(folder / tokenizer.file_name, [tokenizer.to_file().encode()])

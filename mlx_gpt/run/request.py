@@ -1,0 +1,72 @@
+"""What the user asked for: on the command line, or as arguments of `mlx_gpt.train`."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlx_gpt.config.schema import UNTIL_TIME_IS_UP
+from mlx_gpt.errors import UserError
+
+Note = Callable[[str], None]  # called with one line for each thing the user should know
+
+# The value of `Request.resume` that stands for the newest run.
+NEWEST = "newest"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """A run as it was asked for.
+
+    Attributes:
+        preset: Name or path of a preset.
+        recipe: Name or path of a recipe.
+        settings: Settings by dotted name. They win over preset and recipe.
+        out: Folder of the run; None for a new folder in runs/.
+        resume: Checkpoint file or run folder to go on with, or NEWEST.
+        fine_tune: Checkpoint whose weights a new run starts from.
+    """
+
+    preset: str | None = None
+    recipe: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    out: Path | None = None
+    resume: str | None = None
+    fine_tune: Path | None = None
+
+    def __post_init__(self):
+        if self.resume is not None and self.fine_tune:
+            raise UserError(
+                "--resume goes on with a run, --fine-tune starts a new one from its weights; give one of them"
+            )
+
+
+def ignore(line: str) -> None:
+    """The Note of those who want to hear nothing."""
+
+
+def settings_of(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Collects settings by dotted name.
+
+    A time budget without a number of updates sets `train.iters` to its limit, so that time alone ends the run. Raises
+    UserError for a setting that is given twice.
+    """
+    settings: dict[str, Any] = {}
+    for key, value in given:
+        if key in settings:
+            raise UserError(f"{key} is given twice, as {settings[key]} and {value}; give it once")
+        settings[key] = value
+    if settings.get("train.minutes"):
+        settings.setdefault("train.iters", UNTIL_TIME_IS_UP)
+    return settings
+
+
+def specs_of(corpus: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+    """The corpus names, files, folders or patterns that one or several arguments name."""
+    return (str(corpus),) if isinstance(corpus, str | Path) else tuple(map(str, corpus))
+
+
+def network_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the network among dotted settings, as {"n_head": 4}."""
+    given = {k.removeprefix("model."): v for k, v in settings.items() if k.startswith("model.")}
+    return {k: v for k, v in given.items() if k != "dropout"}

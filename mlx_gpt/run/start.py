@@ -1,0 +1,87 @@
+"""The first state of a run: new, from the weights of another model, or from a checkpoint of the run itself."""
+
+from typing import Any
+
+from mlx_gpt.checkpoint.store import Header
+from mlx_gpt.config.presets import resolve
+from mlx_gpt.config.schema import Config
+from mlx_gpt.data.corpus import Corpus
+from mlx_gpt.data.encoding import make_tokenizer
+from mlx_gpt.data.tokenizer import Tokenizer
+from mlx_gpt.run import tuned
+from mlx_gpt.run.build import Start, open_text
+from mlx_gpt.run.loading import read_checkpoint, require_vocab, tokenizer_of
+from mlx_gpt.run.request import Note, Request, network_of
+from mlx_gpt.run.resume import resumed
+
+DEFAULT_PRESET = "model-l"
+
+
+def begin(request: Request, note: Note) -> Start:
+    """Finds the first state of the run that was asked for.
+
+    Args:
+        request: What the user asked for.
+        note: Called with one line for each thing the user should know.
+
+    Raises:
+        ResumeRefused: The checkpoint does not fit the request.
+        BadFile: A file is damaged.
+        UserError: A setting, a name or a path is wrong.
+    """
+    if request.resume is not None:
+        return resumed(request, note)
+    if request.fine_tune:
+        return _fine_tuned(request, note)
+    config = resolved(request.preset or DEFAULT_PRESET, request.recipe, request.settings, note)
+    corpus = open_text(config, note)
+    tokenizer = make_tokenizer(corpus, config.data, note)
+    return Start(
+        header=_new_header(config, corpus, tokenizer),
+        weights=None,
+        optimizer=None,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        folder=None,
+    )
+
+
+def resolved(preset: str | None, recipe: str | None, settings: dict[str, Any], note: Note) -> Config:
+    """The settings of a new run, with what `mlxgpt bench --tune` found for this device below all others."""
+    found = tuned.settings_for(resolve(preset, recipe, settings).model)
+    config = resolve(preset, recipe, settings, found)
+    used = [f"{key}={value}" for key, value in found.items() if config.get(key) == value]
+    if used:
+        note(f"tuned for this device: {', '.join(used)} (MLXGPT_TUNED=off does without)")
+    return config
+
+
+def _fine_tuned(request: Request, note: Note) -> Start:
+    """A new run from the weights and the tokenizer of a checkpoint."""
+    checkpoint = read_checkpoint(request.fine_tune, request.preset, network_of(request.settings))
+    shape = {f"model.{k}": v for k, v in checkpoint.header.config.model.architecture().items()}
+    own_text = {"data.corpus": checkpoint.header.config.data.corpus} if checkpoint.header.corpus else {}
+    config = resolved(None, request.recipe, own_text | request.settings | shape, note)
+    corpus = open_text(config, note)
+    tokenizer = tokenizer_of(checkpoint.header) or make_tokenizer(corpus, config.data, note)
+    require_vocab(config.data.vocab or f"corpus {corpus.name}", tokenizer, checkpoint.header.vocab_size)
+    note(f"fine-tuning the weights of {request.fine_tune}")
+    return Start(
+        header=_new_header(config, corpus, tokenizer),
+        weights=checkpoint.weights,
+        optimizer=None,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        folder=None,
+    )
+
+
+def _new_header(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> Header:
+    return Header(
+        config=config,
+        vocab_size=tokenizer.vocab_size,
+        step=0,
+        num_updates=0,
+        tokenizer=tokenizer.to_dict(),
+        corpus=corpus.fingerprint,
+    )

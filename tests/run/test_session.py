@@ -1,0 +1,79 @@
+"""A session of training: it locks its folder, ends saved when asked to, and leaves a complete run alone."""
+
+import contextlib
+import json
+
+import pytest
+from conftest import TINY
+
+from mlx_gpt.config.presets import resolve
+from mlx_gpt.errors import ResumeRefused, UserError
+from mlx_gpt.files import FolderLock
+from mlx_gpt.run import folder as folders
+from mlx_gpt.run.folder import folder_of
+from mlx_gpt.run.request import Request, ignore
+from mlx_gpt.run.session import Session
+from mlx_gpt.run.start import begin
+from mlx_gpt.train.reports import SaveReport, StepReport, StopReport
+
+SETTINGS = TINY | {"train.batch_size": 2, "train.iters": 6, "train.eval_every": 3, "train.eval_windows": 2}
+
+
+def session_in(folder, **more) -> Session:
+    request = Request(settings=SETTINGS | more.pop("settings", {}), out=folder, **more)
+    start = begin(request, ignore)
+    return Session(start, folder_of(request, start), ignore)
+
+
+def test_a_session_trains_its_run_and_keeps_its_settings(tmp_path):
+    session = session_in(tmp_path / "run")
+    with pytest.raises(ResumeRefused, match="another trainer"):
+        FolderLock(tmp_path / "run")
+    reports = list(session)
+    assert [r.step for r in reports if isinstance(r, StepReport)] == [1, 2, 3, 4, 5, 6]
+    assert isinstance(reports[-1], StopReport) and reports[-1].reason == "iters"
+    FolderLock(tmp_path / "run").release()
+    assert resolve(str(tmp_path / "run/run.toml")) == session.trainer.config
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == len(reports)
+
+
+def test_nothing_happens_before_the_first_report(tmp_path):
+    with contextlib.closing(session_in(tmp_path / "run")):
+        assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
+    FolderLock(tmp_path / "run").release()
+
+
+def test_a_session_that_is_stopped_ends_saved(tmp_path):
+    session = session_in(tmp_path / "run", settings={"train.iters": 1000})
+    reports = []
+    for report in session:
+        reports.append(report)
+        if isinstance(report, StepReport) and report.step == 2:
+            session.stop()
+    assert reports[-1].reason == "signal" and reports[-1].step == 2
+    assert isinstance(reports[-2], SaveReport) and reports[-2].path == str(tmp_path / "run/checkpoint.safetensors")
+
+
+def test_a_complete_run_stays_as_it_is(tmp_path):
+    list(session_in(tmp_path / "run"))
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "run").iterdir()}
+    session = session_in(tmp_path / "run", resume=str(tmp_path / "run"))
+    assert session.start.is_complete and list(session) == []
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_folder_with_a_run_is_not_trained_over(tmp_path):
+    list(session_in(tmp_path / "run"))
+    with pytest.raises(UserError, match="already holds a run"):
+        session_in(tmp_path / "run")
+
+
+def test_new_folders_are_named_after_preset_and_text_and_numbered(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "RUNS", tmp_path)
+    start = begin(Request(preset="model-xs", settings={"data.corpus": ("pydocs",)}), ignore)
+    for name in ("model-xs-pydocs", "model-xs-pydocs-2", "model-xs-pydocs-3"):
+        folder = folder_of(Request(preset="model-xs"), start)
+        assert folder == tmp_path / name
+        folder.mkdir()
+    assert folder_of(Request(), start) == tmp_path / "model-xs-pydocs-4"  # the preset of this network

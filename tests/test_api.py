@@ -1,0 +1,126 @@
+"""The Python interface: it does what the command does, and refuses what the command refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import TINY
+from test_cli import mlxgpt
+
+import mlx_gpt
+from mlx_gpt.checkpoint import store
+from mlx_gpt.errors import ResumeRefused, UserError
+from mlx_gpt.train.reports import EvalReport, StopReport
+
+SETTINGS = TINY | {"train.batch_size": 2, "train.iters": 6, "train.eval_every": 3, "data.val_fraction": 0.3}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("to be or not to be, that is the question\n" * 40)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(text, tmp_path_factory):
+    """A trained run."""
+    folder = tmp_path_factory.mktemp("api") / "run"
+    session = mlx_gpt.train(corpus=text, settings=SETTINGS, out=folder)
+    assert session.folder == folder and isinstance(list(session)[-1], StopReport)
+    return folder
+
+
+def test_a_run_is_that_of_the_command(folder, text, tmp_path):
+    """The same files, the same reports but for the time they took, the same weights."""
+    settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
+    done = mlxgpt("train", "--corpus", text, *settings, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in folder.iterdir()} == {p.name for p in (tmp_path / "run").iterdir()}
+    assert (folder / "run.toml").read_text() == (tmp_path / "run/run.toml").read_text()
+    times = {"seconds", "elapsed", "path", "peak_memory"}
+    ours, theirs = (
+        [{k: v for k, v in json.loads(line).items() if k not in times} for line in file.read_text().splitlines()]
+        for file in (folder / "metrics.jsonl", tmp_path / "run/metrics.jsonl")
+    )
+    assert ours == theirs
+    ours, theirs = (store.load(path / "checkpoint.safetensors") for path in (folder, tmp_path / "run"))
+    assert all(np.array_equal(w, theirs.weights[name]) for name, w in ours.weights.items())
+
+
+def test_a_run_is_resumed_fine_tuned_and_stopped(folder, text, tmp_path):
+    notes = []
+    session = mlx_gpt.train(resume=folder, settings={"train.iters": 8}, out=tmp_path / "more", note=notes.append)
+    assert list(session)[-1].step == 8 and any("in a new run folder" in line for line in notes)
+    assert list(mlx_gpt.train(resume=tmp_path / "more")) == []
+    session = mlx_gpt.train(fine_tune=folder, corpus=text, settings={"train.iters": 900}, out=tmp_path / "tuned")
+    for report in session:
+        if isinstance(report, EvalReport):
+            session.stop()
+    assert report.reason == "signal" and (tmp_path / "tuned/checkpoint.safetensors").exists()
+
+
+def test_evaluate_finds_the_loss_that_the_run_reported(folder, text):
+    run = mlx_gpt.load(folder)
+    found = mlx_gpt.evaluate(run)
+    assert found.loss == pytest.approx(run.header.best_loss, abs=1e-5)
+    parts = [mlx_gpt.evaluate(run, text, split, batch_size=3) for split in ("train", "val")]
+    assert found.tokens == parts[1].tokens < parts[0].tokens
+    assert found.loss == pytest.approx(parts[1].loss, abs=1e-5)
+
+
+def test_generate_continues_a_prompt(folder):
+    run = mlx_gpt.load(folder)
+    texts = ["".join(mlx_gpt.generate(run, "to be", max_tokens=20, seed=seed)) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] and 0 < len(texts[0]) <= 20
+
+
+@pytest.mark.parametrize("name, format", [("a.bin", "rgpt0002"), ("a.safetensors", "safetensors")])
+def test_convert_chooses_the_format_by_name_and_says_it(folder, tmp_path, name, format):
+    assert mlx_gpt.convert(folder, tmp_path / name) == format
+    sizes = {key.removeprefix("model."): size for key, size in TINY.items()}
+    back, first = mlx_gpt.load(tmp_path / name, **sizes), mlx_gpt.load(folder)
+    assert (back.tokenizer is None) == (format != "safetensors")
+    tokens = np.arange(8)[None]
+    assert np.array_equal(np.array(back.model(tokens)), np.array(first.model(tokens)))
+
+
+def test_an_rgpt_file_gets_the_characters_of_its_text(folder, text, tmp_path):
+    mlx_gpt.convert(folder, tmp_path / "a.bin", "rgpt0002")
+    sizes = {key.removeprefix("model."): size for key, size in TINY.items()}
+    run = mlx_gpt.load(tmp_path / "a.bin", corpus=str(text), **sizes)
+    assert run.tokenizer.to_dict() == mlx_gpt.load(folder).tokenizer.to_dict()
+    with pytest.raises(ResumeRefused, match="vocabulary"):
+        mlx_gpt.load(tmp_path / "a.bin", corpus="pydocs", **sizes)
+
+
+def test_export_returns_the_files_it_wrote_and_push_lists_them(folder, tmp_path):
+    notes = []
+    paths = mlx_gpt.export(folder, tmp_path / "out", "mlx-lm", quantize=8, note=notes.append)
+    assert {p.name for p in paths} == {p.name for p in (tmp_path / "out").iterdir()} >= {"model.safetensors"}
+    assert "validation loss" in notes[-1]
+    assert mlx_gpt.push(tmp_path / "out", "ada/tiny") == {p.name: p.stat().st_size for p in sorted(paths)}
+
+
+def test_wrong_arguments_are_refused_with_what_is_allowed(folder, tmp_path):
+    run = mlx_gpt.load(folder)
+    bare = mlx_gpt.Run(model=run.model, tokenizer=None, header=run.header)
+    for call, words in (
+        (lambda: mlx_gpt.evaluate(run, split="test"), "split='test' .* val, train, all"),
+        (lambda: mlx_gpt.evaluate(run, batch_size=0), "batch_size=0"),
+        (lambda: mlx_gpt.evaluate(bare), "no tokenizer"),
+        (lambda: mlx_gpt.evaluate(run, "absent.txt"), "absent.txt"),
+        (lambda: mlx_gpt.generate(bare), "no tokenizer"),
+        (lambda: mlx_gpt.generate(run, "to", temperature=-1), "temperature=-1"),
+        (lambda: mlx_gpt.convert(folder, tmp_path / "a.bin", "gguf"), "format='gguf' .* rgpt0003"),
+        (lambda: mlx_gpt.export(folder, tmp_path / "out", "gguf"), "target='gguf' .* mlx-lm"),
+        (lambda: mlx_gpt.export(folder, tmp_path / "out", "mlx-lm", quantize=5), "quantize=5 .* 8, 4"),
+        (lambda: mlx_gpt.train("model-q"), "model-q"),
+        (lambda: mlx_gpt.train(corpus="pydocs", settings={"data.corpus": ("stdlib",)}), "data.corpus is given twice"),
+        (lambda: mlx_gpt.train(settings={"train.itres": 5}), "train.iters"),
+        (lambda: mlx_gpt.train(resume=folder, fine_tune=folder), "give one of them"),
+        (lambda: mlx_gpt.train(out=folder), "already holds a run"),
+    ):
+        with pytest.raises(UserError, match=words):
+            call()
+    assert not list(tmp_path.iterdir())
