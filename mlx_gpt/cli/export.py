@@ -32,7 +32,7 @@ def export(checkpoint, folder, target, bits, licence, force, corpus):
     from mlx_gpt.errors import UserError
     from mlx_gpt.formats.huggingface.card import card
     from mlx_gpt.formats.huggingface.folder import write_folder, write_weights
-    from mlx_gpt.formats.huggingface.quantize import quantise
+    from mlx_gpt.formats.huggingface.quantize import quantize
 
     if not re.fullmatch(r"[\w.-]+", licence):
         raise UserError(f"--license {licence!r} is no licence's name; as mit or cc-by-4.0")
@@ -50,7 +50,7 @@ def export(checkpoint, folder, target, bits, licence, force, corpus):
         )
     weights, extra, notes = found.weights, {}, []
     if bits:
-        weights, meant, group = quantise(weights, int(bits))
+        weights, meant, group = quantize(weights, int(bits))
         extra = {"quantization": {"group_size": group, "bits": int(bits)}}
         notes = [f"{bits} bits a weight, in groups of {group}{_measured(found, meant, corpus)}"]
         note(notes[0])
