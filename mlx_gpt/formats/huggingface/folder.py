@@ -51,6 +51,8 @@ COMPUTED: dict[str, Container] = {
     "ffn": ("swiglu",),
     "ffn_dim": range(1, 1 << 21),
 }
+# How transformers' generate() draws by default.
+GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "max_new_tokens": 200}
 MAX_JSON = 64 << 20  # bytes of a config.json or tokenizer.json
 
 
@@ -115,39 +117,13 @@ def write_folder(
         UserError: The code has no such network, or the vocabulary has no tokenizer.json.
     """
     Folder(target).require(checkpoint.header.config)
-    names = special_names(tokenizer)
+    block_size = checkpoint.header.config.model.block_size
     files = {
-        "config.json": json.dumps(config_json(checkpoint.header, tokenizer, target) | extra, indent=2),
-        "generation_config.json": json.dumps(
-            {
-                "bos_token_id": tokenizer.bos_id,
-                "eos_token_id": tokenizer.eos_id,
-                "pad_token_id": tokenizer.eos_id,
-                "do_sample": True,
-                "temperature": 0.8,
-                "top_p": 0.9,
-                "max_new_tokens": 200,
-            },
-            indent=2,
-        ),
+        "config.json": _dump(config_json(checkpoint.header, tokenizer, target) | extra),
+        "generation_config.json": _dump(_token_ids(tokenizer) | GENERATION),
         "tokenizer.json": tokenizer_json(tokenizer),
-        "tokenizer_config.json": json.dumps(
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": names[0],
-                "eos_token": names[1],
-                "pad_token": names[1],
-                "model_max_length": checkpoint.header.config.model.block_size,
-                "clean_up_tokenization_spaces": False,
-                "padding_side": "left",
-                "split_special_tokens": True,  # text that spells a special token is encoded as text
-                "model_input_names": ["input_ids", "attention_mask"],
-            },
-            indent=2,
-        ),
-        "special_tokens_map.json": json.dumps(
-            {"bos_token": names[0], "eos_token": names[1], "pad_token": names[1]}, indent=2
-        ),
+        "tokenizer_config.json": _dump(_tokenizer_config(tokenizer, block_size)),
+        "special_tokens_map.json": _dump(_token_names(tokenizer)),
         "README.md": readme,
         **{name: (TEMPLATES / template).read_text("utf-8") for name, template in CODE[target].items()},
     }
@@ -177,9 +153,7 @@ def config_json(header: Header, tokenizer: Tokenizer, target: str) -> dict:
         **model.shape(),
         **{key: getattr(model, setting) for key, setting in OPTIONS.items()},
         "mlp_dim": model.ffn_width,
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.eos_id,
+        **_token_ids(tokenizer),
         "tie_word_embeddings": False,
         "use_cache": True,
         "dtype": "float32",
@@ -193,6 +167,31 @@ def config_json(header: Header, tokenizer: Tokenizer, target: str) -> dict:
             "AutoModelForCausalLM": "modeling_mlxgpt.MLXGPTForCausalLM",
         }
     }
+
+
+def _tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **_token_names(tokenizer),
+        "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False,
+        "padding_side": "left",
+        "split_special_tokens": True,  # text that spells a special token is encoded as text
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+
+
+def _token_ids(tokenizer: Tokenizer) -> dict:
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
+
+
+def _token_names(tokenizer: Tokenizer) -> dict:
+    bos, eos = special_names(tokenizer)
+    return {"bos_token": bos, "eos_token": eos, "pad_token": eos}
+
+
+def _dump(content: dict) -> str:
+    return json.dumps(content, indent=2)
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
