@@ -170,7 +170,7 @@ def test_a_second_trainer_is_refused_until_the_first_process_ends(tmp_path):
 # -- RGPT -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", rgpt.FORMATS)
+@pytest.mark.parametrize("format", rgpt.MAGIC)
 def test_golden_files_go_to_safetensors_and_back_byte_for_byte(vectors, tmp_path, format):
     source = vectors / f"tiny.{format}.bin"
     store.save(tmp_path / "c.safetensors", rgpt.read(source, TINY_SHAPE))
@@ -197,7 +197,7 @@ def test_a_presets_shape_is_found_from_the_length(vectors):
 
 
 @pytest.mark.parametrize("best", [float("inf"), float("nan"), 0.1, -1.5])
-@pytest.mark.parametrize("format", rgpt.FORMATS)
+@pytest.mark.parametrize("format", rgpt.MAGIC)
 def test_any_header_survives_both_ways(tmp_path, format, best):
     shape = MODEL.shape()
     before = checkpoint(best_loss=best, moments=format != "rgpt0002")

@@ -29,7 +29,7 @@ from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import BadFile
 from mlx_gpt.formats.huggingface import folder as huggingface
-from mlx_gpt.formats.huggingface.quantize import quantise
+from mlx_gpt.formats.huggingface.quantize import quantize
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.run.loading import read_checkpoint
 from mlx_gpt.train.objective import cross_entropy
@@ -203,7 +203,7 @@ def test_quantised_weights_stand_for_nearly_the_same(bits):
     """Each number is off by no more than the step between two levels of its group."""
     weights = {"wpe.weight": np.ones((4, 64), np.float32), "norm.weight": np.ones(64, np.float32)}
     weights["lm_head.weight"] = np.random.default_rng(0).normal(size=(67, 64)).astype(np.float32)
-    packed, meant, group = quantise(weights, bits)
+    packed, meant, group = quantize(weights, bits)
     assert group == 64 and packed["lm_head.weight"].dtype == np.uint32 and packed["lm_head.scales"].shape == (67, 1)
     w = weights["lm_head.weight"]
     steps = (w.max(axis=1) - w.min(axis=1)) / (2**bits - 1)

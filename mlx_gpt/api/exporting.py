@@ -12,7 +12,8 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.files import make_folder
 from mlx_gpt.formats.huggingface.card import card
 from mlx_gpt.formats.huggingface.folder import FILES, TARGETS, require_whole, write_folder, write_weights
-from mlx_gpt.formats.huggingface.quantize import BITS, quantise
+from mlx_gpt.formats.huggingface.quantize import BITS
+from mlx_gpt.formats.huggingface.quantize import quantize as quantize_weights
 from mlx_gpt.run.loading import read_checkpoint, to_run, tokenizer_of
 from mlx_gpt.run.request import Note, ignore, specs_of
 from mlx_gpt.watch.compare import draw, read_record
@@ -56,7 +57,7 @@ def export(
         raise UserError(f"{src}: holds no tokenizer; give it one by --corpus or --vocab of: mlxgpt convert {src} FILE")
     weights, extra, notes = checkpoint.weights, {}, []
     if quantize:
-        weights, meant, group = quantise(weights, quantize)
+        weights, meant, group = quantize_weights(weights, quantize)
         extra = {"quantization": {"group_size": group, "bits": quantize}}
         specs = specs_of(corpus or checkpoint.header.config.data.corpus)
         notes = [f"{quantize} bits a weight, in groups of {group}{_losses(checkpoint, meant, specs, note)}"]

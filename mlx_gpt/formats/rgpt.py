@@ -1,29 +1,39 @@
 """The RGPT0001, RGPT0002 and RGPT0003 files of randyGPT, read and written byte for byte.
 
-Little-endian: magic (8 bytes), vocab_size, iter, step (u32), best_loss (f32), then float32 tensors in a fixed order.
-0002 holds the weights; 0001 the weights, then m and v of each tensor in turn; 0003 the weights, all m, all v. The shape
-is not in the file: it follows from the file's length and the known shapes, or from what the caller says.
+    offset  type    field
+    0       bytes   magic, "RGPT0001" to "RGPT0003"
+    8       u32     vocab_size
+    12      u32     iter: index of the last finished iteration
+    16      u32     step: updates of the optimizer
+    20      f32     best_loss
+    24      f32     tensors in a fixed order
+
+All numbers are little-endian. 0002 holds the weights; 0001 the weights, then m and v of each tensor in turn; 0003 the
+weights, all m, all v. The shape is not in the file: it follows from the file's length and the known shapes, or from
+settings that the caller knows.
 """
 
 import itertools
 import math
 import os
 import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from mlx_gpt.checkpoint.store import MAX_VOCAB, Checkpoint, Header, Tensors, require_finite
 from mlx_gpt.config.presets import load_toml, names_of
-from mlx_gpt.config.schema import Config, ModelConfig
+from mlx_gpt.config.schema import SHAPE_KEYS, Config, ModelConfig
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
 from mlx_gpt.model.cost import num_params
 from mlx_gpt.model.gpt import shapes_of
 
 HEADER = struct.Struct("<8sIIIf")
-FORMATS = {"rgpt0001": b"RGPT0001", "rgpt0002": b"RGPT0002", "rgpt0003": b"RGPT0003"}
+MAGIC = {"rgpt0001": b"RGPT0001", "rgpt0002": b"RGPT0002", "rgpt0003": b"RGPT0003"}
 U32_MAX = (1 << 32) - 1
 # Shapes of randyGPT before its presets.
 OLD_SHAPES = (
@@ -34,22 +44,54 @@ OLD_SHAPES = (
 Shape = dict[str, int]
 
 
+@dataclass(frozen=True)
+class RGPT:
+    """One of the three formats. They hold randyGPT's network alone, and no tokenizer."""
+
+    name: str
+    is_folder = False
+
+    def recognizes(self, path: Path) -> bool:
+        return path.is_file() and _magic(path) == MAGIC[self.name]
+
+    def read(self, path: Path, known: Mapping[str, Any] | None = None) -> Checkpoint:
+        return read(path, {k: v for k, v in (known or {}).items() if k in SHAPE_KEYS})
+
+    def write(self, checkpoint: Checkpoint, path: Path) -> None:
+        write(path, checkpoint, self.name)
+
+    def refuses(self, config: Config) -> str | None:
+        if extensions := config.model.extensions():
+            return f"{self.name} holds randyGPT's network alone, not {', '.join(extensions)}; keep the safetensors file"
+        return None
+
+
 def is_rgpt(path: Path) -> bool:
+    """Whether a file begins as one of the three formats."""
+    return _magic(path) in MAGIC.values()
+
+
+def _magic(path: Path) -> bytes:
     with open(path, "rb") as f:
-        return f.read(8) in FORMATS.values()
+        return f.read(8)
 
 
-def read(path: Path, wanted: Shape | None = None) -> Checkpoint:
-    """Reads any of the three formats. `wanted`: known parts of the shape, as {"n_embd": 256, "n_head": 8}.
+def read(path: Path, known: Shape | None = None) -> Checkpoint:
+    """Reads any of the three formats.
 
-    Raises BadFile unless the file is exactly as long as its shape demands and all its numbers are finite.
-    Nothing is read before the length is known to be right.
+    Args:
+        path: The file.
+        known: Parts of the shape that the caller knows, as {"n_embd": 256, "n_head": 8}.
+
+    Raises:
+        BadFile: The length does not fit the shape, or a number is not finite. The length is checked before any tensor
+            is read.
     """
     with open(path, "rb") as f:
         length = os.fstat(f.fileno()).st_size
         magic, vocab_size, last_iter, step, best_loss = _read_header(path, f, length)
         model = _solve_shape(
-            path, length, copies=1 if magic == b"RGPT0002" else 3, vocab_size=vocab_size, wanted=wanted or {}
+            path, length, copies=1 if magic == b"RGPT0002" else 3, vocab_size=vocab_size, known=known or {}
         )
         shapes = shapes_of(model, vocab_size)
         groups = [_read_tensors(f, shapes)]
@@ -68,12 +110,10 @@ def read(path: Path, wanted: Shape | None = None) -> Checkpoint:
 
 
 def write(path: Path, checkpoint: Checkpoint, format: str) -> None:
-    """Writes one of FORMATS. Raises UserError for what the format can't hold."""
+    """Writes one of the formats of MAGIC. Raises UserError if the format can't hold the checkpoint."""
     header = checkpoint.header
-    if extensions := header.config.model.extensions():
-        raise UserError(
-            f"{format} holds randyGPT's network alone, not {', '.join(extensions)}; keep the safetensors file"
-        )
+    if reason := RGPT(format).refuses(header.config):
+        raise UserError(reason)
     if format != "rgpt0002" and not has_moments(checkpoint):
         raise UserError(
             f"{format} holds AdamW's two moments of every weight and this checkpoint has not; write --format rgpt0002"
@@ -89,12 +129,12 @@ def write(path: Path, checkpoint: Checkpoint, format: str) -> None:
         tensors += m + v
     elif format == "rgpt0001":
         tensors += itertools.chain.from_iterable(zip(m, v, strict=True))
-    first = HEADER.pack(FORMATS[format], header.vocab_size, header.step - 1, header.num_updates, header.best_loss)
+    first = HEADER.pack(MAGIC[format], header.vocab_size, header.step - 1, header.num_updates, header.best_loss)
     write_atomic(path, itertools.chain([first], (t.astype("<f4", copy=False).tobytes() for t in tensors)))
 
 
 def has_moments(checkpoint: Checkpoint) -> bool:
-    """Whether both of AdamW's moments are there for every weight."""
+    """Whether a checkpoint holds both of AdamW's moments of every weight."""
     return {f"{part}.{name}" for part in "mv" for name in checkpoint.weights} <= checkpoint.optimizer.keys()
 
 
@@ -102,59 +142,58 @@ def _read_header(path: Path, f: BinaryIO, length: int) -> tuple[bytes, int, int,
     if length < HEADER.size:
         raise BadFile(f"{path}: {length} bytes, an RGPT header alone has {HEADER.size}; the file is truncated")
     magic, vocab_size, last_iter, step, best_loss = HEADER.unpack(f.read(HEADER.size))
-    if magic not in FORMATS.values():
-        raise BadFile(f"{path}: begins with {magic!r}, not with {', '.join(m.decode() for m in FORMATS.values())}")
+    if magic not in MAGIC.values():
+        raise BadFile(f"{path}: begins with {magic!r}, not with {', '.join(m.decode() for m in MAGIC.values())}")
     if not 1 <= vocab_size <= MAX_VOCAB:
         raise BadFile(f"{path}: a vocabulary of {vocab_size}, 1 to {MAX_VOCAB} is possible; the file is corrupt")
     return magic, vocab_size, last_iter, step, best_loss
 
 
-def _solve_shape(path: Path, length: int, *, copies: int, vocab_size: int, wanted: Shape) -> ModelConfig:
-    """The one shape, of those known or the one said in full, whose file is exactly this long."""
+def _solve_shape(path: Path, length: int, *, copies: int, vocab_size: int, known: Shape) -> ModelConfig:
+    """The shape, given in full or one of the common shapes, whose file has exactly this length."""
 
     def size_of(shape: Shape) -> int:
         return HEADER.size + 4 * copies * num_params(ModelConfig(**{**shape, "n_head": 1}), vocab_size)
 
-    said = {k: v for k, v in wanted.items() if k != "n_head"}
-    if len(said) == 3:
-        if size_of(said) != length:
+    given = {k: v for k, v in known.items() if k != "n_head"}
+    if len(given) == 3:
+        if size_of(given) != length:
             raise BadFile(
-                f"{path}: {length} bytes, {_named(said)} with {vocab_size} ids needs {size_of(said)}; "
+                f"{path}: {length} bytes, {_named(given)} with {vocab_size} ids needs {size_of(given)}; "
                 f"{_what_fits(length, copies, vocab_size, {})}"
             )
-        return ModelConfig(**said, n_head=wanted.get("n_head") or known_heads(path, said))
-    fits = [s for s in _known_shapes() if size_of(s) == length and all(s[k] == v for k, v in said.items())]
+        return ModelConfig(**given, n_head=known.get("n_head") or known_heads(path, given))
+    fits = [s for s in _common_shapes() if size_of(s) == length and all(s[k] == v for k, v in given.items())]
     if len({(s["n_embd"], s["n_layer"], s["block_size"]) for s in fits}) != 1:
         raise BadFile(
-            f"{path}: {length} bytes with {vocab_size} ids is no known shape{' ' + _named(said) if said else ''}; "
-            f"{_what_fits(length, copies, vocab_size, said)}; a truncated file fits none"
+            f"{path}: {length} bytes with {vocab_size} ids is no known shape{' ' + _named(given) if given else ''}; "
+            f"{_what_fits(length, copies, vocab_size, given)}; a truncated file fits none"
         )
-    return ModelConfig(**{**fits[0], "n_head": wanted.get("n_head") or fits[0]["n_head"]})
+    return ModelConfig(**{**fits[0], "n_head": known.get("n_head") or fits[0]["n_head"]})
 
 
-def _known_shapes() -> list[Shape]:
+def _common_shapes() -> list[Shape]:
     presets = [load_toml("presets", name)["model"] for name in names_of("presets")]
     return [ModelConfig(**p).shape() for p in presets] + list(OLD_SHAPES)
 
 
-def known_heads(path: Path, said: Shape) -> int:
-    """The heads of the known shapes of this width and context. Raises UserError where none or several are."""
-    heads = {
-        s["n_head"] for s in _known_shapes() if (s["n_embd"], s["block_size"]) == (said["n_embd"], said["block_size"])
-    }
+def known_heads(path: Path, given: Shape) -> int:
+    """The number of heads of the common shapes of this width and context. Raises UserError unless there is just one."""
+    same = [s for s in _common_shapes() if all(s[k] == given[k] for k in ("n_embd", "block_size"))]
+    heads = {s["n_head"] for s in same}
     if len(heads) != 1:
         raise UserError(f"{path}: the number of heads can't be told from the file; say it, as --set model.n_head=4")
     return heads.pop()
 
 
-def _what_fits(length: int, copies: int, vocab_size: int, said: Shape) -> str:
-    """Shapes of this length, beyond the known ones, to choose from: P = 2VC + block C + 12 L C^2."""
+def _what_fits(length: int, copies: int, vocab_size: int, given: Shape) -> str:
+    """Shapes of this length to choose from, beyond the common ones. Parameters: P = 2VC + block C + 12 L C^2."""
     params, rest = divmod(length - HEADER.size, 4 * copies)
     fits = []
     for block, C in itertools.product((64, 128, 256, 512, 1024), range(4, 1025, 4)):
         layers, uneven = divmod(params - C * (2 * vocab_size + block), 12 * C * C)
         shape = {"n_embd": C, "n_layer": layers, "block_size": block}
-        if not (rest or uneven) and 1 <= layers <= 64 and all(shape[k] == v for k, v in said.items()):
+        if not (rest or uneven) and 1 <= layers <= 64 and all(shape[k] == v for k, v in given.items()):
             fits.append(_named(shape))
     return "what would fit: " + " or ".join(fits[:4]) if fits else "nothing of this length fits"
 

@@ -1,4 +1,4 @@
-"""The shapes of answers, whole or in frames: OpenAI's, and randyGPT's own."""
+"""The JSON of responses, whole or streamed: OpenAI's two, and randyGPT's own."""
 
 import secrets
 import time
@@ -10,7 +10,14 @@ from mlx_gpt.generation.scheduler import Job, Piece, Token
 
 
 class Answer:
-    """The shape of an answer, whole or in frames; `index` counts its texts."""
+    """The JSON of one response. A streamed response is a sequence of frames.
+
+    Args:
+        request: The decoded request.
+        jobs: Its jobs, in order; `index` in a frame is an index into them.
+        model: The id of the served model.
+        pieces: The bytes of each token id.
+    """
 
     object, prefix, frame_suffix, fingerprint = "", "", "", f"mlxgpt-{__version__}"
 
@@ -19,21 +26,21 @@ class Answer:
         self.id, self.created = f"{self.prefix}-{secrets.token_hex(12)}", int(time.time())
 
     def opening(self) -> list[dict]:
-        """Frames before any text."""
+        """The frames before any text."""
         return []
 
     def frames(self, index: int, piece: Piece) -> list[dict]:
-        """Frames that tell a piece; none where nothing became certain."""
+        """The frames for a piece of one text; none if it is empty."""
         if not (piece.text or piece.tokens or piece.finish_reason):
             return []
         return [self._outer([self._choice(index, piece)], streamed=True)]
 
     def whole(self, texts: Sequence[Piece]) -> dict:
-        """The answer in one."""
+        """The response that is not streamed."""
         return self._outer([self._choice(i, text) for i, text in enumerate(texts)]) | {"usage": self.usage(texts)}
 
     def usage(self, texts: Sequence[Piece]) -> dict:
-        # n texts of a prompt have read it once
+        """Numbers of tokens. A prompt counts once, however many texts follow it."""
         prompt_tokens = sum(len(job.prompt) for job in self.jobs[:: getattr(self.request, "n", None) or 1])
         completion_tokens = sum(text.num_drawn for text in texts)
         return {
@@ -43,7 +50,7 @@ class Answer:
         }
 
     def closing(self, texts: Sequence[Piece]) -> list[dict]:
-        """Frames after all text."""
+        """The frames after all text."""
         options = self.request.stream_options
         if options and options.include_usage:
             return [self._outer([], streamed=True) | {"usage": self.usage(texts)}]
@@ -63,7 +70,7 @@ class Answer:
         raise NotImplementedError
 
     def _name(self, id: int) -> str:
-        """A token as text; bytes that are no whole characters are spelled."""
+        """A token as text. Bytes that are not whole characters are written as OpenAI does, "bytes:\\xe2"."""
         try:
             return self._pieces[id].decode()
         except UnicodeDecodeError:
@@ -71,7 +78,7 @@ class Answer:
 
 
 class CompletionAnswer(Answer):
-    """OpenAI's, of /v1/completions."""
+    """OpenAI's response of /v1/completions."""
 
     object, prefix = "text_completion", "cmpl"
 
@@ -89,14 +96,14 @@ class CompletionAnswer(Answer):
         }
 
     def _top(self, token: Token, count: int) -> dict | None:
-        """The likeliest tokens, and the one that was drawn."""
+        """The log-probabilities of the `count` likeliest tokens and of the drawn one."""
         if token.logprob is None:
             return None
         return {self._name(id): logprob for id, logprob in [*token.top[:count], (token.id, token.logprob)]}
 
 
 class ChatAnswer(Answer):
-    """OpenAI's, of /v1/chat/completions."""
+    """OpenAI's response of /v1/chat/completions."""
 
     object, prefix, frame_suffix = "chat.completion", "chatcmpl", ".chunk"
 
@@ -141,7 +148,7 @@ class ChatAnswer(Answer):
 
 
 class RandyAnswer(Answer):
-    """randyGPT's own."""
+    """randyGPT's response of POST /."""
 
     def whole(self, texts: Sequence[Piece]) -> dict:
         usage = self.usage(texts)

@@ -14,12 +14,12 @@ class Metrics:
 
     def __init__(self, scheduler: Scheduler):
         self._registry = CollectorRegistry()
-        kept = {"namespace": "mlxgpt", "registry": self._registry}
-        self.requests = Counter("requests", "Requests answered.", ["path", "status"], **kept)
-        self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts taken.", **kept)
-        self.tokens = Counter("generated_tokens", "Tokens written.", **kept)
-        self.first_token = Histogram("first_token_seconds", "From request to first token.", buckets=SECONDS, **kept)
-        self.next_token = Histogram("next_token_seconds", "Between tokens of a text.", buckets=SECONDS, **kept)
+        common = {"namespace": "mlxgpt", "registry": self._registry}
+        self.requests = Counter("requests", "Requests answered.", ["path", "status"], **common)
+        self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts taken.", **common)
+        self.tokens = Counter("generated_tokens", "Tokens written.", **common)
+        self.first_token = Histogram("first_token_seconds", "From request to first token.", buckets=SECONDS, **common)
+        self.next_token = Histogram("next_token_seconds", "Between tokens of a text.", buckets=SECONDS, **common)
         for name, about, value in (
             ("texts_active", "Texts being written.", lambda: scheduler.num_active),
             ("texts_waiting", "Texts in the queue.", lambda: scheduler.num_waiting),
@@ -27,7 +27,7 @@ class Metrics:
             ("engine_faults", "Steps that failed.", lambda: scheduler.num_faults),
             ("healthy", "1 while texts go on.", lambda: int(scheduler.healthy)),
         ):
-            Gauge(name, about, **kept).set_function(value)
+            Gauge(name, about, **common).set_function(value)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

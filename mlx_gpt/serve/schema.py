@@ -1,7 +1,7 @@
-"""Requests as typed values: OpenAI's shapes, and randyGPT's own.
+"""Requests as typed values: OpenAI's two, and randyGPT's own. Requests become jobs of the scheduler here.
 
-What a request may hold is here, each refusal with the name of the field. Fields that would change the text and are
-not supported are refused, and so are those that nobody knows: they may be misspelt.
+Every error names the field. A field that would change the text and is not supported is an error, and so is an unknown
+field, which may be misspelt.
 """
 
 import difflib
@@ -20,10 +20,10 @@ from mlx_gpt.generation.scheduler import Job
 from mlx_gpt.generation.text import TextWriter
 from mlx_gpt.web.errors import ApiError, bad
 
-TURN = "{role}:\n{content}\n\n"  # the chat template; an answer ends where its turn would
+TURN = "{role}:\n{content}\n\n"  # the chat template; generation stops where the turn ends
 TURN_END = "\n\n"
 ROLES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
-# Fields that would change the text, with the values that would not.
+# Fields that are not supported, with the values that change nothing.
 UNSUPPORTED = {
     "best_of": (1,),
     "frequency_penalty": (0,),
@@ -45,23 +45,23 @@ Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may ask for."""
+    """Bounds on one request."""
 
     max_tokens: int = 4096
     max_choices: int = 16
     max_prompt_chars: int = 100_000
     max_body: int = 1 << 20
-    slides: bool = True  # past the context the newest half is read again; else such a request is refused
+    slides: bool = True  # past the context, continue from its newest half; if False, refuse such a request
 
 
 class StreamOptions(msgspec.Struct):
-    """What a stream tells beside text."""
+    """What a stream holds besides text."""
 
     include_usage: bool | None = None
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True):
-    """What all requests may hold."""
+    """The fields that completions and chats share."""
 
     model: str | None = None
     max_tokens: Count | None = None
@@ -83,7 +83,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     suffix: Any = None
     tool_choice: Any = None
     tools: Any = None
-    # Taken and of no effect: they say something of the caller.
+    # Accepted and ignored: they describe the caller.
     metadata: Any = None
     prompt_cache_key: Any = None
     safety_identifier: Any = None
@@ -108,7 +108,7 @@ class Part(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
-    """A turn of a chat."""
+    """One message of a chat."""
 
     role: str
     content: str | list[Part] | None = None
@@ -128,7 +128,7 @@ class ChatRequest(Request, kw_only=True):
 
 
 class RandyRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """POST /, with randyGPT's defaults; its answer's text begins with the prompt."""
+    """POST /, with randyGPT's defaults. The text of its response begins with the prompt."""
 
     prompt: str
     max_tokens: Count = 2048
@@ -137,7 +137,7 @@ class RandyRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def decode(body: bytes, kind: type) -> Any:
-    """The request in a body. Raises ApiError, 400."""
+    """Decodes a request's body as `kind`. Raises ApiError with status 400."""
     if not body:
         raise ApiError(400, "the body is empty; send JSON", code="invalid_json")
     try:
@@ -155,9 +155,9 @@ def decode(body: bytes, kind: type) -> Any:
     return request
 
 
-def _invalid(told: str, body: bytes, kind: type) -> ApiError:
-    """What msgspec tells, with the value, and for a name that nobody knows the nearest one."""
-    expected, _, path = told.partition(" - at ")
+def _invalid(message: str, body: bytes, kind: type) -> ApiError:
+    """The error for a msgspec message, with the value received or, for an unknown field, the nearest name."""
+    expected, _, path = message.partition(" - at ")
     name = path.strip("`").removeprefix("$").removeprefix(".")
     if unknown := re.search("unknown field `(.*)`", expected):
         near = difflib.get_close_matches(unknown[1], kind.__struct_fields__, 1)
@@ -175,19 +175,19 @@ def _invalid(told: str, body: bytes, kind: type) -> ApiError:
 
 
 class Reader:
-    """Makes jobs of requests to one model."""
+    """Turns requests for one model into jobs."""
 
     def __init__(self, tokenizer, block_size: int, limits: Limits):
         self.tokenizer, self.block_size, self.limits = tokenizer, block_size, limits
 
     def completion(self, request: CompletionRequest) -> list[Job]:
-        """A job for each of n texts of each prompt."""
+        """The jobs of a completion: n for each prompt."""
         prompts = self._prompts(request.prompt)
         echo, scored = bool(request.echo), bool(request.echo) and request.logprobs is not None
         return self._jobs(prompts, request, request.max_tokens, default=16, echo=echo, scored=scored)
 
     def chat(self, request: ChatRequest) -> list[Job]:
-        """A job for each of n answers; all messages are in the prompt, by the template."""
+        """The jobs of a chat: n for one prompt, which is all messages in the template."""
         if request.top_logprobs and not request.logprobs:
             raise bad("top_logprobs", "top_logprobs: only with logprobs")
         prompt = "".join(self._turn(i, message) for i, message in enumerate(request.messages))
@@ -198,8 +198,8 @@ class Reader:
         ids = self._ids(prompt, "messages")
         return self._jobs([ids], request, both.pop() if both else None, default=self.block_size, stop=(TURN_END,))
 
-    def _turn(self, place: int, message: Message) -> str:
-        name = f"messages[{place}]"
+    def _turn(self, index: int, message: Message) -> str:
+        name = f"messages[{index}]"
         if message.role not in ROLES:
             raise bad(f"{name}.role", f"{name}.role={message.role!r} is not taken; {', '.join(ROLES)} are")
         parts = message.content if isinstance(message.content, list) else []
@@ -211,8 +211,9 @@ class Reader:
         return TURN.format(role=ROLES[message.role], content=message.text)
 
     def randy(self, request: RandyRequest) -> list[Job]:
-        asked = Request(temperature=request.temperature, top_p=request.top_p)
-        return self._jobs([self._ids(request.prompt, "prompt")], asked, request.max_tokens, echo=True)
+        """The one job of a request in randyGPT's form."""
+        fields = Request(temperature=request.temperature, top_p=request.top_p)
+        return self._jobs([self._ids(request.prompt, "prompt")], fields, request.max_tokens, echo=True)
 
     def _jobs(
         self,
@@ -224,7 +225,10 @@ class Reader:
         echo: bool = False,
         scored: bool = False,
     ) -> list[Job]:
-        """`default` stands for max_tokens where none is given, as far as there is room."""
+        """Makes n jobs for each prompt.
+
+        If `max_tokens` is None, `default` is used, or less if the context has less room.
+        """
         n, limits = request.n or 1, self.limits
         if n * len(prompts) > limits.max_choices:
             asked = f"n: {n * len(prompts)} texts in one request"
@@ -249,13 +253,13 @@ class Reader:
             for i in range(n)
         ]
 
-    def _room(self, ids: list[int], wanted: int) -> int:
-        """Tokens that may follow a prompt. Raises ApiError if fewer than wanted."""
+    def _room(self, ids: list[int], needed: int) -> int:
+        """The number of tokens that may follow a prompt. Raises ApiError if it is less than `needed`."""
         room = 1 << 31 if self.limits.slides else self.block_size - len(ids)
-        if room < wanted:
+        if room < needed:
             raise bad(
                 "prompt",
-                f"the prompt has {len(ids)} tokens and max_tokens is {wanted}, the context holds {self.block_size}; "
+                f"the prompt has {len(ids)} tokens and max_tokens is {needed}, the context holds {self.block_size}; "
                 "shorten one of them",
                 "context_length_exceeded",
                 n_prompt_tokens=len(ids),
@@ -264,7 +268,7 @@ class Reader:
         return room
 
     def _prompts(self, prompt: Any) -> list[list[int]]:
-        """The ids of each prompt: of a text, some texts, ids, or some lists of ids."""
+        """The ids of each prompt. `prompt` is a text, a list of texts, a list of ids, or a list of lists of ids."""
         if not prompt:
             prompt = ""
         several = isinstance(prompt, list) and not all(isinstance(p, int) for p in prompt)

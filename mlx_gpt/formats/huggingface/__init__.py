@@ -1,1 +1,1 @@
-"""Folders that transformers and mlx-lm load, and theirs read back."""
+"""Folders that transformers and mlx-lm load, written and read."""

@@ -1,4 +1,4 @@
-"""The model card: what the model is, what it learned from, how well, and how it is loaded."""
+"""The model card: the network, its training data, its losses, and how to load it."""
 
 from mlx_gpt.checkpoint.store import Header
 from mlx_gpt.model.cost import num_params
@@ -17,16 +17,26 @@ mlx_lm.generate --model {name} --trust-remote-code --ignore-chat-template --prom
 
 
 def card(
-    header: Header, name: str, target: str, licence: str, evaluations: list[dict], has_curve: bool, notes: list[str]
+    header: Header, name: str, target: str, license: str, evaluations: list[dict], has_curve: bool, notes: list[str]
 ) -> str:
-    """Markdown with the front matter that the hub reads. `evaluations`: lines of metrics.jsonl."""
+    """The card as Markdown, with the front matter that the hub reads.
+
+    Args:
+        header: Of the checkpoint.
+        name: The model's name.
+        target: "huggingface" or "mlx-lm".
+        license: The license's identifier, as mit.
+        evaluations: Lines of metrics.jsonl.
+        has_curve: Whether curve.png is in the folder; otherwise evaluations are shown as a table.
+        notes: Further lines about the training.
+    """
     model, train = header.config.model, header.config.train
     corpora = ", ".join(header.config.data.corpus)
     lines = [
         "---",
         "library_name: " + {"huggingface": "transformers", "mlx-lm": "mlx"}[target],
         "pipeline_tag: text-generation",
-        f"license: {licence}",
+        f"license: {license}",
         "tags:",
         "- mlxgpt",
         "---",

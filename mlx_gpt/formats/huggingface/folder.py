@@ -1,13 +1,16 @@
-"""Folders that other tools load: Hugging Face transformers and mlx-lm; and theirs, and randyGPT's, read back.
+"""Folders that Hugging Face transformers and mlx-lm load. Ours and those of randyGPT's scripts are read back.
 
-A folder holds config.json, model.safetensors, a real tokenizer.json with what goes with it, the model's code, which is
-a fixed template without a word of the user's, and a card. Nothing in a folder is ever run here.
+A folder holds config.json, model.safetensors, tokenizer.json and its companions, the model's code and a card. The code
+is a fixed template: nothing of the user's is in it. Code in a folder is never run here.
 """
 
 import dataclasses
 import json
 import math
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.numpy
 
@@ -15,11 +18,13 @@ from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.container import read_header, read_tensors
 from mlx_gpt.checkpoint.store import Checkpoint, Header, Tensors
 from mlx_gpt.config.schema import SHAPE_KEYS, Config, ModelConfig
-from mlx_gpt.data.bpe import character_json, character_specials, open_vocab
+from mlx_gpt.config.table import toml_value
+from mlx_gpt.data.bpe import character_json, character_specials, open_vocab, tokenizer_from_dict
 from mlx_gpt.data.tokenizer import Tokenizer
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import make_folder, write_atomic
 from mlx_gpt.formats import rgpt
+from mlx_gpt.formats.huggingface.card import card
 from mlx_gpt.model.gpt import shapes_of
 
 TARGETS = ("huggingface", "mlx-lm")
@@ -28,7 +33,7 @@ CODE = {
     "huggingface": {"configuration_mlxgpt.py": "configuration_mlxgpt.py", "modeling_mlxgpt.py": "modeling_mlxgpt.py"},
     "mlx-lm": {"mlxgpt.py": "mlxgpt_mlx_lm.py"},
 }
-# What an exported folder may hold, of either kind.
+# The files of an export, for either target.
 FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "README.md", "curve.png"),
@@ -39,55 +44,92 @@ OPTIONS = {
     **{key: key for key in ("positions", "qk_norm", "norm_weights", "final_norm", "tied_head")},
     "mlp": "ffn",
 }
+# What the templates compute beyond the defaults, by setting of [model].
+COMPUTED: dict[str, Container] = {
+    "positions": ("rotary",),
+    **{switch: (True,) for switch in ("qk_norm", "norm_weights", "final_norm", "tied_head")},
+    "ffn": ("swiglu",),
+    "ffn_dim": range(1, 1 << 21),
+}
+# How transformers' generate() draws by default.
+GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "max_new_tokens": 200}
 MAX_JSON = 64 << 20  # bytes of a config.json or tokenizer.json
 
 
-def write_folder(
-    folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, target: str, card: str, extra: dict
-) -> list[Path]:
-    """Writes the folder of one of TARGETS; the paths written. `extra` goes into config.json.
+@dataclass(frozen=True)
+class Folder:
+    """The folder of one of TARGETS. It holds no state of the optimizer, and a network needs a tokenizer."""
 
-    Raises UserError where the vocabulary has no tokenizer.json.
+    name: str
+    is_folder = True
+
+    def recognizes(self, path: Path) -> bool:
+        has_mlx_lm_code = all((path / name).is_file() for name in CODE["mlx-lm"])
+        return is_folder(path) and has_mlx_lm_code == (self.name == "mlx-lm")
+
+    def read(self, path: Path, known: Mapping[str, Any] | None = None) -> Checkpoint:
+        return read_folder(path)
+
+    def write(self, checkpoint: Checkpoint, path: Path) -> None:
+        header = checkpoint.header
+        self.require(header.config)
+        if header.tokenizer is None:
+            raise UserError(
+                f"{self.name} needs a tokenizer and this checkpoint holds none; mlxgpt convert gives it one, with "
+                "--corpus or --vocab"
+            )
+        text = card(header, path.resolve().name, self.name, "other", [], False, [])
+        write_folder(path, checkpoint, tokenizer_from_dict(header.tokenizer), self.name, text, {})
+        write_weights(path, checkpoint.weights)
+
+    def refuses(self, config: Config) -> str | None:
+        model = config.model
+        plain = ModelConfig(**model.shape()).architecture()
+        others = {k: v for k, v in model.architecture().items() if v != plain[k] and v not in COMPUTED.get(k, ())}
+        if others:
+            found = ", ".join(f"model.{k}={toml_value(v)}" for k, v in others.items())
+            return f"{self.name} has no code for {found}; keep the safetensors file"
+        return None
+
+    def require(self, config: Config) -> None:
+        """Raises UserError if refuses() gives a reason."""
+        if reason := self.refuses(config):
+            raise UserError(reason)
+
+
+def write_folder(
+    folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, target: str, readme: str, extra: dict
+) -> list[Path]:
+    """Writes all of a folder but the weights.
+
+    Args:
+        folder: Created if it is not there.
+        checkpoint: The model.
+        tokenizer: Its tokenizer.
+        target: One of TARGETS.
+        readme: The content of README.md, as of card().
+        extra: Further facts for config.json.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        UserError: The code has no such network, or the vocabulary has no tokenizer.json.
     """
-    names = special_names(tokenizer)
+    Folder(target).require(checkpoint.header.config)
+    block_size = checkpoint.header.config.model.block_size
     files = {
-        "config.json": json.dumps(config_json(checkpoint.header, tokenizer, target) | extra, indent=2),
-        "generation_config.json": json.dumps(
-            {
-                "bos_token_id": tokenizer.bos_id,
-                "eos_token_id": tokenizer.eos_id,
-                "pad_token_id": tokenizer.eos_id,
-                "do_sample": True,
-                "temperature": 0.8,
-                "top_p": 0.9,
-                "max_new_tokens": 200,
-            },
-            indent=2,
-        ),
+        "config.json": _dump(config_json(checkpoint.header, tokenizer, target) | extra),
+        "generation_config.json": _dump(_token_ids(tokenizer) | GENERATION),
         "tokenizer.json": tokenizer_json(tokenizer),
-        "tokenizer_config.json": json.dumps(
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": names[0],
-                "eos_token": names[1],
-                "pad_token": names[1],
-                "model_max_length": checkpoint.header.config.model.block_size,
-                "clean_up_tokenization_spaces": False,
-                "padding_side": "left",
-                "split_special_tokens": True,  # a text that spells a special is a text
-                "model_input_names": ["input_ids", "attention_mask"],
-            },
-            indent=2,
-        ),
-        "special_tokens_map.json": json.dumps(
-            {"bos_token": names[0], "eos_token": names[1], "pad_token": names[1]}, indent=2
-        ),
-        "README.md": card,
+        "tokenizer_config.json": _dump(_tokenizer_config(tokenizer, block_size)),
+        "special_tokens_map.json": _dump(_token_names(tokenizer)),
+        "README.md": readme,
         **{name: (TEMPLATES / template).read_text("utf-8") for name, template in CODE[target].items()},
     }
     make_folder(folder)
     for name in {name for code in CODE.values() for name in code} - CODE[target].keys():
-        (folder / name).unlink(missing_ok=True)  # of an export for the other
+        (folder / name).unlink(missing_ok=True)  # code of the other target
     paths = [folder / name for name in files]
     for path, text in zip(paths, files.values(), strict=True):
         write_atomic(path, [text.encode()])
@@ -95,13 +137,14 @@ def write_folder(
 
 
 def write_weights(folder: Path, weights: Tensors) -> Path:
-    """model.safetensors, with the metadata that transformers asks for."""
+    """Writes model.safetensors, with the metadata that transformers requires."""
     path = folder / "model.safetensors"
     write_atomic(path, [safetensors.numpy.save(weights, {"format": "pt"})])
     return path
 
 
 def config_json(header: Header, tokenizer: Tokenizer, target: str) -> dict:
+    """The content of config.json."""
     model = header.config.model
     facts = {
         "model_type": "mlxgpt",
@@ -110,9 +153,7 @@ def config_json(header: Header, tokenizer: Tokenizer, target: str) -> dict:
         **model.shape(),
         **{key: getattr(model, setting) for key, setting in OPTIONS.items()},
         "mlp_dim": model.ffn_width,
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.eos_id,
+        **_token_ids(tokenizer),
         "tie_word_embeddings": False,
         "use_cache": True,
         "dtype": "float32",
@@ -128,24 +169,50 @@ def config_json(header: Header, tokenizer: Tokenizer, target: str) -> dict:
     }
 
 
+def _tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **_token_names(tokenizer),
+        "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False,
+        "padding_side": "left",
+        "split_special_tokens": True,  # text that spells a special token is encoded as text
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+
+
+def _token_ids(tokenizer: Tokenizer) -> dict:
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
+
+
+def _token_names(tokenizer: Tokenizer) -> dict:
+    bos, eos = special_names(tokenizer)
+    return {"bos_token": bos, "eos_token": eos, "pad_token": eos}
+
+
+def _dump(content: dict) -> str:
+    return json.dumps(content, indent=2)
+
+
 def tokenizer_json(tokenizer: Tokenizer) -> str:
-    """A file that the `tokenizers` library loads, for characters too."""
+    """The content of tokenizer.json, as the `tokenizers` library loads it; for characters too."""
     return character_json(tokenizer.characters) if tokenizer.kind == "char" else tokenizer.to_json()
 
 
 def special_names(tokenizer: Tokenizer) -> tuple[str, str]:
-    """BOS and EOS, as the tokenizer.json spells them."""
+    """BOS and EOS as tokenizer.json spells them."""
     if tokenizer.kind == "char":
         return character_specials(tokenizer.characters)
     return tokenizer.special_names
 
 
 def is_folder(path: Path) -> bool:
+    """Whether a path is a folder with a config.json."""
     return path.is_dir() and (path / "config.json").is_file()
 
 
 def require_whole(folder: Path) -> None:
-    """Raises BadFile or UserError unless a folder's weights and vocabulary can be read."""
+    """Raises BadFile or UserError unless the weights and the vocabulary of a folder can be read."""
     if "quantization" not in _json(folder / "config.json"):
         read_folder(folder)
     read_header(folder / "model.safetensors")
@@ -153,7 +220,7 @@ def require_whole(folder: Path) -> None:
 
 
 def read_folder(folder: Path) -> Checkpoint:
-    """A randyGPT export, or ours, as a checkpoint. Raises BadFile, naming file and place."""
+    """Reads an export of ours or of randyGPT's scripts. Raises BadFile, naming the file and the place in it."""
     facts = _json(folder / "config.json")
     kind = facts.get("model_type")
     if kind not in ("randygpt", "mlxgpt"):
@@ -183,14 +250,21 @@ def read_folder(folder: Path) -> Checkpoint:
     found = _checkpoint(model, vocab_size, weights, tokenizer.to_dict() if tokenizer else None)
     own = facts.get("mlxgpt", {})
     try:
-        said = {"step": int(own["iteration"]), "num_updates": int(own["step"]), "best_loss": float(own["best_loss"])}
-    except (KeyError, TypeError, ValueError):  # another's folder does not say
+        done = {
+            "step": int(own["iteration"]),
+            "num_updates": int(own["step"]),
+            "best_loss": float(own["best_loss"]),
+        }
+    except (KeyError, TypeError, ValueError):  # not an export of ours
         return found
-    return dataclasses.replace(found, header=dataclasses.replace(found.header, **said))
+    return dataclasses.replace(found, header=dataclasses.replace(found.header, **done))
 
 
-def read_state_dict(path: Path, wanted: dict) -> Checkpoint:
-    """A PyTorch state_dict of randyGPT's names in safetensors. The heads are not in it: they come from `wanted`."""
+def read_state_dict(path: Path, known: Mapping[str, Any]) -> Checkpoint:
+    """Reads a PyTorch state_dict of randyGPT's names in safetensors.
+
+    The number of heads is not in the file: it is taken from `known`, settings of [model], or from the common shapes.
+    """
     entries, _ = read_header(path)
     shapes = {name: entry.shape for name, entry in entries.items()}
     for name in ("wte.weight", "wpe.weight", "lm_head.weight"):
@@ -199,12 +273,12 @@ def read_state_dict(path: Path, wanted: dict) -> Checkpoint:
     vocab_size, n_embd = shapes["wte.weight"]
     layers = {int(name.split(".")[1]) for name in shapes if name.startswith("layers.") and name.split(".")[1].isdigit()}
     found = {"n_embd": n_embd, "n_layer": len(layers), "block_size": shapes["wpe.weight"][0]}
-    model = ModelConfig(**found, n_head=wanted.get("n_head") or rgpt.known_heads(path, found))
+    model = ModelConfig(**found, n_head=known.get("n_head") or rgpt.known_heads(path, found))
     return _checkpoint(model, vocab_size, _weights(path, shapes_of(model, vocab_size)), None)
 
 
 def _weights(path: Path, expected: dict[str, tuple[int, ...]]) -> Tensors:
-    """Exactly the expected tensors, as float32."""
+    """Reads exactly the expected tensors, as float32."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     entries, _ = read_header(path)

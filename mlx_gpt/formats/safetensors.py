@@ -1,0 +1,28 @@
+"""safetensors files: our checkpoints, and state_dicts of randyGPT's names, which are read only."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlx_gpt.checkpoint import store
+from mlx_gpt.checkpoint.store import Checkpoint
+from mlx_gpt.config.schema import Config
+from mlx_gpt.formats.huggingface.folder import read_state_dict
+
+
+class Safetensors:
+    """Our checkpoint. It holds every network."""
+
+    name, is_folder = "safetensors", False
+
+    def recognizes(self, path: Path) -> bool:
+        return path.is_file() and (path.suffix == ".safetensors" or store.is_safetensors(path))
+
+    def read(self, path: Path, known: Mapping[str, Any] | None = None) -> Checkpoint:
+        return store.load(path) if store.is_ours(path) else read_state_dict(path, known or {})
+
+    def write(self, checkpoint: Checkpoint, path: Path) -> None:
+        store.save(path, checkpoint)
+
+    def refuses(self, config: Config) -> str | None:
+        return None

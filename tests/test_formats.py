@@ -1,0 +1,101 @@
+"""The table of formats: each holds a network and gives it back, or says beforehand why it can't."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from test_model import NETWORKS
+
+from mlx_gpt.checkpoint.store import Checkpoint, Header
+from mlx_gpt.config.schema import Config, ModelConfig
+from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.formats import FORMATS, format_of
+from mlx_gpt.model.gpt import shapes_of
+
+CHARACTERS = "\nabcdefgh"
+
+
+def checkpoint(settings, tokenizer=True) -> Checkpoint:
+    model = ModelConfig(n_embd=16, n_head=2, n_layer=2, block_size=8, **settings)
+    vocab_size, draw = len(CHARACTERS) + 2, np.random.default_rng(0)
+    weights, m, v = (
+        {k: draw.normal(size=s).astype(np.float32) for k, s in shapes_of(model, vocab_size).items()} for _ in "wmv"
+    )
+    header = Header(
+        config=Config(model=model),
+        vocab_size=vocab_size,
+        step=7,
+        num_updates=6,
+        best_loss=2.5,
+        best_step=5,
+        tokenizer={"kind": "char", "characters": CHARACTERS} if tokenizer else None,
+        corpus="0" * 64,
+    )
+    moments = {f"{part}.{k}": t for part, tensors in (("m", m), ("v", v)) for k, t in tensors.items()}
+    return Checkpoint(header=header, weights=weights, optimizer=moments)
+
+
+@pytest.mark.parametrize("settings", [*NETWORKS, {"ffn_dim": 24}], ids=lambda s: "+".join(s) or "randyGPT's")
+@pytest.mark.parametrize("format", FORMATS.values(), ids=lambda f: f.name)
+def test_what_is_refused_raises_and_what_is_not_comes_back(tmp_path, format, settings):
+    before, path = checkpoint(settings), tmp_path / "model"
+    if reason := format.refuses(before.header.config):
+        with pytest.raises(UserError) as caught:
+            format.write(before, path)
+        assert str(caught.value) == reason and not path.exists()
+        return
+    format.write(before, path)
+    assert path.is_dir() == format.is_folder and format_of(path) is format
+    after = format.read(path, before.header.config.model.architecture())
+    assert after.weights.keys() == before.weights.keys()
+    assert all(np.array_equal(w, before.weights[k]) and w.dtype == np.float32 for k, w in after.weights.items())
+    ours, theirs = before.header, after.header
+    assert theirs.config.model.architecture() == ours.config.model.architecture()
+    assert (theirs.vocab_size, theirs.step, theirs.num_updates, theirs.best_loss) == (ours.vocab_size, 7, 6, 2.5)
+    assert theirs.tokenizer in (ours.tokenizer, None)
+    assert not after.optimizer or all(np.array_equal(after.optimizer[k], t) for k, t in before.optimizer.items())
+
+
+@pytest.mark.parametrize("format", FORMATS.values(), ids=lambda f: f.name)
+def test_every_row_keeps_to_the_protocol(format):
+    assert FORMATS[format.name] is format and isinstance(format.is_folder, bool)
+    assert format.refuses(checkpoint({}).header.config) is None, "randyGPT's network is held by all"
+
+
+def test_refusals_are_in_words_of_the_format():
+    config = checkpoint({"positions": "rotary", "qk_norm": True}).header.config
+    assert FORMATS["rgpt0002"].refuses(config) == (
+        'rgpt0002 holds randyGPT\'s network alone, not model.positions="rotary", model.qk_norm=true; '
+        "keep the safetensors file"
+    )
+
+
+@pytest.mark.parametrize(
+    "setting", [{"mixers": ("other",)}, {"ffn": "other"}, {"linear": "other"}, {"residual": "other"}]
+)
+def test_a_network_that_a_format_has_no_code_for_is_refused_before_anything_is_written(tmp_path, setting):
+    before, model = checkpoint({}), ModelConfig(n_embd=16, n_head=2, n_layer=2, block_size=8, **setting)
+    before = dataclasses.replace(before, header=dataclasses.replace(before.header, config=Config(model=model)))
+    for name, format in FORMATS.items():
+        if name == "safetensors":
+            assert format.refuses(before.header.config) is None
+            continue
+        assert f"{name} " in format.refuses(before.header.config)
+        with pytest.raises(UserError, match=f"model.{next(iter(setting))}="):
+            format.write(before, tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["huggingface", "mlx-lm"])
+def test_a_folder_needs_a_tokenizer(tmp_path, name):
+    with pytest.raises(UserError, match=f"{name} needs a tokenizer"):
+        FORMATS[name].write(checkpoint({}, tokenizer=False), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_no_format_recognizes_is_refused(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"nothing of the kind")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "a.bin", tmp_path / "folder"):
+        with pytest.raises(BadFile, match="neither an RGPT file nor a safetensors file"):
+            format_of(path)
