@@ -1,8 +1,7 @@
 """What mlxgpt 0.1.0 wrote is read, resumed and printed as before. fixtures/v0.1.0 holds its files.
 
 One CPU wrote the files. Another CPU may round otherwise, so numbers that a network computed are compared with a
-tolerance of 1e-3: far above rounding, which these runs of 20 updates amplify to 1e-5, and far below what ten updates
-change.
+tolerance of 1e-4. Another BLAS or other kernels move the weights of these runs by 3e-7, ten updates by far more.
 """
 
 import contextlib
@@ -39,7 +38,7 @@ from mlx_gpt.train.reports import EvalReport
 
 V010 = ROOT / "tests/fixtures/v0.1.0"
 FLAGS = json.loads((V010 / "flags.json").read_text())
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 SIZES = {"n_embd": 8, "n_head": 2, "n_layer": 1, "block_size": 16}
 SHAPE = [f"--set=model.{name}={size}" for name, size in SIZES.items()]
 # The settings of adamw/, as make.py has them.
@@ -258,7 +257,7 @@ def test_an_interrupted_run_ends_as_the_one_that_was_not(old, tmp_path, monkeypa
     ours, whole = store.load(Path(folder, "checkpoint.safetensors")), store.load(Path(f"whole/{name}.safetensors"))
     assert_close(ours.weights, whole.weights)
     assert_close(ours.optimizer, whole.optimizer)
-    assert max(np.abs(w - whole.weights[k]).max() for k, w in half.weights.items()) > 10 * TOLERANCE
+    assert max(np.abs(w - whole.weights[k]).max() for k, w in half.weights.items()) > 100 * TOLERANCE
     for field in ("step", "num_updates", "best_step", "bad_evals", "num_lr_cuts", "last_eval", "tokens", "corpus"):
         assert getattr(ours.header, field) == getattr(whole.header, field), field
     assert ours.header.best_loss == pytest.approx(whole.header.best_loss, abs=TOLERANCE)
