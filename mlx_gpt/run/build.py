@@ -1,6 +1,5 @@
 """From the first state of a run to its trainer: text, model, optimizer and data on the device."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from mlx_gpt.data.encoding import encode
 from mlx_gpt.data.tokenizer import Tokenizer
 from mlx_gpt.data.windows import Windows
 from mlx_gpt.device.lanes import divide, lanes
-from mlx_gpt.device.mlx import buffer_variables, mx
+from mlx_gpt.device.mlx import limit_buffers, mx
 from mlx_gpt.device.report import prepare
 from mlx_gpt.errors import OutOfRoom, UserError
 from mlx_gpt.model.cost import step_bytes
@@ -66,7 +65,7 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
     Raises UserError for a text shorter than a window, OutOfRoom for a step that does not fit into memory.
     """
     config, tokenizer = start.header.config, start.tokenizer
-    os.environ.update(buffer_variables(config.speed))  # read by MLX when the device is first used
+    limit_buffers(config.speed)
     prepare(config.train.dtype)
     require_memory(config, tokenizer.vocab_size)
     train, val = _windows(start, note)
