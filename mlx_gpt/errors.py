@@ -1,47 +1,47 @@
-"""What can go wrong for a user: one line to read and one exit code for the shell.
+"""Exceptions for errors that a user can act on. The command line prints one line for each and exits with its code.
 
-Every message names the thing, the value received, what is allowed and the next step to take.
-`assert` is kept for our own mistakes.
+Every message names the thing, the value received, what is allowed and the next step. Programming errors of mlxgpt
+itself are assertions instead.
 """
 
 
 class UserError(ValueError):
-    """Bad usage: a flag, a name, a value, a prompt."""
+    """Invalid usage: a flag, a name, a value or a prompt."""
 
     exit_code = 2
 
 
 class BadFile(UserError):
-    """A file that is missing its promise: corrupt, truncated, foreign, not text."""
+    """An invalid file: corrupt, truncated, of an unknown format, or not text."""
 
     exit_code = 3
 
 
 class ResumeRefused(UserError):
-    """A checkpoint that does not belong to this run, or a run folder that is in use."""
+    """A checkpoint that does not fit the requested run, or a run folder that another process uses."""
 
     exit_code = 4
 
 
 class Diverged(UserError):
-    """The loss or the gradient stopped being finite, several steps in a row."""
+    """Training diverged: for several steps in a row the loss or gradient was not finite, or the loss far too high."""
 
     exit_code = 5
 
 
 class OutOfRoom(UserError):
-    """The disk or the memory is full."""
+    """Not enough disk space or memory."""
 
     exit_code = 6
 
 
 class Disagreement(UserError):
-    """Two computations that should be one give different numbers: a fault of ours, not of the user."""
+    """Two implementations that should agree compute different results: an error in mlxgpt, not in its use."""
 
     exit_code = 1
 
 
 class EngineFailed(UserError):
-    """The server's engine failed again and again: a fault of ours or of the device."""
+    """The server's engine failed repeatedly: an error in mlxgpt or in the device."""
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and locks."""
+"""Atomic file writes, lock files, disk-space checks, and operating-system errors as messages for the user."""
 
 import contextlib
 import errno
@@ -13,9 +13,21 @@ from mlx_gpt.errors import OutOfRoom, ResumeRefused, UserError
 
 
 def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
-    """Writes beside `path`, syncs, renames, syncs the folder. A failure leaves what was there, and nothing else."""
+    """Writes a file that is complete or, after a failure or a crash, unchanged.
+
+    The order matters: the data must be on the disk before the rename, or a crash can leave an empty file under the
+    final name. The folder is synced last, so that the rename itself is on the disk when the function returns.
+
+    Args:
+        path: the file to write or replace.
+        chunks: its content.
+
+    Raises:
+        OutOfRoom: if the disk is full.
+        UserError: if the file cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with named(path):
+    with convert_os_errors(path):
         try:
             with open(temporary, "wb") as f:
                 for chunk in chunks:
@@ -28,34 +40,47 @@ def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 def make_folder(path: Path) -> None:
-    with named(path):
+    """Creates a folder and its parents unless they exist. Raises UserError or OutOfRoom."""
+    with convert_os_errors(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
-def require_space(folder: Path, num_bytes: int, what: str, cure: str) -> None:
-    """Raises OutOfRoom when the disk of `folder` holds less than the `num_bytes` that `what` needs."""
+def require_space(folder: Path, num_bytes: int, what: str, remedy: str) -> None:
+    """Raises OutOfRoom if the disk of `folder` has less than `num_bytes` free.
+
+    Args:
+        folder: an existing folder on that disk.
+        num_bytes: the space needed.
+        what: what needs the space, a plural, for the message.
+        remedy: what the user can do besides freeing space, for the message.
+    """
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise OutOfRoom(
-            f"{folder}: {free / 1e6:.1f} MB free, {what} need {num_bytes / 1e6:.1f} MB; free some, or {cure}"
+            f"{folder}: {free / 1e6:.1f} MB free, but {what} need {num_bytes / 1e6:.1f} MB; free some space, or "
+            f"{remedy}"
         )
 
 
 class FolderLock:
-    """Holds a run folder for this process. The system lets go of it however the process ends."""
+    """An exclusive lock on a run folder. The system releases it when the process ends, for whatever reason.
+
+    Raises:
+        ResumeRefused: if another process has the lock.
+    """
 
     def __init__(self, folder: Path):
         import fcntl
 
         path = folder / ".lock"
-        with named(path):
+        with convert_os_errors(path):
             self._file = open(path, "a")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
             raise ResumeRefused(
-                f"{folder}: another trainer is running in it; wait for it or choose another --out"
+                f"{folder}: another trainer is running in this folder; wait until it ends, or choose another --out"
             ) from None
 
     def release(self) -> None:
@@ -64,10 +89,15 @@ class FolderLock:
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Holds a lock file for this process while it lasts; calls `waiting` if another process must be waited for."""
+    """A context that has an exclusive lock on the file `path`, which is created if need be.
+
+    Args:
+        path: the lock file.
+        waiting: called once, before blocking, if another process has the lock.
+    """
     import fcntl
 
-    with named(path):
+    with convert_os_errors(path):
         file = open(path, "a")
     with file:
         try:
@@ -79,16 +109,16 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 
 def sync(file: BinaryIO) -> None:
-    """Sees that what was written is on the disk."""
+    """Flushes a file to the disk itself, past the caches of Python, of the system and, on macOS, of the drive."""
     file.flush()
     if sys.platform == "darwin":
         import fcntl
 
         try:
-            fcntl.fcntl(file, fcntl.F_FULLFSYNC)  # plain fsync may stop at the drive's cache
+            fcntl.fcntl(file, fcntl.F_FULLFSYNC)  # on macOS fsync alone leaves the data in the drive's cache
             return
         except OSError:
-            pass  # a network folder may not know it
+            pass  # not supported by some network file systems
     os.fsync(file)
 
 
@@ -101,15 +131,15 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Makes the system's errors while writing `path` ours."""
+def convert_os_errors(path: Path) -> Iterator[None]:
+    """A context that converts each OSError to an OutOfRoom or UserError that names `path` and the next step."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutOfRoom(f"{path}: no space left on the disk; free some and try again") from None
+            raise OutOfRoom(f"{path}: no space left on the disk; free some space and try again") from None
         if error.errno == errno.EFBIG:
             raise OutOfRoom(
-                f"{path}: larger than the system's limit on files; raise it (ulimit -f) or choose another disk"
+                f"{path}: exceeds the system's limit on the size of a file; raise it (ulimit -f) or choose another disk"
             ) from None
         raise UserError(f"{path}: {error.strerror}; choose a folder you can write to") from None

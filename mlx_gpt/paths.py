@@ -1,17 +1,20 @@
-"""Where mlxgpt keeps its files: the presets and manifests of the package, and the user's cache."""
+"""Paths of mlxgpt's own files: the presets and corpus manifests of the package, and the user's cache folder."""
 
 from pathlib import Path
 
 
 def resource_dir(name: str) -> Path:
-    """`presets` or `corpus`: inside an installed package, else at the top of the checkout."""
+    """Returns the folder `presets` or `corpus`: inside an installed package, or at the top of a source checkout."""
     package = Path(__file__).parent
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
 
 
 def cache_dir() -> Path:
-    """The user's cache folder for mlxgpt: in XDG_CACHE_HOME if it is set, else where the system keeps caches."""
-    import platformdirs  # costs as much as all other imports of this package's settings, which every --help reads
+    """Returns the user's cache folder for mlxgpt: in XDG_CACHE_HOME if it is set, else in the system's cache folder.
+
+    It may not exist yet.
+    """
+    import platformdirs  # imported here: it takes as long as all other imports that `mlxgpt --help` needs
 
     return platformdirs.user_cache_path("mlxgpt", appauthor=False)

@@ -97,7 +97,6 @@ UNDOCUMENTED = {
     "config/presets": "names_of",
     "config/table": "allowed lookup toml_value",
     "device/mlx": "on_gpu",
-    "files": "make_folder",
     "formats/huggingface/folder": "config_json is_folder",
     "formats/rgpt": "is_rgpt",
     "optim/clip": "clip_element clip_global clip_tensor",

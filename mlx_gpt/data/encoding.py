@@ -26,7 +26,7 @@ from mlx_gpt.data.corpus import Corpus, Piece
 from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer, alphabet, name_unknown
 from mlx_gpt.data.tokens import Tokens
 from mlx_gpt.errors import BadFile, UserError
-from mlx_gpt.files import locked, make_folder, named, require_space, sync, write_atomic
+from mlx_gpt.files import convert_os_errors, locked, make_folder, require_space, sync, write_atomic
 from mlx_gpt.paths import cache_dir
 
 HEADER = struct.Struct("<8sIIQQ32s32s32x")
@@ -165,7 +165,7 @@ def _make(path: Path, hashes: tuple[bytes, bytes], corpus: Corpus, tokenizer: To
         note(f"{corpus.name}: going on with its tokens, of which {state.count:,} are there")
     else:
         note(f"{corpus.name}: {corpus.num_bytes / 1e6:.0f} MB of text become tokens in {path}")
-    with named(part), open(part, "r+b" if state.pieces else "wb") as file:
+    with convert_os_errors(part), open(part, "r+b" if state.pieces else "wb") as file:
         file.seek(HEADER.size + state.count * width)
         file.truncate()
         last = state.count

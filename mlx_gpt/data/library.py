@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlx_gpt.config.presets import names_of
 from mlx_gpt.errors import BadFile, UserError
-from mlx_gpt.files import make_folder, named, write_atomic
+from mlx_gpt.files import convert_os_errors, make_folder, write_atomic
 from mlx_gpt.paths import cache_dir, resource_dir
 
 ABSENT = "downloaded when first used"
@@ -75,7 +75,7 @@ def _downloaded(name: str, facts: dict) -> Path:
             fetched = list(pool.map(lambda part: _retrieved(name, facts["url"] + part, parts[part], raw), parts))
     except OSError as error:
         if error.errno is not None:  # the disk's, not the network's
-            with named(raw):
+            with convert_os_errors(raw):
                 raise
         source = f"{facts['file']} of another machine's cache" if "parts" in facts else facts["url"]
         raise UserError(
