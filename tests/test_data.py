@@ -239,7 +239,7 @@ def test_draws_on_the_host_are_those_of_the_device():
 def kept(tmp_path, monkeypatch):
     """Every corpus is large, every piece small, and the state saved often; the user's cache."""
     monkeypatch.setattr(encoding, "cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(encoding, "KEPT_BYTES", 0)
+    monkeypatch.setattr(encoding, "MAPPED_BYTES", 0)
     monkeypatch.setattr(encoding, "SAVE_TOKENS", 50)
     monkeypatch.setattr(corpus_module, "PIECE", 40)
     return tmp_path / "cache/tokens"
@@ -261,7 +261,7 @@ def test_ids_from_a_file_are_those_in_memory(kept, monkeypatch, kind, texts):
     tokenizer = make_tokenizer(corpus, DataConfig(tokenizer=kind, vocab_size=300), told.append)
     first, again = encode(corpus, tokenizer, told.append), encode(corpus, tokenizer, told.append)
     assert isinstance(first.ids.host, np.memmap) and sum("become tokens" in text for text in told) == 1
-    monkeypatch.setattr(encoding, "KEPT_BYTES", 1 << 40)
+    monkeypatch.setattr(encoding, "MAPPED_BYTES", 1 << 40)
     plain = encode(corpus, tokenizer, told.append)
     assert_same(first, plain)
     assert_same(again, plain)
@@ -340,7 +340,7 @@ def test_two_processes_make_one_file(kept, tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from mlx_gpt.data import encoding as e; "
         "from mlx_gpt.data.corpus import open_corpus; from mlx_gpt.data.tokenizer import CharTokenizer; "
-        "e.KEPT_BYTES = 0; e.cache_dir = lambda: Path(sys.argv[1]); c = open_corpus([sys.argv[2]]); "
+        "e.MAPPED_BYTES = 0; e.cache_dir = lambda: Path(sys.argv[1]); c = open_corpus([sys.argv[2]]); "
         "t = e.encode(c, CharTokenizer.train(c.texts()), lambda s: print(s, flush=True)); "
         "print(len(t), t.ids.host.sum())"
     )

@@ -1,4 +1,4 @@
-"""Text to ids to windows."""
+"""Data: reads text, turns it into token ids, and cuts the ids into training windows."""
 
 from mlx_gpt.lazy import attach
 

@@ -1,7 +1,8 @@
-"""Where text comes from: names, files, folders and patterns of UTF-8 text, as a stream of documents.
+"""Corpora: named texts, files, folders and glob patterns, read as a stream of documents.
 
-A spec is a name, a path or a pattern, and may end in a weight, as `shakespeare:2`. Text is read in pieces, so a corpus
-may be larger than memory. Files end documents, and so does `<|eos|>` in a text.
+A spec is a name, a path or a pattern, optionally followed by a weight, as in `shakespeare:2`. A file is one document,
+or several if it contains `<|eos|>`. Each line of a JSON Lines file is a document. Text is UTF-8 and is read in pieces,
+so a corpus may be larger than memory.
 """
 
 import codecs
@@ -23,14 +24,14 @@ from mlx_gpt.data import library, markov
 from mlx_gpt.data.library import DOCUMENT_END
 from mlx_gpt.errors import BadFile, UserError
 
-# Folders of the standard library that are tests or programs rather than library source.
+# Folders of the standard library that contain tests, programs or installed packages rather than library source.
 NOT_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
-SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".jsonl.gz")  # of the files that a folder is read for
-PIECE = 1 << 20  # characters, about, that are read at once
+SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".jsonl.gz")  # of the files that are read from a folder
+PIECE = 1 << 20  # approximate size of a piece in characters; also the read size in bytes
 
 
 class Piece(NamedTuple):
-    """A part of a document; whether the document ends with it."""
+    """A part of a document. `ends` is true for the document's last part."""
 
     text: str
     ends: bool
@@ -38,22 +39,29 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """What one spec stands for. `weight` says how often it is read, next to the others."""
+    """The text of one spec.
+
+    Attributes:
+        name: the spec without its weight.
+        weight: how often the source is read, relative to the others.
+        num_bytes: the approximate size of its text.
+        read: opens the source; yields its files (or JSON lines), each as a stream of strings.
+    """
 
     name: str
     weight: float
     num_bytes: int
-    read: Callable[[], Iterable[Iterable[str]]]  # files, each a stream of text
+    read: Callable[[], Iterable[Iterable[str]]]
 
     def pieces(self) -> Iterator[Piece]:
-        """Its documents, none of them empty, cut so that no piece is much larger than PIECE if its lines are not."""
+        """Yields the nonempty documents in pieces. A piece is much larger than PIECE only if one of its lines is."""
         for file in self.read():
             yield from _documents(file)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """One or more sources."""
+    """One or more sources. `notes` are messages for the user, such as the number of skipped files."""
 
     name: str
     sources: tuple[Source, ...]
@@ -61,7 +69,7 @@ class Corpus:
 
     @property
     def num_bytes(self) -> int:
-        """About the size of its text."""
+        """The approximate size of the text."""
         return sum(source.num_bytes for source in self.sources)
 
     @property
@@ -69,12 +77,12 @@ class Corpus:
         return tuple(source.weight for source in self.sources)
 
     def texts(self) -> Iterator[str]:
-        """All text, in pieces."""
+        """Yields all text in pieces."""
         return (piece.text for source in self.sources for piece in source.pieces())
 
     @property
     def documents(self) -> list[str]:
-        """All documents, in memory."""
+        """All documents, loaded into memory."""
         found = [[]]
         for source in self.sources:
             for text, ends in source.pieces():
@@ -85,7 +93,10 @@ class Corpus:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the documents and their borders. Raises BadFile where there is none."""
+        """A SHA-256 that depends on the documents' text and borders, but not on how they are spread over files.
+
+        Raises BadFile if the corpus has no text.
+        """
         whole, document, empty = hashlib.sha256(), hashlib.sha256(), True
         for source in self.sources:
             for text, ends in source.pieces():
@@ -94,12 +105,20 @@ class Corpus:
                     whole.update(document.digest())
                     document, empty = hashlib.sha256(), False
         if empty:
-            raise BadFile(f"corpus {self.name}: no text in it; give a file or folder of UTF-8 text")
+            raise BadFile(f"corpus {self.name}: contains no text; give a file or folder of UTF-8 text")
         return whole.hexdigest()
 
 
 def open_corpus(specs: Sequence[str]) -> Corpus:
-    """Finds corpus names, files, folders and patterns, in the order given. Reads nothing of files yet."""
+    """Resolves specs to sources, in the order given. Files are listed here and read later.
+
+    A named corpus that is neither in MLXGPT_CORPUS_DIR nor in the cache is downloaded.
+
+    Raises:
+        UserError: if a name, path or weight is invalid, if a pattern matches nothing, if a name occurs twice, or if a
+            download fails.
+        BadFile: if a file or folder has no text, or if a named corpus has the wrong SHA-256.
+    """
     parsed = [_parse(spec) for spec in specs]
     for name, _ in parsed:
         if (times := sum(name == other for other, _ in parsed)) > 1:
@@ -110,7 +129,7 @@ def open_corpus(specs: Sequence[str]) -> Corpus:
 
 
 def corpus_name(specs: Sequence[str]) -> str:
-    """A short name for a run folder."""
+    """Returns a short name for a run folder, such as `shakespeare` or `notes-and-1`."""
     first = _parse(specs[0])[0]
     if first not in names_of("corpus"):
         first = re.sub(r"[^\w.-]+", "-", Path(first).name if glob.has_magic(first) else Path(first).resolve().stem)
@@ -118,7 +137,12 @@ def corpus_name(specs: Sequence[str]) -> str:
 
 
 def list_corpora() -> list[dict]:
-    """Each named corpus with its title, licence, size in bytes and state."""
+    """Describes the named corpora.
+
+    Returns:
+        For each corpus a dict of `name`, `title`, `license`, `bytes`, `state` (where its file is, in words) and
+        `network` (whether the first use downloads it).
+    """
     rows = []
     for name in names_of("corpus"):
         if name in BUILT_IN:
@@ -141,7 +165,7 @@ def list_corpora() -> list[dict]:
 
 
 def _parse(spec: str) -> tuple[str, float]:
-    """The name and the weight of a spec; a file whose own name ends so is meant as it is."""
+    """Splits a spec into name and weight. A spec that is the path of an existing file, as `odd:2`, has no weight."""
     name, colon, tail = spec.rpartition(":")
     if not colon or Path(spec).expanduser().exists() or name == "markov":
         return spec, 1.0
@@ -150,7 +174,7 @@ def _parse(spec: str) -> tuple[str, float]:
     except ValueError:
         return spec, 1.0
     if not 0 < weight < 1e6:
-        raise UserError(f"corpus {spec}: a weight is a number above 0 and below a million, as {name}:2")
+        raise UserError(f"corpus {spec}: the weight must be above 0 and below 1,000,000, as in {name}:2")
     return name, weight
 
 
@@ -162,32 +186,29 @@ def _source(name: str, weight: float, notes: list[str]) -> Source:
     if name in BUILT_IN:
         texts = BUILT_IN[name]()
         return Source(name, weight, sum(map(len, texts)), lambda: ([text] for text in texts))
-    paths = [library.fetched(name)] if name in names_of("corpus") else _files(name, notes)
+    paths = [library.fetch(name)] if name in names_of("corpus") else _files(name, notes)
     return Source(name, weight, sum(p.stat().st_size for p in paths), lambda: _contents(paths))
 
 
 def _files(name: str, notes: list[str]) -> list[Path]:
-    """The files that a path or a pattern stands for, sorted."""
+    """Returns the files of a path, folder or pattern, sorted by path. Appends a note on skipped files."""
     path = Path(name).expanduser()
     if path.is_dir():
-        inside = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+        inside = sorted(p for p in path.rglob("*") if p.is_file() and not _is_dotted(p.relative_to(path)))
         files = [p for p in inside if p.name.lower().endswith(SUFFIXES)]
-        if left := len(inside) - len(files):
-            kinds = ", ".join(
-                s or "none" for s, _ in Counter(p.suffix for p in inside if p not in files).most_common(5)
-            )
+        if skipped := len(inside) - len(files):
+            suffixes = Counter(p.suffix for p in inside if p not in files).most_common(5)
             notes.append(
-                f"corpus {name}: {left} files left out whose names don't end in {', '.join(SUFFIXES)} ({kinds})"
+                f"corpus {name}: {skipped} files left out, since only {', '.join(SUFFIXES)} are read; they end in "
+                f"{', '.join(suffix or 'no suffix' for suffix, _ in suffixes)}"
             )
         if not files:
-            raise BadFile(
-                f"corpus {name}: no {', '.join(SUFFIXES)} in this folder; put some into it, or give a pattern"
-            )
+            raise BadFile(f"corpus {name}: no {', '.join(SUFFIXES)} file in this folder; add one, or give a pattern")
         return files
     if glob.has_magic(name) and not path.exists():
         files = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
         if not files:
-            raise UserError(f"corpus {name!r}: the pattern matches no file")
+            raise UserError(f"corpus {name!r}: the pattern matches no file; check its path")
         return files
     if not path.exists():
         raise UserError(
@@ -195,18 +216,19 @@ def _files(name: str, notes: list[str]) -> list[Path]:
             "or give a path"
         )
     if path.is_char_device() or path.is_block_device():
-        raise BadFile(f"corpus {name}: a device; give a file or folder of UTF-8 text")
+        raise BadFile(f"corpus {name}: is a device; give a file or folder of UTF-8 text")
     if not path.stat().st_size:
-        raise BadFile(f"corpus {name}: an empty file; give UTF-8 text")
+        raise BadFile(f"corpus {name}: is an empty file; give a file of UTF-8 text")
     return [path]
 
 
-def _hidden(path: Path) -> bool:
+def _is_dotted(path: Path) -> bool:
+    """Whether a name in the path begins with a dot."""
     return any(part.startswith(".") for part in path.parts)
 
 
 def _contents(paths: Sequence[Path]) -> Iterator[Iterable[str]]:
-    """The text of each file; of JSON lines, of each line."""
+    """Yields the text of each file as a stream of strings; for JSON Lines, the text of each line."""
     for path in paths:
         name = path.name.lower()
         if name.endswith((".jsonl", ".jsonl.gz")):
@@ -216,27 +238,28 @@ def _contents(paths: Sequence[Path]) -> Iterator[Iterable[str]]:
 
 
 def _text(path: Path) -> Iterator[str]:
-    """A file's text in pieces. Raises BadFile that names the first byte that is not UTF-8."""
-    decoder, before = codecs.getincrementaldecoder("utf-8")(), 0
+    """Yields a file's text in blocks. Raises BadFile with the offset of the first byte that is not UTF-8."""
+    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
     with _opened(path) as file:
         while True:
             block = file.read(PIECE)
-            pending = len(decoder.getstate()[0])
+            pending = len(decoder.getstate()[0])  # bytes of an incomplete character at the end of the last block
             try:
                 text = decoder.decode(block, final=not block)
-                yield text if before else text.removeprefix("\ufeff")
+                yield text if offset else text.removeprefix("\ufeff")  # a byte order mark
             except UnicodeDecodeError as error:
-                place = before - pending + error.start
+                position = offset - pending + error.start
                 raise BadFile(
-                    f"corpus {path}: byte {place} is 0x{error.object[error.start]:02x}, not UTF-8 text"
+                    f"corpus {path}: byte {position} is 0x{error.object[error.start]:02x}, not UTF-8 text; convert the "
+                    "file to UTF-8"
                 ) from None
             if not block:
                 return
-            before += len(block)
+            offset += len(block)
 
 
 def _json_lines(path: Path) -> Iterator[Iterable[str]]:
-    """The field `text` of each line."""
+    """Yields the field `text` of each line, each as a stream of one string. Blank lines are skipped."""
     with _opened(path) as file:
         for number, line in enumerate(_lines(path, file), 1):
             if not line.strip():
@@ -246,18 +269,21 @@ def _json_lines(path: Path) -> Iterator[Iterable[str]]:
                 if not isinstance(text, str):
                     raise TypeError
             except (ValueError, KeyError, TypeError):
-                raise BadFile(f'corpus {path}: line {number} is no JSON object with a string as "text"') from None
-            yield [text.encode("utf-8", "replace").decode()]  # JSON may spell what no UTF-8 holds
+                raise BadFile(f'corpus {path}: line {number} is not a JSON object with a string under "text"') from None
+            # JSON can escape lone surrogates, which have no UTF-8 form and become "?".
+            yield [text.encode("utf-8", "replace").decode()]
 
 
 def _lines(path: Path, file) -> Iterator[bytes]:
+    """Yields the lines of a file. Raises BadFile where decompression fails."""
     try:
         yield from file
     except (OSError, EOFError) as error:
-        raise BadFile(f"corpus {path}: not a whole gzip file: {error}") from None
+        raise BadFile(f"corpus {path}: not a whole gzip file: {error}; download or compress it again") from None
 
 
 def _opened(path: Path):
+    """Opens a file, decompressed if its name ends in .gz. Raises BadFile."""
     try:
         return gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")
     except OSError as error:
@@ -265,24 +291,35 @@ def _opened(path: Path):
 
 
 def _documents(stream: Iterable[str]) -> Iterator[Piece]:
-    """The documents of a stream, cut at DOCUMENT_END and left out where empty, in pieces cut at borders."""
-    held, begun = "", False
+    """Splits a stream of text into documents at DOCUMENT_END, and long documents into pieces.
+
+    Empty documents are dropped. A long document is cut where no tokenizer merges across the cut (_last_border).
+    """
+    # `rest` is the text read but not yet yielded; `begun` says that a part of its document was already yielded.
+    rest, begun = "", False
     for text in stream:
-        held += text
-        *ended, held = held.split(DOCUMENT_END)
+        rest += text
+        *ended, rest = rest.split(DOCUMENT_END)  # a mark cut in two by the stream stays in `rest` and is found later
         for document in ended:
             if document or begun:
                 yield Piece(document, True)
             begun = False
-        if len(held) > PIECE and (cut := _last_border(held)):
-            yield Piece(held[:cut], False)
-            held, begun = held[cut:], True
-    if held or begun:
-        yield Piece(held, True)
+        if len(rest) > PIECE and (cut := _last_border(rest)):
+            yield Piece(rest[:cut], False)
+            rest, begun = rest[cut:], True
+    if rest or begun:
+        yield Piece(rest, True)
 
 
 def _last_border(text: str) -> int:
-    """The last place where a line ends after a word, 0 if there is none: a cut there changes no token."""
+    """Returns the index of the last newline that follows a non-space character, or 0 if there is none.
+
+    A cut there changes no token: character BPE merges within lines only, and GPT-2's pattern never joins a word to the
+    whitespace after it. A cut inside a run of whitespace could change tokens, since the pattern matches such runs.
+
+    >>> _last_border("one\\ntwo\\n\\n")
+    7
+    """
     end = text.rfind("\n")
     while end > 0 and text[end - 1].isspace():
         end = text.rfind("\n", 0, end)
@@ -290,12 +327,14 @@ def _last_border(text: str) -> int:
 
 
 def _pydocs() -> list[str]:
+    """Returns the help topics of the Python language reference, which come with Python."""
     from pydoc_data.topics import topics
 
     return [text for _, text in sorted(topics.items()) if text]
 
 
 def _stdlib() -> list[str]:
+    """Returns the source files of Python's standard library, without tests and programs."""
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(p for p in root.rglob("*.py") if not NOT_LIBRARY & set(p.relative_to(root).parts))
     return [text for text in (p.read_text("utf-8", errors="ignore") for p in files) if text]

@@ -1,4 +1,8 @@
-"""Named corpora that are files of others: their manifests, where they are found, how they are fetched and cleaned."""
+"""Named corpora that are downloaded: their manifests, their location, their download and their cleaning.
+
+A file is looked up in MLXGPT_CORPUS_DIR, then in the user's cache, and is otherwise downloaded into the cache. Its
+SHA-256 is checked each time it is opened.
+"""
 
 import hashlib
 import os
@@ -13,84 +17,97 @@ from mlx_gpt.files import convert_os_errors, make_folder, write_atomic
 from mlx_gpt.paths import cache_dir, resource_dir
 
 ABSENT = "downloaded when first used"
-DOCUMENT_END = "<|eos|>"  # between the parts of a corpus, and wherever else a text holds it
-AT_ONCE = 8  # downloads
+DOCUMENT_END = "<|eos|>"  # separates documents in a text file
+MAX_DOWNLOADS = 8  # concurrent
 
 
 def manifest(name: str) -> dict:
-    """What corpus/<name>.toml says: title and license; of what is downloaded also file, size in bytes, sha256 and url.
+    """Reads corpus/<name>.toml.
 
-    Where it has `parts`, a name and SHA-256 each, the file is made of them: each, at the url and its name, is cleaned
-    by the steps of `clean`, and they are joined as documents.
+    Every manifest has `title` and `license`. That of a downloaded corpus also has `file` (its name), `size` in bytes,
+    `sha256` and `url`. If it has `parts`, a table of names and SHA-256 hashes, the file is built from several
+    downloads, each at `url` followed by the part's name. `clean` lists steps of CLEANING, which are applied to each
+    part. The parts become the documents of the file.
     """
     return tomllib.loads((resource_dir("corpus") / f"{name}.toml").read_text("utf-8"))
 
 
 def state(name: str) -> str:
-    """Where the file of a named corpus is, in words."""
+    """Says in words where the file of a named corpus is, for `mlxgpt corpus list`."""
     facts = manifest(name)
     path = _local_file(facts)
     if not path:
         return ABSENT
-    if _is_wrong(path, facts):
-        return f"a wrong file (SHA-256) at {path}; remove it"
+    if _wrong_hash(path, facts):
+        return f"wrong SHA-256 at {path}; remove the file"
     return f"at {path}"
 
 
-def fetched(name: str) -> Path:
-    """The checked file of a named corpus, downloaded into the user's cache and cleaned if need be."""
+def fetch(name: str) -> Path:
+    """Returns the file of a named corpus. Downloads and cleans it first if there is none.
+
+    Raises:
+        BadFile: if the file or a download has the wrong SHA-256.
+        UserError: if the download fails.
+    """
     facts = manifest(name)
-    path = _local_file(facts) or _downloaded(name, facts)
-    if wrong := _is_wrong(path, facts):
+    path = _local_file(facts) or _download(name, facts)
+    if wrong := _wrong_hash(path, facts):
         raise BadFile(
-            f"corpus {name}: {path} has SHA-256 {wrong[:16]}..., {facts['sha256'][:16]}... is right; remove it"
+            f"corpus {name}: {path} has SHA-256 {wrong[:16]}..., expected {facts['sha256'][:16]}...; remove the file"
         )
     return path
 
 
 def _local_file(facts: dict) -> Path | None:
-    """The file in MLXGPT_CORPUS_DIR or the user's cache, if it is there."""
+    """Returns the file in MLXGPT_CORPUS_DIR or in the user's cache, or None."""
     folders = [cache_dir() / "corpus"]
-    if named := os.environ.get("MLXGPT_CORPUS_DIR"):
-        folders.insert(0, Path(named).expanduser())
+    if variable := os.environ.get("MLXGPT_CORPUS_DIR"):
+        folders.insert(0, Path(variable).expanduser())
         if not folders[0].is_dir():
-            raise UserError(f"MLXGPT_CORPUS_DIR={named}: no such folder; put {facts['file']} into one, or unset it")
+            raise UserError(
+                f"MLXGPT_CORPUS_DIR={variable}: no such folder; create it with {facts['file']} in it, or unset it"
+            )
     return next((path for folder in folders if (path := folder / facts["file"]).is_file()), None)
 
 
-def _is_wrong(path: Path, facts: dict) -> str:
-    """The SHA-256 of a file that should have another; nothing where it is right."""
+def _wrong_hash(path: Path, facts: dict) -> str:
+    """Returns the file's SHA-256 if it differs from the manifest's, else an empty string."""
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     return found if found != facts["sha256"] else ""
 
 
-def _downloaded(name: str, facts: dict) -> Path:
-    """The file, made in the user's cache of what is at its url. Parts that are there already are not fetched again."""
+def _download(name: str, facts: dict) -> Path:
+    """Builds the file in the user's cache from its download or parts.
+
+    The raw downloads are cached too, so a second attempt fetches only the missing parts.
+    """
     folder = cache_dir() / "corpus"
     raw, path = folder / "downloads", folder / facts["file"]
-    parts = facts.get("parts", {"": facts["sha256"]})
+    parts = facts.get("parts", {"": facts["sha256"]})  # without parts, the url itself is the only download
     make_folder(raw)
     try:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            fetched = list(pool.map(lambda part: _retrieved(name, facts["url"] + part, parts[part], raw), parts))
+        with ThreadPoolExecutor(MAX_DOWNLOADS) as pool:
+            files = list(pool.map(lambda part: _retrieve(name, facts["url"] + part, parts[part], raw), parts))
     except OSError as error:
-        if error.errno is not None:  # the disk's, not the network's
+        if error.errno is not None:  # an error of the disk: those of the network, raised by requests, have no errno
             with convert_os_errors(raw):
                 raise
         source = f"{facts['file']} of another machine's cache" if "parts" in facts else facts["url"]
         raise UserError(
             f"corpus {name}: the download failed ({type(error).__name__}); without a network put {source} at {path} "
             f"or into MLXGPT_CORPUS_DIR; {' and '.join(n for n in names_of('corpus') if 'url' not in manifest(n))} "
-            "need none"
+            "need no download"
         ) from None
-    texts = [file.read_bytes().decode("utf-8-sig") for file in fetched]
+    texts = [file.read_bytes().decode("utf-8-sig") for file in files]
     for step in facts.get("clean", []):
         texts = list(map(CLEANING[step], texts))
     write_atomic(path, [DOCUMENT_END.join(texts).encode()])
     return path
 
 
-def _retrieved(name: str, url: str, sha256: str, folder: Path) -> Path:
+def _retrieve(name: str, url: str, sha256: str, folder: Path) -> Path:
+    """Downloads one file into `folder` unless it was downloaded before. Raises BadFile if its hash is wrong."""
     import pooch
 
     pooch.get_logger().setLevel("ERROR")
@@ -101,19 +118,20 @@ def _retrieved(name: str, url: str, sha256: str, folder: Path) -> Path:
 
 
 def strip_gutenberg(text: str) -> str:
-    """The book alone, without what Project Gutenberg puts before and behind it, and the line of who typed it."""
+    """Removes Project Gutenberg's header and footer, and a first paragraph that credits the transcribers."""
     end = GUTENBERG_END.search(text, GUTENBERG_BEGIN.search(text).end())
     *_, begin = GUTENBERG_BEGIN.finditer(text, 0, end.start())
     return GUTENBERG_CREDIT.sub("", text[begin.end() : end.start()].strip()) + "\n"
 
 
 def unify_lines(text: str) -> str:
-    """Lines end in one newline, without spaces before it; at most one empty line follows another."""
+    """Converts line ends to a newline, removes trailing spaces, and limits runs of empty lines to one."""
     text = re.sub(r"[ \t]+\n", "\n", text.replace("\r\n", "\n"))
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-# Files of before 2002 have the small print alone; the last such line before the book ends what is not the book.
+# Files from before 2002 have no START line, only a line that ends the small print. Newer files can have both, so the
+# book begins after the last match that precedes its end.
 GUTENBERG_BEGIN = re.compile(r"^(?:\*\*\* ?START OF|\*END.*SMALL PRINT).*$", re.MULTILINE | re.IGNORECASE)
 GUTENBERG_END = re.compile(r"^(?:\*\*\* ?END OF|(?:The )?End of Project Gutenberg).*$", re.MULTILINE | re.IGNORECASE)
 GUTENBERG_CREDIT = re.compile(r"^(?:(?:This )?e-?text was prepared|E-text prepared|Produced) by(?:.+\n)+\n")

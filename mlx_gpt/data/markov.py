@@ -1,9 +1,12 @@
-"""Text of known entropy: a Markov chain of letters, drawn from a seed. What can be learned from it is known exactly.
+"""Synthetic text of known entropy: a Markov chain of letters, generated from a fixed seed.
 
-`markov:ORDER` is 1 million letters of 12 kinds, the next one drawn by the ORDER letters before it.
+The corpus `markov:ORDER` is 1 million letters from an alphabet of 12. Each letter depends on the ORDER letters before
+it. The entropy rate of the chain is the lowest loss that any model can reach on average, so it shows whether training
+works.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,37 +16,47 @@ from mlx_gpt.errors import UserError
 
 LETTERS = "abcdefghijkl"
 MAX_ORDER = 4
-CONCENTRATION = 0.3  # of the Dirichlet that each row is drawn from: a few letters are likely after each context
+CONCENTRATION = 0.3  # of the Dirichlet prior of each row; below 1, so a few letters are likely after each context
 SEED = 1906  # the year of Markov's paper
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain of an order: probabilities (A^order, A) of the next of A letters."""
+    """A Markov chain over A = 12 letters.
+
+    Attributes:
+        order: the number of letters that the next letter depends on.
+        length: the number of letters of its text.
+    """
 
     order: int
     length: int = 1_000_000
 
     @classmethod
     def parse(cls, name: str) -> "Chain":
-        """From `markov:2`."""
+        """Returns the chain of a corpus name such as `markov:2`. Raises UserError for an invalid order."""
         tail = name.partition(":")[2]
         if not tail.isdigit() or not 0 <= int(tail) <= MAX_ORDER:
-            raise UserError(f"corpus {name}: an order from 0 to {MAX_ORDER} follows, as markov:2")
+            raise UserError(f"corpus {name}: give an order from 0 to {MAX_ORDER}, as in markov:2")
         return cls(int(tail))
 
     @property
     def probabilities(self) -> np.ndarray:
+        """The probability of each letter after each context, (A^order, A) float64."""
         A = len(LETTERS)
         return np.random.default_rng([SEED, self.order]).dirichlet([CONCENTRATION] * A, A**self.order)
 
     def entropy_rate(self) -> float:
-        """Nats a letter: the entropy of each row, weighted by how often its context comes in the long run."""
+        """Returns the entropy rate in nats per letter.
+
+        It is the entropy of each row of `probabilities`, averaged over the stationary distribution of the contexts,
+        which is found by power iteration.
+        """
         p = self.probabilities
         rows = -(p * np.log(np.where(p > 0, p, 1))).sum(axis=1)
         A, contexts = len(LETTERS), np.full(len(p), 1 / len(p))
         for _ in range(10_000):
-            # A context forgets its oldest letter and takes in the next one.
+            # The next context drops the oldest letter (summed over) and appends the new one.
             after = (contexts[:, None] * p).reshape(A, -1, A).sum(axis=0).reshape(-1) if self.order else contexts
             if np.abs(after - contexts).max() < 1e-15:
                 break
@@ -51,21 +64,21 @@ class Chain:
         return float(contexts @ rows)
 
     def note(self) -> str:
+        """Returns a line for the user that names the lowest possible loss."""
         rate = self.entropy_rate()
         return (
-            f"markov:{self.order}: its entropy rate is {rate:.4f} nats a letter ({rate / math.log(2):.4f} bits); "
+            f"markov:{self.order}: its entropy rate is {rate:.4f} nats per letter ({rate / math.log(2):.4f} bits); "
             "no model can do better"
         )
 
     def pieces(self) -> Iterator[str]:
-        """The text, in lines of no meaning: none."""
+        """Yields the whole text as one piece without line breaks."""
         cumulative, A = np.cumsum(self.probabilities, axis=1), len(LETTERS)
         draws = np.random.default_rng([SEED, self.order, 1]).random(self.length)
         rows, size = [row.tolist() for row in cumulative], A**self.order
-        context, letters = 0, []
-        from bisect import bisect_right
-
+        context, letters = 0, []  # a context is a number in base A whose last digit is the newest letter
         for draw in draws.tolist():
+            # Rounding can leave the last cumulative sum below 1 and below the draw.
             letter = min(bisect_right(rows[context], draw), A - 1)
             letters.append(LETTERS[letter])
             context = (context * A + letter) % size

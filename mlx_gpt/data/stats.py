@@ -1,4 +1,4 @@
-"""What can be said of a text before training: its size, its tokens, and how well two of them foretell the next."""
+"""Statistics of a corpus: its size, its tokens, and the loss of an order-2 count model as a baseline."""
 
 import math
 from collections import Counter
@@ -8,12 +8,17 @@ import numpy as np
 from mlx_gpt.data.corpus import Corpus
 from mlx_gpt.data.tokens import Tokens
 
-MAX_IDS = 1 << 11  # alphabets above are no characters to count in threes
-BACKOFF = 1.0  # letters' worth of trust in the shorter context
+MAX_IDS = 1 << 11  # above this vocabulary size most token triples are too rare to count
+BACKOFF = 1.0  # pseudo-count of the shorter context's estimate
 
 
 def stats(corpus: Corpus, tokenizer, tokens: Tokens, val_fraction: float, most_common: int = 10) -> dict:
-    """Sizes, the most frequent tokens as (text, share), and order2_loss(), in nats and bits a token."""
+    """Computes the statistics that `mlxgpt corpus stats` reports.
+
+    Returns:
+        Sizes, the `most_common` most frequent tokens as (text, share), and, for vocabularies of at most MAX_IDS ids,
+        order2_loss() in nats and bits per token.
+    """
     counts = np.bincount(np.asarray(tokens.ids.host), minlength=tokenizer.vocab_size)
     order = np.argsort(-counts, kind="stable")[:most_common]
     facts = {
@@ -35,28 +40,40 @@ def stats(corpus: Corpus, tokenizer, tokens: Tokens, val_fraction: float, most_c
 
 
 def order2_loss(train: np.ndarray, val: np.ndarray, vocab_size: int) -> float:
-    """Nats a token on `val` of a model that counts, in `train`, what follows each two tokens.
+    """Returns the loss on `val` of a model that counts token triples in `train`.
 
-    What two tokens foretell is mixed with what one does, that with what none does, and that with a uniform guess.
+    The probability of token x after a context of n tokens interpolates the counts with the context of n - 1 tokens:
+
+        p_n(x) = (count(context, x) + BACKOFF * p_{n-1}(x)) / (count(context) + BACKOFF),   n = 0, 1, 2
+
+    where p_{-1} = 1 / vocab_size. The first two tokens of `val` have shorter contexts.
+
+    Args:
+        train: (N,) ids below MAX_IDS.
+        val: (M,) ids below MAX_IDS.
+        vocab_size: the number of ids.
+
+    Returns:
+        The mean loss in nats per token.
     """
     probability = np.full(len(val), 1 / vocab_size)
     for order in range(3):
-        contexts, followed = (Counter(_runs(train, n).tolist()) for n in (order, order + 1))
-        past = np.array([contexts[run] for run in _runs(val[:-1], order).tolist()])
-        hits = np.array([followed[run] for run in _runs(val, order + 1).tolist()])
+        context_counts, counts = (Counter(_ngrams(train, n).tolist()) for n in (order, order + 1))
+        past = np.array([context_counts[ngram] for ngram in _ngrams(val[:-1], order).tolist()])
+        hits = np.array([counts[ngram] for ngram in _ngrams(val, order + 1).tolist()])
         mixed = (hits + BACKOFF * probability[order:]) / (past + BACKOFF)
         probability = np.concatenate([probability[:order], mixed])
     return float(-np.log(probability).mean())
 
 
-def _runs(ids: np.ndarray, length: int) -> np.ndarray:
-    """Each run of `length` ids as one number, (N - length + 1,)."""
+def _ngrams(ids: np.ndarray, length: int) -> np.ndarray:
+    """Encodes each run of `length` consecutive ids as one number in base MAX_IDS, (N - length + 1,) int64."""
     count = max(len(ids) - length + 1, 0)
-    places = (ids[i : i + count].astype(np.int64) * MAX_IDS ** (length - 1 - i) for i in range(length))
-    return sum(places, np.zeros(count, np.int64))
+    digits = (ids[i : i + count].astype(np.int64) * MAX_IDS ** (length - 1 - i) for i in range(length))
+    return sum(digits, np.zeros(count, np.int64))
 
 
 def _ids(tokens: Tokens) -> np.ndarray:
-    """All ids of a split, documents one after the other."""
+    """Returns the ids of a split's documents, one after the other."""
     host = tokens.ids.host
     return np.concatenate([host[b : b + n] for b, n in zip(tokens.begins, tokens.lengths, strict=True)])

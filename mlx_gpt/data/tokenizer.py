@@ -1,6 +1,6 @@
-"""Text to ids and back: what all tokenizers share, and characters as tokens, as in randyGPT.
+"""The tokenizer interface, and the character tokenizer of randyGPT.
 
-Id 0 is BOS and 1 is EOS, unless a vocabulary of another origin says otherwise.
+Id 0 is BOS and id 1 is EOS, except in vocabularies read from files that define other ids.
 """
 
 from collections import Counter
@@ -14,7 +14,11 @@ SPECIALS = ("<|bos|>", "<|eos|>")
 
 
 class Tokenizer:
-    """A vocabulary: `pieces` are the UTF-8 bytes that each id stands for, none for the specials."""
+    """Base class of the tokenizers.
+
+    Args:
+        pieces: the UTF-8 bytes that each id stands for, V items; empty for special tokens.
+    """
 
     kind: str
     bos_id, eos_id = 0, 1
@@ -28,36 +32,53 @@ class Tokenizer:
 
     @property
     def dtype(self) -> type[np.unsignedinteger]:
-        """The smallest type that holds every id."""
+        """The smallest unsigned integer type that can store every id."""
         return np.uint8 if self.vocab_size <= 1 << 8 else np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def token_bytes(self) -> np.ndarray:
-        """UTF-8 length of each id, (V,) int32."""
+        """Returns the UTF-8 length of each id, (V,) int32."""
         return np.array([len(piece) for piece in self.pieces], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """What the ids stand for, one after the other; a character that is not whole becomes U+FFFD."""
+        """Returns the text of the ids. Bytes that are not valid UTF-8 become U+FFFD."""
         return b"".join(self.pieces[i] for i in ids).decode("utf-8", "replace")
 
     def encode(self, text: str, unknown: Counter | None = None) -> np.ndarray:
-        """Ids of the text, in the smallest unsigned type.
+        """Encodes a text.
 
-        Characters that the vocabulary lacks are left out and counted in `unknown`; without it they raise UserError.
+        Args:
+            text: the text.
+            unknown: counts the characters that are not in the vocabulary. They are dropped from the text.
+
+        Returns:
+            The ids, (N,), of type `dtype`.
+
+        Raises:
+            UserError: if a character is not in the vocabulary and `unknown` is None.
         """
         raise NotImplementedError
 
     def to_dict(self) -> dict:
-        """All of it, as JSON can hold it, under "kind" and more."""
+        """Returns the whole tokenizer as JSON values, with its kind under "kind"."""
         raise NotImplementedError
 
 
 class CharTokenizer(Tokenizer):
-    """The sorted distinct code points of a text, one id each."""
+    """One id for each character (Unicode code point): ids 2, 3, ... in code-point order.
+
+    >>> CharTokenizer("abc").encode("cab").tolist()
+    [4, 2, 3]
+
+    Args:
+        characters: the distinct characters in code-point order.
+
+    Raises:
+        BadFile: if the characters are not sorted and distinct.
+    """
 
     kind = "char"
 
     def __init__(self, characters: str):
-        """`characters`: the distinct characters in code-point order."""
         if list(characters) != sorted(set(characters)):
             raise BadFile("tokenizer: its characters are not sorted and distinct")
         super().__init__([b""] * len(SPECIALS) + [c.encode() for c in characters])
@@ -70,20 +91,20 @@ class CharTokenizer(Tokenizer):
 
     def encode(self, text: str, unknown: Counter | None = None) -> np.ndarray:
         points = code_points(text)
-        places = np.searchsorted(self._points, points)
-        known = places < len(self._points)
-        known[known] = self._points[places[known]] == points[known]
+        indices = np.searchsorted(self._points, points)
+        known = indices < len(self._points)
+        known[known] = self._points[indices[known]] == points[known]
         if not known.all():
             count_unknown((chr(p) for p in points[~known].tolist()), unknown)
-            places = places[known]
-        return (places + len(SPECIALS)).astype(self.dtype)
+            indices = indices[known]
+        return (indices + len(SPECIALS)).astype(self.dtype)
 
     def to_dict(self) -> dict:
         return {"kind": self.kind, "characters": self.characters}
 
 
 def alphabet(texts: Iterable[str]) -> set[str]:
-    """The characters of all texts, one text in memory at a time."""
+    """Returns the characters of all texts, with one text in memory at a time."""
     found: set[str] = set()
     for text in texts:
         found.update(text)
@@ -91,7 +112,7 @@ def alphabet(texts: Iterable[str]) -> set[str]:
 
 
 def count_unknown(characters: Iterable[str], unknown: Counter | None) -> None:
-    """Counts unknown characters, or refuses them where nobody counts."""
+    """Adds unknown characters to the counter. Raises UserError if there is none."""
     found = Counter(characters)
     if unknown is None:
         raise UserError(f"{name_unknown(found)} not in the vocabulary")
@@ -99,12 +120,16 @@ def count_unknown(characters: Iterable[str], unknown: Counter | None) -> None:
 
 
 def name_unknown(unknown: Counter) -> str:
-    """The first few unknown characters, so that a user can find them, and "is" or "are"."""
+    """Names up to five unknown characters and their code points, followed by "is" or "are".
+
+    >>> name_unknown(Counter("é"))
+    "'é' (U+00E9) is"
+    """
     shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in list(unknown)[:5])
     more = len(unknown) - 5
     return shown + (f" and {more} more are" if more > 0 else " are" if len(unknown) > 1 else " is")
 
 
 def code_points(text: str) -> np.ndarray:
-    """Unicode code points, (N,) uint32."""
+    """Returns the Unicode code points of a text, (N,) uint32."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)

@@ -1,4 +1,4 @@
-"""Storage of token ids: the ids of all documents in one array, and where each document lies.
+"""Storage of token ids: one array of the ids of all documents, and the position and length of each document.
 
 Shapes: N tokens, D documents.
 """
@@ -13,7 +13,10 @@ from mlx_gpt.device.mlx import mx
 
 
 class Ids:
-    """All ids of a corpus, (N,) uint8, uint16 or uint32: in memory or a mapped file, and on the device if asked."""
+    """The ids of a corpus, (N,) uint8, uint16 or uint32, in memory or in a mapped file.
+
+    `host` is the array as given. `device` is a copy on the device, made when it is first used.
+    """
 
     def __init__(self, host: np.ndarray):
         self.host = host
@@ -25,9 +28,14 @@ class Ids:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Documents in an array of ids: where each begins, how long it is, (D,) int64, and the source it is from, (D,).
+    """A set of documents in an array of ids.
 
-    `weights` says how often each source is read, next to the others.
+    Attributes:
+        ids: the array. It may contain tokens of no document of this set: both splits share one array.
+        begins: the position of each document's first token, (D,) int64.
+        lengths: the number of tokens of each document, (D,) int64.
+        sources: the index of the source that each document comes from, (D,) int64.
+        weights: how often each source is read, relative to the others.
     """
 
     ids: Ids
@@ -38,7 +46,7 @@ class Tokens:
 
     @classmethod
     def of(cls, ids: np.ndarray, lengths: Sequence[int], sources: Sequence[int] | None = None, **rest) -> "Tokens":
-        """Documents one after the other, of one source unless said otherwise."""
+        """Describes documents of these lengths that follow each other in `ids`; by default all of source 0."""
         lengths = np.asarray(lengths, np.int64)
         sources = np.zeros(len(lengths), np.int64) if sources is None else np.asarray(sources, np.int64)
         return cls(ids=Ids(ids), begins=np.cumsum(lengths) - lengths, lengths=lengths, sources=sources, **rest)
@@ -47,11 +55,21 @@ class Tokens:
         return int(self.lengths.sum())
 
     def fits(self, megabytes: int) -> bool:
-        """Whether the ids take no more than so many MB."""
+        """Whether the array of ids takes at most this many megabytes (10^6 bytes)."""
         return self.ids.host.nbytes <= megabytes * 1_000_000
 
     def split(self, val_fraction: float) -> tuple["Tokens", "Tokens"]:
-        """Of each source the first tokens to train on, and the last `val_fraction`; a document is cut at the border."""
+        """Splits each source into its first tokens for training and its last `val_fraction` for validation.
+
+        The split is by tokens. A document that lies on the border is cut into two documents:
+
+        >>> train, val = Tokens.of(np.arange(10), [6, 4]).split(0.5)
+        >>> train.lengths.tolist(), val.lengths.tolist()
+        ([5], [1, 4])
+
+        Returns:
+            The training tokens and the validation tokens. Both share the array of ids.
+        """
         train, val = self.lengths.copy(), np.zeros_like(self.lengths)
         for source in range(len(self.weights)):
             own = self.sources == source
@@ -59,8 +77,9 @@ class Tokens:
             cut = int(ends[-1] * (1 - val_fraction)) if len(ends) else 0
             train[own] = np.clip(cut - (ends - self.lengths[own]), 0, self.lengths[own])
         val = self.lengths - train
-        return self._some(self.begins, train), self._some(self.begins + train, val)
+        return self._without_empty(self.begins, train), self._without_empty(self.begins + train, val)
 
-    def _some(self, begins: np.ndarray, lengths: np.ndarray) -> "Tokens":
-        kept = lengths > 0
-        return replace(self, begins=begins[kept], lengths=lengths[kept], sources=self.sources[kept])
+    def _without_empty(self, begins: np.ndarray, lengths: np.ndarray) -> "Tokens":
+        """The same ids with other document borders, without documents of length 0."""
+        nonempty = lengths > 0
+        return replace(self, begins=begins[nonempty], lengths=lengths[nonempty], sources=self.sources[nonempty])

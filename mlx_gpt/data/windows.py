@@ -1,6 +1,6 @@
-"""Windows cut from token ids, and batches of them.
+"""Windows of token ids, and the batches made of them.
 
-Shapes: N tokens, D documents, B windows, T block_size.
+Shapes: N tokens, D documents, B windows in a batch, T block_size, W windows in an epoch or in a pass over a source.
 """
 
 from functools import cached_property
@@ -13,11 +13,14 @@ from mlx_gpt.data.tokens import Tokens
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
 
-MAX_PLACES = 1 << 31  # that an index on the device can tell apart
+MAX_TOKENS = 1 << 31  # token positions are int32 on the device
 
 
 class Batch(NamedTuple):
-    """Inputs and targets (B, T); `mask` (B, T) float32 is 0 where a target lies past its document's end."""
+    """Inputs and targets, (B, T) int32, and a mask, (B, T) float32.
+
+    The mask is 1 where the target belongs to the window's document and 0 past the document's end.
+    """
 
     inputs: mx.array
     targets: mx.array
@@ -25,132 +28,210 @@ class Batch(NamedTuple):
 
 
 class Windows:
-    """The windows of block_size + 1 tokens in a split. No window crosses a document's end.
+    """The windows of T + 1 tokens in one split: T inputs, and the same tokens shifted by one as targets.
 
-    A document of L tokens has L - T starts, drawn uniformly. One too short for a full window is read from its first
-    token, its targets masked past the end, and weighs its own length in draws: every token can be drawn.
+    A window is stored as two positions in the token array: its first token and the end (exclusive) of its document.
+    A set of B windows is an array (2, B) int32: row 0 the first tokens, row 1 the document ends. Ids past the document
+    end may belong to the next document. They are masked, so no window is trained across a document border.
 
-    A window is told by its first token and its document's end. read() makes of these what gather() takes to make a
-    batch of: the same, where the ids are on the device, and ids read from memory or a file, where they are not.
+    A document of L tokens has max(L - T, 1) possible starts. A document of L <= T tokens has one start, its first
+    token, and the targets past its end are masked. A document of one token is skipped: it has nothing to predict.
+
+    There are three ways to choose windows:
+
+    - `draw`: random windows with replacement. A document is drawn with a probability proportional to
+      max(L - T, min(L, T)) times the weight of its source, then one of its starts uniformly. Short documents are
+      therefore drawn in proportion to their length, and every token can be drawn.
+    - `shuffled`: epochs. Each epoch reads each document once, in windows at most T apart.
+    - `sweep`: for evaluation. Every token is predicted once, except the first of each document.
+
+    Example with T = 4 and documents of 11, 3, 1 and 2 tokens, which occupy positions 0-10, 11-13, 14 and 15-16:
+
+    >>> tokens = Tokens.of(np.arange(17, dtype=np.uint8), [11, 3, 1, 2])
+    >>> windows = Windows(tokens, block_size=4)
+
+    The documents have 7, 1, none and 1 starts. They are drawn with weights 7, 3, 0 and 2:
+
+    >>> windows.draw(seed=0, stream="windows", index=0, size=8)
+    array([[15, 11, 11, 15,  5, 11,  5,  4],
+           [17, 14, 14, 17, 11, 14, 11, 11]], dtype=int32)
+
+    An epoch cuts the 7 starts 0-6 of the first document into ceil(7 / 4) = 2 equal parts of 3.5 starts and takes one
+    window from each part, both at the same random offset. In the first epoch the offset is 0.61 of a part, so the
+    windows start at floor(0.61 * 3.5) = 2 and floor(1.61 * 3.5) = 5. In the second it is 0.94: they start at 3 and 6.
+    The two short documents need one window each, so an epoch has 4 windows, in random order:
+
+    >>> windows.windows_per_epoch
+    4
+    >>> windows.shuffled(seed=0, first=0, size=8)
+    array([[11, 15,  5,  2,  6,  3, 11, 15],
+           [14, 17, 11, 11, 11, 11, 14, 17]], dtype=int32)
+
+    The window at 11 is the document of 3 tokens. It predicts tokens 12 and 13; two of its four targets are masked:
+
+    >>> windows.batch(np.array([[11], [14]], np.int32)).mask
+    array([[1, 1, 0, 0]], dtype=float32)
+
+    Args:
+        tokens: the tokens of one split.
+        block_size: T, the length of a window's inputs.
+        on_device: whether the token ids are stored on the device. If not, `read` takes the windows' ids from memory
+            or from the mapped file.
+
+    Raises:
+        UserError: if no document has two tokens, or if there are MAX_TOKENS tokens or more.
     """
 
     def __init__(self, tokens: Tokens, block_size: int, on_device: bool = True):
-        readable = tokens.lengths > 1
+        usable = tokens.lengths > 1
         self.block_size, self.num_tokens, self.on_device = block_size, len(tokens), on_device
-        self._ids, self._begins, self._lengths = tokens.ids.host, tokens.begins[readable], tokens.lengths[readable]
+        self._ids, self._begins, self._lengths = tokens.ids.host, tokens.begins[usable], tokens.lengths[usable]
         self._device_ids = tokens.ids.device if on_device else None
-        self._sources, self._weights = tokens.sources[readable], tokens.weights
+        self._sources, self._weights = tokens.sources[usable], tokens.weights
         if not len(self._lengths):
-            raise UserError(f"a split of {len(tokens)} tokens holds no window; give a longer corpus")
-        if len(self._ids) >= MAX_PLACES:
-            raise UserError(f"corpus of {len(self._ids)} tokens: at most {MAX_PLACES} can be told apart")
-        self._starts = np.maximum(self._lengths - block_size, 1)
-        shares = (
-            np.maximum(self._starts, np.minimum(self._lengths, block_size)) * np.array(self._weights)[self._sources]
-        )
-        self._draws = np.cumsum(shares)
-        self._epochs: dict[tuple, np.ndarray] = {}
+            raise UserError(
+                f"a split of {len(tokens)} tokens has no document of two tokens or more; give a longer corpus"
+            )
+        if len(self._ids) >= MAX_TOKENS:
+            raise UserError(
+                f"corpus of {len(self._ids)} tokens: fewer than {MAX_TOKENS} are supported; give a smaller corpus"
+            )
+        self._num_starts = np.maximum(self._lengths - block_size, 1)
+        draw_weights = np.maximum(self._num_starts, np.minimum(self._lengths, block_size))
+        self._cumulative_weights = np.cumsum(draw_weights * np.array(self._weights)[self._sources])
+        self._cache: dict[tuple, np.ndarray] = {}
 
     def draw(self, seed: int, stream: str, index: int, size: int) -> np.ndarray:
-        """First tokens and document ends, (2, B) int32, of `size` random windows."""
+        """Draws `size` random windows with replacement; a function of its arguments alone.
+
+        Returns:
+            The windows, (2, B) int32, with B = `size`.
+        """
         which, where = _uniform(seed, stream, index, 2 * size).reshape(size, 2).T
-        document = np.searchsorted(self._draws, which * self._draws[-1], side="right")
-        starts = self._begins[document] + (where * self._starts[document]).astype(np.int64)
+        document = np.searchsorted(self._cumulative_weights, which * self._cumulative_weights[-1], side="right")
+        starts = self._begins[document] + (where * self._num_starts[document]).astype(np.int64)
         return np.stack([starts, (self._begins + self._lengths)[document]]).astype(np.int32)
 
     def shuffled(self, seed: int, first: int, size: int) -> np.ndarray:
-        """Windows `first` to `first + size` of an endless row of epochs, as draw() gives them.
+        """Returns windows `first` to `first + size` of an endless sequence of shuffled epochs.
 
-        An epoch reads a source of weight 1 once, one of weight 2 twice, in random order. Reading a source once is
-        reading each of its documents once, from a random offset on: the document's starts are cut into as many equal
-        parts as it needs windows, and one is taken from each part, at the same offset.
+        An epoch makes one pass over a source of weight 1 and two over a source of weight 2. Of a source of weight 0.5
+        it reads half of the windows of a pass, and the next epoch reads the other half.
+
+        A pass reads each document once: the document's starts are cut into ceil(starts / T) equal parts, and one window
+        is taken from each part, all at one random offset within their parts. Neighbouring windows are thus at most T
+        apart and leave no gap; at either edge of a document up to T - 1 tokens may be left out of a pass. Over many
+        epochs every start is equally likely. The class docstring has an example.
+
+        Returns:
+            The windows, (2, B) int32, with B = `size`. They may span epochs.
         """
-        epochs, places = np.divmod(np.arange(first, first + size), self.windows_per_epoch)
+        epochs, indices = np.divmod(np.arange(first, first + size), self.windows_per_epoch)
         windows = np.empty((2, size), np.int32)
         for epoch in np.unique(epochs).tolist():
-            own = epochs == epoch
-            windows[:, own] = self._epoch(seed, epoch)[:, places[own]]
+            in_epoch = epochs == epoch
+            windows[:, in_epoch] = self._epoch(seed, epoch)[:, indices[in_epoch]]
         return windows
 
     @property
     def windows_per_epoch(self) -> int:
-        return sum(self._per_epoch)
+        return sum(self._windows_per_source)
 
     @cached_property
-    def _parts(self) -> np.ndarray:
-        """How many windows each document needs, (D,)."""
-        return -(-self._starts // self.block_size)
+    def _num_parts(self) -> np.ndarray:
+        """The number of windows that cover each document, (D,)."""
+        return -(-self._num_starts // self.block_size)
 
     @cached_property
-    def _per_epoch(self) -> list[int]:
-        """How many windows of each source an epoch reads."""
-        needed = np.bincount(self._sources, self._parts, len(self._weights))
-        return [max(round(n * weight), 1) if n else 0 for n, weight in zip(needed.tolist(), self._weights, strict=True)]
+    def _windows_per_source(self) -> list[int]:
+        """The number of windows that an epoch reads of each source: those of one pass times the source's weight."""
+        per_pass = np.bincount(self._sources, self._num_parts, len(self._weights))
+        return [
+            max(round(n * weight), 1) if n else 0 for n, weight in zip(per_pass.tolist(), self._weights, strict=True)
+        ]
 
     def _epoch(self, seed: int, epoch: int) -> np.ndarray:
-        """An epoch's windows in its order, (2, W)."""
-        return self._kept((seed, epoch), lambda: self._make_epoch(seed, epoch))
+        """Returns one epoch's windows in shuffled order, (2, W)."""
+        return self._cached((seed, epoch), lambda: self._make_epoch(seed, epoch))
 
     def _make_epoch(self, seed: int, epoch: int) -> np.ndarray:
         found = []
-        for source, count in enumerate(self._per_epoch):
+        for source, count in enumerate(self._windows_per_source):
             if not count:
                 continue
-            needed = int(self._parts[self._sources == source].sum())
-            rounds, places = np.divmod(np.arange(epoch * count, (epoch + 1) * count), needed)
-            for number in np.unique(rounds).tolist():
-                found.append(self._round(seed, source, number)[:, places[rounds == number]])
+            # Passes over a source follow each other without regard to epochs: if the weight is not an integer, an
+            # epoch begins in the middle of a pass, where the epoch before it stopped.
+            per_pass = int(self._num_parts[self._sources == source].sum())
+            passes, indices = np.divmod(np.arange(epoch * count, (epoch + 1) * count), per_pass)
+            for number in np.unique(passes).tolist():
+                found.append(self._pass(seed, source, number)[:, indices[passes == number]])
         windows = np.concatenate(found, axis=1)
-        return windows[:, _order(seed, rng.EPOCHS, epoch, windows.shape[1])]
+        return windows[:, _permutation(seed, rng.EPOCHS, epoch, windows.shape[1])]
 
-    def _round(self, seed: int, source: int, number: int) -> np.ndarray:
-        """The windows of one reading of a source, in random order, (2, W)."""
+    def _pass(self, seed: int, source: int, number: int) -> np.ndarray:
+        """Returns the windows of one pass over a source in shuffled order, (2, W)."""
 
         def make() -> np.ndarray:
             stream = f"{rng.EPOCHS}/{source}"
             own = np.flatnonzero(self._sources == source)
-            document = np.repeat(own, self._parts[own])
-            part = np.arange(len(document)) - np.repeat(
-                np.cumsum(self._parts[own]) - self._parts[own], self._parts[own]
-            )
-            offset = np.repeat(_uniform(seed, stream, 2 * number, len(own)), self._parts[own])
-            width = self._starts[document] / self._parts[document]
+            num_parts = self._num_parts[own]
+            document = np.repeat(own, num_parts)
+            part = np.arange(len(document)) - np.repeat(np.cumsum(num_parts) - num_parts, num_parts)
+            # One pass uses two indices of the stream: 2 n for the offsets and 2 n + 1 for the order.
+            offset = np.repeat(_uniform(seed, stream, 2 * number, len(own)), num_parts)
+            width = self._num_starts[document] / self._num_parts[document]
             starts = self._begins[document] + ((part + offset) * width).astype(np.int64)
             windows = np.stack([starts, (self._begins + self._lengths)[document]]).astype(np.int32)
-            return windows[:, _order(seed, stream, 2 * number + 1, len(document))]
+            return windows[:, _permutation(seed, stream, 2 * number + 1, len(document))]
 
-        return self._kept((seed, source, number), make)
+        return self._cached((seed, source, number), make)
 
-    def _kept(self, name: tuple, make) -> np.ndarray:
-        """What was made under a name; two epochs' worth is kept."""
-        if name not in self._epochs:
-            last = list(self._epochs.items())[-2 * len(self._weights) - 1 :]
-            self._epochs = dict(last) | {name: make()}
-        return self._epochs[name]
+    def _cached(self, key: tuple, make) -> np.ndarray:
+        """Returns make(), cached under `key`. Two epochs' arrays are cached, since a batch may span two epochs."""
+        if key not in self._cache:
+            newest = list(self._cache.items())[-2 * len(self._weights) - 1 :]
+            self._cache = dict(newest) | {key: make()}
+        return self._cache[key]
 
     def read(self, windows: np.ndarray) -> tuple[np.ndarray, ...]:
-        """What gather() takes, of windows (2, B); touches no device."""
+        """Prepares on the host the arrays that `gather` turns into a batch. Uses no device, so it can run in a thread.
+
+        Args:
+            windows: (2, B) int32.
+
+        Returns:
+            First tokens and document ends, (B,) each. If the ids are not on the device, they are preceded by the
+            windows' ids, (B, T + 1) int32.
+        """
         starts, ends = windows
         if self.on_device:
             return starts, ends
-        places = starts[:, None].astype(np.int64) + np.arange(self.block_size + 1)  # (B, T + 1)
-        return self._ids[np.minimum(places, len(self._ids) - 1)].astype(np.int32), starts, ends
+        positions = starts[:, None].astype(np.int64) + np.arange(self.block_size + 1)  # (B, T + 1)
+        return self._ids[np.minimum(positions, len(self._ids) - 1)].astype(np.int32), starts, ends
 
-    def gather(self, *read: mx.array) -> Batch:
-        """The batch of what read() gave, on the device; can be traced."""
-        *ids, starts, ends = read
-        places = starts[:, None] + mx.arange(self.block_size + 1)  # (B, T + 1)
+    def gather(self, *arrays: mx.array) -> Batch:
+        """Builds the batch on the device from the arrays that `read` returned. Can be traced by mx.compile."""
+        *ids, starts, ends = arrays
+        positions = starts[:, None] + mx.arange(self.block_size + 1)  # (B, T + 1)
         if self.on_device:
-            ids = [self._device_ids[mx.minimum(places, len(self._ids) - 1)].astype(mx.int32)]
-        mask = (places[:, 1:] < ends[:, None]).astype(mx.float32)
+            # MLX checks no bounds: the windows of the last document are clamped to the array.
+            ids = [self._device_ids[mx.minimum(positions, len(self._ids) - 1)].astype(mx.int32)]
+        mask = (positions[:, 1:] < ends[:, None]).astype(mx.float32)
         return Batch(ids[0][:, :-1], ids[0][:, 1:], mask)
 
     def batch(self, windows: np.ndarray) -> Batch:
-        """The batch of windows (2, B)."""
+        """Returns the batch of windows (2, B)."""
         return self.gather(*map(mx.array, self.read(windows)))
 
     def sweep(self, size: int) -> list[np.ndarray]:
-        """Batches of `size` windows, (2, B) each, that predict every token once, but the first of each document."""
+        """Returns batches that together predict every token once, except the first of each document.
+
+        Windows begin at every T-th token of a document, so the last target of one window is the first input of the
+        next. With T = 4 a document of 11 tokens gives windows at 0, 4 and 8, which predict tokens 1-4, 5-8 and 9-10.
+
+        Returns:
+            A list of windows, (2, `size`) int32 each. The last array is padded as `batches` says.
+        """
         T = self.block_size
         counts = -(-(self._lengths - 1) // T)
         part = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -159,16 +240,19 @@ class Windows:
 
 
 def batches(windows: np.ndarray, size: int) -> list[np.ndarray]:
-    """Cuts into batches of one size; the last is filled up with windows that are masked throughout."""
+    """Splits windows (2, n) into arrays (2, `size`). The last one is padded with windows whose targets are all masked.
+
+    A padding window is (0, 0): its document ends at position 0, before its first target.
+    """
     windows = np.pad(windows, ((0, 0), (0, -windows.shape[1] % size)))
     return [windows[:, i : i + size] for i in range(0, windows.shape[1], size)]
 
 
 def _uniform(seed: int, stream: str, index: int, count: int) -> np.ndarray:
-    """Numbers from 0 to 1, (count,) float64."""
+    """Returns uniform numbers in [0, 1), (count,) float64."""
     return rng.host_bits(seed, stream, index, count) / 2**32
 
 
-def _order(seed: int, stream: str, index: int, count: int) -> np.ndarray:
-    """A random order of 0 to count - 1."""
+def _permutation(seed: int, stream: str, index: int, count: int) -> np.ndarray:
+    """Returns a random permutation of 0 to count - 1, (count,) int64."""
     return np.argsort(rng.host_bits(seed, stream, index, count), kind="stable")
