@@ -96,7 +96,6 @@ UNDOCUMENTED = {
     "cli/options": "echo_json",
     "config/presets": "names_of",
     "config/table": "allowed lookup toml_value",
-    "device/mlx": "on_gpu",
     "formats/huggingface/folder": "config_json is_folder",
     "formats/rgpt": "is_rgpt",
     "optim/clip": "clip_element clip_global clip_tensor",

@@ -1,4 +1,4 @@
-"""The machine that computes: MLX, its streams, and what makes it fast."""
+"""The device: imports and configures MLX, divides work among CPU cores, and reports what the machine offers."""
 
 from mlx_gpt.lazy import attach
 

@@ -1,11 +1,13 @@
-"""A fast matrix product for MLX on Linux CPUs, found before MLX is loaded.
+"""Loads a tuned BLAS for MLX on Linux CPUs, before MLX is loaded.
 
-MLX's Linux wheel carries the reference BLAS, some thirty times slower than a tuned one. Its `libmlx.so` takes
-`cblas_sgemm` from the global symbol scope first, so a library that exports it and is opened with RTLD_GLOBAL
-beforehand replaces it. NumPy's wheel carries OpenBLAS under another name and with 64-bit sizes; a C shim of one
-function, compiled once into the user's cache, gives it the name MLX looks for.
+MLX's Linux CPU wheel contains the reference BLAS, which is about thirty times slower than a tuned one. The dynamic
+linker resolves the `cblas_sgemm` of `libmlx.so` in the global symbol scope first. A library that exports this function
+and is opened with RTLD_GLOBAL before MLX therefore replaces it.
 
-`MLXGPT_BLAS=off` turns all of this off; `MLXGPT_BLAS=/path/to/lib.so` opens that library instead.
+If the system has no tuned BLAS, the OpenBLAS in NumPy's wheel is used. It exports the function under another name and
+with 64-bit sizes, so a shim, a shared library with one C function, is compiled once into the user's cache.
+
+`MLXGPT_BLAS=off` disables all of this. `MLXGPT_BLAS=/path/to/lib.so` loads that library instead.
 """
 
 import ctypes
@@ -31,7 +33,13 @@ SYSTEM_LIBRARIES = (
     "libblis.so",
 )
 THREAD_SETTERS = ("openblas_set_num_threads", "scipy_openblas_set_num_threads64_", "MKL_Set_Num_Threads")
-CURE = "install a C compiler (gcc) or OpenBLAS (libopenblas0-pthread), or set MLXGPT_BLAS to a library with cblas_sgemm"
+REMEDY = (
+    "install a C compiler (gcc) or OpenBLAS (libopenblas0-pthread), or set MLXGPT_BLAS to a library with cblas_sgemm"
+)
+# Products of few rows, as in decoding, get two special cases. A vector times a matrix is computed by sgemv, which reads
+# the matrix once; sgemm would first copy (pack) it. A product of up to FEW_ROWS rows is computed in blocks of columns
+# with m * n * k <= UNPACKED, which OpenBLAS multiplies with its small-matrix kernels, without packing; if such a block
+# would have fewer than 16 columns, it is computed at once.
 SHIM = """
 extern void scipy_cblas_sgemm64_(int, int, int, long long, long long, long long, float, const float *, long long,
                                  const float *, long long, float, float *, long long);
@@ -60,14 +68,23 @@ void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, co
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Blas:
-    """Which matrix product MLX uses on the CPU: its name, whether it is a tuned one, where it came from."""
+    """The BLAS that MLX uses on the CPU.
+
+    Attributes:
+        name: its name, for reports.
+        fast: whether it is a tuned BLAS.
+        path: the library that was loaded; empty for the default of MLX.
+    """
 
     name: str
     fast: bool
     path: str = ""
 
     def set_threads(self, count: int) -> None:
-        """Lets one product use `count` cores, where the library says how. Products side by side want one each."""
+        """Sets the number of threads of one matrix product, if the library has a function for it.
+
+        Products that run concurrently, one on each lane, should use one thread each.
+        """
         library = ctypes.CDLL(self.path) if self.path else None
         for setter in THREAD_SETTERS:
             if hasattr(library, setter):
@@ -76,24 +93,33 @@ class Blas:
 
 
 def preload() -> Blas:
-    """Opens the best BLAS at hand in the global symbol scope. Call it before `mlx.core` is imported."""
-    wish = os.environ.get("MLXGPT_BLAS", "")
+    """Loads the best available BLAS into the global symbol scope. Must be called before `mlx.core` is imported.
+
+    Returns:
+        The BLAS that MLX will use.
+
+    Raises:
+        UserError: if MLXGPT_BLAS names a library that cannot be used.
+    """
+    requested = os.environ.get("MLXGPT_BLAS", "")
     if sys.platform != "linux":
         return Blas(name="Accelerate", fast=True)
-    if wish == "off":
+    if requested == "off":
         return Blas(name="reference (MLXGPT_BLAS=off)", fast=False)
     if "mlx.core" in sys.modules:
         return Blas(name="reference (mlx was imported before mlx_gpt)", fast=False)
-    if wish:
-        if not _open(wish):
-            raise UserError(f"MLXGPT_BLAS={wish}: no library with a working cblas_sgemm; give a path, or off")
-        return Blas(name="from MLXGPT_BLAS", fast=True, path=wish)
+    if requested:
+        if not _open(requested):
+            raise UserError(
+                f"MLXGPT_BLAS={requested}: no library with a working cblas_sgemm; give the path of one, or off"
+            )
+        return Blas(name="from MLXGPT_BLAS", fast=True, path=requested)
     for name in SYSTEM_LIBRARIES:
         if _open(name):
             return Blas(name=name.partition(".")[0].removeprefix("lib"), fast=True, path=name)
     try:
         shim = _open_shim()
-    except OSError:  # a cache that can't be read
+    except OSError:  # the cache cannot be read
         shim = None
     if shim:
         return Blas(name="OpenBLAS of NumPy", fast=True, path=str(shim))
@@ -101,7 +127,7 @@ def preload() -> Blas:
 
 
 def _open(name: str) -> bool:
-    """Opens a library globally if its cblas_sgemm multiplies two 2 x 2 matrices rightly."""
+    """Loads a library globally if its cblas_sgemm computes a 2 x 2 product correctly. Returns whether it did."""
     try:
         if not _multiplies(ctypes.CDLL(name)):
             return False
@@ -112,6 +138,7 @@ def _open(name: str) -> bool:
 
 
 def _multiplies(library: ctypes.CDLL) -> bool:
+    """Whether the library's cblas_sgemm gives [[1, 2], [3, 4]] @ [[5, 6], [7, 8]] = [[19, 22], [43, 50]]."""
     if not hasattr(library, "cblas_sgemm"):
         return False
     four = ctypes.c_float * 4
@@ -124,7 +151,11 @@ def _multiplies(library: ctypes.CDLL) -> bool:
 
 
 def _open_shim() -> Path | None:
-    """Opens the shim over NumPy's OpenBLAS, compiled if need be; None without that library or a C compiler."""
+    """Loads the shim over NumPy's OpenBLAS, and compiles it first if the cache has none that works.
+
+    Returns:
+        The shim's path, or None if there is no such OpenBLAS or no C compiler.
+    """
     spec = importlib.util.find_spec("numpy")
     if not (spec and spec.origin):
         return None
@@ -141,7 +172,10 @@ def _open_shim() -> Path | None:
 
 
 def _compile(compiler: str, openblas: Path, shim: Path) -> bool:
-    """Builds beside the target and renames, so that two processes can start at once."""
+    """Compiles the shim in a temporary folder and renames it, so that two processes can do so at the same time.
+
+    Returns whether it succeeded.
+    """
     try:
         shim.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=shim.parent) as folder:

@@ -1,11 +1,14 @@
-"""Vectorised CPU kernels for MLX on Linux, arranged before MLX is loaded.
+"""Vectorised CPU kernels for MLX on Linux, set up before MLX is loaded.
 
-MLX compiles fused kernels by calling the `g++` it finds on the PATH, for the plainest CPU of the architecture. A
-wrapper of that name, put first on the PATH, lets the same loops use this CPU's vectors (exp 40x faster, squared ReLU
-15x, AdamW 4x) and compiles MLX's header once for all of them (a kernel in 0.1 s and not 0.7). The kernels go to a
-folder of their own in the user's cache: MLX's, under TMPDIR, holds slow ones of the same names.
+MLX compiles its fused CPU kernels by calling the first `g++` on the PATH, without flags for this CPU. A wrapper script
+of that name, put first on the PATH, adds flags that let the compiler vectorise the same loops. Measured: exp is 40x
+faster, squared ReLU 15x, AdamW 4x. The wrapper also uses a precompiled version of MLX's header, so a kernel compiles
+in 0.1 s instead of 0.7 s.
 
-`MLXGPT_KERNELS=off` leaves MLX as it is.
+MLX stores kernels under TMPDIR and reuses them by name. TMPDIR is therefore set to a folder in the user's cache, where
+no kernel was compiled without the flags.
+
+`MLXGPT_KERNELS=off` disables all of this.
 """
 
 import hashlib
@@ -20,19 +23,23 @@ from pathlib import Path
 
 from mlx_gpt.paths import cache_dir
 
-# None of them reorders arithmetic: infinities and NaNs keep their meaning.
+# None of these flags reorders arithmetic or assumes finite numbers, as -ffast-math would.
 FLAGS = (
     "-march=native",
-    "-fno-math-errno",  # a square root that need not report
-    "-fno-trapping-math",  # a choice may compute both sides
-    "-finline-limit=4000",  # exp becomes part of the loop
+    "-fno-math-errno",  # sqrt need not set errno, so it becomes one instruction
+    "-fno-trapping-math",  # both sides of a select may be computed, so a branch can be vectorised
+    "-finline-limit=4000",  # exp is inlined into the loop
 )
-BY_MLX = ("-std=c++17", "-O3", "-fPIC")  # what MLX passes itself; a compiled header must be made with the same
+BY_MLX = ("-std=c++17", "-O3", "-fPIC")  # the flags of MLX itself; g++ uses a precompiled header only with equal flags
 HEADER = Path("mlx/backend/cpu/compiled_preamble.h")
 
 
 def vectorise() -> bool:
-    """Puts the wrapper and the kernel folder in place; False where MLX's own are used."""
+    """Installs the wrapper if need be, and sets PATH and TMPDIR.
+
+    Returns:
+        Whether it did. False on other systems, without g++, if disabled, or if the installation fails.
+    """
     compiler = shutil.which("g++")
     if sys.platform != "linux" or os.environ.get("MLXGPT_KERNELS") == "off" or compiler is None:
         return False
@@ -44,14 +51,14 @@ def vectorise() -> bool:
             _install(wrapper, compiler, include)
     except (OSError, subprocess.SubprocessError):
         return False
-    tempfile.gettempdir()  # Python's own choice is made once; it stays where it was
+    tempfile.gettempdir()  # Python caches its choice here, so its own temporary files do not move with TMPDIR
     os.environ["TMPDIR"] = str(folder)
     os.environ["PATH"] = f"{wrapper.parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return True
 
 
 def _fingerprint(compiler: str, include: Path) -> str:
-    """Of compiler, flags, MLX's headers and the CPU: a home folder may be shared by unlike machines."""
+    """Returns a hash of compiler, flags, MLX's header and CPU, since different machines may share a home folder."""
     cpu = [line for line in cpuinfo() if line.startswith(("model name", "flags", "Features"))]
     files = [(str(p), p.stat().st_mtime_ns) for p in (Path(compiler).resolve(), include / HEADER) if p.exists()]
     text = f"{files} {FLAGS} {platform.machine()} {sorted(set(cpu))}"
@@ -59,7 +66,7 @@ def _fingerprint(compiler: str, include: Path) -> str:
 
 
 def cpuinfo() -> list[str]:
-    """What Linux says of its CPUs, line by line; nothing elsewhere."""
+    """Returns the lines of /proc/cpuinfo; none on other systems."""
     try:
         return Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -67,7 +74,11 @@ def cpuinfo() -> list[str]:
 
 
 def _install(wrapper: Path, compiler: str, include: Path) -> None:
-    """Compiles the header and writes the wrapper, beside and renamed: two processes may start at once."""
+    """Compiles the header and writes the wrapper script.
+
+    Both are made in a temporary folder and renamed, so that two processes can do so at the same time. The wrapper is
+    renamed last: if it exists, the installation is complete.
+    """
     folder, header = wrapper.parent, wrapper.parent / f"{HEADER}.gch"
     header.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as new:

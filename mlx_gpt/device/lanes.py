@@ -1,4 +1,8 @@
-"""Lanes: the streams on which parts of a batch run side by side. A CPU has one a core, a GPU has one."""
+"""Lanes: MLX streams on which parts of a batch are computed concurrently.
+
+MLX runs each CPU stream in a separate thread, and most of its CPU operations use one core. A batch is therefore cut
+into parts of rows, and the parts run on several streams: by default one for each core. A GPU has one lane.
+"""
 
 import contextlib
 import os
@@ -7,24 +11,27 @@ from collections.abc import Iterator
 
 from mlx_gpt.device.mlx import BLAS, mx, on_gpu
 
-# Tokens that one lane takes at once: enough for its matrix products, few enough for the caches and for memory.
+# Tokens of one part on a CPU: enough rows for efficient matrix products, few enough for the caches and for memory.
 LANE_TOKENS = 2048
 
-MAX_PARTS = 64  # that a batch is cut into on a CPU, for each is a graph of its own to trace
+MAX_PARTS = 64  # parts of a batch on a CPU; each is traced separately, so more parts take longer to compile
 
 _local = threading.local()  # an MLX stream belongs to the thread that made it
 
 
-def lanes(wanted: int | None = None) -> list[mx.Stream]:
-    """Streams on which parts of a batch run side by side; on a GPU its own.
+def lanes(count: int | None = None) -> list[mx.Stream]:
+    """Returns the lanes of the current thread. On a GPU that is its default stream alone.
 
-    On a CPU as many as wanted, 0 for one a core; without a wish as many as were wanted last. A matrix product may use
-    the cores that this leaves it.
+    The number of BLAS threads is set as well, to the number of cores divided by the number of lanes.
+
+    Args:
+        count: the number of lanes on a CPU; 0 means one for each core, and None the number of the last call in this
+            thread (at first one for each core).
     """
     if on_gpu():
         return [mx.default_stream(mx.default_device())]
-    if wanted is not None or not hasattr(_local, "lanes"):
-        _local.lanes = wanted or num_cores()
+    if count is not None or not hasattr(_local, "lanes"):
+        _local.lanes = count or num_cores()
     streams = _local.__dict__.setdefault("streams", [])
     streams += [mx.new_stream(mx.cpu) for _ in range(_local.lanes - len(streams))]
     BLAS.set_threads(max(num_cores() // _local.lanes, 1))
@@ -33,7 +40,7 @@ def lanes(wanted: int | None = None) -> list[mx.Stream]:
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """While it lasts, one product may use all cores: where there is no work for more than one lane."""
+    """A context for work that occupies a single lane: one matrix product may use all cores."""
     BLAS.set_threads(num_cores())
     try:
         yield
@@ -42,15 +49,39 @@ def one_at_a_time() -> Iterator[None]:
 
 
 def num_cores() -> int:
-    """CPU cores that this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def divide(rows: int, most: int, lanes: list[mx.Stream], block_size: int) -> list[tuple[int, int, mx.Stream]]:
-    """Cuts rows into equal parts (first, end, lane), all lanes together taking at most `most` rows at once."""
-    most = -(-most // len(lanes))
+def divide(rows: int, max_rows: int, lanes: list[mx.Stream], block_size: int) -> list[tuple[int, int, mx.Stream]]:
+    """Divides the rows of a batch into parts of equal size and assigns them to the lanes in turn.
+
+    Parts on one lane run one after the other, those on different lanes concurrently. All parts have the same size,
+    except that the last may be smaller. So few shapes are traced, and the lanes finish at about the same time.
+
+    Example: 10 rows, at most 6 at once, on two lanes a and b. Each lane may take 3 rows at once. That needs two rounds
+    of two parts, so the size of a part is ceil(10 / 4) = 3:
+
+    >>> divide(10, 6, ["a", "b"], block_size=256)
+    [(0, 3, 'a'), (3, 6, 'b'), (6, 9, 'a'), (9, 10, 'b')]
+
+    On a CPU a part has at most LANE_TOKENS tokens, 8 rows of 256, unless that would make more than MAX_PARTS parts:
+
+    >>> divide(32, 32, ["a", "b"], block_size=256)
+    [(0, 8, 'a'), (8, 16, 'b'), (16, 24, 'a'), (24, 32, 'b')]
+
+    Args:
+        rows: the number of rows.
+        max_rows: the most rows that all lanes together compute at once; memory limits it.
+        lanes: the lanes.
+        block_size: the number of tokens of a row.
+
+    Returns:
+        The parts as (first row, end row (exclusive), lane).
+    """
+    max_size = -(-max_rows // len(lanes))
     if not on_gpu():
-        most = min(most, max(LANE_TOKENS // block_size, -(-rows // MAX_PARTS), 1))
-    rounds = -(-rows // (most * len(lanes)))
+        max_size = min(max_size, max(LANE_TOKENS // block_size, -(-rows // MAX_PARTS), 1))
+    rounds = -(-rows // (max_size * len(lanes)))
     size = -(-rows // (rounds * len(lanes)))
     return [(first, min(first + size, rows), lanes[i % len(lanes)]) for i, first in enumerate(range(0, rows, size))]

@@ -1,6 +1,7 @@
-"""The only module that imports MLX. It prepares the process first: a fast BLAS, vectorised kernels, MLX's variables.
+"""The only module that imports MLX.
 
-Every other module imports `mx` and `nn` from here, so that these are in place before MLX is loaded.
+Importing it first prepares the process: it loads a tuned BLAS, installs vectorised kernels and sets MLX's environment
+variables, all of which must happen before MLX is loaded. Every other module imports `mx` and `nn` from here.
 """
 
 import os
@@ -9,10 +10,11 @@ import shutil
 from mlx_gpt.config.schema import SpeedConfig
 from mlx_gpt.device import blas, jit
 
-STOCK_ENVIRONMENT = dict(os.environ)  # as it was; child processes that are to find it so are started with this
+STOCK_ENVIRONMENT = dict(os.environ)  # before any change; for child processes that must not inherit the changes
 BLAS = blas.preload()
 VECTORISED = jit.vectorise()
-# MLX orders a graph breadth first up to this width: wide enough that lanes take turns, not one after the other.
+# MLX schedules a graph breadth first up to this width. It must be wide enough to interleave the lanes: depth first, the
+# whole work of one lane would be scheduled before that of the next.
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "200")
 
 import mlx.core as mx  # noqa: E402
@@ -22,30 +24,35 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 def on_gpu() -> bool:
+    """Whether MLX's default device is a GPU."""
     return mx.default_device().type == mx.DeviceType.gpu
 
 
 def kind() -> str:
-    """metal, cuda or cpu. Asks nothing of the device, so that settings it reads when first used can still be made."""
+    """Returns "metal", "cuda" or "cpu".
+
+    Does not initialise the device, so variables that MLX reads at its first use can still be set afterwards.
+    """
     if not on_gpu():
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"
 
 
 def can_compile() -> bool:
-    """MLX compiles for the CPU by calling g++ at run time; GPUs need nothing."""
+    """Whether mx.compile works. On the CPU it calls g++ at run time; on a GPU it needs no compiler."""
     return on_gpu() or shutil.which("g++") is not None
 
 
 def cast(arrays: dict[str, mx.array], dtype: str) -> dict[str, mx.array]:
-    """The arrays in a compute type, by its name."""
+    """Converts the arrays to the type that `dtype`, a key of DTYPES, names."""
     return {name: a.astype(DTYPES[dtype]) for name, a in arrays.items()}
 
 
 def for_few_rows(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """The same weights, evaluated, laid out as a CPU multiplies few rows fastest: by columns.
+    """Returns the weights in the memory layout that is fastest for inputs of few rows, and evaluates them.
 
-    A graph traced over weights that are lazy still would compute them anew each time it runs.
+    On a CPU that is column-major order: the transpose of a contiguous array. The weights are evaluated here because a
+    compiled function that captures lazy arrays computes them again in every call.
     """
     if not on_gpu():
         weights = {name: mx.contiguous(w.T).T for name, w in weights.items()}
@@ -54,21 +61,24 @@ def for_few_rows(weights: dict[str, mx.array]) -> dict[str, mx.array]:
 
 
 def peak_memory() -> int:
-    """Bytes of the largest footprint of MLX arrays so far."""
+    """Returns the peak memory of MLX arrays so far, in bytes."""
     return mx.get_peak_memory()
 
 
 def changed_variables() -> list[str]:
-    """Names of the environment variables that this process has changed for MLX."""
+    """Returns the sorted names of the environment variables that differ from STOCK_ENVIRONMENT."""
     return sorted(k for k in os.environ.keys() | STOCK_ENVIRONMENT if os.environ.get(k) != STOCK_ENVIRONMENT.get(k))
 
 
 def limit_buffers(speed: SpeedConfig) -> None:
-    """Sets MLX's limits of a GPU's command buffers. MLX reads them once, when the device is first used."""
+    """Sets the environment variables of `buffer_variables`. Call it before the device is first used."""
     os.environ.update(buffer_variables(speed))
 
 
 def buffer_variables(speed: SpeedConfig) -> dict[str, str]:
-    """MLX's environment for a GPU's command buffers; read once, when the device is first used."""
-    wanted = {"MLX_MAX_OPS_PER_BUFFER": speed.ops_per_buffer, "MLX_MAX_MB_PER_BUFFER": speed.mb_per_buffer}
-    return {name: str(value) for name, value in wanted.items() if value}
+    """Returns the environment variables that limit the size of a GPU's command buffers, if the settings give any.
+
+    MLX reads them once, when the device is first used.
+    """
+    variables = {"MLX_MAX_OPS_PER_BUFFER": speed.ops_per_buffer, "MLX_MAX_MB_PER_BUFFER": speed.mb_per_buffer}
+    return {name: str(value) for name, value in variables.items() if value}

@@ -1,4 +1,4 @@
-"""What this machine has for training, and what it lacks."""
+"""Reports on the machine: its hardware and software, what makes training slow on it, and its measured speed."""
 
 import platform
 import subprocess
@@ -13,36 +13,44 @@ from mlx_gpt.device.mlx import BLAS, DTYPES, VECTORISED, can_compile, changed_va
 
 
 def prepare(dtype: str = "float32") -> None:
-    """Warns of what makes MLX slow on this machine, and does without compiled kernels where none can be built."""
+    """Warns of everything that makes MLX slow here, and disables mx.compile where it cannot work.
+
+    Args:
+        dtype: the compute type of the run.
+    """
     if not can_compile():
         mx.disable_compile()
     for weakness in weaknesses():
         warnings.warn(weakness, stacklevel=2)
     if dtype != "float32" and not on_gpu():
-        warnings.warn(f"MLX's matrix products in {dtype} are some 25x slower on a CPU than in float32", stacklevel=2)
+        warnings.warn(
+            f"on a CPU, MLX's matrix products are about 25x slower in {dtype} than in float32; use float32",
+            stacklevel=2,
+        )
 
 
 def weaknesses() -> list[str]:
-    """What this machine lacks for training, each with its cure."""
+    """Returns one message for each thing that makes training slow on this machine, each with its remedy."""
     found = []
     if not on_gpu() and not BLAS.fast:
-        found.append(f"matrix products run on {BLAS.name} BLAS, some 30x too slow; {blas.CURE}")
+        found.append(f"matrix products run on {BLAS.name} BLAS, about 30x slower than a tuned one; {blas.REMEDY}")
     if not can_compile():
-        found.append("no C++ compiler: MLX runs uncompiled on this CPU, and slower; install g++")
+        found.append("no C++ compiler: MLX runs without compiled kernels on this CPU, which is slower; install g++")
     if not on_gpu() and (cuda := _cuda_package()):
         found.append(
-            f"{cuda} is installed but MLX runs on the CPU: there is no NVIDIA GPU, or mlx-cpu, which holds a file of "
-            f"the same name, was installed over it; then: pip install --force-reinstall --no-deps {cuda}"
+            f"{cuda} is installed but MLX runs on the CPU: either there is no NVIDIA GPU, or mlx-cpu was installed "
+            f"later and replaced a file of it; in that case: pip install --force-reinstall --no-deps {cuda}"
         )
     return found
 
 
 def _cuda_package() -> str | None:
+    """Returns the name of the installed CUDA backend of MLX, such as mlx-cuda-12, or None."""
     return next((d.name for d in distributions() if d.name.startswith("mlx-cuda")), None)
 
 
 def chip() -> str:
-    """The processor's name, as the system gives it."""
+    """Returns the processor's name as the operating system reports it."""
     if sys.platform == "darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or "Apple"
@@ -51,7 +59,7 @@ def chip() -> str:
 
 
 def device_report() -> dict:
-    """What `doctor` and `bench` say of this machine."""
+    """Returns what `mlxgpt doctor` and `mlxgpt bench` report of this machine."""
     info = mx.device_info()
     gib = 1 << 30
     limits = {k: round(info[k] / gib, 2) for k in ("memory_size", "max_recommended_working_set_size") if k in info}
@@ -77,7 +85,16 @@ def device_report() -> dict:
 
 
 def matmul_rate(size: int = 1024, seconds: float = 0.5, dtype: str = "float32") -> float:
-    """Measured matrix product of MLX on its default device, in GFLOP/s: the best of repeated runs."""
+    """Measures the matrix product of MLX on its default device.
+
+    Args:
+        size: the number of rows and columns of both matrices on a CPU; four times as many are used on a GPU.
+        seconds: how long to repeat the product.
+        dtype: the type of the matrices, a key of DTYPES.
+
+    Returns:
+        The rate of the fastest product, in GFLOP/s.
+    """
     size = 4 * size if on_gpu() else size
     a = mx.random.normal((size, size), key=mx.random.key(0)).astype(DTYPES[dtype])
     mx.eval(a, a @ a)
@@ -85,7 +102,7 @@ def matmul_rate(size: int = 1024, seconds: float = 0.5, dtype: str = "float32") 
 
 
 def numpy_matmul_rate(size: int = 1024, seconds: float = 0.5) -> float:
-    """The same product by NumPy, in GFLOP/s: what this CPU can do."""
+    """Measures the same product with NumPy on the CPU, in GFLOP/s, for comparison."""
     import numpy as np
 
     a = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
@@ -94,8 +111,9 @@ def numpy_matmul_rate(size: int = 1024, seconds: float = 0.5) -> float:
 
 
 def _best_rate(product, size: int, seconds: float) -> float:
-    best, until = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < until:
+    """Repeats `product` for some seconds. Returns the rate of the fastest call: 2 size^3 operations, in GFLOP/s."""
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
         start = time.perf_counter()
         product()
         best = min(best, time.perf_counter() - start)
