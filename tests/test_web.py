@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from mlx_gpt.errors import UserError
 from mlx_gpt.web import server
-from mlx_gpt.web.errors import HANDLERS, bad
+from mlx_gpt.web.errors import HANDLERS, ApiError, bad
 from mlx_gpt.web.guard import Access, Guard
 
 
@@ -23,10 +23,14 @@ def toy(log, access=None, counted=None):
             raise bad("loud", "loud: yes or nothing")
         return PlainTextResponse("hello")
 
+    async def decline(request):
+        raise ApiError(413, "too large" + "!" * 100_000)  # more than one packet
+
     async def fail(_request):
         raise RuntimeError("a secret of the server's")
 
-    app = Starlette(routes=[Route("/", greet), Route("/fail", fail)], exception_handlers=HANDLERS)
+    routes = [Route("/", greet), Route("/fail", fail), Route("/", decline, methods=["POST"])]
+    app = Starlette(routes=routes, exception_handlers=HANDLERS)
     return Guard(app, access or Access(), log, open_paths={"/"}, count=counted or (lambda path, status: None))
 
 
@@ -125,6 +129,21 @@ def test_its_requests_must_arrive_in_time():
         with socket.create_connection(("127.0.0.1", toy.port), timeout=20) as sock:
             sock.sendall(b"GET / HT")
             assert sock.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_client_that_is_still_sending_gets_the_whole_error():
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 999999999\r\n\r\n"
+    with serving() as toy:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", toy.port), timeout=20) as sock:
+                sender = threading.Thread(target=sock.sendall, args=(head + b"x" * (2 << 20),))
+                sender.start()
+                time.sleep(0.02)
+                data = b""
+                while part := sock.recv(65536):
+                    data += part
+                sender.join(20)
+            assert data.startswith(b"HTTP/1.1 413 ") and data.endswith(b"}}") and data.count(b"!") == 100_000
 
 
 def test_work_ends_before_the_server_does(monkeypatch):

@@ -99,8 +99,8 @@ class TextRoute:
 async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """Reads the request's body. Up to eight times the limit is read and discarded before the error is sent.
 
-    Starlette's max_body_size responds at once instead; a client that is still sending then sees a connection reset and
-    not the error.
+    Starlette's max_body_size responds at once instead, and in plain text. Many clients read a response only after they
+    have sent the whole body, and would find the connection closed.
     """
     body, size, more = bytearray(), 0, True
     far_too_large = int(Headers(scope=scope).get("content-length", 0)) > 8 * limit

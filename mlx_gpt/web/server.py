@@ -24,7 +24,8 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.web.errors import ApiError
 
 GRACE = 4.0  # seconds that work in flight has to end after the first signal
-LINGER = 1.0  # seconds for a refused client to read the error
+LINGER = 1.0  # seconds for a client that is still sending to read the response
+MAX_DISCARDED = 4 << 20  # bytes that such a client may still send
 MAX_CONNECTIONS = 512
 SEND_BUFFER = 1 << 16
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -193,10 +194,11 @@ class HttpProtocol(H11Protocol):
         self._deadlines, self._log = deadlines, log
         self._receiving: asyncio.TimerHandle | None = None
         self._sending: asyncio.TimerHandle | None = None
-        self._refused = False
+        self._discarded: int | None = None  # bytes read after the response; None before
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
+        self.transport = _Transport(transport, self._close)
         transport.set_write_buffer_limits(high=0)  # pause_writing is called as soon as a byte is not taken
         if len(self.connections) > MAX_CONNECTIONS:
             self._refuse(503, "too many connections; try again")
@@ -204,7 +206,10 @@ class HttpProtocol(H11Protocol):
             self._receiving = self.loop.call_later(self._deadlines.receive, self._too_slow)
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._discarded is not None:
+            self._discarded += len(data)
+            if self._discarded > MAX_DISCARDED:
+                self.transport.abort()
             return
         if self._receiving is None:
             self._receiving = self.loop.call_later(self._deadlines.receive, self._too_slow)
@@ -242,10 +247,35 @@ class HttpProtocol(H11Protocol):
         head = f"HTTP/1.1 {status} {STATUS_PHRASES[status].decode()}\r\ncontent-type: application/json\r\n"
         head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self.transport.write(head.encode() + body)
+        self._linger()
+
+    def _close(self) -> None:
+        """Closes the connection as soon as the response is sent, or lingers if the request is not complete."""
+        if self._discarded is None and self.conn.their_state is h11.SEND_BODY:
+            self._linger()
+        else:
+            self.transport.close_now()
+
+    def _linger(self) -> None:
+        """Ends the response and closes the connection after LINGER seconds. What the client sends is discarded.
+
+        If a socket is closed while bytes of the client are unread, the system resets the connection, and the client may
+        lose the response.
+        """
+        self._discarded, self._receiving = 0, _cancel(self._receiving)
         self.transport.write_eof()
-        # If the socket is closed while bytes of the client are unread, the system discards the response.
-        self._refused = True
-        self.loop.call_later(LINGER, self.transport.close)
+        self.transport.resume_reading()
+        self.loop.call_later(LINGER, self.transport.close_now)
+
+
+class _Transport:
+    """A transport with another close(). uvicorn closes connections in several places, all of them through it."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]):
+        self._transport, self.close, self.close_now = transport, close, transport.close
+
+    def __getattr__(self, name: str) -> typing.Any:
+        return getattr(self._transport, name)
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:
