@@ -251,7 +251,7 @@ def test_an_objective_and_a_source_of_ones_own(tiny_config, lanes, accum):
     config = tiny_config.replace(changes | {"train.grad_accum_steps": accum})
     source = Repeated(np.random.default_rng(0).integers(2, V, (6, 16)).astype(np.int32), 4)
     arrays = [mx.array(a) for a in source.next(0, {})]
-    _, outputs = steps_of(config, Squares(), source.gather, Alone(), arrays, count=20)
+    _, outputs = steps_of(config, Squares(config.train), source.gather, Alone(), arrays, count=20)
     model = GPT(config.model, V, 1)
     logits, aux = model.forward(arrays[0])
     squares = mx.square(logits[..., 0] - arrays[0] / 10).mean().item()
@@ -274,7 +274,9 @@ def test_a_group_whose_other_member_holds_the_same_rows_trains_as_one_alone(tiny
     config = tiny_config.replace({"model.dropout": 0.0})
     source = Repeated(np.random.default_rng(0).integers(2, V, (6, 16)).astype(np.int32), 4)
     arrays = [mx.array(a) for a in source.next(0, {})]
-    (alone, ours), (twins, theirs) = (steps_of(config, Squares(), source.gather, g, arrays) for g in (Alone(), Twins()))
+    (alone, ours), (twins, theirs) = (
+        steps_of(config, Squares(config.train), source.gather, g, arrays) for g in (Alone(), Twins())
+    )
     for a, b in zip(ours, theirs, strict=True):
         assert a.loss.item() == pytest.approx(b.loss.item(), rel=1e-6)
         assert a.grad_norm.item() == pytest.approx(b.grad_norm.item(), rel=1e-6)
@@ -283,7 +285,7 @@ def test_a_group_whose_other_member_holds_the_same_rows_trains_as_one_alone(tiny
 
 
 def test_the_shipped_objective_and_group_keep_to_the_protocols(tiny_config):
-    assert CrossEntropy().count(type("B", (), {"mask": mx.ones((2, 3))})).item() == 6
+    assert CrossEntropy(tiny_config.train).count(type("B", (), {"mask": mx.ones((2, 3))})).item() == 6
     assert (Alone().rank, Alone().size, Alone().agree(True), Alone().agree(False)) == (0, 1, True, False)
 
 

@@ -45,7 +45,7 @@ def run(config, steps=3, windows=None, lrs=None):
     """State, losses and model after a few steps."""
     model, optimizer = make(config)
     windows = windows or Windows(tokens(), config.model.block_size)
-    step = make_step(model, optimizer, CrossEntropy(), windows.gather, Alone(), config)
+    step = make_step(model, optimizer, CrossEntropy(config.train), windows.gather, Alone(), config)
     state, outputs = initial_state(model.weights(), optimizer), []
     for i in range(steps):
         state, output = step(state, mx.array((lrs or [1e-3] * steps)[i]), index(i), *spans(config, windows, i))
@@ -81,7 +81,7 @@ def test_lanes_and_remat_change_nothing_dropout_included(tiny_config, lanes, rem
 
 def peak_of_a_step(config) -> int:
     (model, optimizer), windows = make(config), Windows(tokens(), 64)
-    step = make_step(model, optimizer, CrossEntropy(), windows.gather, Alone(), config)
+    step = make_step(model, optimizer, CrossEntropy(config.train), windows.gather, Alone(), config)
     state = initial_state(model.weights(), optimizer)
     mx.eval(state)
     for i in range(2):
@@ -147,7 +147,7 @@ def test_masked_targets_weigh_nothing(tiny_config):
 def test_a_step_that_is_not_finite_leaves_everything_as_it_was(tiny_config):
     tiny_config = tiny_config.replace({"optimizer.ema_decay": 0.9})
     (model, optimizer), windows = make(tiny_config), Windows(tokens(), 64)
-    step = make_step(model, optimizer, CrossEntropy(), windows.gather, Alone(), tiny_config)
+    step = make_step(model, optimizer, CrossEntropy(tiny_config.train), windows.gather, Alone(), tiny_config)
     drawn = spans(tiny_config, windows, 0)
     state, _ = step(initial_state(model.weights(), optimizer), mx.array(1e-3), index(0), *drawn)
     poisoned = state | {"weights": state["weights"] | {"wpe.weight": state["weights"]["wpe.weight"] * float("inf")}}

@@ -19,7 +19,7 @@ from mlx_gpt.model.gpt import GPT, roles_of
 from mlx_gpt.model.mixers.kernels import make_attend
 from mlx_gpt.optim.clip import CLIPS, global_norm
 from mlx_gpt.optim.optimizers import Optimizer
-from mlx_gpt.train.objective import make_objective
+from mlx_gpt.train.objectives import make_objective
 from mlx_gpt.train.parallel import Alone
 from mlx_gpt.train.step import initial_state, make_gradients, make_loss, make_step, over_lanes
 
@@ -35,7 +35,7 @@ class Contender:
         self.model.set_weights(self.weights)
         self.windows = Windows(Tokens.of(case.ids, [len(case.ids)]), self.config.model.block_size)
         self.optimizer = Optimizer(self.config.optimizer, roles_of(self.config.model, case.vocab_size))
-        self.objective = make_objective(self.config.train.objective)
+        self.objective = make_objective(self.config.train)
         self.step = self._make_step(self.config)
         self.state, self.index = self._first_state(), 0
 

@@ -10,6 +10,7 @@ from mlx_gpt.device.mlx import mx, nn
 from mlx_gpt.model.ffn import ffn_class
 from mlx_gpt.model.ffn.protocol import Aux
 from mlx_gpt.model.mixers import mixer_class
+from mlx_gpt.model.mixers.protocol import Mixer
 from mlx_gpt.model.norm import Norm
 from mlx_gpt.model.positions import Positions
 from mlx_gpt.model.residual import residual_class
@@ -32,6 +33,7 @@ class Block(nn.Module):
         self.attn_residual, self.mlp_residual = residual(config, 2 * layer), residual(config, 2 * layer + 1)
         self.attn = mixer_class(config.mixer_of[layer])(config, speed)
         self.mlp = ffn_class(config)(config)
+        assert isinstance(self.attn, Mixer), f"mixer {config.mixer_of[layer]} lacks a member of the protocol Mixer"
 
     @staticmethod
     def specs(config: ModelConfig, layer: int) -> Specs:

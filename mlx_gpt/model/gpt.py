@@ -70,9 +70,11 @@ class GPT(nn.Module):
             self.final_norm = Norm(config.n_embd, config.norm_weights)
         if not config.tied_head:
             self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
-        weights = initial_weights(config, vocab_size, seed)
-        if odd := sorted(self.weights().keys() ^ weights.keys()):
-            raise ValueError(f"weights and specs of the network differ: {', '.join(odd)}")
+        weights, found = initial_weights(config, vocab_size, seed), self.weights()
+        if unlisted := found.keys() - weights.keys():
+            raise ValueError(f"weights without specs: {', '.join(sorted(unlisted))}")
+        if absent := weights.keys() - found.keys():
+            raise ValueError(f"specs of weights that no module has: {', '.join(sorted(absent))}")
         self.set_weights(weights)
 
     @staticmethod

@@ -17,7 +17,7 @@ ROLES = {
     "embedding": "a table read by index",
     "head": "the map from the residual stream to logits",
     "gain": "a norm's weight",
-    "scalar": "gates, decays, mixing logits",
+    "scalar": "gates, decays, mixing logits, and other small arrays that are not linear maps, as depthwise kernels",
 }
 
 

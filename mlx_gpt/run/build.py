@@ -19,7 +19,7 @@ from mlx_gpt.model.mixers.kernels import kernel_of
 from mlx_gpt.optim.optimizers import Optimizer
 from mlx_gpt.run.request import Note
 from mlx_gpt.train.evaluate import Evaluator, Validation
-from mlx_gpt.train.objective import make_objective
+from mlx_gpt.train.objectives import make_objective
 from mlx_gpt.train.parallel import Alone
 from mlx_gpt.train.source import TextSource
 from mlx_gpt.train.trainer import Trainer
@@ -77,7 +77,7 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
         model=model,
         optimizer=Optimizer(config.optimizer, roles_of(config.model, tokenizer.vocab_size)),
         optimizer_state=start.optimizer,
-        objective=make_objective(config.train.objective),
+        objective=make_objective(config.train),
         source=TextSource(train, config.train),
         validation=Validation(Evaluator(model, val, tokenizer.token_bytes(), config.train.dtype), val, config.train),
         group=Alone(),

@@ -16,9 +16,10 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
-    """One update. `step` counts finished updates, `loss` is in nats per token, `seconds` is this update's own time.
+    """One update.
 
-    `metrics` are what the objective reports beside the loss.
+    `step` counts finished updates. `loss` is the objective's mean: nats per token under cross-entropy. `seconds` is the
+    time of this update alone. `metrics` are what the objective reports beside the loss.
     """
 
     step: int
@@ -118,7 +119,9 @@ def to_dict(report: Report) -> dict:
     An objective's metrics stand beside the others; `lr_cuts` is the old name of `num_lr_cuts`.
     """
     fields = dataclasses.asdict(report)
-    fields |= fields.pop("metrics", {})
+    metrics = fields.pop("metrics", {})
+    assert not metrics.keys() & fields.keys(), f"metrics with the name of a field: {metrics.keys() & fields.keys()}"
+    fields |= metrics
     if isinstance(report, EvalReport):
         fields["lr_cuts"] = report.lr_cuts
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}

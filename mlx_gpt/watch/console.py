@@ -115,6 +115,7 @@ class RunConsole:
         step, last = self._step, self._eval
         ms, rate, eta = self._pace()
         parts = [f"Iter {step.step:4d}/{self._iters or '?'}", f"Loss: {step.loss:.4f}"]
+        parts += [f"{name}: {value:.4f}" for name, value in step.metrics.items()]
         if last:
             parts.append(f"Val: {last.loss:.4f} (ppl {last.ppl:.1f})")
         parts.append(f"LR: {step.lr:.6f}")
@@ -142,6 +143,7 @@ class RunConsole:
         facts = {
             "step": f"{step.step:,}/{self._iters or '?'}",
             "loss": f"{step.loss:.4f}",
+            **{name: f"{value:.4f}" for name, value in step.metrics.items()},
             "val": f"{last.loss:.4f}" if last else "-",
             "ppl": f"{last.ppl:.2f}" if last else "-",
             "best": f"{last.best_loss:.4f} @{last.best_step}" if last else "-",

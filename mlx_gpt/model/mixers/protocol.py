@@ -1,6 +1,6 @@
 """What a mixer is to its block."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mlx_gpt.config.schema import ModelConfig, SpeedConfig
 from mlx_gpt.device.mlx import mx
@@ -9,6 +9,7 @@ from mlx_gpt.model.specs import Specs
 from mlx_gpt.model.state import LayerState
 
 
+@runtime_checkable
 class Mixer(Protocol):
     """Moves information between the positions of a row, forward in time only.
 
@@ -24,7 +25,9 @@ class Mixer(Protocol):
 
     @staticmethod
     def token_flops(config: ModelConfig) -> float:
-        """Floating-point operations of a forward pass, per token, besides the products with weights."""
+        """Floating-point operations of a forward pass, per token, that are not products with weights of the roles
+        matrix and matrices.
+        """
         ...
 
     def __call__(self, x: mx.array, state: LayerState | None, positions: Positions, valid: mx.array | None) -> mx.array:
@@ -35,7 +38,7 @@ class Mixer(Protocol):
             state: What the layer remembers of each row; the mixer updates it. None in training.
             positions: Where the tokens stand. Where `positions.at_start`, nothing was read before, and what `state`
                 holds is to be ignored.
-            valid: (B,), how many of the T tokens count; the rest is padding, which must leave the state as it was.
-                None where all of them count.
+            valid: (B,) int32, the number of real tokens in each row; those after them are padding. The state must be
+                the one after the last real token. None where all tokens are real.
         """
         ...
