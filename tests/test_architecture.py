@@ -70,7 +70,7 @@ TABLE = {
     "watch/console": ("train/reports", "rich"),
     "watch/compare": ("config/schema errors watch/metrics", "matplotlib"),
     "web/": ("errors", "h11 msgspec starlette uvicorn"),
-    "serve/": ("__init__ errors generation web", "msgspec starlette"),
+    "serve/": ("errors generation version web", "msgspec starlette"),
     "serve/prometheus": ("generation/scheduler", "prometheus_client"),
     "run/": ("checkpoint config data device errors files formats lazy model optim train", ""),
     "run/request": ("config/schema errors", ""),

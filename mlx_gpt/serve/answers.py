@@ -5,8 +5,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from mlx_gpt import __version__
 from mlx_gpt.generation.scheduler import Job, Piece, Token
+from mlx_gpt.version import __version__
 
 
 class Answer:

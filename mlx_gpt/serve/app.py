@@ -169,7 +169,7 @@ async def _stream(send: Send, answer: Answer, pieces: Pieces, count: int) -> Non
 
 def make_app(service: Service, access: Access, log: Callable[[str], None]) -> Guard:
     """Makes the ASGI application of a service: all routes, wrapped in the guard."""
-    page = files("mlx_gpt.serve") / "page"
+    page = files(__package__) / "page"
 
     async def health(_request: Request) -> Response:
         if service.scheduler.closing:
