@@ -1,9 +1,12 @@
 """The bench: everyone computes the same, nobody who differs is timed, and what is tuned is measured, kept and used."""
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from mlx_gpt.bench import race, report, tuner
 from mlx_gpt.bench.case import Case
@@ -45,6 +48,13 @@ def test_others_compute_our_losses_before_and_after_an_update(case, name, tmp_pa
     assert racers[name]("peak_resident") > 1e7
     for racer in racers.values():
         racer.close()
+
+
+def test_the_process_of_another_contender_loads_nothing_of_ours():
+    """Its memory is measured, and the plain loop takes MLX's own BLAS."""
+    code = "import sys, mlx_gpt.bench.worker; print([m for m in ('mlx.core', 'mlx_gpt.device') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 class Fake:

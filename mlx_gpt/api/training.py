@@ -25,7 +25,7 @@ def train(
     """Trains a model in a run folder, as `mlxgpt train` does. The reports of the run are read by iterating.
 
     Nothing is computed before the first report is asked for. Every report is a frozen dataclass of
-    `mlx_gpt.train.reports`. To end the run early, call `stop()` of the result and go on reading: the last reports are
+    `mlx_gpt.train.reports`. To end the run early, call `stop()` of the result and keep iterating: the last reports are
     those of the last save and of the end.
 
     Args:
@@ -35,7 +35,7 @@ def train(
         vocab: A vocab.json or tokenizer.json to read the corpus with.
         settings: Any settings by dotted name, as {"train.iters": 100}. They win over preset and recipe.
         out: The run folder. [default: runs/PRESET-CORPUS, numbered if it exists]
-        resume: A run folder or a checkpoint to go on with; True for the newest run.
+        resume: A run folder or a checkpoint to resume; True for the newest run.
         fine_tune: A checkpoint whose weights a new run starts from.
         note: Called with one line for each thing the user should know.
 

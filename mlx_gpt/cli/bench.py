@@ -1,4 +1,4 @@
-"""`mlxgpt bench`: the pace of training and writing, beside PyTorch and a plain MLX loop; `--tune` finds the best."""
+"""`mlxgpt bench`: the speed of training and generation, next to PyTorch and a plain MLX loop; `--tune`."""
 
 import signal
 import sys
@@ -40,11 +40,13 @@ from mlx_gpt.files import make_folder
 )
 @click.option("--quick", is_flag=True, help="16 sequences at most, no torch.compile.")
 @click.option("--tune", is_flag=True, help="Find the fastest settings for this device and preset; train will use them.")
-@click.option("--out", metavar="DIR", callback=folder_option, default="runs/bench", help="Where record and picture go.")
+@click.option(
+    "--out", metavar="DIR", callback=folder_option, default="runs/bench", help="Folder of the record and the picture."
+)
 @set_option
 @json_option
 def bench_command(presets, rounds, only, quick, tune, out, sets, as_json, **flags):
-    """Measure training and writing on this machine.
+    """Measure training and generation on this machine.
 
     \b
     mlxgpt bench --quick
@@ -52,9 +54,9 @@ def bench_command(presets, rounds, only, quick, tune, out, sets, as_json, **flag
     mlxgpt bench --tune --preset model-l
 
     Every contender runs the same model on the same batch, in turns; each must compute the same loss first. PyTorch
-    takes part where it is installed. Dropout is off, so that losses can be compared.
+    takes part if it is installed. Dropout is off, so that losses can be compared.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the contenders' processes too
 
     def note(line: str) -> None:
         click.echo(f"  {line}", err=True)

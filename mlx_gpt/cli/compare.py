@@ -22,7 +22,7 @@ def compare_command(runs, levels, plot, as_json):
     mlxgpt compare runs/model-l-shakespeare runs/model-l-shakespeare-2
     mlxgpt compare runs/* --at 2.0 --plot curves.svg
 
-    A RUN is a run folder, or a checkpoint in one. Settings that are the same in all are left out.
+    A RUN is a run folder, or a checkpoint in one. Settings that all runs share are not shown.
     """
     records = [read_record(path) for path in runs]
     levels = levels or thresholds(records)

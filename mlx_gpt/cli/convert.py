@@ -43,7 +43,7 @@ def convert_command(src, dst, format, force, preset, corpus, vocab, sets):
     mlxgpt convert model.bin model.safetensors --preset model-l --corpus shakespeare
     mlxgpt convert runs/model-l-shakespeare/best.safetensors model.bin --format rgpt0003
 
-    An RGPT file holds no tokenizer: --corpus rebuilds that of characters from the training text, --vocab reads a BPE's.
+    An RGPT file holds no tokenizer: --corpus makes one from the characters of the training text, --vocab reads one.
     """
     written = api.convert(
         src, dst, format, preset=preset, corpus=corpus, vocab=vocab, force=force, note=note, **sizes_from(sets)

@@ -1,4 +1,4 @@
-"""`mlxgpt corpus`: what there is to train on."""
+"""`mlxgpt corpus`: the named corpora, and statistics of a text."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def corpus_command():
 @corpus_command.command("list")
 @json_option
 def list_command(as_json):
-    """Each corpus with its size, licence and state."""
+    """Each corpus with its size, license and state."""
     rows = data.list_corpora()
     if as_json:
         echo_json(rows)
@@ -34,7 +34,7 @@ def list_command(as_json):
 @click.option("--vocab", metavar="FILE", help="Count the tokens of a vocab.json or tokenizer.json, not characters.")
 @json_option
 def stats_command(specs, vocab, as_json):
-    """Size, documents and commonest tokens of a text, and what a model of order 2 reaches on its last tenth."""
+    """Size, documents and most common tokens of a text, and the loss of an order-2 model on its last tenth."""
     settings, text = DataConfig(corpus=specs, vocab=str(Path(vocab)) if vocab else ""), data.open_corpus(specs)
     for line in text.notes:
         note(line)

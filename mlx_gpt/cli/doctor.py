@@ -1,4 +1,4 @@
-"""`mlxgpt doctor`: what this machine brings, and what it lacks."""
+"""`mlxgpt doctor`: this machine, its libraries, and what makes them slow."""
 
 import click
 

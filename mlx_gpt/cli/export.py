@@ -12,11 +12,21 @@ from mlx_gpt.cli.options import corpus_option, echo_json, json_option, note
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
-    "--to", "target", type=click.Choice(["huggingface", "mlx-lm"]), default="huggingface", help="Who loads it."
+    "--to",
+    "target",
+    type=click.Choice(["huggingface", "mlx-lm"]),
+    default="huggingface",
+    help="Library that will load it.",
 )
-@click.option("--quantize", "bits", type=click.Choice(["8", "4"]), help="For mlx-lm: matrices in so many bits.")
-@click.option("--license", default="other", metavar="NAME", help="Licence of the model, for its card.")
-@click.option("--force", is_flag=True, help="Write into DIR though there is something in it.")
+@click.option("--quantize", "bits", type=click.Choice(["8", "4"]), help="For mlx-lm: bits per weight of the matrices.")
+@click.option(
+    "--license",
+    default="other",
+    envvar=["MLXGPT_EXPORT_LICENSE", "MLXGPT_EXPORT_LICENCE"],  # the second is its name in 0.1.0
+    metavar="NAME",
+    help="License of the model, for its card.",
+)
+@click.option("--force", is_flag=True, help="Write into DIR even if it is not empty.")
 @corpus_option
 def export_command(checkpoint, folder, target, bits, license, force, corpus):
     """Write CHECKPOINT into DIR as transformers or mlx-lm load it, with code, tokenizer and card.
@@ -25,7 +35,7 @@ def export_command(checkpoint, folder, target, bits, license, force, corpus):
     mlxgpt export runs/model-l-shakespeare/best.safetensors shakespeare
     mlxgpt export best.safetensors small --to mlx-lm --quantize 4
 
-    The loss before and after quantising is that of the run's own validation text, or of --corpus.
+    With --quantize, the validation loss is measured before and after, on the run's own text or on --corpus.
     """
     quantize = int(bits) if bits else None
     paths = api.export(

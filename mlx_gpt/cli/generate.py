@@ -1,4 +1,4 @@
-"""`mlxgpt generate`: writes text."""
+"""`mlxgpt generate`: text that follows a prompt."""
 
 import secrets
 import sys
@@ -22,14 +22,14 @@ from mlx_gpt.errors import BadFile
 
 @click.command()
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
-@click.option("--prompt", "-p", default="", help='Text to go on from; "-" reads it from stdin.')
-@click.option("--max-tokens", type=int, default=200, help="Tokens to write.")
+@click.option("--prompt", "-p", default="", help='Text to continue; "-" reads it from stdin.')
+@click.option("--max-tokens", type=int, default=200, help="Tokens to generate.")
 @click.option("--temp", "--temperature", "temperature", type=float, default=0.8, help="0 takes the likeliest token.")
 @click.option("--top-p", type=float, default=0.9, help="Nucleus: the likeliest tokens up to this probability.")
 @click.option("--top-k", type=int, default=0, help="Only the k likeliest tokens; 0 keeps all.")
-@click.option("--seed", type=int, help="Repeats a text.  [default: a new one each time]")
+@click.option("--seed", type=int, help="The same seed gives the same text.  [default: random]")
 @click.option("--stop", multiple=True, help="End at this string; repeatable.")
-@click.option("--samples", "-n", type=click.IntRange(1), default=1, help="Texts to write.")
+@click.option("--samples", "-n", type=click.IntRange(1), default=1, help="Texts to generate.")
 @preset_option
 @corpus_option
 @vocab_option
@@ -38,7 +38,7 @@ from mlx_gpt.errors import BadFile
 def generate_command(
     checkpoint, prompt, max_tokens, temperature, top_p, top_k, seed, stop, samples, preset, corpus, vocab, sets, as_json
 ):
-    """Write text with CHECKPOINT, or with the best checkpoint of the newest run.
+    """Generate text with CHECKPOINT, or with the best checkpoint of the newest run.
 
     \b
     mlxgpt generate --top-p 0.9 --temp 0.8

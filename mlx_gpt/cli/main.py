@@ -1,4 +1,4 @@
-"""The `mlxgpt` command: its subcommands, and every error as one line and an exit code."""
+"""The `mlxgpt` command: the table of its commands, and its exit codes. Every error is one line."""
 
 import errno
 import os
@@ -14,10 +14,10 @@ from mlx_gpt.version import __version__
 
 # Command -> its module, and its line in the help.
 COMMANDS = {
-    "train": ("mlx_gpt.cli.train", "Train a model: model-l on Python's help topics unless told otherwise."),
+    "train": ("mlx_gpt.cli.train", "Train a model; by default model-l on Python's help topics."),
     "generate": (
         "mlx_gpt.cli.generate",
-        "Write text with CHECKPOINT, or with the best checkpoint of the newest run.",
+        "Generate text with CHECKPOINT, or with the best checkpoint of the newest run.",
     ),
     "serve": (
         "mlx_gpt.cli.serve",
@@ -50,10 +50,10 @@ COMMANDS = {
         "mlx_gpt.cli.doctor",
         "Device, versions, BLAS, memory limits, and the measured rate of a matrix product.",
     ),
-    "bench": ("mlx_gpt.cli.bench", "Measure training and writing on this machine."),
+    "bench": ("mlx_gpt.cli.bench", "Measure training and generation on this machine."),
 }
 
-# What MLX says, on its devices, when memory is gone.
+# Words in MLX's errors when memory is exhausted.
 MEMORY_WORDS = ("malloc", "allocate", "resource limit", "insufficient memory", "out of memory")
 
 
@@ -64,20 +64,20 @@ MEMORY_WORDS = ("malloc", "allocate", "resource limit", "insufficient memory", "
 )
 @click.version_option(__version__, prog_name="mlxgpt")
 def cli():
-    """Train a GPT from scratch, and let it write.
+    """Train a GPT from scratch, and generate text with it.
 
     \b
     mlxgpt train --preset model-l --corpus shakespeare
     mlxgpt generate --top-p 0.9 --temp 0.8
 
-    Every option can also be set by an environment variable, as MLXGPT_TRAIN_PRESET. Exit codes: 1 a fault of ours, 2
-    usage, 3 bad file, 4 a checkpoint that does not fit, 5 diverged, 6 out of disk or memory, 130, 143 and 129
+    Every option can also be set by an environment variable, as MLXGPT_TRAIN_PRESET. Exit codes: 1 a fault of mlxgpt,
+    2 usage, 3 bad file, 4 a checkpoint that does not fit, 5 diverged, 6 out of disk or memory, 130, 143 and 129
     interrupted, 141 nobody reads the output.
     """
 
 
 def main() -> None:
-    """Runs the command; a user's mistake is one line on stderr."""
+    """Runs the command line, and ends the process with its exit code. Errors are one line on stderr."""
     warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
     try:
         sys.exit(cli(standalone_mode=False))
@@ -92,7 +92,7 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read our output has gone; the interpreter must not try to flush it again.
+        # The reader of the output has gone. The interpreter would try to flush it once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they become a config."""
+"""Options that several commands share, and the settings they stand for."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from mlx_gpt.config.schema import SHAPE_KEYS
 from mlx_gpt.errors import UserError
 from mlx_gpt.run.request import network_of, settings_of
 
-# Short flags and the settings they stand for; every other setting is reached by --set.
+# Flags and their settings. --set reaches every other setting.
 FLAGS = {
     "iters": "train.iters",
     "minutes": "train.minutes",
@@ -76,6 +76,7 @@ def folder_option(context, parameter, value: str | None) -> Path | None:
 
 
 def echo_json(data) -> None:
+    """Prints one line of JSON on stdout."""
     click.echo(json.dumps(data, allow_nan=False, default=str))
 
 

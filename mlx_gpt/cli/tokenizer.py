@@ -1,4 +1,4 @@
-"""`mlxgpt tokenizer`: vocabularies of byte-pair encodings, trained, used, looked into and translated."""
+"""`mlxgpt tokenizer`: trains, uses, inspects and converts byte-pair vocabularies."""
 
 import json
 import sys
@@ -26,13 +26,13 @@ force_option = click.option("--force", is_flag=True, help="Overwrite DST.")
 @tokenizer_command.command()
 @click.argument("dst", type=click.Path(path_type=Path))
 @corpus_option
-@click.option("--bpe", "size", type=int, default=2000, metavar="N", help="Ids in all.")
+@click.option("--bpe", "size", type=int, default=2000, metavar="N", help="Size of the vocabulary.")
 @click.option("--byte-level", is_flag=True, help="Merge bytes within words, as GPT-2, and not characters within lines.")
 @force_option
 def train_command(dst, corpus, size, byte_level, force):
     """Train a vocabulary on a corpus into DST: a vocab.json if its name begins with vocab, else a tokenizer.json.
 
-    The most frequent pair is merged first; of equally frequent ones, that of the lower ids.
+    The most frequent pair is merged first; of equally frequent pairs, the one with the lower ids.
     """
     settings = {"corpus": corpus} if corpus else {}
     wanted = DataConfig(tokenizer="byte-bpe" if byte_level else "bpe", vocab_size=size, **settings)

@@ -1,4 +1,4 @@
-"""`mlxgpt train`: trains a model, or goes on with one."""
+"""`mlxgpt train`: trains a model, or resumes a run."""
 
 import contextlib
 import os
@@ -39,7 +39,11 @@ SAME_SIGNAL_SECONDS = 0.3  # timeout(1) and some shells signal both the process 
 @click.option("--recipe", metavar="NAME", help="Hyperparameters: default, randygpt, randygpt-0.9.5, or a TOML file.")
 @corpus_option
 @click.option(
-    "--bpe", is_flag=False, flag_value="2000", metavar="[N]", help="Tokens are pairs merged to N ids, 2000 if alone."
+    "--bpe",
+    is_flag=False,
+    flag_value="2000",
+    metavar="[N]",
+    help="Merge pairs of characters to N tokens; 2000 if alone.",
 )
 @click.option("--byte-level", is_flag=True, help="With --bpe: merge bytes, as GPT-2, so that no text is unknown.")
 @vocab_option
@@ -51,8 +55,7 @@ SAME_SIGNAL_SECONDS = 0.3  # timeout(1) and some shells signal both the process 
     is_flag=False,
     flag_value=NEWEST,
     metavar="[FILE|DIR]",
-    help="Go on with a run folder in place, or from a checkpoint or a randyGPT .bin in a new folder; alone, with the "
-    "newest run.",
+    help="Resume a run folder in place, or a checkpoint or a randyGPT .bin in a new folder; alone, the newest run.",
 )
 @click.option("--fine-tune", type=click.Path(path_type=Path), help="Start a new run from a checkpoint's weights.")
 @click.option("--iters", type=int, help="Updates to reach, counted from the run's start.")
@@ -70,7 +73,7 @@ SAME_SIGNAL_SECONDS = 0.3  # timeout(1) and some shells signal both the process 
 @click.option("--plan", is_flag=True, help="Print size, memory, tokens, FLOPs and an ETA from a few steps, and stop.")
 @json_option
 def train_command(preset, recipe, out, resume, fine_tune, sets, plan, as_json, **flags):
-    """Train a model: model-l on Python's help topics unless told otherwise.
+    """Train a model; by default model-l on Python's help topics.
 
     \b
     mlxgpt train --preset model-l --corpus shakespeare
@@ -169,7 +172,7 @@ class SilentView:
 
 
 class JsonView(SilentView):
-    """One JSON object a report."""
+    """Prints one JSON object per report."""
 
     def show(self, report) -> None:
         echo_json({"report": kind(report), **to_dict(report)})
@@ -179,7 +182,7 @@ class JsonView(SilentView):
 
 
 class TextView:
-    """Reports on the terminal, with a sample of text at evaluations."""
+    """Shows reports on the terminal, with samples of text."""
 
     def __init__(self, session):
         config = session.start.header.config

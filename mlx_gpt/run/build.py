@@ -35,7 +35,7 @@ class Start:
         optimizer: State tensors of the optimizer; None for a new state.
         corpus: The text.
         tokenizer: The vocabulary that reads it.
-        folder: The run folder to go on in; None for a new run.
+        folder: Folder of the run that is resumed; None for a new folder.
     """
 
     header: Header

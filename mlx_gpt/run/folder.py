@@ -17,9 +17,10 @@ RUNS = Path("runs")
 
 
 def folder_of(request: Request, start: Start) -> Path:
-    """The folder a run goes on in, or a new one: `request.out`, or runs/<preset>-<corpus>, numbered if it exists.
+    """The folder of the run that is resumed, or a new one.
 
-    Raises UserError if `request.out` already holds another run.
+    A new folder is `request.out`, or runs/<preset>-<corpus> with a number if that exists. Raises UserError if
+    `request.out` already holds another run.
     """
     if start.folder:
         return start.folder

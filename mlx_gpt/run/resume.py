@@ -54,7 +54,7 @@ def resumed(request: Request, note: Note) -> Start:
 
 
 def _checkpoint_to_resume(request: Request, note: Note) -> tuple[Checkpoint, Path | None]:
-    """The checkpoint, and the run folder to go on in; None for a new one."""
+    """The checkpoint, and the folder of its run; None for a new folder."""
     if request.resume == "":
         raise UserError("--resume is empty; name a file or a run folder, or give it alone for the newest run")
     if request.resume == NEWEST and request.out and not request.out.is_dir():
