@@ -7,6 +7,7 @@ import pytest
 from test_model import NETWORKS
 
 from mlx_gpt.checkpoint.store import Checkpoint, Header
+from mlx_gpt.cli import convert
 from mlx_gpt.config.schema import Config, ModelConfig
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.formats import FORMATS, format_of
@@ -99,3 +100,7 @@ def test_what_no_format_recognizes_is_refused(tmp_path):
     for path in (tmp_path / "a.bin", tmp_path / "folder"):
         with pytest.raises(BadFile, match="neither an RGPT file nor a safetensors file"):
             format_of(path)
+
+
+def test_the_command_line_offers_every_format_that_is_one_file():
+    assert set(convert.FORMATS) == {name for name, format in FORMATS.items() if not format.is_folder}

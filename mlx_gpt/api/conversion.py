@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_gpt.checkpoint import store
 from mlx_gpt.errors import UserError
-from mlx_gpt.formats import rgpt
+from mlx_gpt.formats import FORMATS
+from mlx_gpt.formats.rgpt import has_moments
 from mlx_gpt.run.loading import read_checkpoint, sizes_of, with_text
 from mlx_gpt.run.request import Note, ignore
-
-FORMATS = ("safetensors", "rgpt0001", "rgpt0002", "rgpt0003")
 
 
 def convert(
@@ -32,8 +30,8 @@ def convert(
     Args:
         src: A checkpoint of any format, a run folder, or an exported folder.
         dst: The file to write.
-        format: One of FORMATS. [default: safetensors; for a dst that ends in .bin rgpt0003, or rgpt0002 without AdamW's
-            moments]
+        format: The name of a format that is one file. [default: safetensors; for a dst that ends in .bin rgpt0003, or
+            rgpt0002 without AdamW's moments]
         preset, n_embd, n_head, n_layer, block_size, corpus, vocab: What an RGPT file does not say, as for `load`.
         force: Overwrite dst.
         note: Called with one line for each thing the user should know.
@@ -47,8 +45,9 @@ def convert(
         ResumeRefused: src has another network or another vocabulary.
     """
     src, dst = Path(src), Path(dst)
-    if format not in (None, *FORMATS):
-        raise UserError(f"format={format!r} is not allowed; choose from {', '.join(FORMATS)}")
+    files = {name: row for name, row in FORMATS.items() if not row.is_folder}
+    if format not in (None, *files):
+        raise UserError(f"format={format!r} is not allowed; choose from {', '.join(files)}")
     if dst.is_dir():
         raise UserError(f"{dst}: a folder; name a file in it")
     if dst.exists() and src.exists() and dst.samefile(src):
@@ -59,13 +58,11 @@ def convert(
     checkpoint = with_text(read_checkpoint(src, preset, sizes), corpus, vocab)
     tokenizer = checkpoint.header.tokenizer
     if not format and dst.suffix == ".bin":
-        format = "rgpt0003" if rgpt.has_moments(checkpoint) else "rgpt0002"
-    if format in (None, "safetensors"):
-        store.save(dst, checkpoint)
-        if not tokenizer:
-            note("it holds no tokenizer; --corpus gives it the characters of a text, --vocab a vocab.json")
-        return "safetensors"
-    rgpt.write(dst, checkpoint, format)
-    if tokenizer and tokenizer["kind"] != "char":
+        format = "rgpt0003" if has_moments(checkpoint) else "rgpt0002"
+    format = format or "safetensors"
+    files[format].write(checkpoint, dst)
+    if format == "safetensors" and not tokenizer:
+        note("it holds no tokenizer; --corpus gives it the characters of a text, --vocab a vocab.json")
+    if format != "safetensors" and tokenizer and tokenizer["kind"] != "char":
         note("its vocabulary is not in it: mlxgpt tokenizer convert RUN/tokenizer.json vocab.json writes that")
     return format

@@ -10,6 +10,7 @@ from mlx_gpt.api.evaluation import evaluate
 from mlx_gpt.checkpoint.store import Checkpoint, Tensors
 from mlx_gpt.errors import UserError
 from mlx_gpt.files import make_folder
+from mlx_gpt.formats import FORMATS
 from mlx_gpt.formats.huggingface.card import card
 from mlx_gpt.formats.huggingface.folder import FILES, TARGETS, require_whole, write_folder, write_weights
 from mlx_gpt.formats.huggingface.quantize import BITS
@@ -55,6 +56,8 @@ def export(
     tokenizer = tokenizer_of(checkpoint.header)
     if tokenizer is None:
         raise UserError(f"{src}: holds no tokenizer; give it one by --corpus or --vocab of: mlxgpt convert {src} FILE")
+    if reason := FORMATS[target].refuses(checkpoint.header.config):
+        raise UserError(reason)
     weights, extra, notes = checkpoint.weights, {}, []
     if quantize:
         weights, meant, group = quantize_weights(weights, quantize)

@@ -7,6 +7,7 @@ PUBLISHED = {"model-l": 1835, "model-m": 1370, "model-s": 592}
 
 
 def machine_line(machine: dict) -> str:
+    """The machine in one line."""
     parts = [machine["chip"] or machine["name"]]
     if machine["backend"] != "cpu":
         parts.append(f"{machine['name']} ({machine['backend']})")

@@ -152,6 +152,7 @@ def is_ours(path: Path) -> bool:
 
 
 def require_finite(path: Path, tensors: Tensors) -> None:
+    """Raises BadFile for the first tensor that holds an infinity or a NaN."""
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise BadFile(f"{path}: {name} holds values that are not finite; take an earlier checkpoint")

@@ -58,6 +58,7 @@ def convert_command(src, dst, format, force, preset, corpus, vocab, sets):
 @json_option
 def inspect_command(file, preset, sets, as_json):
     """Header, shape, tensors and checks of a checkpoint, without building the model."""
+    file = run.checkpoint_in(file)
     checkpoint = run.read_checkpoint(file, preset, sizes_from(sets))
     header, shape = checkpoint.header, checkpoint.header.config.model
     format = run.format_of(file)
@@ -65,7 +66,7 @@ def inspect_command(file, preset, sets, as_json):
     facts = {
         "file": str(file),
         "format": format,
-        "bytes": file.stat().st_size,
+        "bytes": (file / "model.safetensors" if file.is_dir() else file).stat().st_size,
         "vocab_size": header.vocab_size,
         "preset": preset_of(shape),
         **shape.shape(),

@@ -50,6 +50,7 @@ def parse_set(text: str) -> tuple[str, Any]:
 
 
 def names_of(folder: str) -> list[str]:
+    """The names of the TOML files in a resource folder, sorted."""
     return sorted(p.stem for p in resource_dir(folder).glob("*.toml"))
 
 

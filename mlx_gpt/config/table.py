@@ -84,6 +84,7 @@ def _checked(name: str, value, f: dataclasses.Field):
 
 
 def toml_value(value) -> str:
+    """A setting's value as TOML writes it."""
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(map(toml_value, value)) + "]"
     return json.dumps(value, ensure_ascii=False)

@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = attach(
         "Run": "loading",
         "load": "loading",
         "read_checkpoint": "loading",
+        "checkpoint_in": "loading",
         "format_of": "loading",
         "with_text": "loading",
         "to_run": "loading",

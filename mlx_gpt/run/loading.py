@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlx_gpt import formats
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config.presets import load_toml
-from mlx_gpt.config.schema import SHAPE_KEYS, Config, ModelConfig
+from mlx_gpt.config.schema import Config, ModelConfig
 from mlx_gpt.data.bpe import open_vocab, tokenizer_from_dict
 from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import BadFile, ResumeRefused, UserError
-from mlx_gpt.formats import rgpt
 from mlx_gpt.formats.huggingface import folder as huggingface
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.run.request import specs_of
@@ -79,27 +79,16 @@ def read_checkpoint(path: Path, preset: str | None = None, network: dict[str, An
         path: A checkpoint, a run folder, or an exported folder.
         preset: Name or path of the preset that the network must be.
         network: Settings of [model] that the network must have.
+
+    Raises:
+        BadFile: The file is corrupt, or of an unknown format.
+        ResumeRefused: The checkpoint has another network.
+        UserError: There is no such file.
     """
     wanted = (ModelConfig(**load_toml("presets", preset)["model"]).architecture() if preset else {}) | (network or {})
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
-    if path.is_dir() and not huggingface.is_folder(path):
-        inside = [path / name for name in (BEST, LATEST) if (path / name).is_file()]
-        if not inside:
-            raise UserError(
-                f"{path}: a folder without a checkpoint or a config.json; give a run, a checkpoint or an export"
-            )
-        path = inside[0]
+    path = checkpoint_in(path)
     try:
-        if path.is_dir():
-            checkpoint = huggingface.read_folder(path)
-        elif rgpt.is_rgpt(path):
-            checkpoint = rgpt.read(path, {k: wanted[k] for k in SHAPE_KEYS if k in wanted})
-        elif path.suffix == ".safetensors" or store.is_safetensors(path):
-            ours = store.is_ours(path)
-            checkpoint = store.load(path) if ours else huggingface.read_state_dict(path, wanted)
-        else:
-            raise BadFile(f"{path}: neither an RGPT file nor a safetensors file")
+        checkpoint = formats.format_of(path).read(path, wanted)
     except OSError as error:
         raise BadFile(f"{path}: {error.strerror}") from None
     own = checkpoint.header.config.model.architecture()
@@ -108,12 +97,24 @@ def read_checkpoint(path: Path, preset: str | None = None, network: dict[str, An
     return checkpoint
 
 
+def checkpoint_in(path: Path) -> Path:
+    """The best checkpoint of a run folder; a checkpoint or an exported folder itself. Raises UserError."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    if not path.is_dir() or huggingface.is_folder(path):
+        return path
+    inside = [path / name for name in (BEST, LATEST) if (path / name).is_file()]
+    if not inside:
+        raise UserError(
+            f"{path}: a folder without a checkpoint or a config.json; give a run, a checkpoint or an export"
+        )
+    return inside[0]
+
+
 def format_of(path: Path) -> str:
-    """The format of a checkpoint file that was read: safetensors, RGPT0001, RGPT0002 or RGPT0003."""
-    if not rgpt.is_rgpt(path):
-        return "safetensors"
-    with open(path, "rb") as file:
-        return file.read(8).decode()
+    """The format of a checkpoint: safetensors, RGPT0001, RGPT0002, RGPT0003, huggingface or mlx-lm."""
+    name = formats.format_of(path).name
+    return name.upper() if name.startswith("rgpt") else name
 
 
 def with_text(

@@ -34,6 +34,7 @@ class StepOutput(NamedTuple):
 
 
 def initial_state(weights: dict[str, mx.array], optimizer) -> State:
+    """The state before the first step."""
     return {"weights": weights, "optimizer": optimizer.init(weights)}
 
 
