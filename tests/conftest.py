@@ -42,7 +42,7 @@ def shakespeare() -> str:
     return "shakespeare"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config():
     """A model small enough to train in a test."""
     return resolve(overrides=TINY | {"train.batch_size": 4, "train.iters": 20, "train.eval_every": 5})

@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import mlxgpt, process
 from conftest import ROOT, TINY, TINY_SHAPE
+from test_compatibility import assert_still_there, kept, todays
 
+from mlx_gpt import bench
+from mlx_gpt.bench import race
 from mlx_gpt.cli import main
 
 COMMANDS = ["train", "generate", "eval", "convert", "inspect", "corpus", "corpus list", "doctor", "bench", "compare"]
@@ -19,18 +23,8 @@ COMMANDS += [
     "corpus stats",
     *(f"tokenizer {name}" for name in ("train", "encode", "decode", "inspect", "convert")),
 ]
-SMALL = [f"--set={k}={v}" for k, v in TINY.items()] + ["--batch=4", "--iters=12", "--eval-every=6", "--sample-every=0"]
-
-
-def mlxgpt(*arguments, cwd, **env):
-    """Runs the command in `cwd`, without a terminal."""
-    return subprocess.run(
-        [sys.executable, "-m", "mlx_gpt", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
-    )
+SMALL = [f"--set={k}={v}" for k, v in TINY.items()] + ["--batch=4", "--iters=12", "--eval-every=6"]
+SMALL += ["--sample-every=0", "--set=data.val_fraction=0.01"]
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +52,17 @@ def home(tmp_path_factory):
 # -- as typed -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_answers_without_loading_mlx(command, tmp_path):
-    code = (
-        "import sys; from click.testing import CliRunner; from mlx_gpt.cli.main import cli; "
-        f"r = CliRunner().invoke(cli, {[*command.split(), '--help']!r}); assert r.exit_code == 0, r.output; "
-        "assert not {'mlx', 'mlx.core', 'numpy', 'rich.live', 'requests'} & set(sys.modules)"
-    )
+def test_help_answers_without_loading_mlx(tmp_path):
+    code = f"""
+import sys
+from click.testing import CliRunner
+from mlx_gpt.cli.main import cli
+for command in {["", *COMMANDS]}:
+    shown = CliRunner().invoke(cli, [*command.split(), "--help"])
+    assert shown.exit_code == 0, shown.output
+    loaded = {{"mlx", "mlx.core", "numpy", "rich.live", "requests"}} & set(sys.modules)
+    assert not loaded, (command, loaded)
+"""
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -147,10 +145,10 @@ def test_eval_and_inspect_tell_what_the_run_told(home):
     assert other["tokens"] == 41 * 60 - 1 and other["loss"] != found["loss"]
 
 
-@pytest.mark.parametrize("command", ["doctor", "corpus list"])
-def test_reports_come_as_json(command, tmp_path):
-    assert json.loads(mlxgpt(*command.split(), "--json", cwd=tmp_path).stdout)
-    assert mlxgpt(*command.split(), cwd=tmp_path).stdout
+@pytest.mark.parametrize("command, words", [("doctor", "matmul_gflops"), ("corpus list", "public domain")])
+def test_reports_come_in_words_too(command, words, tmp_path):
+    """test_compatibility.py reads their JSON."""
+    assert words in mlxgpt(*command.split(), cwd=tmp_path).stdout
 
 
 def test_plan_and_bench_measure_and_leave_nothing(tmp_path):
@@ -159,8 +157,10 @@ def test_plan_and_bench_measure_and_leave_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_bench_measures_and_keeps_a_record(tmp_path):
-    """The whole command on a tiny model: the tables, the record, and the same as JSON."""
+def test_bench_measures_and_keeps_a_record(tmp_path, monkeypatch):
+    """The whole command on a tiny model: the tables, the record, and the same as JSON, with the fields of 0.1.0."""
+    monkeypatch.setattr(race, "ROUND_SECONDS", 0.1)
+    monkeypatch.setattr(bench.text, "QUICK", 50_000)
     tiny = ["bench", *SMALL[:4], "--quick", "--batch=4", "--rounds=1"]
     done = mlxgpt(*tiny, "--only", "plain MLX", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -169,6 +169,9 @@ def test_bench_measures_and_keeps_a_record(tmp_path):
     record = json.loads((tmp_path / "runs/bench/bench.json").read_text())
     training = record["presets"]["model-l"]["training"]
     assert training["mlxgpt"]["losses"] == pytest.approx(training["plain MLX"]["losses"], abs=2e-3)
+    before = todays(kept("bench.json"))
+    before["presets"] = {"model-l": before["presets"]["model-xs"]}
+    assert_still_there(record, before, measured=True)
     again = json.loads(mlxgpt(*tiny, "--only", "mlxgpt", "--json", cwd=tmp_path).stdout)
     for found in (record, again):
         result = found["presets"]["model-l"]
@@ -348,7 +351,7 @@ SILLY = [
     (f"train --resume {RUN} --preset model-xs", 4, "n_embd 116 32"),
     (f"train --resume {RUN} --set model.n_layer=3 --iters 20", 4, "n_layer 3 2"),
     (f"train --resume {RUN} --corpus text.txt --iters 20", 4, "text not the text of this run"),
-    (f"train --resume {RUN} --set data.val_fraction=0.2 --iters 20", 4, "val_fraction 0.2 0.1"),
+    (f"train --resume {RUN} --set data.val_fraction=0.2 --iters 20", 4, "val_fraction 0.2 0.01"),
     (f"train --resume --fine-tune {RUN}/best.safetensors", 2, "--resume --fine-tune"),
     (f"train --fine-tune {RUN}/best.safetensors --corpus other.txt --set model.n_embd=64", 4, "n_embd 64 32"),
     (f"eval {RUN}/best.safetensors --corpus unknown.txt", 2, "corpus unknown 'ж' U+0436 not in the vocabulary"),
@@ -432,15 +435,14 @@ def test_a_silly_input_gets_one_helpful_line(home, line, code, words):
 
 @pytest.mark.parametrize("extra", [[], ["--json"]])
 def test_a_reader_that_goes_away_ends_the_run_saved(home, tmp_path, extra):
-    slow = [sys.executable, "-m", "mlx_gpt", "train", "--corpus", "pydocs", *SMALL[:-2], "--eval-every=500", *extra]
-    slow += ["--set=train.log_every=1", "--out", str(tmp_path / "run")]
-    slow[slow.index("--iters=12")] = "--iters=100000"
-    with subprocess.Popen(slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=home) as process:
+    slow = ["train", "--corpus", "pydocs", *SMALL, "--set=train.log_every=1", "--out", tmp_path / "run", *extra]
+    slow[slow.index("--iters=12")], slow[slow.index("--eval-every=6")] = "--iters=100000", "--eval-every=500"
+    with process(*slow, cwd=home) as running:
         for _ in range(8):
-            process.stdout.readline()
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 141
+            running.stdout.readline()
+        running.stdout.close()
+        assert running.stderr.read() == ""
+    assert running.returncode == 141
     assert (tmp_path / "run/checkpoint.safetensors").exists()
 
 
@@ -480,10 +482,7 @@ def test_a_full_disk_is_known_before_the_first_step(home, tmp_path):
 
 def test_a_second_trainer_in_the_folder_is_refused(home, tmp_path):
     shutil.copytree(home / RUN, tmp_path / "run")
-    slow = [sys.executable, "-m", "mlx_gpt", "train", "--resume", "run", "--iters", "100000", "--json"]
-    with subprocess.Popen(
-        slow, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    ) as first:
+    with process("train", "--resume", "run", "--iters", "100000", "--json", cwd=tmp_path) as first:
         assert first.stdout.readline()
         done = mlxgpt("train", "--resume", "run", "--iters", "20", cwd=tmp_path)
         first.kill()

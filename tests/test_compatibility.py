@@ -8,22 +8,17 @@ import contextlib
 import dataclasses
 import inspect
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import urllib.error
 import urllib.request
-import warnings
 from pathlib import Path
 
 import click
+import commands
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from conftest import ROOT
 from safetensors import safe_open
 
 import mlx_gpt
@@ -36,7 +31,7 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.formats import rgpt
 from mlx_gpt.train.reports import EvalReport
 
-V010 = ROOT / "tests/fixtures/v0.1.0"
+V010 = commands.ROOT / "tests/fixtures/v0.1.0"
 FLAGS = json.loads((V010 / "flags.json").read_text())
 TOLERANCE = 1e-4
 SIZES = {"n_embd": 8, "n_head": 2, "n_layer": 1, "block_size": 16}
@@ -64,26 +59,10 @@ def inside(old, monkeypatch):
     monkeypatch.chdir(old)
 
 
-@contextlib.contextmanager
-def own_signals():
-    """`mlxgpt train` is the last thing its process does and leaves its signal handlers. Puts the test's back."""
-    numbers, descriptor = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.set_wakeup_fd(-1)
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(descriptor)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
 def mlxgpt(*arguments):
-    """Runs a command in this process. Returns its standard output."""
-    with own_signals(), warnings.catch_warnings(action="ignore"):  # of what this machine lacks
-        done = CliRunner().invoke(cli, [str(a) for a in arguments])
-    if done.exception and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == 0, done.output
+    """What a command prints."""
+    done = commands.mlxgpt(*arguments, cwd=Path())
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 
@@ -202,8 +181,8 @@ def test_an_old_spelling_is_the_new_one_and_both_at_once_are_refused(was, now, v
     preset.write_text(f"{line}{new_name} = {json.dumps(value)}\n")
     with pytest.raises(UserError, match=f"{was} .*{now}"):
         resolve(str(preset))
-    with pytest.raises(UserError, match=f"{now} is given twice"):
-        mlxgpt("train", "--plan", "--set", f"{was}={value}", "--set", f"{now}={value}")
+    done = commands.mlxgpt("train", "--plan", "--set", f"{was}={value}", "--set", f"{now}={value}", cwd=tmp_path)
+    assert done.returncode == 2 and f"{now} is given twice" in done.stderr
 
 
 @pytest.mark.parametrize("folder, origin", [("huggingface", "muon/best"), ("mlx-lm", "adamw/best")])
@@ -269,9 +248,9 @@ def test_an_interrupted_run_ends_as_the_one_that_was_not(old, tmp_path, monkeypa
 
 
 def test_a_run_whose_text_was_fingerprinted_otherwise_is_refused_by_name():
-    with pytest.raises(UserError, match="corpus text is not the text of this run") as refused:
-        mlxgpt("train", "--resume", "version-1/written.safetensors", "--corpus=text.txt", "--iters=30", "--out=absent")
-    assert refused.value.exit_code == 4
+    resume = ["--resume", "version-1/written.safetensors", "--corpus=text.txt", "--iters=30", "--out=absent"]
+    done = commands.mlxgpt("train", *resume, cwd=Path())
+    assert done.returncode == 4 and "corpus text is not the text of this run" in done.stderr
 
 
 def test_texts_are_those_of_their_seeds():
@@ -360,9 +339,7 @@ def test_the_server_answers_what_it_answered():
 @contextlib.contextmanager
 def served(run):
     """The address of `mlxgpt serve`, which is a process because it answers until a signal ends it."""
-    command = [sys.executable, "-m", "mlx_gpt", "serve", run, "--port=0", "--streams=2"]
-    pipe, environment = subprocess.PIPE, os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=environment) as process:
+    with commands.process("serve", run, "--port=0", "--streams=2", cwd=Path()) as process:
         try:
             yield re.search(r"http://[\d.:]+", process.stdout.readline())[0]
         finally:

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from covering import covering
 
 from mlx_gpt import rng
 from mlx_gpt.data.tokens import Tokens
@@ -66,8 +67,7 @@ def test_the_step_is_traced_once(tiny_config, monkeypatch):
     assert calls == [0, 2]
 
 
-@pytest.mark.parametrize("lanes", [1, 3, 4, 7])
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("lanes, remat", covering([1, 3, 4, 7], [False, True], together=1))
 def test_lanes_and_remat_change_nothing_dropout_included(tiny_config, lanes, remat):
     windows = Windows(tokens((90, 20, 5, 70, 2, 100)), 64)
     config = tiny_config.replace({"train.batch_size": 7, "model.dropout": 0.2, "speed.lanes": 2})
@@ -92,17 +92,17 @@ def peak_of_a_step(config) -> int:
 
 
 def test_remat_and_accumulation_take_less_memory(tiny_config):
-    changes = {"model.n_layer": 8, "train.batch_size": 32, "speed.lanes": 1, "optimizer.name": "adamw"}
+    changes = {"model.n_layer": 6, "train.batch_size": 32, "speed.lanes": 1, "optimizer.name": "adamw"}
     whole = tiny_config.replace(changes)
-    parts = whole.replace({"train.batch_size": 4, "train.grad_accum_steps": 8})
+    parts = whole.replace({"train.batch_size": 8, "train.grad_accum_steps": 4})
     peaks = [
         peak_of_a_step(config.replace({"speed.remat": remat})) for config in (whole, parts) for remat in (False, True)
     ]
     assert peaks[1] < 0.5 * peaks[0] and peaks[2] < 0.3 * peaks[0] and peaks[3] < 0.6 * peaks[2], peaks
 
 
-@pytest.mark.parametrize("rows, most", [(1, 1), (5, 5), (16, 16), (64, 64), (40, 20), (7, 3), (9, 1), (2000, 2000)])
 @pytest.mark.parametrize("num_lanes", [1, 2, 3, 16])
+@pytest.mark.parametrize("rows, most", [(1, 1), (5, 5), (16, 16), (64, 64), (40, 20), (7, 3), (9, 1), (2000, 2000)])
 def test_a_batch_is_divided_whole_and_within_bounds(rows, most, num_lanes):
     parts = divide(rows, most, list(range(num_lanes)), block_size=256)
     assert [i for first, end, _ in parts for i in range(first, end)] == list(range(rows))
@@ -116,8 +116,7 @@ def test_a_step_lowers_the_loss_on_what_it_saw(tiny_config):
     assert outputs[-1].loss.item() < outputs[0].loss.item() - 0.1
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-@pytest.mark.parametrize("lengths", [(300,), (90, 20, 5, 70, 2, 100)])
+@pytest.mark.parametrize("parts, lengths", covering([2, 4], [(300,), (90, 20, 5, 70, 2, 100)], together=1))
 def test_accumulation_is_the_big_batch_dropout_included(tiny_config, parts, lengths):
     windows = Windows(tokens(lengths), 64)
     big = tiny_config.replace({"train.batch_size": 8, "model.dropout": 0.2})

@@ -2,15 +2,14 @@
 
 import json
 import os
-import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+from commands import mlxgpt, process
 from conftest import TINY
+from covering import covering
 
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Header
@@ -20,7 +19,6 @@ from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import OutOfRoom
 from mlx_gpt.model.gpt import GPT, roles_of
 from mlx_gpt.optim.optimizers import RULES, Optimizer
-from mlx_gpt.run.loading import read_checkpoint
 from mlx_gpt.train.evaluate import Evaluator, Validation
 from mlx_gpt.train.objective import CrossEntropy
 from mlx_gpt.train.parallel import Alone
@@ -75,7 +73,7 @@ def assert_same_state(a, b):
         assert getattr(a.header, field) == getattr(b.header, field), field
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(tiny_config):
     """Short evaluations, an early plateau and a cut, so that all of a run's state is in play."""
     return tiny_config.replace(
@@ -90,18 +88,19 @@ def config(tiny_config):
     )
 
 
-@pytest.fixture
-def unbroken(tmp_path, config):
-    folder = tmp_path / "unbroken"
-    folder.mkdir()
-    return list(trainer(folder, config).run()), store.load(folder / LATEST)
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, config):
+    """Reports, last checkpoint and folder of a run without interruption."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    return list(trainer(folder, config).run()), store.load(folder / LATEST), folder
 
 
-@pytest.mark.parametrize("lag", [0, 1])
-def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tmp_path, config, unbroken, lag):
-    reports, final = unbroken
+@pytest.mark.parametrize("lag, cuts", [(0, (1, 9, 23)), (1, (4, 12, 17))])
+def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tmp_path, config, unbroken, lag, cuts):
+    """Cut in the warm-up, at an evaluation, between evaluations, before a cut of the rate and after, at the end."""
+    reports, final, _ = unbroken
     assert final.header.num_lr_cuts > 0  # the plateau state matters in this run
-    for cut in random.Random(0).sample(range(1, 24), 5):
+    for cut in cuts:
         folder = tmp_path / f"cut-{cut}"
         folder.mkdir()
         first, seen = trainer(folder, config, lag=lag), []
@@ -117,19 +116,26 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tmp_path, config, unbroke
         assert_same_state(store.load(folder / LATEST), final)
 
 
+@pytest.mark.slow
+def test_a_run_cut_anywhere_is_the_unbroken_run(tmp_path, config, unbroken):
+    for cut in range(1, 24):
+        for lag in (0, 1):
+            (tmp_path / f"{cut}-{lag}").mkdir()
+            test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tmp_path / f"{cut}-{lag}", config, unbroken, lag, [cut])
+
+
 def test_two_cuts_and_the_best_file_are_whole_states_too(tmp_path, config, unbroken):
-    reports, final = unbroken
-    folder = tmp_path / "again"
-    folder.mkdir()
-    list(trainer(folder, config).run())
+    _, final, folder = unbroken
     best = store.load(folder / BEST)
     assert best.header.step == best.header.best_step < 24
-    list(trainer(folder, config, best).run())
-    assert_same_state(store.load(folder / LATEST), final)
+    list(trainer(tmp_path, config, best).run())
+    assert_same_state(store.load(tmp_path / LATEST), final)
 
 
-@pytest.mark.parametrize("settings", [{"name": name, "ema_decay": 0.9} for name in RULES] + [{"name": "muon"}])
-@pytest.mark.parametrize("shuffle", [True, False])
+AVERAGED = [{"name": name, "ema_decay": 0.9} for name in RULES]
+
+
+@pytest.mark.parametrize("settings, shuffle", covering([*AVERAGED, {"name": "muon"}], [True, False], together=1))
 def test_every_optimizer_resumes_bit_for_bit_from_both_files(tmp_path, config, settings, shuffle):
     changes = {f"optimizer.{k}": v for k, v in settings.items()}
     config = config.replace(changes | {"train.patience": 0, "train.iters": 12, "train.shuffle": shuffle})
@@ -163,19 +169,19 @@ def test_the_average_is_evaluated_and_saved_as_best_where_it_is_better(tmp_path,
 
 
 def test_losses_are_reported_in_order_each_once(unbroken):
-    reports, _ = unbroken
+    reports, *_ = unbroken
     assert [r.step for r in reports if isinstance(r, StepReport)] == list(range(1, 25))
     assert [r.step for r in reports if isinstance(r, EvalReport)] == list(range(3, 25, 3))
     assert isinstance(reports[-1], StopReport) and reports[-1].reason == "iters"
     assert sum(isinstance(r, StopReport) for r in reports) == 1
 
 
-def test_the_best_file_is_the_best_evaluation(tmp_path, config, unbroken):
-    reports, final = unbroken
+def test_the_best_file_is_the_best_evaluation(unbroken):
+    reports, final, folder = unbroken
     evals = [r for r in reports if isinstance(r, EvalReport)]
     best = min(evals, key=lambda r: r.loss)
     assert (final.header.best_loss, final.header.best_step) == (best.loss, best.step)
-    assert store.load(tmp_path / "unbroken" / BEST).header.step == best.step
+    assert store.load(folder / BEST).header.step == best.step
 
 
 def test_patience_cuts_the_rate_and_then_stops_the_run(tmp_path, config):
@@ -277,30 +283,10 @@ def test_the_seed_decides_everything(tmp_path, config):
 # -- the whole command, killed ---------------------------------------------------------------------------------------
 
 
-def command(folder, *more):
-    sets = [f"--set={k}={v}" for k, v in TINY.items()]
-    return [
-        sys.executable,
-        "-m",
-        "mlx_gpt",
-        "train",
-        "--corpus",
-        "pydocs",
-        "--batch",
-        "4",
-        "--eval-every",
-        "10",
-        "--iters",
-        "60",
-        "--sample-every",
-        "0",
-        "--set=train.save_minutes=0.001",
-        "--json",
-        *sets,
-        *more,
-        "--out",
-        str(folder),
-    ]
+def arguments(folder, *more):
+    settings = [f"--set={k}={v}" for k, v in TINY.items()] + ["--set=data.val_fraction=0.01", "--batch=4"]
+    settings += ["--iters=60", "--eval-every=10", "--sample-every=0", "--set=train.save_minutes=0.001"]
+    return ["train", "--corpus=pydocs", *settings, "--json", *more, "--out", folder]
 
 
 def curve(folder):
@@ -317,38 +303,42 @@ def run_to(process, text):
     raise AssertionError(f"ended without {text!r}")
 
 
+def resume(folder):
+    done = mlxgpt(*arguments(folder, "--resume"), cwd=folder.parent)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    subprocess.run(command(folder), check=True, capture_output=True)
+    assert mlxgpt(*arguments(folder), cwd=folder.parent).returncode == 0
     return folder
 
 
 def test_a_killed_run_resumes_as_if_nothing_had_happened(tmp_path, whole_run):
     folder = tmp_path / "killed"
-    with subprocess.Popen(command(folder), stdout=subprocess.PIPE, text=True) as process:
-        run_to(process, '"report": "save"')
-        run_to(process, '"report": "step"')
-        process.kill()
-    done = subprocess.run(command(folder, "--resume"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    with process(*arguments(folder), cwd=tmp_path) as running:
+        run_to(running, '"report": "save"')
+        run_to(running, '"report": "step"')
+        running.kill()
+    resume(folder)
     assert curve(folder) == curve(whole_run)
     for name in (LATEST, BEST):
-        assert_same_state(read_checkpoint(folder / name), read_checkpoint(whole_run / name))
+        assert_same_state(store.load(folder / name), store.load(whole_run / name))
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_after_the_current_step(tmp_path, whole_run, number, code):
     folder = tmp_path / "stopped"
-    with subprocess.Popen(command(folder), stdout=subprocess.PIPE, text=True) as process:
-        run_to(process, '"step": 7,')
-        process.send_signal(number)
-        process.send_signal(number)  # at once: as good as one
-        rest = process.stdout.read().splitlines()
-    assert process.returncode == code
+    with process(*arguments(folder), cwd=tmp_path) as running:
+        run_to(running, '"step": 7,')
+        running.send_signal(number)
+        running.send_signal(number)  # at once: as good as one
+        rest = running.stdout.read().splitlines()
+    assert running.returncode == code
     assert json.loads(rest[-1])["reason"] == "signal"
-    assert 7 <= read_checkpoint(folder / LATEST).header.step < 60
-    subprocess.run(command(folder, "--resume"), check=True, capture_output=True)
+    assert 7 <= store.load(folder / LATEST).header.step < 60
+    resume(folder)
     assert curve(folder) == curve(whole_run)
 
 
@@ -360,36 +350,22 @@ def test_a_background_job_hears_of_an_interrupt_and_nohup_of_no_hang_up(tmp_path
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     folder = tmp_path / "background"
-    with subprocess.Popen(command(folder), stdout=subprocess.PIPE, text=True, preexec_fn=ignore) as process:
-        run_to(process, '"step": 3,')
-        process.send_signal(signal.SIGHUP)
-        run_to(process, '"step": 9,')
-        process.send_signal(signal.SIGINT)
-        process.stdout.read()
-    assert process.returncode == 130 and (folder / LATEST).exists()
+    with process(*arguments(folder), cwd=tmp_path, preexec_fn=ignore) as running:
+        run_to(running, '"step": 3,')
+        running.send_signal(signal.SIGHUP)
+        run_to(running, '"step": 9,')
+        running.send_signal(signal.SIGINT)
+        running.stdout.read()
+    assert running.returncode == 130 and (folder / LATEST).exists()
 
 
 def test_a_second_signal_ends_at_once(tmp_path):
     folder = tmp_path / "twice"
-    slow = [
-        sys.executable,
-        "-m",
-        "mlx_gpt",
-        "train",
-        "--preset",
-        "model-l",
-        "--batch",
-        "24",
-        "--corpus",
-        "pydocs",
-        "--json",
-        "--out",
-        folder,
-    ]
-    with subprocess.Popen(slow, stdout=subprocess.PIPE, text=True) as process:
-        run_to(process, '"step": 1,')
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+    slow = ["train", "--preset=model-l", "--batch=24", "--corpus=pydocs", "--json", "--out", folder]
+    with process(*slow, cwd=tmp_path) as running:
+        run_to(running, '"step": 1,')
+        running.send_signal(signal.SIGINT)
+        time.sleep(0.5)  # signals closer together are taken for one
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=60) == 130
     assert "checkpoint.safetensors" not in os.listdir(folder)
