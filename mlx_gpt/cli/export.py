@@ -19,16 +19,11 @@ from mlx_gpt.cli.options import corpus_option, echo_json, json_option, note
     help="Library that will load it.",
 )
 @click.option("--quantize", "bits", type=click.Choice(["8", "4"]), help="For mlx-lm: bits per weight of the matrices.")
-@click.option(
-    "--license",
-    default="other",
-    envvar=["MLXGPT_EXPORT_LICENSE", "MLXGPT_EXPORT_LICENCE"],  # the second is its name in 0.1.0
-    metavar="NAME",
-    help="License of the model, for its card.",
-)
+# The parameter has the name of MLXGPT_EXPORT_LICENCE, the variable that sets it since 0.1.0.
+@click.option("--license", "licence", default="other", metavar="NAME", help="License of the model, for its card.")
 @click.option("--force", is_flag=True, help="Write into DIR even if it is not empty.")
 @corpus_option
-def export_command(checkpoint, folder, target, bits, license, force, corpus):
+def export_command(checkpoint, folder, target, bits, licence, force, corpus):
     """Write CHECKPOINT into DIR as transformers or mlx-lm load it, with code, tokenizer and card.
 
     \b
@@ -39,7 +34,7 @@ def export_command(checkpoint, folder, target, bits, license, force, corpus):
     """
     quantize = int(bits) if bits else None
     paths = api.export(
-        checkpoint, folder, target, quantize=quantize, license=license, corpus=corpus, force=force, note=note
+        checkpoint, folder, target, quantize=quantize, license=licence, corpus=corpus, force=force, note=note
     )
     note(f"{folder}: {len(paths)} files, {sum(p.stat().st_size for p in paths):,} bytes, for {target}")
 
