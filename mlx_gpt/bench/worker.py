@@ -10,8 +10,8 @@ import resource
 import sys
 from pathlib import Path
 
-from mlx_gpt.bench import CONTENDERS
 from mlx_gpt.bench.case import Case
+from mlx_gpt.bench.contenders import CONTENDERS
 
 
 def serve(name: str, path: Path) -> None:

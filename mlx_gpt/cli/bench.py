@@ -7,7 +7,7 @@ import time
 import click
 
 from mlx_gpt import bench, run
-from mlx_gpt.bench import CONTENDERS
+from mlx_gpt.bench.contenders import CONTENDERS
 from mlx_gpt.cli.options import (
     corpus_option,
     echo_json,
