@@ -207,7 +207,8 @@ def test_settings_of_another_version_are_no_harm(settings, known):
     assert tuned.settings_for(model) == {}
 
 
-def test_a_candidate_is_the_real_step(case):
+def test_a_candidate_is_the_real_step(case, monkeypatch):
+    monkeypatch.setattr(tuner, "TURN_SECONDS", 0.1)
     one, other = (tuner.Candidate(case, settings) for settings in ({}, {"speed.attention": "fused"}))
     assert one.loss == pytest.approx(np.log(case.vocab_size), abs=0.2) and not one.loss_differs(other)
     assert all(0 < seconds < 60 for seconds in tuner._in_turns(one, other))

@@ -30,21 +30,28 @@ def run(tmp_path, **env):
     return subprocess.run([sys.executable, "-W", "error", "-c", CODE], capture_output=True, text=True, env=path)
 
 
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """A home folder, and what a first process there found and kept in its cache."""
+    home = tmp_path_factory.mktemp("home")
+    return home, json.loads(run(home).stdout)
+
+
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
-def test_a_fast_blas_is_found_and_multiplies_rightly(tmp_path):
-    first, second = (json.loads(run(tmp_path).stdout) for _ in range(2))
+def test_a_fast_blas_is_found_and_multiplies_rightly(found):
+    home, first = found
     assert first["fast"] and first["error"] < 1e-4
-    assert second == first  # from the cache
+    assert json.loads(run(home).stdout) == first  # from the cache
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
-def test_a_broken_cached_shim_is_built_anew(tmp_path):
-    before = json.loads(run(tmp_path).stdout)
-    if str(tmp_path) not in before["path"]:
+def test_a_broken_cached_shim_is_built_anew(found):
+    home, before = found
+    if str(home) not in before["path"]:
         pytest.skip("this machine has a system BLAS")
     with open(before["path"], "wb") as f:
         f.write(b"not a library")
-    assert json.loads(run(tmp_path).stdout) == before
+    assert json.loads(run(home).stdout) == before
 
 
 def test_a_cache_that_cannot_be_used_is_done_without(tmp_path):
@@ -53,9 +60,10 @@ def test_a_cache_that_cannot_be_used_is_done_without(tmp_path):
     assert found["error"] < 1e-4
 
 
-def test_the_switch_turns_it_off(tmp_path):
-    found = json.loads(run(tmp_path, MLXGPT_BLAS="off").stdout)
-    assert not found["fast"] and found["error"] < 1e-4
+def test_the_switch_turns_it_off(found):
+    home, _ = found
+    off = json.loads(run(home, MLXGPT_BLAS="off").stdout)
+    assert not off["fast"] and off["error"] < 1e-4
 
 
 def test_without_a_compiler_there_is_the_reference(tmp_path):

@@ -34,11 +34,18 @@ def kernels(tmp_path):
     return list((tmp_path / "cache").rglob("kernels-*/mlx/**/*.so"))
 
 
-def test_kernels_are_vectorised_exact_and_in_the_users_cache(tmp_path):
-    first, second = run(tmp_path), run(tmp_path)
-    assert first == second and first["vectorised"] and first["same"]
-    assert kernels(tmp_path)
-    assert str(tmp_path) not in first["tmp"]  # Python's own temporary files stay where they were
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A home folder, and what a first process there found, whose kernels are in its cache."""
+    home = tmp_path_factory.mktemp("home")
+    return home, run(home)
+
+
+def test_kernels_are_vectorised_exact_and_in_the_users_cache(made):
+    home, first = made
+    assert run(home) == first and first["vectorised"] and first["same"]
+    assert kernels(home)
+    assert str(home) not in first["tmp"]  # Python's own temporary files stay where they were
 
 
 def test_the_switch_leaves_mlx_as_it_is(tmp_path):
@@ -61,8 +68,8 @@ def test_what_cannot_be_used_is_done_without(tmp_path, broken):
     assert not found["vectorised"] and found["same"]
 
 
-def test_an_interrupted_install_is_finished(tmp_path):
-    run(tmp_path)
-    wrapper = next((tmp_path / "cache").rglob("kernels-*/bin/g++"))
+def test_an_interrupted_install_is_finished(made):
+    home, _ = made
+    wrapper = next((home / "cache").rglob("kernels-*/bin/g++"))
     wrapper.unlink()
-    assert run(tmp_path)["vectorised"] and wrapper.exists()
+    assert run(home)["vectorised"] and wrapper.exists()
