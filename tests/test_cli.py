@@ -15,6 +15,7 @@ from test_compatibility import assert_still_there, kept, todays
 from mlx_gpt import bench
 from mlx_gpt.bench import race
 from mlx_gpt.cli import main
+from mlx_gpt.data.corpus import open_corpus
 
 COMMANDS = ["train", "generate", "eval", "convert", "inspect", "corpus", "corpus list", "doctor", "bench", "compare"]
 COMMANDS += ["serve", "export", "push"]
@@ -239,7 +240,8 @@ def test_a_corrupt_latest_checkpoint_is_kept_and_the_best_goes_on(home, tmp_path
 @pytest.mark.parametrize("mode", [["--bpe", "300"], ["--bpe", "400", "--byte-level"]])
 def test_a_run_of_pairs_keeps_its_vocabulary(tmp_path, mode):
     """Trained once, kept with the run and in the checkpoint, gone on with, written with, taken by another run."""
-    small = [*SMALL, "--corpus=pydocs", "--set=train.eval_windows=4"]
+    (tmp_path / "text.txt").write_text("\n".join(open_corpus(["pydocs"]).documents)[:50_000])
+    small = [*SMALL, "--corpus=text.txt"]
     done = mlxgpt("train", *small, *mode, "--out=run", cwd=tmp_path)
     assert done.returncode == 0 and f"trained a vocabulary of {mode[1]} in" in done.stderr
     vocab = (tmp_path / "run/tokenizer.json").read_bytes()
