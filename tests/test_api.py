@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from commands import mlxgpt
 from conftest import TINY
-from test_cli import mlxgpt
 
 import mlx_gpt
 from mlx_gpt.checkpoint import store
@@ -53,7 +53,8 @@ def test_a_run_is_resumed_fine_tuned_and_stopped(folder, text, tmp_path):
     session = mlx_gpt.train(resume=folder, settings={"train.iters": 8}, out=tmp_path / "more", note=notes.append)
     assert list(session)[-1].step == 8 and any("in a new run folder" in line for line in notes)
     assert list(mlx_gpt.train(resume=tmp_path / "more")) == []
-    session = mlx_gpt.train(fine_tune=folder, corpus=text, settings={"train.iters": 900}, out=tmp_path / "tuned")
+    long = {"train.iters": 900, "train.eval_every": 3}
+    session = mlx_gpt.train(fine_tune=folder, corpus=text, settings=long, out=tmp_path / "tuned")
     for report in session:
         if isinstance(report, EvalReport):
             session.stop()

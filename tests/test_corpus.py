@@ -67,7 +67,7 @@ def served(monkeypatch, tmp_path):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "web")
     handler.func.log_message = lambda *_: None
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     manifest = {
         "file": "letters.txt",
         "size": 4,

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tokenizers
+from commands import mlxgpt
 from conftest import ROOT
-from test_cli import mlxgpt
 from test_model import EXTENSIONS
 
 import mlx_gpt

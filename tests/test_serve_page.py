@@ -11,6 +11,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 if CHROMIUM is None:
     pytest.skip("needs Chromium", allow_module_level=True)
 
+from covering import covering  # noqa: E402
 from serving import CARD, serving  # noqa: E402
 
 from mlx_gpt.generation.slots import Slots  # noqa: E402
@@ -238,8 +239,7 @@ def test_the_key_is_asked_for(browser, ascii_run):
         assert written(page)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize("scheme, width", covering(["light", "dark"], [360, 1200], together=1))
 def test_it_fits_and_can_be_read(browser, served, scheme, width):
     """No sideways scrolling; contrast of at least 4.5 (WCAG 2 AA), on the fullest tint too."""
     page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
