@@ -91,7 +91,7 @@ def test_a_full_disk_ends_the_file_and_not_the_run(tmp_path):
     metrics.add(step(1))
     metrics.add(step(2))
     metrics.close()
-    assert said == ["metrics.jsonl ends here: No space left on device"]
+    assert said == ["metrics.jsonl cannot be written: No space left on device; later reports are not recorded"]
 
 
 # -- the terminal ---------------------------------------------------------------------------------------------------

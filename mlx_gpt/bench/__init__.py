@@ -1,4 +1,4 @@
-"""The same work done by us, by a plain MLX loop and by PyTorch, each in a process of its own, in turns."""
+"""The benchmark: mlxgpt, a plain MLX loop and PyTorch do the same work in turns, each in its own process."""
 
 from mlx_gpt.lazy import attach
 

@@ -1,4 +1,4 @@
-"""What every contender computes: one model, its first weights, one text, one first batch.
+"""The input of all contenders: a model, its initial weights, the token ids of a text, and a first batch.
 
 Shapes: B batch, T time.
 """
@@ -16,7 +16,15 @@ LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """`inputs` and `targets` (B, T) are the batch whose loss all must agree on."""
+    """Settings, weights and data that all contenders share.
+
+    Attributes:
+        config: The settings.
+        vocab_size: Number of token ids.
+        weights: Initial weights by name.
+        ids: Token ids of the training text.
+        inputs, targets: The first batch (B, T). All contenders must compute the same loss on it.
+    """
 
     config: Config
     vocab_size: int
@@ -26,18 +34,18 @@ class Case:
     targets: np.ndarray
 
     def ours_alone(self) -> list[str]:
-        """The settings that no other contender has: they know randyGPT's network and AdamW."""
+        """Settings that only mlxgpt supports. The other contenders implement randyGPT's network and AdamW."""
         name = self.config.optimizer.name
         return self.config.model.extensions() + [f"optimizer.name={name}"] * (name != "adamw")
 
     @property
     def prompt(self) -> int:
-        """Tokens read before those that are written."""
+        """Number of prompt tokens in the measurement of decoding."""
         return min(16, self.config.model.block_size // 2)
 
     @property
     def written(self) -> int:
-        """Tokens written where decoding is timed: no more than the context holds."""
+        """Number of tokens decoded in that measurement. Prompt and decoded tokens fit into the context."""
         return min(200, self.config.model.block_size - self.prompt)
 
     def save(self, path: Path) -> None:

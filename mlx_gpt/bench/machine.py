@@ -1,4 +1,4 @@
-"""The machine that was measured, with what may slow it down: power and heat, where the system tells."""
+"""Describes the measured machine, with its power and thermal state if the system reports them."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from mlx_gpt.device.report import device_report
 
 
 def machine() -> dict:
-    """device_report() and TF32, load, power and thermal state."""
+    """Returns device_report() with TF32, load, power and thermal state."""
     return device_report() | {
         "tf32": os.environ.get("MLX_ENABLE_TF32", "1") != "0" if on_gpu() else False,
         "load_average": round(os.getloadavg()[0], 2),
@@ -19,17 +19,17 @@ def machine() -> dict:
 
 
 def _mac_power() -> dict[str, str]:
-    """macOS's own words on power source, low-power mode and thermal limits."""
-    settings = _said("pmset", "-g").splitlines()
+    """Power source, low-power mode and thermal limits, as macOS reports them."""
+    settings = _output("pmset", "-g").splitlines()
     return {
-        "power_source": next(iter(_said("pmset", "-g", "ps").splitlines()), "unknown"),
+        "power_source": next(iter(_output("pmset", "-g", "ps").splitlines()), "unknown"),
         "low_power_mode": next((line.split()[-1] for line in settings if "lowpowermode" in line), "unknown"),
-        "thermal": " ".join(_said("pmset", "-g", "therm").split()) or "unknown",
+        "thermal": " ".join(_output("pmset", "-g", "therm").split()) or "unknown",
     }
 
 
-def _said(*command: str) -> str:
-    """What a system command prints; nothing where it is missing or fails."""
+def _output(*command: str) -> str:
+    """The stdout of a system command; empty if the command does not exist."""
     if not shutil.which(command[0]):
         return ""
     return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()

@@ -1,4 +1,4 @@
-"""mlxgpt as it trains and generates, and the parts of its step."""
+"""The contender mlxgpt: its compiled training step, its generation, and the parts of a step."""
 
 import time
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from mlx_gpt.train.step import initial_state, make_gradients, make_loss, make_st
 
 
 class Contender:
-    """The trainer's own compiled step, without the trainer."""
+    """The compiled step that the trainer runs, without the trainer."""
 
     def __init__(self, case: Case):
         self.version = f"MLX {version('mlx')}"
@@ -40,7 +40,7 @@ class Contender:
         self.state, self.index = self._first_state(), 0
 
     def losses(self, rows: int) -> list[float]:
-        """The loss of the first `rows` sequences of the case's batch, and their loss after one update on them."""
+        """The losses of the first `rows` sequences of the case's batch, before and after one update on them."""
         config = self.config
         step, state, found = self.step, self._first_state(), []
         if rows != config.train.sequences_per_step:
@@ -52,7 +52,7 @@ class Contender:
         return found
 
     def steps(self, count: int) -> float:
-        """Seconds of `count` updates, each submitted as soon as the device takes it."""
+        """Seconds of `count` updates. Each is submitted as soon as the device accepts it."""
         start = time.perf_counter()
         for _ in range(count):
             self.index += 1
@@ -66,7 +66,15 @@ class Contender:
         return peak_memory()
 
     def parts(self, seconds: float) -> dict[str, float]:
-        """Seconds of each part of a step, the best of repeated runs of about `seconds` in all."""
+        """Times the parts of a step.
+
+        Args:
+            seconds: Total time of the measurements, about.
+
+        Returns:
+            The seconds of each part, the shortest of repeated runs. `backward` is the time of the forward and backward
+            pass less that of `forward`. `attention` is a part of `forward` and `backward`.
+        """
         config, weights = self.config, self.state["weights"]
         rows, T = config.train.sequences_per_step, config.model.block_size
         H, D = config.model.n_head, config.model.head_dim
@@ -108,7 +116,7 @@ class Contender:
         }
 
     def matmul_rate(self) -> float:
-        """GFLOP/s of a square product in the compute type, on all cores."""
+        """GFLOP/s of a square matrix product in the compute type, on all cores."""
         with one_at_a_time():
             return matmul_rate(dtype=self.config.train.dtype)
 
@@ -121,7 +129,13 @@ class Contender:
         return time.perf_counter() - start
 
     def decode(self, rows: int) -> tuple[float, list[int]]:
-        """Seconds of writing after a prompt in `rows` sequences, each token seen at once; the ids of the first."""
+        """Decodes `case.written` tokens after a prompt, in `rows` sequences.
+
+        Each token is read back while the next one is computed, as in streaming.
+
+        Returns:
+            The seconds of decoding, and the ids of the first sequence.
+        """
         decoder, tokens = self._decoder(), np.ones((rows, self.case.prompt), np.int32)
         ids, state = decoder.read(tokens, mx.array(0))
         mx.eval(decoder.step(ids, mx.array(1), state))
@@ -153,7 +167,7 @@ class Contender:
 
 
 def _best(run: Callable, arguments: tuple, seconds: float) -> float:
-    """The shortest of repeated runs, after the one that compiles; at least two."""
+    """The shortest time of repeated runs, at least two. A run before them compiles."""
     mx.eval([a for _, a in tree_flatten(run(*arguments))])
     times, until = [], time.perf_counter() + seconds
     while len(times) < 2 or time.perf_counter() < until:

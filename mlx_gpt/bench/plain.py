@@ -1,6 +1,7 @@
-"""A plain MLX training loop, as most are written: eager, a mask built at each step, every loss read at once.
+"""The contender "plain MLX": a training loop as MLX code is usually written.
 
-Nothing of ours is under it: the parent starts it with MLX's own BLAS, kernels and settings.
+It runs eagerly, builds the causal mask in every step, and reads each loss before the next step. race.py starts its
+process with MLX's own BLAS, kernels and settings, instead of those that mlxgpt prepares.
 """
 
 import time
@@ -15,7 +16,7 @@ from mlx_gpt.device.mlx import mx, nn
 
 
 class Block(nn.Module):
-    """A transformer block of MLX's own layers."""
+    """A transformer block built from MLX's own layers."""
 
     def __init__(self, C: int, H: int):
         super().__init__()
@@ -41,7 +42,7 @@ class Block(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """Our network, in thirty lines of stock layers."""
+    """randyGPT's network, built from MLX's own layers."""
 
     def __init__(self, case: Case):
         super().__init__()
@@ -61,7 +62,7 @@ class PlainGPT(nn.Module):
 
 
 class Contender:
-    """value_and_grad, AdamW, .item()."""
+    """A training loop with value_and_grad, AdamW and .item()."""
 
     def __init__(self, case: Case):
         self.version = f"MLX {version('mlx')}, stock"

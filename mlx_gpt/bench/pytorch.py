@@ -1,4 +1,7 @@
-"""The same model and batch in PyTorch: fused attention, fused AdamW, eager or torch.compile; CPU, MPS or CUDA."""
+"""The PyTorch contenders: the same model and batch, eager or with torch.compile, on a CPU, MPS or CUDA.
+
+Attention and AdamW are PyTorch's fused implementations.
+"""
 
 import contextlib
 import time
@@ -12,7 +15,7 @@ from mlx_gpt.bench.case import LEARNING_RATE, Case
 
 
 class Block(nn.Module):
-    """A transformer block; keys and values go to `cache` where one is given."""
+    """A transformer block. If a cache is given, keys and values are written into it at `position`."""
 
     def __init__(self, C: int, H: int, dropout: float):
         super().__init__()
@@ -36,7 +39,7 @@ class Block(nn.Module):
 
 
 class TorchGPT(nn.Module):
-    """Our network under our weights' names."""
+    """randyGPT's network. Its weights have the same names as in mlxgpt."""
 
     def __init__(self, case: Case):
         super().__init__()
@@ -48,7 +51,7 @@ class TorchGPT(nn.Module):
         self.lm_head = nn.Linear(shape.n_embd, case.vocab_size, bias=False)
 
     def forward(self, tokens, targets=None, cache=None, position=0):
-        """The mean loss where targets are given, else the logits of the last token."""
+        """Returns the mean loss if targets are given, otherwise the logits of the last token (B, V)."""
         x = self.wte(tokens) + self.wpe.weight[position : position + tokens.shape[1]]
         for i, layer in enumerate(self.layers):
             x = layer(x, cache[i] if cache else None, position)
@@ -58,7 +61,7 @@ class TorchGPT(nn.Module):
 
 
 class Contender:
-    """The usual PyTorch loop; in bfloat16 by autocast over float32 weights."""
+    """A usual PyTorch training loop. For bfloat16 it uses autocast; the weights stay float32."""
 
     def __init__(self, case: Case, compiled: bool):
         self.case, self.config, self.compiled = case, case.config, compiled
@@ -78,7 +81,7 @@ class Contender:
         return found
 
     def steps(self, count: int) -> float:
-        """Seconds of `count` updates; no loss is read in between."""
+        """Seconds of `count` updates. No loss is read between them."""
         rows, T = self.config.train.sequences_per_step, self.config.model.block_size
         span = torch.arange(T + 1, device=self.device)
         self._wait()
@@ -119,7 +122,7 @@ class Contender:
         return time.perf_counter() - start, text
 
     def recompute(self, count: int) -> float:
-        """Seconds of writing `count` tokens, each by reading all of a full context again."""
+        """Seconds to generate `count` tokens without a cache: each reads the full context again."""
         window = torch.ones(1, self.config.model.block_size, dtype=torch.long, device=self.device)
         with self._writing():
             self.model(window)
@@ -149,7 +152,7 @@ class Contender:
         self._load()
 
     def _load(self) -> None:
-        """First weights and fresh moments, in the model that may be compiled already."""
+        """Loads the initial weights and creates a new optimizer. A compiled model stays compiled."""
         optimizer = self.config.optimizer
         self.model.load_state_dict({name: torch.from_numpy(w) for name, w in self.case.weights.items()})
         self.optimizer = torch.optim.AdamW(

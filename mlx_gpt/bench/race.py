@@ -1,7 +1,7 @@
-"""Runs the contenders in turns on one case, checks that they compute the same, and gathers what they took.
+"""Runs the contenders in turns on one case, checks that they compute the same losses, and collects their times.
 
-One process a contender, so that libraries and peak memory stay apart; one works at a time, so that no one disturbs
-another; round by round, so that a machine that slows down slows all of them.
+Each contender has its own process, so that libraries and peak memory are separate. Only one computes at a time, so that
+they do not slow each other down. All take a turn in every round, so that a change in the machine's speed affects all.
 """
 
 import contextlib
@@ -20,23 +20,27 @@ from mlx_gpt.errors import Disagreement, UserError
 from mlx_gpt.model.cost import flops_per_token
 
 OURS, PLAIN = "mlxgpt", "plain MLX"
-ROUND_SECONDS = 2.0  # a contender's turn: one update, or as many as fit
+ROUND_SECONDS = 2.0  # of a contender's turn: as many updates as fit, at least one
 MAX_STEPS = 100
-BATCHES = (1, 16)  # sequences side by side where writing is timed
-COMPARED = 16  # tokens that must be the same in all texts
-RECOMPUTED = 10  # tokens written by recomputing everything
-PLAIN_CPU_ROWS = 2  # a whole batch would take the plain loop minutes on a CPU; its tokens/s hardly depend on it
-# How far apart two losses may lie: before an update, and after it.
+BATCHES = (1, 16)  # numbers of sequences for which generation is timed
+COMPARED = 16  # generated tokens that must be equal in all contenders
+RECOMPUTED = 10  # tokens generated without a cache
+PLAIN_CPU_ROWS = 2  # on a CPU the plain loop needs minutes for a whole batch; its tokens/s hardly depend on the rows
+# Largest allowed difference between two losses: before an update, and after it.
 TOLERANCES = {"float32": (1e-4, 2e-3), "bfloat16": (3e-2, 1e-1), "float16": (1e-2, 1e-1)}
 STOCK = {"MLXGPT_BLAS": "off", "MLXGPT_KERNELS": "off", "MLX_BFS_MAX_WIDTH": "20"}
 
 
 class Failed(UserError):
-    """A contender that can't run, in its own words."""
+    """A contender cannot run. The message is the contender's own error."""
 
 
 class Racer:
-    """A contender's process: call it with a method's name and arguments."""
+    """The process of a contender. Calling it runs a method of the contender and returns the result.
+
+    Raises:
+        Failed: The contender cannot be built, or its method raised an error, or its process ended.
+    """
 
     def __init__(self, name: str, case: Path, speed: SpeedConfig):
         command = [sys.executable, "-m", "mlx_gpt.bench.worker", name, str(case)]
@@ -54,7 +58,7 @@ class Racer:
             raise
 
     def __call__(self, method: str, *arguments):
-        with contextlib.suppress(BrokenPipeError):  # it has ended; why, its answer will tell
+        with contextlib.suppress(BrokenPipeError):  # the process has ended; _answer() raises its error
             self._process.stdin.write(json.dumps([method, *arguments]) + "\n")
             self._process.stdin.flush()
         return self._answer()
@@ -69,7 +73,7 @@ class Racer:
         line = self._process.stdout.readline()
         if not line:
             self._complaints.seek(0)
-            last = self._complaints.read().strip().splitlines()[-1:] or ["killed, perhaps for want of memory"]
+            last = self._complaints.read().strip().splitlines()[-1:] or ["killed, possibly because memory ran out"]
             raise Failed(f"{self._name}: {last[0]}")
         answer = json.loads(line)
         if "error" in answer:
@@ -78,9 +82,20 @@ class Racer:
 
 
 def race(case: Case, names: list[str], rounds: int, note: Callable[[str], None]) -> dict:
-    """What each contender took: {"training": {name: facts}, "parts": ..., "writing": ..., "matmul_gflops": ...}.
+    """Measures the contenders.
 
-    Raises Disagreement where losses differ. A contender that can't run is left out, with a note that says why.
+    Args:
+        case: What they compute.
+        names: The contenders, mlxgpt among them. One that cannot run is left out, and a note gives the reason.
+        rounds: Turns per contender.
+        note: Called with one line for each thing the user should know.
+
+    Returns:
+        {"training": {name: facts}, "matmul_gflops": rate, "parts": {part: ms}, "writing": {name: {what: tokens/s}}}
+
+    Raises:
+        Disagreement: The losses or the generated tokens of two contenders differ.
+        UserError: mlxgpt cannot run.
     """
     rows = {name: _rows(case, name) for name in names}
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +111,7 @@ def race(case: Case, names: list[str], rounds: int, note: Callable[[str], None])
                 "matmul_gflops": round(racers[OURS]("matmul_rate"), 1),
                 "parts": {k: round(1000 * v, 2) for k, v in racers[OURS]("parts", 5 * ROUND_SECONDS).items()},
             }
-        # Afresh, as one writes: a process that has trained is another one.
+        # Generation is timed in new processes, as users run it: a process that has trained still holds memory.
         writers = [name for name in times if name in (OURS, "PyTorch")]
         with _started(writers, path, case.config.speed, note) as racers:
             return result | {"writing": _writing(racers, case, rounds)}
@@ -109,7 +124,7 @@ def _rows(case: Case, name: str) -> int:
 
 @contextlib.contextmanager
 def _started(names: Iterable[str], path: Path, speed: SpeedConfig, note) -> Iterator[dict[str, Racer]]:
-    """The contenders that can run, until the end of the block."""
+    """A context with the processes of the contenders that can run. They end with the context."""
     with contextlib.ExitStack() as stack:
         racers = {}
         for name in names:
@@ -121,14 +136,17 @@ def _started(names: Iterable[str], path: Path, speed: SpeedConfig, note) -> Iter
 
 
 def _leave_out(name: str, failure: Failed, note) -> None:
-    """Goes on without a contender, and says why; without us there is nothing to go on with."""
+    """Notes why a contender is left out. Raises UserError for mlxgpt, which the others are compared with."""
     if name == OURS:
         raise UserError(f"bench: {failure}") from None
     note(f"{name} left out: {failure}")
 
 
 def _same_losses(racers: dict[str, Racer], rows: dict[str, int], dtype: str, note) -> dict[str, list[float]]:
-    """Each contender's losses before and after an update of the same batch, if they are ours."""
+    """Each contender's losses on the same batch, before and after an update.
+
+    Raises Disagreement if they differ from mlxgpt's by more than TOLERANCES.
+    """
     found, ours = {}, {}
     for name, racer in racers.items():
         note(f"{name}: {racer.version}")
@@ -142,21 +160,30 @@ def _same_losses(racers: dict[str, Racer], rows: dict[str, int], dtype: str, not
         for a, b, tolerance in zip(found[name], ours[rows[name]], TOLERANCES[dtype], strict=True):
             if not abs(a - b) <= tolerance:
                 raise Disagreement(
-                    f"bench: {name} has losses of {found[name]} on the first batch and after an update of it, {OURS} "
-                    f"{ours[rows[name]]}; times of different computations say nothing"
+                    f"bench: {name} has losses {found[name]} on the first batch before and after an update, {OURS} has "
+                    f"{ours[rows[name]]}; times of different computations cannot be compared"
                 )
     return found
 
 
 def _same_texts(texts: dict[str, list[int]]) -> None:
-    """The first of the likeliest tokens; later ones may part at a tie that rounding decides."""
+    """Raises Disagreement unless the first COMPARED greedy tokens are equal.
+
+    Later ones may differ: rounding can decide between two tokens of equal probability.
+    """
     for name, text in texts.items():
         if text[:COMPARED] != texts[OURS][:COMPARED]:
-            raise Disagreement(f"bench: {name} writes {text[:COMPARED]}, {OURS} {texts[OURS][:COMPARED]}")
+            raise Disagreement(
+                f"bench: {name} generates the ids {text[:COMPARED]}, {OURS} generates {texts[OURS][:COMPARED]}; times "
+                "of different computations cannot be compared"
+            )
 
 
 def _times(racers, rows, rounds: int, names, note) -> dict[str, list[float]]:
-    """Seconds of an update, one number a round; the first update of each is a warm-up that says how many fit."""
+    """Seconds per update, one number per round.
+
+    The first update of each contender is a warm-up. Its time decides how many updates a turn has.
+    """
 
     def run(name: str, count: int) -> float:
         arguments = (count, rows[name]) if name == PLAIN else (count,)
@@ -190,7 +217,7 @@ def _summary(case: Case, racer: Racer, rows: int, times: list[float], losses: li
 
 
 def _writing(racers: dict[str, Racer], case: Case, rounds: int) -> dict[str, dict[str, float]]:
-    """Tokens per second of reading and of writing, by contender and batch: medians of interleaved rounds."""
+    """Tokens per second of prefill and decoding, by contender and batch: medians of interleaved rounds."""
     seconds: dict[str, dict[str, list[float]]] = {name: {} for name in racers}
     tokens = {"recompute": RECOMPUTED}
     counts = {"prefill": case.config.model.block_size, "decode": case.written}

@@ -1,6 +1,6 @@
-"""The bench's record: what a preset has computed, the measurement of it, and the files that keep it.
+"""The benchmark of a preset: its case, its measurement, and the files that record it.
 
-Apart from case.py, which the processes of all contenders import: this module loads MLX.
+This is not in case.py because the processes of all contenders import that module, and this one loads MLX.
 """
 
 import json
@@ -25,12 +25,12 @@ from mlx_gpt.model.gpt import GPT
 from mlx_gpt.run.build import require_memory
 from mlx_gpt.run.start import resolved
 
-# All contenders have this optimizer, without an average.
+# Every contender has AdamW, and keeps no average of the weights.
 COMMON = {"optimizer.name": "adamw", "optimizer.ema_decay": 0.0}
 
 
 def make_case(preset: str, settings: dict[str, Any], note: Callable[[str], None], use_tuned: bool = True) -> Case:
-    """The case of a preset: its network on the training text, which is taken as one document."""
+    """Builds the case of a preset: its network, and the training text as one document."""
     settings = COMMON | settings
     config = resolved(preset, None, settings, note) if use_tuned else resolve(preset, None, settings)
     corpus = open_corpus(config.data.corpus)
@@ -51,7 +51,7 @@ def make_case(preset: str, settings: dict[str, Any], note: Callable[[str], None]
 
 
 def measure(case: Case, names: list[str], rounds: int, note: Callable[[str], None]) -> dict[str, Any]:
-    """What race() measures of a case, with its settings and sizes."""
+    """Runs race() on a case. Returns its result with the settings and sizes of the case."""
     config = case.config
     return {
         "config": config.to_dict(),
@@ -70,5 +70,5 @@ def write_record(record: dict[str, Any], folder: Path, note: Callable[[str], Non
         report.draw(folder / "bench.png", record["presets"], record["machine"])
         written.append(folder / "bench.png")
     except ModuleNotFoundError as error:
-        note(f"no picture: needs {error.name}; pip install -e '.[plot]'")
+        note(f"no picture was drawn: it needs {error.name}; install it with: pip install -e '.[plot]'")
     return written

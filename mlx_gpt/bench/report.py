@@ -1,8 +1,8 @@
-"""What the bench found, for the eye: lines of text and a picture of bars."""
+"""The benchmark's results as lines of text and as a bar chart."""
 
 from pathlib import Path
 
-# ms/iter that the authors of randyGPT published for 64 x 256 tokens, on a Mac that they did not name.
+# ms/iter that randyGPT's authors published for 64 x 256 tokens, on a Mac that they do not name.
 PUBLISHED = {"model-l": 1835, "model-m": 1370, "model-s": 592}
 
 
@@ -13,7 +13,7 @@ def machine_line(machine: dict) -> str:
         parts.append(f"{machine['name']} ({machine['backend']})")
     parts += [f"{machine['cores']} cores", machine["os"], f"MLX {machine['mlx']}"]
     if machine["backend"] == "cpu":
-        parts += [f"BLAS {machine['blas']}", f"{'vectorised' if machine['vectorised_kernels'] else 'stock'} kernels"]
+        parts += [f"BLAS {machine['blas']}", f"{'vectorized' if machine['vectorised_kernels'] else 'stock'} kernels"]
     parts += [
         f"{name.replace('_', ' ')} {machine[name]}"
         for name in ("power_source", "low_power_mode", "thermal")
@@ -23,7 +23,7 @@ def machine_line(machine: dict) -> str:
 
 
 def lines(name: str, result: dict) -> list[str]:
-    """One preset's tables."""
+    """The tables of one preset, as lines."""
     config, training, ours = result["config"], result["training"], result["training"]["mlxgpt"]
     rows, block_size = ours["rows"], config["model"]["block_size"]
     rate = result["matmul_gflops"]
@@ -32,7 +32,7 @@ def lines(name: str, result: dict) -> list[str]:
         f"dropout {config['model']['dropout']:g}; matrix product {rate:,.0f} GFLOP/s",
         "",
         f"{'training':<16}{'ms/iter':>10} {'quartiles':>17} {'tokens/s':>10} {'TFLOP/s':>9} {'of matmul':>10}"
-        f" {'resident':>9} {'mlxgpt is':>11}",
+        f" {'resident':>9} {'speed-up':>11}",
     ]
     for contender, facts in training.items():
         label = contender if facts["rows"] == rows else f"{contender} x{facts['rows']}"
@@ -44,14 +44,14 @@ def lines(name: str, result: dict) -> list[str]:
             f"{facts['peak_resident_bytes'] / 1e9:>6.2f} GB {f'{ratio:.2f} x':>11}"
         )
     if any(facts["rows"] != rows for facts in training.values()):
-        out.append("(xN: on N sequences only; tokens/s are compared)")
+        out.append("(xN: measured with N sequences; compare tokens/s)")
     if name in PUBLISHED and (rows, block_size) == (64, 256):
         out.append(f"{'randyGPT':<16}{PUBLISHED[name]:>10,.1f} {'published, on another machine':>30}")
     moved = result["bytes_per_step"]
     out += [
         "",
-        "parts of ours    " + "  ".join(f"{part} {ms:,.1f} ms" for part, ms in result["parts"].items()),
-        f"                 (attention is in forward and backward); about {moved / 1e9:.1f} GB moved a step, "
+        "parts of a step  " + "  ".join(f"{part} {ms:,.1f} ms" for part, ms in result["parts"].items()),
+        f"                 (attention is part of forward and backward); about {moved / 1e9:.1f} GB moved per step, "
         f"{moved / ours['ms_per_iter'] / 1e6:,.1f} GB/s; peak of MLX's arrays {ours['peak_device_bytes'] / 1e9:.2f} GB",
     ]
     columns = ["prefill 1", "prefill 16", "decode 1", "decode 16", "recompute"]
@@ -62,7 +62,7 @@ def lines(name: str, result: dict) -> list[str]:
 
 
 def text_line(text: dict) -> str:
-    """What the byte-pair encoding took."""
+    """The time and memory of byte-pair encoding, in one line."""
     return (
         f"text             {text['bytes'] / 1e6:.1f} MB: a vocabulary of {text['vocab_size']:,} trained in "
         f"{text['train_seconds']} s, {text['tokens']:,} tokens encoded in {text['encode_seconds']} s; resident "
@@ -71,7 +71,7 @@ def text_line(text: dict) -> str:
 
 
 def draw(path: Path, results: dict[str, dict], machine: dict) -> None:
-    """Bars of training tokens per second, a group a preset. Needs matplotlib."""
+    """Draws training tokens per second as bars, one panel per preset. Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""The pace of a byte-pair encoding: training its vocabulary on text, and encoding that text; a process of its own."""
+"""Measures byte-pair encoding in its own process: training a vocabulary on a text, and encoding that text."""
 
 import json
 import subprocess
@@ -9,12 +9,15 @@ from mlx_gpt.bench.worker import peak_resident
 from mlx_gpt.data.bpe import BPETokenizer
 from mlx_gpt.data.corpus import open_corpus
 
-FULL, QUICK = 7_600_000, 500_000  # the first is as much as the largest text that randyGPT's authors gave times for
+FULL, QUICK = 7_600_000, 500_000  # characters; FULL is the largest text for which randyGPT's authors published times
 VOCAB_SIZE = 2000
 
 
 def measure(size: int) -> dict:
-    """Seconds of both on the first `size` characters of Python's standard library, and the largest resident size."""
+    """Trains and encodes on the first `size` characters of Python's standard library.
+
+    Returns sizes, the seconds of both, and the peak resident memory.
+    """
     text = "\n".join(open_corpus(["stdlib"]).documents)[:size]
     start = time.perf_counter()
     tokenizer = BPETokenizer.train([text], VOCAB_SIZE, set(text))
@@ -31,7 +34,7 @@ def measure(size: int) -> dict:
 
 
 def measure_apart(size: int) -> dict:
-    """measure() in a fresh process."""
+    """Runs measure() in a new process."""
     done = subprocess.run([sys.executable, "-m", "mlx_gpt.bench.text", str(size)], stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
 

@@ -1,7 +1,8 @@
-"""Finds the fastest exact settings for this device and network by measuring them.
+"""Finds the fastest settings for this device and network by measuring them.
 
-One setting after the other, each kept if it is faster by more than the noise. What the user has fixed is left alone.
-`mlx_gpt.run.tuned` remembers the result for `train`.
+All candidates compute the same function; a compute type with fewer bits rounds more. They are tried one after another,
+and one is kept if its gain exceeds the noise. Settings that the user has given are not changed. `mlx_gpt.run.tuned`
+stores the result for `train`.
 """
 
 import dataclasses
@@ -18,15 +19,22 @@ from mlx_gpt.device.mlx import on_gpu
 from mlx_gpt.model.mixers.kernels import FUSED_HEAD_DIMS
 
 LIMIT_SECONDS = 280
-NOISE = 0.98  # a setting must take less than this share of the time before it
+NOISE = 0.98  # a candidate must take less than this share of the time of the best so far
 TURNS, TURN_SECONDS = 3, 1.5
 Settings = dict[str, object]
 
 
 def tune(case: Case, given: Settings, note: Callable[[str], None]) -> dict:
-    """{"settings": the best found, "ms_per_iter": their pace, "gain": over the defaults, "tried": gains of all}.
+    """Measures candidates in turns with the best so far, so that a change in the machine's speed affects both.
 
-    Each setting takes turns with the best so far, so that a machine that slows down slows both.
+    Args:
+        case: The model and data.
+        given: Settings that the user has given.
+        note: Called with one line per candidate.
+
+    Returns:
+        {"settings": the fastest, "ms_per_iter": their pace, "gain": their speed relative to the defaults, "tried": the
+        relative speeds of all candidates}
     """
     until, best, gain, tried = time.perf_counter() + LIMIT_SECONDS, {}, 1.0, {}
     champion = Candidate(case, best)
@@ -46,10 +54,11 @@ def tune(case: Case, given: Settings, note: Callable[[str], None]) -> dict:
                     continue
                 now, seconds = _in_turns(champion, other)
                 tried[name] = round(gain * now / seconds, 3)
-                note(f"{name}: {1000 * seconds:,.1f} ms/iter, in turns with {1000 * now:,.1f}")
+                note(f"{name}: {1000 * seconds:,.1f} ms/iter, in turns with the best so far at {1000 * now:,.1f}")
                 if other.loss_differs(champion):
                     note(
-                        f"{name}: has a loss of {other.loss:.6f} on the first batch, not {champion.loss:.6f}; not kept"
+                        f"{name}: has a loss of {other.loss:.6f} on the first batch, expected {champion.loss:.6f}; "
+                        "not kept"
                     )
                 elif seconds < NOISE * now:
                     best, gain, fastest = start | option, gain * now / seconds, seconds
@@ -61,7 +70,11 @@ def tune(case: Case, given: Settings, note: Callable[[str], None]) -> dict:
 
 
 class Candidate:
-    """The step under some settings, in a process of its own, compiled and warm. Raises Failed where it can't run."""
+    """A training step with given settings, in its own process, compiled and warmed up.
+
+    Raises:
+        Failed: The step cannot run with these settings.
+    """
 
     def __init__(self, case: Case, settings: Settings):
         self.config = case.config.replace(settings)
@@ -77,11 +90,11 @@ class Candidate:
             raise
 
     def seconds(self) -> float:
-        """Of an update, in one turn."""
+        """Seconds per update, measured in one turn."""
         return self._racer("steps", self._count) / self._count
 
     def loss_differs(self, other: "Candidate") -> bool:
-        """By more than the coarser of their types rounds."""
+        """Whether two losses differ by more than the rounding of the coarser of their compute types."""
         tolerance = max(TOLERANCES[c.config.train.dtype][0] for c in (self, other))
         return not abs(self.loss - other.loss) <= tolerance
 
@@ -90,13 +103,13 @@ class Candidate:
 
 
 def _in_turns(one: Candidate, other: Candidate) -> tuple[float, float]:
-    """The best turn of each."""
+    """The shortest time of each candidate over TURNS alternating turns."""
     turns = [(one.seconds(), other.seconds()) for _ in range(TURNS)]
     return tuple(map(min, zip(*turns, strict=True)))
 
 
 def _stages(model: ModelConfig) -> list[list[Settings]]:
-    """Options in groups, the most telling first; of each group one at most is kept."""
+    """The candidates in stages, those with the largest expected gain first. At most one of each stage is kept."""
     blocks = [{"speed.attention": "blocks", "speed.query_blocks": n} for n in (2, 4, 8)]
     if not on_gpu():
         cores = num_cores()

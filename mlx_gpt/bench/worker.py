@@ -1,7 +1,7 @@
-"""A contender in its own process: answers one JSON line for each JSON line it reads.
+"""Runs a contender in its own process: reads requests from stdin and writes responses to stdout, one per line.
 
-`python -m mlx_gpt.bench.worker NAME CASE.npz`; a request is ["method", argument, ...], an answer {"ok": result} or
-{"error": one line}.
+`python -m mlx_gpt.bench.worker NAME CASE.npz`. A request is ["method", argument, ...] in JSON. A response is
+{"ok": result} or {"error": one line}.
 """
 
 import importlib
@@ -15,15 +15,15 @@ from mlx_gpt.bench.contenders import CONTENDERS
 
 
 def serve(name: str, path: Path) -> None:
-    """Makes the contender, then answers requests until stdin ends."""
+    """Builds the contender, then answers requests until stdin ends."""
     (module, arguments), case = CONTENDERS[name], Case.load(path)
     if name != "mlxgpt" and (lacking := case.ours_alone()):
-        _answer(error=f"has no {', '.join(lacking)}")
+        _answer(error=f"does not support {', '.join(lacking)}")
         return
     try:
         contender = importlib.import_module(module).Contender(case, **arguments)
     except ModuleNotFoundError as error:
-        _answer(error=f"needs {error.name}; pip install -e '.[bench]'")
+        _answer(error=f"needs {error.name}; pip install -e '.[bench]' installs it")
         return
     _answer(ok=contender.version)
     for line in sys.stdin:
@@ -35,7 +35,7 @@ def serve(name: str, path: Path) -> None:
 
 
 def peak_resident() -> int:
-    """Bytes of this process's largest resident size so far."""
+    """Peak resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

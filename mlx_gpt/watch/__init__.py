@@ -1,4 +1,4 @@
-"""Reports to eyes."""
+"""Shows the reports of a run on the terminal, writes them to metrics.jsonl, and compares runs."""
 
 from mlx_gpt.lazy import attach
 

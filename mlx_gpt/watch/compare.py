@@ -1,4 +1,4 @@
-"""Runs side by side: what was set otherwise, what each reached and how fast, and their curves."""
+"""Compares runs: settings that differ, losses, speed, and loss curves."""
 
 import math
 import statistics
@@ -19,7 +19,14 @@ ROUND_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """What a run left behind: settings by dotted name, evaluations and updates as in metrics.jsonl."""
+    """The record of a run.
+
+    Attributes:
+        name: Path of the run folder.
+        settings: Settings by dotted name.
+        evaluations: Lines of metrics.jsonl for evaluations.
+        updates: Lines of metrics.jsonl for updates.
+    """
 
     name: str
     settings: dict[str, Any]
@@ -27,11 +34,14 @@ class Record:
     updates: list[dict]
 
     def tokens_to(self, loss: float) -> int | None:
-        """Tokens trained on when validation first reached `loss`."""
+        """Number of tokens trained on when the validation loss first reached `loss`; None if it never did."""
         return next((e["tokens"] for e in self.evaluations if e["val_loss"] <= loss), None)
 
     def facts(self) -> dict[str, float]:
-        """Losses in nats a token, `seconds` of training with its evaluations, the pace of the median update."""
+        """Best losses, totals and speed.
+
+        Losses are in nats per token. `seconds` includes the evaluations. The speed is that of the median update.
+        """
         best = min(self.evaluations, key=lambda e: e["val_loss"])
         last = (self.updates or self.evaluations)[-1]
         facts = {
@@ -50,16 +60,23 @@ class Record:
 
 
 def read_record(path: Path) -> Record:
-    """The record of a run folder, or of the folder a checkpoint lies in."""
+    """Reads the record of a run folder, or of the folder that contains a checkpoint.
+
+    Raises:
+        UserError: There is no such run, or it was not evaluated yet.
+        BadFile: run.toml cannot be read.
+    """
     folder = path if path.is_dir() else path.parent
     if not path.exists():
-        raise UserError(f"{path}: no such run; name a run folder, as runs/model-l-shakespeare")
+        raise UserError(f"{path}: no such run; name a run folder, such as runs/model-l-shakespeare")
     if not (folder / "metrics.jsonl").is_file():
-        raise UserError(f"{folder}: no metrics.jsonl in it; name a run folder, as runs/model-l-shakespeare")
+        raise UserError(
+            f"{folder}: the folder has no metrics.jsonl; name a run folder, such as runs/model-l-shakespeare"
+        )
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if isinstance(line, dict)]
     evaluations = [line for line in lines if line.get("val_loss") is not None]
     if not evaluations:
-        raise UserError(f"{folder}: not evaluated yet, there is nothing to compare; train it further")
+        raise UserError(f"{folder}: the run was not evaluated yet; train it until its first evaluation")
     try:
         text = (folder / "run.toml").read_text("utf-8") if (folder / "run.toml").exists() else ""
         tables = current_names(tomllib.loads(text))
@@ -74,14 +91,14 @@ def read_record(path: Path) -> Record:
 
 
 def differences(records: Sequence[Record]) -> dict[str, list]:
-    """The settings that are not the same in all runs, with each run's value; None where it has none."""
+    """The settings whose values differ, with one value per run; None for a run without the setting."""
     keys = dict.fromkeys(key for record in records for key in record.settings)
     values = {key: [record.settings.get(key) for record in records] for key in keys}
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
 
 
 def thresholds(records: Sequence[Record]) -> list[float]:
-    """Round losses from the first evaluations down to the lowest of all, at most MAX_THRESHOLDS."""
+    """Round losses from the highest first evaluation down to the lowest loss, at most MAX_THRESHOLDS."""
     low = min(e["val_loss"] for r in records for e in r.evaluations)
     high = max(r.evaluations[0]["val_loss"] for r in records)
     for step in ROUND_STEPS:
@@ -92,7 +109,7 @@ def thresholds(records: Sequence[Record]) -> list[float]:
 
 
 def table(records: Sequence[Record], levels: Sequence[float]) -> list[tuple[str, list[str]]]:
-    """The comparison as rows of text: a label, and a cell a run."""
+    """The comparison as rows of text: a label, and one cell per run."""
     facts = [record.facts() for record in records]
 
     def row(label: str, form: str, key: str) -> tuple[str, list[str]]:
@@ -110,23 +127,32 @@ def table(records: Sequence[Record], levels: Sequence[float]) -> list[tuple[str,
         reached = [record.tokens_to(level) for record in records]
         rows.append((f"tokens to {level:g}", ["-" if tokens is None else f"{tokens:,}" for tokens in reached]))
     return rows + [
-        row("tokens in all", "{:,}", "tokens"),
-        row("seconds in all", "{:,.0f}", "seconds"),
+        row("total tokens", "{:,}", "tokens"),
+        row("total seconds", "{:,.0f}", "seconds"),
         row("ms/iter", "{:,.0f}", "ms_per_iter"),
         row("tokens/s", "{:,.0f}", "tokens_per_second"),
     ]
 
 
 def draw(path: Path, records: Sequence[Record], marks: Sequence[tuple[str, Sequence[float], Sequence[float]]] = ()):
-    """Validation loss against tokens and against seconds; `marks` are further points (label, tokens, losses)."""
+    """Plots validation loss against tokens and against seconds.
+
+    Args:
+        path: The file to write; its suffix is one of FORMATS.
+        records: The runs.
+        marks: Further points, each (label, tokens, losses).
+
+    Raises:
+        UserError: The suffix is another one, the folder does not exist, or matplotlib is not installed.
+    """
     if path.suffix not in FORMATS:
-        raise UserError(f"{path}: pictures are {', '.join(FORMATS)}; name it so")
+        raise UserError(f"{path}: pictures are {', '.join(FORMATS)}; choose a file name with one of these suffixes")
     if not path.parent.is_dir():
-        raise UserError(f"{path.parent}: no such folder; make it, or name another one")
+        raise UserError(f"{path.parent}: no such folder; create it, or name another folder")
     try:
         import matplotlib
     except ImportError:
-        raise UserError("pictures need matplotlib: pip install 'mlxgpt[plot]'") from None
+        raise UserError("pictures need matplotlib; install it with: pip install 'mlxgpt[plot]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.ticker import EngFormatter
@@ -143,7 +169,7 @@ def draw(path: Path, records: Sequence[Record], marks: Sequence[tuple[str, Seque
         axes.spines[["top", "right"]].set_visible(False)
     for label, tokens, losses in marks:
         panels[0].plot(tokens, losses, "kx", label=label)
-    panels[0].set_ylabel("validation loss, nats a token")
+    panels[0].set_ylabel("validation loss, nats per token")
     panels[0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=150)

@@ -1,4 +1,4 @@
-"""A run on the terminal: live where there is one, one plain line a report where there is not."""
+"""Shows a run on the console: a live panel on a terminal, otherwise plain lines."""
 
 import math
 from collections import deque
@@ -12,28 +12,37 @@ from rich.text import Text
 from mlx_gpt.train.reports import EvalReport, Plan, Report, SaveReport, StepReport, StopReport
 
 STOPPED = {
-    "iters": "reached its iterations",
-    "minutes": "reached its time",
-    "patience": "stopped early: no better validation loss in the last evaluations",
-    "signal": "interrupted; saved",
+    "iters": "finished",
+    "minutes": "time budget used up",
+    "patience": "stopped early for lack of a lower validation loss",
+    "signal": "interrupted and saved",
     "diverged": "diverged",
 }
 
 
 class Terminal(Console):
-    """A console whose reader may go away: that ends no process, it raises BrokenPipeError."""
+    """A console that raises BrokenPipeError, instead of exiting, when the reader of its output has closed the pipe."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 class RunConsole:
-    """Shows reports as they come. `close()` gives the terminal back."""
+    """Shows each report when it arrives. `close()` restores the terminal."""
 
     def __init__(
         self, console: Console, *, iters: int | None, tokens_per_step: int, log_every: int, patience: int, peak_memory
     ):
-        """`iters` is None until a Plan says; `peak_memory()` gives bytes so far."""
+        """Starts the live panel if the console is a terminal.
+
+        Args:
+            console: Where to print.
+            iters: Number of updates of the run; None if a Plan report will give it.
+            tokens_per_step: Tokens of one update.
+            log_every: Updates between plain lines.
+            patience: Evaluations without a new best before the run stops; 0 if it does not.
+            peak_memory: Returns the peak memory so far, in bytes.
+        """
         self.console = console
         self._iters, self._tokens_per_step = iters, tokens_per_step
         self._log_every, self._patience, self._peak_memory = log_every, patience, peak_memory
@@ -56,7 +65,7 @@ class RunConsole:
     def show(self, report: Report) -> None:
         match report:
             case StepReport():
-                if self._step:  # the first one compiles
+                if self._step:  # the first update compiles, so its time is not counted
                     self._seconds.append(report.seconds)
                 self._step = report
                 if report.skipped:
@@ -69,7 +78,7 @@ class RunConsole:
             case EvalReport():
                 self._eval = report
                 mark = "  * best" if report.is_best else ""
-                averaged = f" (average of the weights; they alone {report.raw_loss:.4f})" if report.averaged else ""
+                averaged = f" (averaged weights; current weights {report.raw_loss:.4f})" if report.averaged else ""
                 self.note(
                     f"eval @{report.step}: loss {report.loss:.4f}{averaged}  ppl {report.ppl:.2f}  "
                     f"{report.bits_per_byte:.3f} bits/byte  over {report.eval_tokens:,} tokens "
@@ -82,7 +91,7 @@ class RunConsole:
                 self.note(f"not saved: {report.error}", "bold yellow")
             case Plan():
                 self._iters = report.iters
-                self.note(f"planned {report.iters:,} iterations at {report.step_seconds * 1000:.0f} ms")
+                self.note(f"planned {report.iters:,} iterations of {report.step_seconds * 1000:.0f} ms each")
             case StopReport():
                 self.close()
                 self._summary(report)
@@ -103,10 +112,10 @@ class RunConsole:
             "bold",
         )
 
-    # What both displays say, computed once.
+    # Values that the plain line and the panel share.
 
     def _pace(self) -> tuple[float, float, str]:
-        """Milliseconds an update, tokens a second, time to go."""
+        """Milliseconds per update, tokens per second, and the remaining time as text."""
         seconds = sum(self._seconds) / len(self._seconds) if self._seconds else self._step.seconds
         eta = _clock((self._iters - self._step.step) * seconds) if self._iters else "?"
         return seconds * 1000, self._tokens_per_step / seconds, eta
@@ -137,7 +146,7 @@ class RunConsole:
 
     def _panel(self):
         if not self._step:
-            return Text("the first update ...", style="dim")
+            return Text("computing the first update ...", style="dim")
         step, last = self._step, self._eval
         ms, rate, eta = self._pace()
         facts = {

@@ -1,7 +1,7 @@
-"""metrics.jsonl: one JSON object a line for each report of a run.
+"""metrics.jsonl: one line per report of a run, each a JSON object.
 
-`report` is its kind. Losses of an evaluation are called val_loss, val_ppl and val_bits_per_byte. Files of mlxgpt 0.1
-have lines for updates and evaluations alone, without `report`.
+The field `report` is the kind of the report. The losses of an evaluation are named val_loss, val_ppl and
+val_bits_per_byte. Files of mlxgpt 0.1 have lines for updates and evaluations only, without the field `report`.
 """
 
 import json
@@ -13,7 +13,10 @@ from mlx_gpt.train.reports import EvalReport, Report, kind, to_dict
 
 
 class MetricsFile:
-    """Appends reports. A run that went on from step n first drops the lines after n, which will come again."""
+    """Appends reports to a file. For a run that resumes at step n, it first removes the lines after n.
+
+    The resumed run writes these lines again.
+    """
 
     def __init__(self, path: Path, resumed_at: int = 0, warn: Callable[[str], None] = lambda text: None):
         self._warn = warn
@@ -21,23 +24,23 @@ class MetricsFile:
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(map(_text, kept)), encoding="utf-8")
         os.replace(temporary, path)
-        # One write a line, into the system's cache: a killed run has lost none that came before its last checkpoint.
+        # Line-buffered: each line is passed to the system at once, so that a killed run keeps all its lines.
         self._file = open(path, "a", encoding="utf-8", buffering=1)
 
     def add(self, report: Report) -> None:
-        """Writes the report's line. A full disk ends the file, not the run."""
+        """Writes the line of a report. After a failed write, as on a full disk, it warns and writes nothing more."""
         try:
             self._file.write(_text(_line(report)))
         except OSError as error:
             self._file = open(os.devnull, "w")
-            self._warn(f"metrics.jsonl ends here: {error.strerror}")
+            self._warn(f"metrics.jsonl cannot be written: {error.strerror}; later reports are not recorded")
 
     def close(self) -> None:
         self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """All lines of a run; a torn last line is left out."""
+    """All lines of a file, without an incomplete last line."""
     return list(_lines(path))
 
 
