@@ -194,7 +194,7 @@ def test_runs_are_numbered_and_resumed_by_themselves(tmp_path):
     done = mlxgpt("train", "--resume", cwd=tmp_path)
     assert done.returncode == 0 and "nothing to do" in done.stderr
     more = mlxgpt("train", "--resume", "--iters", "15", cwd=tmp_path)
-    assert "going on from iteration 12 of 15" in more.stdout
+    assert "resuming at iteration 12 of 15" in more.stdout
     assert more.stderr == "train.iters is 15 from here, it was 12\n"
     lines = map(json.loads, (tmp_path / "runs/custom-pydocs-2/metrics.jsonl").read_text().splitlines())
     curve = [line["step"] for line in lines if line["report"] in ("step", "eval")]
@@ -207,7 +207,7 @@ def test_an_rgpt_run_goes_on_with_its_moments(vectors, tmp_path, shakespeare):
     source = vectors / "tiny.rgpt0003.bin"
     small = [*shape, "--batch=2", "--iters=8", "--sample-every=0", "--set=train.eval_windows=4"]
     done = mlxgpt("train", "--resume", source, "--corpus", shakespeare, *small, "--out", "r", cwd=tmp_path)
-    assert done.returncode == 0 and "going on from iteration 6 of 8" in done.stdout, done.stderr
+    assert done.returncode == 0 and "resuming at iteration 6 of 8" in done.stdout, done.stderr
     assert mlxgpt("convert", "r/checkpoint.safetensors", "back.bin", cwd=tmp_path).returncode == 0
     facts = json.loads(mlxgpt("inspect", "back.bin", *shape, "--json", cwd=tmp_path).stdout)
     assert (facts["format"], facts["iteration"], facts["step"]) == ("RGPT0003", 8, 8)
@@ -279,7 +279,7 @@ def test_the_tokenizer_commands_translate_and_agree(vectors, tmp_path):
 
 def test_a_vocabulary_says_what_it_is_learned_from_and_is_refused_a_wrong_name_before(tmp_path):
     done = mlxgpt("tokenizer", "train", "new.json", "--bpe=150", cwd=tmp_path)
-    assert done.returncode == 0 and "\nits text: pydocs\n" in done.stderr
+    assert done.returncode == 0 and "\ntrained on: pydocs\n" in done.stderr
     done = mlxgpt("tokenizer", "train", "vocab.json", "--byte-level", cwd=tmp_path)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and "name it tokenizer.json" in done.stderr
 
@@ -455,7 +455,7 @@ def test_a_run_that_blows_up_ends_with_5_and_keeps_nothing_of_it(tmp_path):
     wild = [*SMALL, "--iters=200", "--lr=10", "--set=optimizer.warmup_steps=0", "--set=optimizer.clip_mode=none"]
     wild.remove("--iters=12")
     done = mlxgpt("train", "--corpus", "pydocs", *wild, "--eval-every=100", "--out", "run", cwd=tmp_path)
-    assert done.returncode == 5 and "start anew" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 5 and "start a new run" in done.stderr and "Traceback" not in done.stderr
     assert not list((tmp_path / "run").glob("*.safetensors"))
 
 

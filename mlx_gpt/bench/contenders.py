@@ -1,6 +1,6 @@
 """The table of contenders."""
 
-# Contender -> the module of its class Contender, and that class's arguments; in the order of the tables.
+# Name -> the module that defines its class Contender, and arguments of that class. The tables have this order.
 CONTENDERS = {
     "mlxgpt": ("mlx_gpt.bench.ours", {}),
     "torch.compile": ("mlx_gpt.bench.pytorch", {"compiled": True}),

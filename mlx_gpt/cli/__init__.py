@@ -1,1 +1,1 @@
-"""The command line: it joins the rooms. The only room that prints and exits."""
+"""The command line: parses arguments, calls the other packages, prints results, and exits."""

@@ -1,4 +1,4 @@
-"""`mlxgpt bench`: the speed of training and generation, next to PyTorch and a plain MLX loop; `--tune`."""
+"""`mlxgpt bench`: measures training and generation, beside PyTorch and a plain MLX loop; `--tune` finds settings."""
 
 import signal
 import sys
@@ -34,14 +34,14 @@ from mlx_gpt.files import make_folder
 @click.option("--batch", type=int, default=64, help="Sequences per update.")
 @click.option("--dtype", help="Compute type: float32, bfloat16 or float16.")
 @heads_option
-@click.option("--rounds", type=click.IntRange(1, 1000), default=3, help="Turns of each contender, after a warm-up.")
+@click.option("--rounds", type=click.IntRange(1, 1000), default=3, help="Turns per contender, after a warm-up.")
 @click.option(
-    "--only", multiple=True, type=click.Choice(list(CONTENDERS)), help="These contenders and mlxgpt; repeatable."
+    "--only", multiple=True, type=click.Choice(list(CONTENDERS)), help="Measure only this and mlxgpt; repeatable."
 )
-@click.option("--quick", is_flag=True, help="16 sequences at most, no torch.compile.")
-@click.option("--tune", is_flag=True, help="Find the fastest settings for this device and preset; train will use them.")
+@click.option("--quick", is_flag=True, help="At most 16 sequences, and no torch.compile.")
+@click.option("--tune", is_flag=True, help="Find the fastest settings for this device and preset, for train to use.")
 @click.option(
-    "--out", metavar="DIR", callback=folder_option, default="runs/bench", help="Folder of the record and the picture."
+    "--out", metavar="DIR", callback=folder_option, default="runs/bench", help="Folder for the record and the picture."
 )
 @set_option
 @json_option
@@ -53,7 +53,7 @@ def bench_command(presets, rounds, only, quick, tune, out, sets, as_json, **flag
     mlxgpt bench --preset model-s --preset model-l --only PyTorch
     mlxgpt bench --tune --preset model-l
 
-    Every contender runs the same model on the same batch, in turns; each must compute the same loss first. PyTorch
+    All contenders train the same model, in turns. Each must first compute the same loss on the same batch. PyTorch
     takes part if it is installed. Dropout is off, so that losses can be compared.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the contenders' processes too
@@ -79,7 +79,7 @@ def bench_command(presets, rounds, only, quick, tune, out, sets, as_json, **flag
         record["presets"][preset] = result
         if not as_json:
             click.echo("\n" + "\n".join(bench.report.lines(preset, result)))
-    note("text: a vocabulary, and tokens")
+    note("byte pairs: training a vocabulary, encoding a text")
     record["text"] = bench.text.measure_apart(bench.text.QUICK if quick else bench.text.FULL)
     if not as_json:
         click.echo("\n" + bench.report.text_line(record["text"]))
@@ -99,6 +99,6 @@ def _tune(presets, settings: dict, note, as_json: bool) -> None:
             echo_json({"preset": preset, **found, "kept": path})
         else:
             chosen = ", ".join(f"{key}={value}" for key, value in found["settings"].items())
-            gain = f"{found['gain']:.2f} x as fast as the defaults" if chosen else "nothing tried was faster"
+            gain = f"{found['gain']:.2f} x as fast as the defaults" if chosen else "no other setting was faster"
             click.echo(f"{preset}: {chosen or 'the defaults'}, {found['ms_per_iter']:,.1f} ms/iter; {gain}")
-            click.echo(f"kept in {path}; train and bench go by it, but with MLXGPT_TUNED=off")
+            click.echo(f"saved in {path}; train and bench use it, unless MLXGPT_TUNED=off is set")

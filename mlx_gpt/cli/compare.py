@@ -1,4 +1,4 @@
-"""`mlxgpt compare`: runs side by side."""
+"""`mlxgpt compare`: compares runs."""
 
 from pathlib import Path
 
@@ -10,19 +10,19 @@ from mlx_gpt.watch.compare import differences, draw, read_record, table, thresho
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@click.option("--at", "levels", type=float, multiple=True, help="Loss to count the tokens to; repeatable.")
+@click.option("--at", "levels", type=float, multiple=True, help="Show the tokens until this loss; repeatable.")
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves to a .png, .svg or .pdf."
 )
 @json_option
 def compare_command(runs, levels, plot, as_json):
-    """Settings, losses, tokens to a loss, and speed of runs, side by side.
+    """Compare runs: settings that differ, losses, tokens until a loss, and speed.
 
     \b
     mlxgpt compare runs/model-l-shakespeare runs/model-l-shakespeare-2
     mlxgpt compare runs/* --at 2.0 --plot curves.svg
 
-    A RUN is a run folder, or a checkpoint in one. Settings that all runs share are not shown.
+    A RUN is a run folder, or a checkpoint in one.
     """
     records = [read_record(path) for path in runs]
     levels = levels or thresholds(records)

@@ -1,4 +1,4 @@
-"""`mlxgpt convert` and `mlxgpt inspect`: checkpoints from one format to another, and what is in them."""
+"""`mlxgpt convert` and `mlxgpt inspect`: converts checkpoints between formats, and describes them."""
 
 import dataclasses
 import math
@@ -29,7 +29,7 @@ FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003"]
     "--format",
     "format",
     type=click.Choice(FORMATS),
-    help="Format of DST.  [default: safetensors; where DST ends in .bin rgpt0003, or rgpt0002 without AdamW's moments]",
+    help="Format of DST.  [default: safetensors; if DST ends in .bin, rgpt0003, or rgpt0002 without AdamW's moments]",
 )
 @click.option("--force", is_flag=True, help="Overwrite DST.")
 @preset_option
@@ -37,13 +37,13 @@ FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003"]
 @vocab_option
 @set_option
 def convert_command(src, dst, format, force, preset, corpus, vocab, sets):
-    """Translate a checkpoint between safetensors and RGPT0001, RGPT0002, RGPT0003.
+    """Convert a checkpoint between safetensors and RGPT0001, RGPT0002, RGPT0003.
 
     \b
     mlxgpt convert model.bin model.safetensors --preset model-l --corpus shakespeare
     mlxgpt convert runs/model-l-shakespeare/best.safetensors model.bin --format rgpt0003
 
-    An RGPT file holds no tokenizer: --corpus makes one from the characters of the training text, --vocab reads one.
+    An RGPT file contains no tokenizer. --corpus builds one from the characters of the training text, --vocab reads one.
     """
     written = api.convert(
         src, dst, format, preset=preset, corpus=corpus, vocab=vocab, force=force, note=note, **sizes_from(sets)
@@ -57,7 +57,7 @@ def convert_command(src, dst, format, force, preset, corpus, vocab, sets):
 @set_option
 @json_option
 def inspect_command(file, preset, sets, as_json):
-    """Header, shape, tensors and checks of a checkpoint, without building the model."""
+    """Print the header, shape, tensors and checks of a checkpoint, without building the model."""
     file = run.checkpoint_in(file)
     checkpoint = run.read_checkpoint(file, preset, sizes_from(sets))
     header, shape = checkpoint.header, checkpoint.header.config.model
@@ -72,7 +72,7 @@ def inspect_command(file, preset, sets, as_json):
         **shape.shape(),
         "network": shape.extensions() or ["randyGPT's"],
         "parameters": model.cost.num_params(shape, header.vocab_size),
-        "iteration": header.step,  # the old name, whose `step` was the number of updates
+        "iteration": header.step,  # these two have the names of mlxgpt 0.1
         "step": header.num_updates,
         "num_updates": header.num_updates,
         "best_loss": header.best_loss if math.isfinite(header.best_loss) else None,

@@ -1,4 +1,4 @@
-"""`mlxgpt corpus`: the named corpora, and statistics of a text."""
+"""`mlxgpt corpus`: lists the named corpora, and describes a text."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from mlx_gpt.config.schema import DataConfig
 
 @click.group()
 def corpus_command():
-    """Named corpora."""
+    """List the named corpora, or describe a text."""
 
 
 @corpus_command.command("list")
 @json_option
 def list_command(as_json):
-    """Each corpus with its size, license and state."""
+    """List the named corpora, each with its size, license and state."""
     rows = data.list_corpora()
     if as_json:
         echo_json(rows)
@@ -31,10 +31,10 @@ def list_command(as_json):
 
 @corpus_command.command("stats")
 @click.argument("specs", nargs=-1, required=True, metavar="NAME|PATH...")
-@click.option("--vocab", metavar="FILE", help="Count the tokens of a vocab.json or tokenizer.json, not characters.")
+@click.option("--vocab", metavar="FILE", help="Count tokens of this vocab.json or tokenizer.json, not characters.")
 @json_option
 def stats_command(specs, vocab, as_json):
-    """Size, documents and most common tokens of a text, and the loss of an order-2 model on its last tenth."""
+    """Print size, documents and most common tokens of a text, and the loss of an order-2 model on its last tenth."""
     settings, text = DataConfig(corpus=specs, vocab=str(Path(vocab)) if vocab else ""), data.open_corpus(specs)
     for line in text.notes:
         note(line)
@@ -44,13 +44,13 @@ def stats_command(specs, vocab, as_json):
         echo_json(facts)
         return
     click.echo(
-        f"{facts['name']}: {facts['bytes']:,} bytes, {facts['documents']:,} documents, {facts['tokens']:,} tokens of "
-        f"{facts['vocab_size']:,} kinds, {facts['bytes_per_token']} bytes each"
+        f"{facts['name']}: {facts['bytes']:,} bytes, {facts['documents']:,} documents, {facts['tokens']:,} tokens, "
+        f"a vocabulary of {facts['vocab_size']:,}, {facts['bytes_per_token']} bytes per token"
     )
     common = "  ".join(f"{text!r} {share:.1%}" for text, share in facts["most_common"])
     click.echo(f"most common: {common}")
     if "order2_bits" in facts:
         click.echo(
-            f"a model of order 2 reaches {facts['order2_nats']} nats ({facts['order2_bits']} bits) a token on the last "
-            f"{settings.val_fraction:.0%}: what training should beat"
+            f"a model of order 2 has a loss of {facts['order2_nats']} nats ({facts['order2_bits']} bits) per token on "
+            f"the last {settings.val_fraction:.0%}; training should reach a lower one"
         )

@@ -1,4 +1,4 @@
-"""`mlxgpt doctor`: this machine, its libraries, and what makes them slow."""
+"""`mlxgpt doctor`: describes this machine and its libraries, and finds what makes them slow."""
 
 import click
 
@@ -9,7 +9,7 @@ from mlx_gpt.cli.options import echo_json, json_option
 @click.command()
 @json_option
 def doctor_command(as_json):
-    """Device, versions, BLAS, memory limits, and the measured rate of a matrix product."""
+    """Print device, versions, BLAS, memory limits, and the measured rate of a matrix product."""
     facts = device.device_report() | {"matmul_gflops": round(device.matmul_rate(), 1)}
     if facts["backend"] == "cpu":
         facts["numpy_matmul_gflops"] = round(device.numpy_matmul_rate(), 1)
@@ -19,4 +19,4 @@ def doctor_command(as_json):
         return
     for name, value in facts.items():
         click.echo(f"{name:<20} {value}")
-    click.echo("\n".join(advice) or "all well")
+    click.echo("\n".join(advice) or "no problems found")

@@ -1,4 +1,4 @@
-"""`mlxgpt eval`: how well a checkpoint predicts text it has not trained on."""
+"""`mlxgpt eval`: measures how well a checkpoint predicts a text, by default one that it was not trained on."""
 
 from pathlib import Path
 
@@ -22,21 +22,25 @@ from mlx_gpt.errors import UserError
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @corpus_option
 @click.option("--split", type=click.Choice(["val", "train", "all"]), default="val", help="Which part of the corpus.")
-@click.option("--batch", type=click.IntRange(1, 4096), default=16, help="Windows at a time.")
+@click.option("--batch", type=click.IntRange(1, 4096), default=16, help="Windows computed at once.")
 @preset_option
 @vocab_option
 @set_option
 @json_option
 def eval_command(checkpoint, corpus, split, batch, preset, vocab, sets, as_json):
-    """Loss, perplexity and bits per byte over a whole split.
+    """Measure loss, perplexity and bits per byte over a whole split.
 
-    CHECKPOINT is the best of the newest run by default, the corpus its own. A randyGPT .bin needs its --corpus.
+    By default, CHECKPOINT is the best of the newest run, and the corpus is the one it was trained on. A randyGPT .bin
+    needs --corpus.
     """
     path = checkpoint or run.newest_checkpoint()
     checkpoint = run.read_checkpoint(path, preset, sizes_from(sets))
     if checkpoint.header.tokenizer is None and not (corpus or vocab):
-        raise UserError(f"{path}: holds no tokenizer; name the text it was trained on with --corpus, or its --vocab")
-    # A checkpoint's own tokenizer reads any corpus.
+        raise UserError(
+            f"{path}: the checkpoint has no tokenizer; give the text it was trained on with --corpus, or its "
+            "vocabulary with --vocab"
+        )
+    # A checkpoint with a tokenizer can read any corpus; otherwise the corpus defines the tokenizer.
     model = run.to_run(run.with_text(checkpoint, None if checkpoint.header.tokenizer else corpus, vocab))
     result = api.evaluate(model, corpus or None, split, batch, note)
     name = data.corpus_name(corpus or model.config.data.corpus)

@@ -1,4 +1,4 @@
-"""`mlxgpt export` and `mlxgpt push`: a model as other tools load it, and on its way to the hub."""
+"""`mlxgpt export` and `mlxgpt push`: exports a model for other libraries, and sends it to the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -16,21 +16,21 @@ from mlx_gpt.cli.options import corpus_option, echo_json, json_option, note
     "target",
     type=click.Choice(["huggingface", "mlx-lm"]),
     default="huggingface",
-    help="Library that will load it.",
+    help="Library that will load the model.",
 )
 @click.option("--quantize", "bits", type=click.Choice(["8", "4"]), help="For mlx-lm: bits per weight of the matrices.")
-# The parameter has the name of MLXGPT_EXPORT_LICENCE, the variable that sets it since 0.1.0.
-@click.option("--license", "licence", default="other", metavar="NAME", help="License of the model, for its card.")
+# The parameter is named after MLXGPT_EXPORT_LICENCE, the environment variable of this option since mlxgpt 0.1.0.
+@click.option("--license", "licence", default="other", metavar="NAME", help="License of the model, for the model card.")
 @click.option("--force", is_flag=True, help="Write into DIR even if it is not empty.")
 @corpus_option
 def export_command(checkpoint, folder, target, bits, licence, force, corpus):
-    """Write CHECKPOINT into DIR as transformers or mlx-lm load it, with code, tokenizer and card.
+    """Export CHECKPOINT to the folder DIR for transformers or mlx-lm, with code, tokenizer and model card.
 
     \b
     mlxgpt export runs/model-l-shakespeare/best.safetensors shakespeare
     mlxgpt export best.safetensors small --to mlx-lm --quantize 4
 
-    With --quantize, the validation loss is measured before and after, on the run's own text or on --corpus.
+    With --quantize, the validation loss is measured before and after, on the text of the run or on --corpus.
     """
     quantize = int(bits) if bits else None
     paths = api.export(
@@ -42,8 +42,8 @@ def export_command(checkpoint, folder, target, bits, licence, force, corpus):
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("repo", metavar="OWNER/NAME")
-@click.option("--yes", is_flag=True, help="Send it. Without this nothing leaves the machine.")
-@click.option("--private", is_flag=True, help="Make the repository a private one, if it is new.")
+@click.option("--yes", is_flag=True, help="Send the files. Without --yes nothing is sent.")
+@click.option("--private", is_flag=True, help="Create the repository as a private one, if it is new.")
 @json_option
 def push_command(folder, repo, yes, private, as_json):
     """Send an exported folder to the Hugging Face hub; without --yes, list what would be sent."""

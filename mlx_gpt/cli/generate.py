@@ -1,4 +1,4 @@
-"""`mlxgpt generate`: text that follows a prompt."""
+"""`mlxgpt generate`: generates the text that follows a prompt."""
 
 import secrets
 import sys
@@ -24,11 +24,11 @@ from mlx_gpt.errors import BadFile
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option("--prompt", "-p", default="", help='Text to continue; "-" reads it from stdin.')
 @click.option("--max-tokens", type=int, default=200, help="Tokens to generate.")
-@click.option("--temp", "--temperature", "temperature", type=float, default=0.8, help="0 takes the likeliest token.")
-@click.option("--top-p", type=float, default=0.9, help="Nucleus: the likeliest tokens up to this probability.")
-@click.option("--top-k", type=int, default=0, help="Only the k likeliest tokens; 0 keeps all.")
+@click.option("--temp", "--temperature", "temperature", type=float, default=0.8, help="0 takes the most likely token.")
+@click.option("--top-p", type=float, default=0.9, help="Sample from the most likely tokens that add up to this.")
+@click.option("--top-k", type=int, default=0, help="Sample from the k most likely tokens; 0 keeps all.")
 @click.option("--seed", type=int, help="The same seed gives the same text.  [default: random]")
-@click.option("--stop", multiple=True, help="End at this string; repeatable.")
+@click.option("--stop", multiple=True, help="End the text before this string; repeatable.")
 @click.option("--samples", "-n", type=click.IntRange(1), default=1, help="Texts to generate.")
 @preset_option
 @corpus_option
@@ -83,4 +83,6 @@ def _read_stdin() -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadFile(f"prompt: byte {error.start} of stdin is 0x{data[error.start]:02x}, not UTF-8 text") from None
+        raise BadFile(
+            f"prompt: byte {error.start} of stdin is 0x{data[error.start]:02x}, not UTF-8 text; convert it to UTF-8"
+        ) from None

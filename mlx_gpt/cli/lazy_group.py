@@ -1,4 +1,4 @@
-"""A group of commands that are imported when they are invoked."""
+"""A click group whose commands are imported when they are invoked."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -7,10 +7,10 @@ import click
 
 
 class LazyGroup(click.Group):
-    """A click group made of one table, so that its own help imports no command.
+    """A click group that is built from a table, so that its help imports no command.
 
-    A command named `x` is the function `x_command` of its module. The group itself holds stand-ins that know a name and
-    a line of help; click takes help, shell completion and suggestions for misspelled names from these.
+    The command `x` is the function `x_command` of its module. The group holds a placeholder for each command, with its
+    name and a line of help. click uses the placeholders for help, shell completion and suggestions of names.
     """
 
     def __init__(self, *args, table: Mapping[str, tuple[str, str]], **kwargs):

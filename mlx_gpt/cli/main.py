@@ -21,17 +21,20 @@ COMMANDS = {
     ),
     "serve": (
         "mlx_gpt.cli.serve",
-        "Serve CHECKPOINT, or the best checkpoint of the newest run, to OpenAI's clients and to a browser.",
+        "Serve CHECKPOINT, or the best checkpoint of the newest run, over an OpenAI-compatible API with a web page.",
     ),
-    "eval": ("mlx_gpt.cli.evaluate", "Loss, perplexity and bits per byte over a whole split."),
-    "compare": ("mlx_gpt.cli.compare", "Settings, losses, tokens to a loss, and speed of runs, side by side."),
+    "eval": ("mlx_gpt.cli.evaluate", "Measure loss, perplexity and bits per byte over a whole split."),
+    "compare": (
+        "mlx_gpt.cli.compare",
+        "Compare runs: settings that differ, losses, tokens until a loss, and speed.",
+    ),
     "convert": (
         "mlx_gpt.cli.convert",
-        "Translate a checkpoint between safetensors and RGPT0001, RGPT0002, RGPT0003.",
+        "Convert a checkpoint between safetensors and RGPT0001, RGPT0002, RGPT0003.",
     ),
     "export": (
         "mlx_gpt.cli.export",
-        "Write CHECKPOINT into DIR as transformers or mlx-lm load it, with code, tokenizer and card.",
+        "Export CHECKPOINT to the folder DIR for transformers or mlx-lm, with code, tokenizer and model card.",
     ),
     "push": (
         "mlx_gpt.cli.export",
@@ -39,21 +42,21 @@ COMMANDS = {
     ),
     "inspect": (
         "mlx_gpt.cli.convert",
-        "Header, shape, tensors and checks of a checkpoint, without building the model.",
+        "Print the header, shape, tensors and checks of a checkpoint, without building the model.",
     ),
-    "corpus": ("mlx_gpt.cli.corpus", "Named corpora."),
+    "corpus": ("mlx_gpt.cli.corpus", "List the named corpora, or describe a text."),
     "tokenizer": (
         "mlx_gpt.cli.tokenizer",
-        "Byte-pair vocabularies: ours and the libraries' tokenizer.json, and randyGPT's vocab.json.",
+        "Train, use, inspect and convert byte-pair vocabularies.",
     ),
     "doctor": (
         "mlx_gpt.cli.doctor",
-        "Device, versions, BLAS, memory limits, and the measured rate of a matrix product.",
+        "Print device, versions, BLAS, memory limits, and the measured rate of a matrix product.",
     ),
     "bench": ("mlx_gpt.cli.bench", "Measure training and generation on this machine."),
 }
 
-# Words in MLX's errors when memory is exhausted.
+# Words in the messages of MLX's errors for lack of memory.
 MEMORY_WORDS = ("malloc", "allocate", "resource limit", "insufficient memory", "out of memory")
 
 
@@ -70,9 +73,9 @@ def cli():
     mlxgpt train --preset model-l --corpus shakespeare
     mlxgpt generate --top-p 0.9 --temp 0.8
 
-    Every option can also be set by an environment variable, as MLXGPT_TRAIN_PRESET. Exit codes: 1 a fault of mlxgpt,
-    2 usage, 3 bad file, 4 a checkpoint that does not fit, 5 diverged, 6 out of disk or memory, 130, 143 and 129
-    interrupted, 141 nobody reads the output.
+    Every option can also be set by an environment variable, such as MLXGPT_TRAIN_PRESET for train --preset. Exit codes:
+    1 internal error, 2 wrong usage, 3 bad file, 4 checkpoint that does not match the request, 5 diverged, 6 out of disk
+    space or memory, 130, 143 and 129 interrupted by a signal, 141 output closed by its reader.
     """
 
 
@@ -92,7 +95,7 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of the output has gone. The interpreter would try to flush it once more at its end.
+        # The reader of stdout has closed it. The interpreter would try to flush stdout when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
@@ -108,7 +111,7 @@ def main() -> None:
 
 
 def _out_of_memory() -> OutOfRoom:
-    return OutOfRoom("out of memory; lower --batch and raise --accum by as much, or take a smaller --preset")
+    return OutOfRoom("out of memory; lower --batch and raise --accum by the same factor, or choose a smaller --preset")
 
 
 def _fail(error: UserError) -> None:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the settings they stand for."""
+"""Options that several commands share, and the settings that they give."""
 
 import json
 from pathlib import Path
@@ -28,31 +28,40 @@ FLAGS = {
 }
 
 set_option = click.option(
-    "--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="Any setting, as model.n_head=4; repeatable."
+    "--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="Any setting, such as model.n_head=4; repeatable."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output on stdout.")
 preset_option = click.option(
     "--preset", metavar="NAME|FILE", help=f"{', '.join(names_of('presets'))}, or a TOML file of your own."
 )
-heads_option = click.option("--heads", type=int, help="Attention heads; 64-wide ones have fused kernels on Metal.")
+heads_option = click.option("--heads", type=int, help="Attention heads; heads of width 64 have fused kernels on Metal.")
 corpus_option = click.option(
     "--corpus",
     multiple=True,
     metavar="NAME|PATH",
-    help="A named corpus, a file, folder or pattern of UTF-8 text; repeatable; NAME:2 is read twice as often.",
+    help="A named corpus, or a file, folder or pattern of UTF-8 text; repeatable. NAME:2 is read twice per epoch.",
 )
-vocab_option = click.option("--vocab", metavar="FILE", help="A vocab.json or tokenizer.json to read text with.")
+vocab_option = click.option("--vocab", metavar="FILE", help="A vocab.json or tokenizer.json to encode text with.")
 
 
 def settings_from(sets: tuple[str, ...], flags: dict) -> dict:
-    """Dotted settings from --set and from the flags that were given. Raises UserError for one given twice."""
+    """Collects the settings given by --set and by other options, by dotted name.
+
+    Args:
+        sets: The values of --set.
+        flags: The values of the other options, by the names in FLAGS; those of --bpe and --byte-level too. None and ()
+            stand for options that were not given.
+
+    Raises:
+        UserError: A setting is given twice, or options contradict each other.
+    """
     bpe, byte_level = flags.pop("bpe", None), flags.pop("byte_level", False)
     if byte_level and bpe is None:
-        raise UserError("--byte-level says how --bpe merges; give --bpe [N] too")
+        raise UserError("--byte-level needs --bpe, whose merges it changes; add --bpe [N]")
     if bpe is not None and not bpe.isdigit():
-        raise UserError(f"--bpe {bpe!r} is no number of ids; as --bpe 2000")
+        raise UserError(f"--bpe {bpe!r} is not a number of ids; give a whole number, as in --bpe 2000")
     if bpe is not None and flags.get("vocab"):
-        raise UserError("--bpe trains a vocabulary, --vocab takes one; give one of them")
+        raise UserError("--bpe trains a vocabulary and --vocab reads one; give one of them")
     given = [parse_set(text) for text in sets]
     if bpe is not None:
         given += [("data.tokenizer", "byte-bpe" if byte_level else "bpe"), parse_set(f"data.vocab_size={bpe}")]
@@ -61,15 +70,18 @@ def settings_from(sets: tuple[str, ...], flags: dict) -> dict:
 
 
 def sizes_from(sets: tuple[str, ...]) -> dict[str, int]:
-    """The sizes of the network given by --set, of a command that takes no other settings."""
+    """The sizes of the network given by --set. Raises UserError for any other setting."""
     settings = settings_from(sets, {})
     for key in settings.keys() - {f"model.{k}" for k in SHAPE_KEYS}:
-        raise UserError(f"--set {key} does nothing here; only model.{', model.'.join(SHAPE_KEYS)} do")
+        raise UserError(
+            f"--set {key} has no effect in this command; leave it out, or set one of "
+            f"model.{', model.'.join(SHAPE_KEYS)}"
+        )
     return network_of(settings)
 
 
 def folder_option(context, parameter, value: str | None) -> Path | None:
-    """Reads the name of a folder. An empty name is an unset shell variable, not the current folder."""
+    """Reads the name of a folder. An empty name, as from an unset shell variable, is an error."""
     if value == "":
         raise UserError(f"{parameter.opts[0]} is empty; name a folder")
     return Path(value) if value else None
@@ -81,5 +93,5 @@ def echo_json(data) -> None:
 
 
 def note(text: str) -> None:
-    """Prints a line on stderr, apart from a command's result."""
+    """Prints a line on stderr, so that stdout has only a command's result."""
     click.echo(text, err=True)

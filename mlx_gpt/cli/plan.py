@@ -1,4 +1,4 @@
-"""`mlxgpt train --plan`: prints what a run would cost."""
+"""`mlxgpt train --plan`: prints the cost of a run."""
 
 import datetime
 
@@ -8,16 +8,16 @@ from mlx_gpt.cli.options import echo_json
 
 
 def print_plan(facts: dict[str, int | float], as_json: bool) -> None:
-    """Prints the facts that mlx_gpt.run.plan() found."""
+    """Prints the result of mlx_gpt.run.plan()."""
     if as_json:
         echo_json(facts)
         return
     lines = {
         "parameters": "{parameters:,}",
-        "memory": "{state_mb:.1f} MB of weights and the optimizer's state; {peak_gb:.2f} GB at the peak of a step",
+        "memory": "{state_mb:.1f} MB for weights and optimizer state; {peak_gb:.2f} GB at the peak of a step",
         "disk": "2 checkpoints of {state_mb:.1f} MB",
-        "tokens": "{tokens:,} in {iters:,} iterations of {tokens_per_step:,}: {epochs} epochs of {train_tokens:,}",
-        "FLOPs": "{flops:.3g} in all, {flops_per_step:.3g} an iteration",
+        "tokens": "{tokens:,} in {iters:,} iterations of {tokens_per_step:,}; {epochs} epochs of {train_tokens:,}",
+        "FLOPs": "{flops:.3g} in total, {flops_per_step:.3g} per iteration",
         "pace": "{ms_per_iter:,.0f} ms/iter, {tokens_per_second:,.0f} tokens/s (measured now)",
         "ETA": "{eta}",
     }

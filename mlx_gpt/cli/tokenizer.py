@@ -16,7 +16,10 @@ from mlx_gpt.files import write_atomic
 
 @click.group()
 def tokenizer_command():
-    """Byte-pair vocabularies: ours and the libraries' tokenizer.json, and randyGPT's vocab.json."""
+    """Train, use, inspect and convert byte-pair vocabularies.
+
+    A vocabulary is a tokenizer.json, of mlxgpt or of another library, or a vocab.json of randyGPT.
+    """
 
 
 vocab_option = click.option("--vocab", required=True, metavar="FILE", help="A vocab.json or tokenizer.json.")
@@ -27,19 +30,20 @@ force_option = click.option("--force", is_flag=True, help="Overwrite DST.")
 @click.argument("dst", type=click.Path(path_type=Path))
 @corpus_option
 @click.option("--bpe", "size", type=int, default=2000, metavar="N", help="Size of the vocabulary.")
-@click.option("--byte-level", is_flag=True, help="Merge bytes within words, as GPT-2, and not characters within lines.")
+@click.option("--byte-level", is_flag=True, help="Merge bytes within words, as GPT-2, not characters within lines.")
 @force_option
 def train_command(dst, corpus, size, byte_level, force):
-    """Train a vocabulary on a corpus into DST: a vocab.json if its name begins with vocab, else a tokenizer.json.
+    """Train a vocabulary on a corpus and write it to DST.
 
-    The most frequent pair is merged first; of equally frequent pairs, the one with the lower ids.
+    If the name of DST begins with vocab, it is a vocab.json, otherwise a tokenizer.json. The most frequent pair is
+    merged first; among equally frequent pairs, the one with the lower ids.
     """
     settings = {"corpus": corpus} if corpus else {}
     wanted = DataConfig(tokenizer="byte-bpe" if byte_level else "bpe", vocab_size=size, **settings)
     _refuse_existing(dst, force)
     _require_name(dst, wanted.tokenizer)
     known = data.make_tokenizer(data.open_corpus(wanted.corpus), wanted, note)
-    note(f"its text: {', '.join(wanted.corpus)}")
+    note(f"trained on: {', '.join(wanted.corpus)}")
     _write(dst, known)
 
 
@@ -64,15 +68,15 @@ def encode_command(textfile, vocab, as_json):
 @vocab_option
 @json_option
 def decode_command(idsfile, vocab, as_json):
-    """Print the text of ids, as `encode` prints them; - reads stdin."""
+    """Print the text of ids, given as `encode` prints them; - reads stdin."""
     text, known = _read(idsfile), data.open_vocab(Path(vocab))
     try:
         ids = json.loads(text)["ids"] if text.lstrip().startswith("{") else [int(word) for word in text.split()]
     except (ValueError, KeyError, TypeError):
-        raise BadFile(f'{idsfile}: not ids: whole numbers, or {{"ids": [...]}}') from None
+        raise BadFile(f'{idsfile}: does not contain ids; give whole numbers, or {{"ids": [...]}}') from None
     for i in ids:
         if type(i) is not int or not 0 <= i < known.vocab_size:
-            raise BadFile(f"{idsfile}: id {i!r}; the vocabulary has 0 to {known.vocab_size - 1}")
+            raise BadFile(f"{idsfile}: id {i!r} is not in the vocabulary, which has 0 to {known.vocab_size - 1}")
     if as_json:
         echo_json({"text": known.decode(ids)})
     else:
@@ -83,7 +87,7 @@ def decode_command(idsfile, vocab, as_json):
 @click.argument("file", type=click.Path(path_type=Path))
 @json_option
 def inspect_command(file, as_json):
-    """Kind, size, specials and longest pieces of a vocabulary."""
+    """Print kind, size, special tokens and longest pieces of a vocabulary."""
     known = data.open_vocab(file)
     longest = sorted(known.pieces, key=len, reverse=True)[:10]
     facts = {
@@ -107,9 +111,9 @@ def inspect_command(file, as_json):
 @click.argument("dst", type=click.Path(path_type=Path))
 @force_option
 def convert_command(src, dst, force):
-    """Translate between randyGPT's vocab.json and tokenizer.json.
+    """Convert between randyGPT's vocab.json and tokenizer.json.
 
-    The name of DST says which: a vocab.json, if it begins so, else a tokenizer.json.
+    If the name of DST begins with vocab, it is a vocab.json, otherwise a tokenizer.json.
     """
     _refuse_existing(dst, force)
     _write(dst, data.open_vocab(src))
@@ -117,16 +121,16 @@ def convert_command(src, dst, force):
 
 def _refuse_existing(dst: Path, force: bool) -> None:
     if dst.is_dir():
-        raise UserError(f"{dst}: a folder; name a file in it")
+        raise UserError(f"{dst}: is a folder; name a file in it")
     if not dst.parent.is_dir():
-        raise UserError(f"{dst.parent}: no such folder; make it, or name another one")
+        raise UserError(f"{dst.parent}: no such folder; create it, or name another folder")
     if dst.exists() and not force:
-        raise UserError(f"{dst}: already there; name another file, or overwrite it with --force")
+        raise UserError(f"{dst}: already exists; name another file, or overwrite it with --force")
 
 
 def _require_name(dst: Path, kind: str) -> None:
     if dst.name.startswith("vocab") and kind != "bpe":
-        raise UserError(f"{dst}: a vocab.json holds characters, not bytes; name it tokenizer.json")
+        raise UserError(f"{dst}: a vocab.json cannot represent merges of bytes; name it tokenizer.json")
 
 
 def _write(dst: Path, known) -> None:
@@ -144,4 +148,6 @@ def _read(path: Path) -> str:
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadFile(f"{path}: byte {error.start} is 0x{text[error.start]:02x}, not UTF-8 text") from None
+        raise BadFile(
+            f"{path}: byte {error.start} is 0x{text[error.start]:02x}, not UTF-8 text; convert the file to UTF-8"
+        ) from None

@@ -43,34 +43,37 @@ SAME_SIGNAL_SECONDS = 0.3  # timeout(1) and some shells signal both the process 
     is_flag=False,
     flag_value="2000",
     metavar="[N]",
-    help="Merge pairs of characters to N tokens; 2000 if alone.",
+    help="Train a vocabulary of N ids by merging pairs of characters; 2000 without N.",
 )
-@click.option("--byte-level", is_flag=True, help="With --bpe: merge bytes, as GPT-2, so that no text is unknown.")
+@click.option("--byte-level", is_flag=True, help="With --bpe: merge bytes, as GPT-2, so that any text can be encoded.")
 @vocab_option
 @click.option(
-    "--out", metavar="DIR", callback=folder_option, help="Run folder.  [default: runs/PRESET-CORPUS, numbered if taken]"
+    "--out",
+    metavar="DIR",
+    callback=folder_option,
+    help="Run folder.  [default: runs/PRESET-CORPUS, numbered if it exists]",
 )
 @click.option(
     "--resume",
     is_flag=False,
     flag_value=NEWEST,
     metavar="[FILE|DIR]",
-    help="Resume a run folder in place, or a checkpoint or a randyGPT .bin in a new folder; alone, the newest run.",
+    help="Resume a run folder in place, or a checkpoint or .bin in a new folder; without a value, the newest run.",
 )
 @click.option("--fine-tune", type=click.Path(path_type=Path), help="Start a new run from a checkpoint's weights.")
-@click.option("--iters", type=int, help="Updates to reach, counted from the run's start.")
+@click.option("--iters", type=int, help="Total number of updates, counted from the run's start.")
 @click.option("--minutes", type=float, help="Time budget; the schedule is fitted to it.")
 @click.option("--batch", type=int, help="Sequences per micro-batch.")
 @click.option("--accum", type=int, help="Micro-batches per update.")
 @click.option("--lr", type=float, help="Peak learning rate.")
-@click.option("--min-lr", type=float, help="Learning rate at the end.")
+@click.option("--min-lr", type=float, help="Final learning rate.")
 @click.option("--dtype", help="Compute type: float32, bfloat16 or float16.")
 @heads_option
-@click.option("--seed", type=int, help="Decides weights, batches and dropout.")
+@click.option("--seed", type=int, help="Seed of weights, batches and dropout.")
 @click.option("--eval-every", type=int, help="Updates between evaluations.")
-@click.option("--sample-every", type=int, help="Updates between samples of text; 0 never, -1 at each evaluation.")
+@click.option("--sample-every", type=int, help="Updates between samples of text; 0: none, -1: at each evaluation.")
 @set_option
-@click.option("--plan", is_flag=True, help="Print size, memory, tokens, FLOPs and an ETA from a few steps, and stop.")
+@click.option("--plan", is_flag=True, help="Time a few steps, print size, memory, tokens, FLOPs and ETA, and stop.")
 @json_option
 def train_command(preset, recipe, out, resume, fine_tune, sets, plan, as_json, **flags):
     """Train a model; by default model-l on Python's help topics.
@@ -81,7 +84,7 @@ def train_command(preset, recipe, out, resume, fine_tune, sets, plan, as_json, *
     mlxgpt train --bpe 2000 --corpus shakespeare:2 --corpus 'books/*.txt'
     mlxgpt train --resume --iters 4000
 
-    Ctrl-C saves after the current update; a second one ends at once.
+    Ctrl-C ends the run after the current update and saves it. A second Ctrl-C ends it at once.
     """
     request = run.Request(
         preset=preset, recipe=recipe, settings=settings_from(sets, flags), out=out, resume=resume, fine_tune=fine_tune
@@ -91,8 +94,8 @@ def train_command(preset, recipe, out, resume, fine_tune, sets, plan, as_json, *
         print_plan(run.plan(start, note), as_json)
     elif start.is_complete:
         note(
-            f"already at iteration {start.header.step} of {start.header.config.train.iters}: nothing to do; "
-            "raise --iters to go on"
+            f"already at iteration {start.header.step} of {start.header.config.train.iters}, nothing to do; "
+            "raise --iters to train further"
         )
     else:
         sys.exit(_train(run.Session(start, run.folder_of(request, start), note), as_json))
@@ -108,7 +111,7 @@ def _train(session, as_json: bool) -> int:
         for report in session:
             try:
                 view.show(report)
-            except BrokenPipeError:  # nobody reads the output any more: save, and let main() end the process
+            except BrokenPipeError:  # the reader of stdout has closed it: save, and let main() end the process
                 session.stop()
                 view, gone = SilentView(), True
     if gone:
@@ -120,27 +123,30 @@ def _exit_code(report: StopReport, received: list[int], folder: Path) -> int:
     if report.reason == "diverged":
         kept = any(folder.glob("*.safetensors"))
         raise Diverged(
-            "the loss or gradient was not finite, or the loss far above chance, in several updates in a row, at "
-            f"iteration {report.step}; lower --lr and "
-            + (f"go on with --resume {folder}: its checkpoints are untouched" if kept else "start anew")
+            f"training diverged at iteration {report.step}: in several updates in a row, the loss or gradient was not "
+            "finite, or the loss was far above that of a uniform guess; lower --lr and "
+            + (f"resume with --resume {folder}, whose checkpoints are intact" if kept else "start a new run")
         )
     if not report.saved:
-        raise OutOfRoom(f"{folder}: the last state could not be saved; free some space; earlier checkpoints are whole")
+        raise OutOfRoom(f"{folder}: the last state could not be saved; free some space; earlier checkpoints are intact")
     return EXIT_OF_SIGNAL[received[0]] if report.reason == "signal" else 0
 
 
 def _stop_on_signals(session, view) -> list[int]:
-    """The first signal ends the run after its current step, saved; the second ends the process at once.
+    """Handles signals: the first ends the run after its current step, the second ends the process at once.
 
-    Python runs signal handlers between bytecodes, not while a step is computed. The wakeup descriptor tells a thread of
-    each signal at once.
+    Python runs signal handlers between bytecodes, not while a step is computed. Python also writes the number of each
+    signal to the wakeup descriptor at once. A thread reads it from there.
+
+    Returns:
+        A list that receives the number of the first signal.
     """
     received: list[int] = []
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing)
     for number in EXIT_OF_SIGNAL:
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup has it ignored
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, lambda *_: None)
 
     def watch():
@@ -153,7 +159,7 @@ def _stop_on_signals(session, view) -> list[int]:
                 first = time.monotonic()
                 received.append(number)
                 session.stop()
-                view.note("stopping after this update, then saving; once more ends at once")
+                view.note("stopping after this update, then saving; a second signal ends the process at once")
             elif time.monotonic() - first > SAME_SIGNAL_SECONDS:
                 os._exit(EXIT_OF_SIGNAL[number])
 
@@ -162,7 +168,7 @@ def _stop_on_signals(session, view) -> list[int]:
 
 
 class SilentView:
-    """Shows nothing: nobody reads the output any more."""
+    """Shows nothing, because the reader of stdout has closed it."""
 
     def show(self, report) -> None:
         pass
@@ -203,7 +209,7 @@ class TextView:
         if isinstance(report, SampleDue):
             self._console.sample(report.step, self._sample())
         if isinstance(report, StopReport) and report.saved and report.step:
-            self._console.note(f"write with it: mlxgpt generate {run.best_checkpoint(self._session.folder)}", "")
+            self._console.note(f"generate text with: mlxgpt generate {run.best_checkpoint(self._session.folder)}", "")
 
     def note(self, text: str) -> None:
         self._console.note(text)
@@ -216,7 +222,7 @@ class TextView:
 
 
 def _headlines(session) -> list[str]:
-    """What is trained, on what, where, and into which folder."""
+    """Lines that describe the model, the corpus, the device and the run folder."""
     start, trainer, machine = session.start, session.trainer, device.device_report()
     header = start.header
     train, shape = header.config.train, header.config.model
@@ -229,7 +235,7 @@ def _headlines(session) -> list[str]:
         f"batch {train.batch_size} x {train.grad_accum_steps}; into {session.folder}",
     ]
     if machine["backend"] == "cpu" and device.can_compile():
-        lines.append("the first update compiles: some seconds, more when its kernels are new to this machine")
+        lines.append("the first update takes some seconds to compile, longer if its kernels are new to this machine")
     if header.step:
-        lines.append(f"going on from iteration {header.step} of {train.iters}")
+        lines.append(f"resuming at iteration {header.step} of {train.iters}")
     return lines
