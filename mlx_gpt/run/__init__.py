@@ -1,4 +1,4 @@
-"""A training run: from what the user asked for to a trainer in its folder."""
+"""Training runs: from a request to a trainer in a run folder; and loading the models of runs."""
 
 from mlx_gpt.lazy import attach
 

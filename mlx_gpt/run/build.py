@@ -1,4 +1,4 @@
-"""From the first state of a run to its trainer: text, model, optimizer and data on the device."""
+"""Builds the trainer of a run from its initial state: model, optimizer, and data on the device."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +27,14 @@ from mlx_gpt.train.trainer import Trainer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
-    """The first state of a run.
+    """The initial state of a run.
 
     Attributes:
         header: Settings and progress.
-        weights: None for newly initialised weights.
+        weights: Weights by name; None for newly initialized weights.
         optimizer: State tensors of the optimizer; None for a new state.
         corpus: The text.
-        tokenizer: The vocabulary that reads it.
+        tokenizer: The tokenizer of the text.
         folder: Folder of the run that is resumed; None for a new folder.
     """
 
@@ -52,7 +52,7 @@ class Start:
 
 
 def open_text(config: Config, note: Note) -> Corpus:
-    """The corpus of the settings. Notes what its folders and patterns left out."""
+    """Opens the corpus of the settings. Notes which files its folders and patterns leave out."""
     corpus = open_corpus(config.data.corpus)
     for line in corpus.notes:
         note(line)
@@ -60,9 +60,16 @@ def open_text(config: Config, note: Note) -> Corpus:
 
 
 def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
-    """Builds the trainer of a run that begins at `start`, and puts its model and its text on the device.
+    """Builds the trainer of a run, and puts its model and its text on the device.
 
-    Raises UserError for a text shorter than a window, OutOfRoom for a step that does not fit into memory.
+    Args:
+        start: The initial state.
+        folder: The run folder, for checkpoints.
+        note: Called with one line for each thing the user should know.
+
+    Raises:
+        UserError: The text is shorter than a window.
+        OutOfRoom: A step does not fit into memory.
     """
     config, tokenizer = start.header.config, start.tokenizer
     limit_buffers(config.speed)
@@ -88,7 +95,7 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
 def require_memory(config: Config, vocab_size: int) -> None:
     """Raises OutOfRoom for a training step that needs more memory than MLX may use.
 
-    The system would end the process without a word.
+    Without this check, the system would kill the process without a message.
     """
     speed, train = config.speed, config.train
     streams = lanes(speed.lanes)
@@ -98,8 +105,8 @@ def require_memory(config: Config, vocab_size: int) -> None:
     if needed > mx.get_memory_limit():
         raise OutOfRoom(
             f"a step of {config.train.batch_size} sequences needs about {needed / 1e9:.1f} GB, MLX may use "
-            f"{mx.get_memory_limit() / 1e9:.1f} GB here; lower --batch and raise --accum by as much, or take a smaller "
-            "--preset"
+            f"{mx.get_memory_limit() / 1e9:.1f} GB here; lower --batch and raise --accum by the same factor, or choose "
+            "a smaller --preset"
         )
 
 
@@ -112,7 +119,7 @@ def _windows(start: Start, note: Note) -> tuple[Windows, Windows]:
     if len(train) <= block_size or len(val) < 2:
         shorter = len(train) // 4
         raise UserError(
-            f"corpus {start.corpus.name}: {len(train)} training and {len(val)} validation tokens, a window needs "
+            f"corpus {start.corpus.name}: has {len(train)} training and {len(val)} validation tokens, a window needs "
             f"{block_size + 1}; give a longer text"
             + (f", or --set model.block_size={shorter}" if shorter >= 8 and len(val) > 1 else "")
         )

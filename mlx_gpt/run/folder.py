@@ -1,4 +1,4 @@
-"""Run folders: their names, their checkpoints, and the settings and vocabulary kept in them."""
+"""Run folders: their names, their checkpoints, and the settings and the vocabulary that they contain."""
 
 import itertools
 from pathlib import Path
@@ -17,7 +17,7 @@ RUNS = Path("runs")
 
 
 def folder_of(request: Request, start: Start) -> Path:
-    """The folder of the run that is resumed, or a new one.
+    """The folder of a resumed run, or a new folder.
 
     A new folder is `request.out`, or runs/<preset>-<corpus> with a number if that exists. Raises UserError if
     `request.out` already holds another run.
@@ -26,7 +26,7 @@ def folder_of(request: Request, start: Start) -> Path:
         return start.folder
     if request.out:
         if is_run(request.out):
-            raise UserError(f"{request.out}: already holds a run; go on with it by --resume, or choose another --out")
+            raise UserError(f"{request.out}: already holds a run; continue it with --resume, or choose another --out")
         return request.out
     config = start.header.config
     preset = Path(request.preset).stem if request.preset else preset_of(config.model) or "custom"
@@ -44,7 +44,7 @@ def newest_run() -> Path:
     """The run folder whose checkpoints changed last. Raises UserError if there is none."""
     checkpoints = [p for p in RUNS.glob("*/*.safetensors") if p.name in (LATEST, BEST)]
     if not checkpoints:
-        raise UserError(f"no checkpoints in {RUNS}/; make one with: mlxgpt train, or name a file")
+        raise UserError(f"{RUNS}/: no checkpoints there; train a model with mlxgpt train, or name a checkpoint")
     return max(checkpoints, key=lambda p: p.stat().st_mtime).parent
 
 

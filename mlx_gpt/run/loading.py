@@ -1,4 +1,4 @@
-"""Checkpoints of every format, with the tokenizer of a text or a vocabulary file, as models ready for use."""
+"""Loads checkpoints of every format, their tokenizers, and their models."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,7 +24,13 @@ from mlx_gpt.train.trainer import BEST, LATEST
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """A loaded checkpoint. `model(tokens)` maps ids (B, T) to logits (B, T, V); `tokenizer` is None if unknown."""
+    """A loaded checkpoint.
+
+    Attributes:
+        model: The network: `model(tokens)` maps ids (B, T) to logits (B, T, V).
+        tokenizer: None if the checkpoint has none and none was given.
+        header: Settings and progress.
+    """
 
     model: GPT
     tokenizer: Tokenizer | None
@@ -45,10 +51,10 @@ def load(
     corpus: str | Path | Sequence[str | Path] | None = None,
     vocab: str | Path | None = None,
 ) -> Run:
-    """Loads a checkpoint of any format, verified.
+    """Loads and verifies a checkpoint of any format.
 
-    An RGPT file (.bin) names no shape: it follows from the preset, from the sizes given, or from the file's length. It
-    holds no tokenizer either.
+    An RGPT file (.bin) contains no shape. It is taken from the preset, from the sizes given, or from the file's length.
+    An RGPT file contains no tokenizer either.
 
     Args:
         path: A checkpoint, a run folder (its best checkpoint), or an exported folder.
@@ -67,7 +73,7 @@ def load(
 
 
 def sizes_of(n_embd: int | None, n_head: int | None, n_layer: int | None, block_size: int | None) -> dict[str, int]:
-    """The sizes that are given, by the name of their setting."""
+    """The sizes that are not None, by setting of [model]."""
     sizes = {"n_embd": n_embd, "n_head": n_head, "n_layer": n_layer, "block_size": block_size}
     return {name: size for name, size in sizes.items() if size is not None}
 
@@ -93,12 +99,18 @@ def read_checkpoint(path: Path, preset: str | None = None, network: dict[str, An
         raise BadFile(f"{path}: {error.strerror}") from None
     own = checkpoint.header.config.model.architecture()
     if own | wanted != own:
-        raise ResumeRefused(f"{path}: asked for {store.differences(wanted, own)}; leave the network to the file")
+        raise ResumeRefused(
+            f"{path}: another network was requested: {store.differences(wanted, own)}; leave out the preset and the "
+            "settings of the network, which are read from the file"
+        )
     return checkpoint
 
 
 def checkpoint_in(path: Path) -> Path:
-    """The best checkpoint of a run folder; a checkpoint or an exported folder itself. Raises UserError."""
+    """Returns the best checkpoint of a run folder. A checkpoint or an exported folder is returned as it is.
+
+    Raises UserError if there is no such path, or a folder is none of these.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such file")
     if not path.is_dir() or huggingface.is_folder(path):
@@ -106,7 +118,8 @@ def checkpoint_in(path: Path) -> Path:
     inside = [path / name for name in (BEST, LATEST) if (path / name).is_file()]
     if not inside:
         raise UserError(
-            f"{path}: a folder without a checkpoint or a config.json; give a run, a checkpoint or an export"
+            f"{path}: is a folder without a checkpoint or a config.json; give a run folder, a checkpoint or an "
+            "exported folder"
         )
     return inside[0]
 
@@ -120,9 +133,9 @@ def format_of(path: Path) -> str:
 def with_text(
     checkpoint: Checkpoint, corpus: str | Path | Sequence[str | Path] | None, vocab: str | Path | None = None
 ) -> Checkpoint:
-    """The checkpoint with the tokenizer of a vocabulary file, else of a corpus, else its own.
+    """Returns the checkpoint with a tokenizer: of the vocabulary file, otherwise of the corpus, otherwise its own.
 
-    Raises ResumeRefused unless the tokenizer is the checkpoint's.
+    Raises ResumeRefused if this tokenizer differs from the checkpoint's own, or in its number of ids.
     """
     if vocab:
         return _with_tokenizer(checkpoint, open_vocab(Path(vocab)), str(vocab))
@@ -139,7 +152,7 @@ def with_text(
 def _with_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer, origin: str) -> Checkpoint:
     header = checkpoint.header
     if header.tokenizer and header.tokenizer != tokenizer.to_dict():
-        raise ResumeRefused(f"{origin} has another alphabet than the checkpoint's own tokenizer; leave it out")
+        raise ResumeRefused(f"{origin} has another vocabulary than the checkpoint's own tokenizer; leave it out")
     require_vocab(origin, tokenizer, header.vocab_size)
     return dataclasses.replace(checkpoint, header=dataclasses.replace(header, tokenizer=tokenizer.to_dict()))
 
@@ -148,8 +161,8 @@ def require_vocab(origin: str, tokenizer: Tokenizer, vocab_size: int) -> None:
     """Raises ResumeRefused unless the tokenizer has as many ids as the checkpoint."""
     if tokenizer.vocab_size != vocab_size:
         raise ResumeRefused(
-            f"{origin} has a vocabulary of {tokenizer.vocab_size}, the checkpoint {vocab_size}; name the text it was "
-            "trained on with --corpus, or its vocab.json with --vocab"
+            f"{origin} has a vocabulary of {tokenizer.vocab_size} ids, the checkpoint has {vocab_size}; give the text "
+            "it was trained on with --corpus, or its vocabulary with --vocab"
         )
 
 
@@ -162,10 +175,13 @@ def to_run(checkpoint: Checkpoint) -> Run:
 
 
 def tokenizer_of(header: Header) -> Tokenizer | None:
-    """The checkpoint's own tokenizer; None if it holds none, as an RGPT file."""
+    """The tokenizer in a checkpoint; None if it has none, like an RGPT file."""
     if header.tokenizer is None:
         return None
     tokenizer = tokenizer_from_dict(header.tokenizer)
     if tokenizer.vocab_size != header.vocab_size:
-        raise BadFile(f"tokenizer of {tokenizer.vocab_size} ids in a checkpoint of {header.vocab_size}; it is corrupt")
+        raise BadFile(
+            f"the checkpoint has {header.vocab_size} ids and its tokenizer {tokenizer.vocab_size}; it is corrupt, use "
+            "an earlier checkpoint"
+        )
     return tokenizer

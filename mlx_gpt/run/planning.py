@@ -1,4 +1,4 @@
-"""What a run would cost, from a few measured steps."""
+"""Estimates the cost of a run from a few timed steps."""
 
 import math
 import statistics
@@ -13,9 +13,14 @@ PROBE_STEPS = 3
 
 
 def plan(start: Start, note: Note) -> dict[str, int | float]:
-    """Parameters, memory, tokens, FLOPs and time of the run that would begin at `start`.
+    """Computes parameters, memory, tokens, FLOPs and time of a run.
 
-    Sizes are in bytes, times in seconds unless their name says otherwise.
+    Args:
+        start: The initial state of the run.
+        note: Called with one line for each thing the user should know.
+
+    Returns:
+        The values by name. Sizes are in bytes, times in seconds unless the name has another unit.
     """
     trainer = make_trainer(start, Path(), note)
     header, train, model = start.header, start.header.config.train, start.header.config.model

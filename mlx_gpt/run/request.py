@@ -1,4 +1,4 @@
-"""What the user asked for: on the command line, or as arguments of `mlx_gpt.train`."""
+"""The request for a run: the options of the command line, or the arguments of `mlx_gpt.train`."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ NEWEST = "newest"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """A run as it was asked for.
+    """The request for a run.
 
     Attributes:
         preset: Name or path of a preset.
@@ -37,19 +37,21 @@ class Request:
     def __post_init__(self):
         if self.resume is not None and self.fine_tune:
             raise UserError(
-                "--resume goes on with a run, --fine-tune starts a new one from its weights; give one of them"
+                "--resume continues a run, --fine-tune starts a new one from a checkpoint's weights; give one of them"
             )
 
 
 def ignore(line: str) -> None:
-    """The Note of those who want to hear nothing."""
+    """A Note that discards its lines."""
 
 
 def settings_of(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Collects settings by dotted name.
 
-    A time budget without a number of updates sets `train.iters` to its limit, so that time alone ends the run. Raises
-    UserError for a setting that is given twice.
+    A time budget without a number of updates sets `train.iters` to its limit, so that only the time ends the run.
+
+    Raises:
+        UserError: A setting is given twice.
     """
     settings: dict[str, Any] = {}
     for key, value in given:
@@ -62,7 +64,7 @@ def settings_of(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def specs_of(corpus: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
-    """The corpus names, files, folders or patterns that one or several arguments name."""
+    """One or several corpus names, files, folders or patterns, as a tuple of strings."""
     return (str(corpus),) if isinstance(corpus, str | Path) else tuple(map(str, corpus))
 
 

@@ -1,4 +1,4 @@
-"""The state of a run that is resumed: its checkpoint, its settings, its text, its folder."""
+"""The initial state of a resumed run: its checkpoint, settings, text and folder."""
 
 import dataclasses
 import itertools
@@ -23,7 +23,13 @@ from mlx_gpt.train.trainer import BEST, LATEST
 
 
 def resumed(request: Request, note: Note) -> Start:
-    """The state that `request.resume` names. Raises ResumeRefused if it does not fit the other arguments."""
+    """The initial state of the run that `request.resume` names.
+
+    Raises:
+        ResumeRefused: The run does not match the other arguments.
+        BadFile: Its checkpoint is corrupt.
+        UserError: There is no such run, or an argument is wrong.
+    """
     checkpoint, folder = _checkpoint_to_resume(request, note)
     checkpoint = checkpoint.as_trained()
     header = checkpoint.header
@@ -33,7 +39,7 @@ def resumed(request: Request, note: Note) -> Start:
     optimizer = Optimizer(config.optimizer, roles_of(config.model, header.vocab_size))
     has_moments = optimizer.required_tensors() <= checkpoint.optimizer.keys()
     if not has_moments:
-        note(f"no optimizer moments of {config.optimizer.name} in this file: they start afresh")
+        note(f"the checkpoint has no optimizer moments of {config.optimizer.name}; they start at zero")
     header = dataclasses.replace(
         header,
         config=config,
@@ -56,9 +62,9 @@ def resumed(request: Request, note: Note) -> Start:
 def _checkpoint_to_resume(request: Request, note: Note) -> tuple[Checkpoint, Path | None]:
     """The checkpoint, and the folder of its run; None for a new folder."""
     if request.resume == "":
-        raise UserError("--resume is empty; name a file or a run folder, or give it alone for the newest run")
+        raise UserError("--resume is empty; give a file or a run folder, or no value for the newest run")
     if request.resume == NEWEST and request.out and not request.out.is_dir():
-        raise UserError(f"--out {request.out}: no run there to go on with; leave --resume out to start one")
+        raise UserError(f"--out {request.out}: no run there to resume; leave out --resume to start one")
     path = Path(request.resume) if request.resume != NEWEST else request.out or newest_run()
     if path.is_dir():
         checkpoint, folder = _newest_valid(path, request, note), path
@@ -66,13 +72,13 @@ def _checkpoint_to_resume(request: Request, note: Note) -> tuple[Checkpoint, Pat
         checkpoint = read_checkpoint(path, request.preset, network_of(request.settings))
         folder = path.parent if path.name == LATEST and is_run(path.parent) else None
     if folder is None or request.out not in (None, folder):
-        note(f"going on from {path} in a new run folder")
+        note(f"resuming from {path} in a new run folder")
         folder = None
     return checkpoint, folder
 
 
 def _newest_valid(folder: Path, request: Request, note: Note) -> Checkpoint:
-    """The furthest intact checkpoint of a run. A corrupt one is renamed, never overwritten."""
+    """The intact checkpoint of a run with the most steps. A corrupt one is renamed, never overwritten."""
     found, broken = [], []
     for path in (folder / LATEST, folder / BEST):
         if path.exists():
@@ -84,19 +90,19 @@ def _newest_valid(folder: Path, request: Request, note: Note) -> Checkpoint:
         raise (
             broken[0][1]
             if broken
-            else UserError(f"{folder}: no checkpoint to resume from; start anew without --resume")
+            else UserError(f"{folder}: no checkpoint to resume from; start a new run without --resume")
         )
     for path, error in broken:
         aside = next(p for n in itertools.count(1) if not (p := path.with_name(f"{path.name}.corrupt-{n}")).exists())
         path.rename(aside)
-        note(f"{error}; kept as {aside.name}, going on from the other one")
+        note(f"{error}; renamed to {aside.name}, resuming from the other checkpoint")
     return max(found, key=lambda checkpoint: checkpoint.header.step)
 
 
 def _resumed_config(checkpoint: Checkpoint, request: Request) -> Config:
-    """The run's own settings with those given now. The shape, the tokens and the split cannot change."""
+    """The run's settings, with changes from the request. The tokenizer and the validation split cannot change."""
     header = checkpoint.header
-    if header.tokenizer is None:  # an RGPT file holds a shape, perhaps AdamW's moments, and nothing else
+    if header.tokenizer is None:  # an RGPT file: it has a shape, perhaps AdamW's moments, and no settings
         overrides = {
             k: v for k, v in request.settings.items() if k.removeprefix("model.") not in header.config.model.shape()
         }
@@ -110,29 +116,32 @@ def _resumed_config(checkpoint: Checkpoint, request: Request) -> Config:
     for key in ("tokenizer", "vocab_size", "vocab"):
         if getattr(old.data, key) != getattr(new.data, key):
             raise ResumeRefused(
-                f"data.{key} {getattr(new.data, key)}, the run has {getattr(old.data, key) or 'its own'}; its tokens "
-                "stay as they are, others need a new run"
+                f"data.{key} is {getattr(new.data, key)}, the run has {getattr(old.data, key) or 'its own'}; "
+                "the tokenizer of a run cannot change, start a new run for another one"
             )
     if old.data.val_fraction != new.data.val_fraction:
         raise ResumeRefused(
-            f"data.val_fraction {new.data.val_fraction}, the checkpoint has {old.data.val_fraction}; "
-            "another split would validate on what was trained on"
+            f"data.val_fraction is {new.data.val_fraction}, the checkpoint has {old.data.val_fraction}; another split "
+            "would validate on text that was trained on, leave it out"
         )
     return config
 
 
 def _same_text(config: Config, request: Request, note: Note) -> Corpus:
-    """The run's corpus. If it has moved, the error says how to name its new place."""
+    """Opens the run's corpus. If it cannot be found, the error explains how to give its new location."""
     try:
         return open_text(config, note)
     except UserError as error:
         if "data.corpus" in request.settings:
             raise
-        raise type(error)(f"{error}; it is what this run was trained on, and --corpus says where it is now") from None
+        raise type(error)(f"{error}; this run was trained on it, give its new location with --corpus") from None
 
 
 def _same_tokenizer(checkpoint: Checkpoint, config: Config, corpus: Corpus, note: Note) -> Tokenizer:
-    """The run's tokenizer, after a check that the corpus is the run's text. An RGPT file gets the corpus's own."""
+    """The run's tokenizer, after a check that the corpus is the text of the run.
+
+    An RGPT file has no tokenizer. It gets that of the corpus, which must have the same number of ids.
+    """
     header = checkpoint.header
     tokenizer = tokenizer_of(header)
     if tokenizer is None:
@@ -142,7 +151,7 @@ def _same_tokenizer(checkpoint: Checkpoint, config: Config, corpus: Corpus, note
     if corpus.fingerprint != header.corpus:
         raise ResumeRefused(
             f"corpus {corpus.name} is not the text of this run: SHA-256 {corpus.fingerprint[:12]}..., the "
-            f"checkpoint has {str(header.corpus)[:12]}...; give the same --corpus, or start anew with --fine-tune"
+            f"checkpoint has {str(header.corpus)[:12]}...; give the same --corpus, or start a new run with --fine-tune"
         )
     for change in _changes(header.config, config):
         note(change)
@@ -153,7 +162,7 @@ def _changes(old: Config, new: Config) -> list[str]:
     """One line for each setting that a resumed run changes."""
     before, after = old.to_dict(), new.to_dict()
     return [
-        f"{table}.{key} is {value} from here, it was {before[table][key]}"
+        f"{table}.{key} is now {value}, it was {before[table][key]}"
         for table, settings in after.items()
         for key, value in settings.items()
         if value not in (before[table][key], UNTIL_TIME_IS_UP)

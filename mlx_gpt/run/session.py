@@ -1,4 +1,4 @@
-"""A session of training in a run folder, which it locks and in which it keeps settings, vocabulary and metrics."""
+"""A training session in a run folder. It locks the folder and writes settings, vocabulary and metrics to it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,24 +14,25 @@ from mlx_gpt.watch.metrics import MetricsFile
 
 
 class Session(Iterator[Report]):
-    """Trains a run in its folder. Iterate over it for the trainer's reports: nothing is computed before.
+    """Trains a run in its folder. Iterating over the session yields the trainer's reports.
 
-    The folder is locked until the last report, or until `close()`. It gets run.toml, metrics.jsonl, the checkpoints,
-    and a tokenizer.json if tokens are byte pairs. A run that has already reached `train.iters` has no reports, and its
-    folder stays as it is.
+    Nothing is computed before the first report is requested. The folder is locked until the last report, or until
+    `close()`. The session writes run.toml, metrics.jsonl, the checkpoints, and a tokenizer.json if tokens are byte
+    pairs. A run that has already reached `train.iters` has no reports, and its folder is not changed.
 
     Attributes:
-        start: The state the session began with.
+        start: The initial state.
         folder: The run folder.
         trainer: The trainer.
         note: Called with one line for each thing the user should know. May be replaced.
     """
 
     def __init__(self, start: Start, folder: Path, note: Note):
-        """Builds the trainer, then makes and locks the folder.
+        """Builds the trainer, then creates and locks the folder.
 
-        Raises UserError or OutOfRoom for what cannot be trained, before the folder is made, and ResumeRefused for a
-        folder in which another process trains.
+        Raises:
+            UserError, OutOfRoom: The run cannot be trained. The folder is not created.
+            ResumeRefused: Another process trains in the folder.
         """
         self.start, self.folder, self.note = start, folder, note
         self.trainer = make_trainer(start, folder, note)
@@ -43,17 +44,17 @@ class Session(Iterator[Report]):
         return next(self._reports)
 
     def stop(self) -> None:
-        """Ends the run after the current update. The reports that remain are its last save and its end."""
+        """Ends the run after the current update. The remaining reports are the last save and the end."""
         self.trainer.stop()
 
     def close(self) -> None:
-        """Unlocks the folder. What was not saved yet is lost."""
+        """Ends the session and unlocks the folder. Updates since the last save are lost."""
         self._reports.close()
         self._lock.release()
 
     @property
     def run(self) -> Run:
-        """The model as it is now. Its weights are up to date when the report is a SampleDue."""
+        """The model in its current state. Its weights are up to date when the last report is a SampleDue."""
         return Run(model=self.trainer.model, tokenizer=self.start.tokenizer, header=self.trainer.header)
 
     def _train(self) -> Iterator[Report]:

@@ -1,4 +1,4 @@
-"""The first state of a run: new, from the weights of another model, or from a checkpoint of the run itself."""
+"""The initial state of a run: new, fine-tuned from another checkpoint, or resumed."""
 
 from typing import Any
 
@@ -18,10 +18,10 @@ DEFAULT_PRESET = "model-l"
 
 
 def begin(request: Request, note: Note) -> Start:
-    """Finds the first state of the run that was asked for.
+    """Finds the initial state of the requested run.
 
     Args:
-        request: What the user asked for.
+        request: The request.
         note: Called with one line for each thing the user should know.
 
     Raises:
@@ -47,17 +47,17 @@ def begin(request: Request, note: Note) -> Start:
 
 
 def resolved(preset: str | None, recipe: str | None, settings: dict[str, Any], note: Note) -> Config:
-    """The settings of a new run, with what `mlxgpt bench --tune` found for this device below all others."""
+    """The settings of a new run. Those that `mlxgpt bench --tune` found for this device have the lowest precedence."""
     found = tuned.settings_for(resolve(preset, recipe, settings).model)
     config = resolve(preset, recipe, settings, found)
     used = [f"{key}={value}" for key, value in found.items() if config.get(key) == value]
     if used:
-        note(f"tuned for this device: {', '.join(used)} (MLXGPT_TUNED=off does without)")
+        note(f"tuned for this device: {', '.join(used)} (MLXGPT_TUNED=off ignores these settings)")
     return config
 
 
 def _fine_tuned(request: Request, note: Note) -> Start:
-    """A new run from the weights and the tokenizer of a checkpoint."""
+    """The initial state of a new run with the weights and the tokenizer of a checkpoint."""
     checkpoint = read_checkpoint(request.fine_tune, request.preset, network_of(request.settings))
     shape = {f"model.{k}": v for k, v in checkpoint.header.config.model.architecture().items()}
     own_text = {"data.corpus": checkpoint.header.config.data.corpus} if checkpoint.header.corpus else {}

@@ -1,4 +1,4 @@
-"""The fastest settings that `mlxgpt bench --tune` measured, remembered for each device and network."""
+"""Stores the fastest settings that `mlxgpt bench --tune` found for each device and network."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from mlx_gpt.paths import cache_dir
 
 
 def settings_for(model: ModelConfig) -> dict[str, Any]:
-    """The settings remembered for this device and network; none if MLXGPT_TUNED=off."""
+    """The settings stored for this device and network; none if MLXGPT_TUNED=off."""
     if os.environ.get("MLXGPT_TUNED") == "off":
         return {}
     found = _remembered().get(_subject(model), {}).get("settings", {})
@@ -27,7 +27,7 @@ def settings_for(model: ModelConfig) -> dict[str, Any]:
 
 
 def keep(model: ModelConfig, found: dict[str, Any]) -> Path:
-    """Remembers the result of a measurement for this device and network. Returns the file that holds it."""
+    """Stores the result of a measurement for this device and network. Returns the path of the file."""
     path = _file()
     make_folder(path.parent)
     write_atomic(path, [json.dumps(_remembered() | {_subject(model): found}, indent=1).encode()])
@@ -41,12 +41,12 @@ def _file() -> Path:
 def _remembered() -> dict[str, dict]:
     try:
         found = json.loads(_file().read_text("utf-8"))
-    except (OSError, ValueError):  # nothing is tuned yet, or the file is damaged: the next measurement replaces it
+    except (OSError, ValueError):  # there is no file yet, or it is damaged: the next measurement replaces it
         return {}
     return {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
 
 
 def _subject(model: ModelConfig) -> str:
-    """What a measurement is valid for: a device and a shape."""
+    """The device and the shape for which a measurement is valid, as a key of the file."""
     shape = ", ".join(f"{key}={value}" for key, value in model.shape().items())
     return f"{chip()} ({kind()}): {shape}"
