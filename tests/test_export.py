@@ -129,7 +129,7 @@ def test_an_export_over_one_for_others_leaves_none_of_their_code(saved, tmp_path
 def test_a_quantised_folder_is_no_checkpoint_and_needs_no_text(saved, tmp_path):
     """The loss is told where the text is at hand; the folder is refused by name on its way back."""
     done = export(saved, tmp_path / "out", "--to", "mlx-lm", "--quantize", "8", "--corpus", "absent.txt")
-    assert "not measured: corpus 'absent.txt'" in done.stderr and "8 bits a weight" in done.stderr
+    assert "not measured: corpus 'absent.txt'" in done.stderr and "8 bits per weight" in done.stderr
     done = mlxgpt("convert", "out", "back.safetensors", cwd=tmp_path)
     assert done.returncode == 3 and "quantised" in done.stderr
     assert mlxgpt("push", "out", "ada/small", cwd=tmp_path).returncode == 0
@@ -191,7 +191,7 @@ def test_a_quantised_folder_loads_in_mlx_lm(text, tmp_path, saved):
         pytest.skip("once is enough")
     (tmp_path / "text.txt").write_text(text[:20_000])
     done = export(saved, tmp_path / "out", "--to", "mlx-lm", "--quantize", "4", "--corpus", tmp_path / "text.txt")
-    assert "4 bits a weight, in groups of 64: validation loss" in done.stderr
+    assert "4 bits per weight, in groups of 64: validation loss" in done.stderr
     expectations(saved, text, tmp_path / "expected.npz")
     command = [OTHER_PYTHON, ROOT / "tests/exports/use_mlx_lm.py", tmp_path / "out", tmp_path / "expected.npz"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
@@ -337,14 +337,14 @@ def test_silly_exports_are_one_line(saved, tmp_path):
     bare = dataclasses.replace(store.load(saved), header=dataclasses.replace(store.load(saved).header, tokenizer=None))
     store.save(tmp_path / "bare.safetensors", bare)
     for arguments, words in (
-        ([saved, "full"], "full: not empty"),
-        ([saved, "file"], "file: a file"),
+        ([saved, "full"], "full: is not empty"),
+        ([saved, "file"], "file: is a file"),
         ([saved, "out", "--quantize", "4"], "--to mlx-lm"),
         ([saved, "out", "--quantize", "5"], "--quantize"),
         ([saved, "out", "--to", "gguf"], "gguf"),
-        ([saved, "out", "--license", "mit\nx: y"], "no licence's name"),
+        ([saved, "out", "--license", "mit\nx: y"], "not the name of a license"),
         (["absent", "out"], "absent: no such file"),
-        (["bare.safetensors", "out"], "holds no tokenizer"),
+        (["bare.safetensors", "out"], "has no tokenizer"),
     ):
         done = mlxgpt("export", *arguments, cwd=tmp_path)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

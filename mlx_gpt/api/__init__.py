@@ -1,4 +1,4 @@
-"""The Python interface: what the command line does, as functions. `mlx_gpt` exports all of it."""
+"""The Python interface: a function for each thing that the command line does. `mlx_gpt` exports them all."""
 
 from mlx_gpt.lazy import attach
 

@@ -1,4 +1,4 @@
-"""`convert`: checkpoints from one format to another."""
+"""`convert`: converts checkpoints between formats."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,15 +25,15 @@ def convert(
     force: bool = False,
     note: Note = ignore,
 ) -> str:
-    """Translates a checkpoint between safetensors and RGPT0001, RGPT0002, RGPT0003.
+    """Converts a checkpoint between safetensors and RGPT0001, RGPT0002, RGPT0003.
 
     Args:
         src: A checkpoint of any format, a run folder, or an exported folder.
         dst: The file to write.
-        format: The name of a format that is one file. [default: safetensors; for a dst that ends in .bin rgpt0003, or
+        format: safetensors, rgpt0001, rgpt0002 or rgpt0003. [default: safetensors; if dst ends in .bin, rgpt0003, or
             rgpt0002 without AdamW's moments]
-        preset, n_embd, n_head, n_layer, block_size, corpus, vocab: What an RGPT file does not say, as for `load`.
-        force: Overwrite dst.
+        preset, n_embd, n_head, n_layer, block_size, corpus, vocab: What an RGPT file does not contain, as for `load`.
+        force: Overwrite dst if it exists.
         note: Called with one line for each thing the user should know.
 
     Returns:
@@ -49,11 +49,11 @@ def convert(
     if format not in (None, *files):
         raise UserError(f"format={format!r} is not allowed; choose from {', '.join(files)}")
     if dst.is_dir():
-        raise UserError(f"{dst}: a folder; name a file in it")
+        raise UserError(f"{dst}: is a folder; name a file in it")
     if dst.exists() and src.exists() and dst.samefile(src):
-        raise UserError(f"{dst}: the file that is read; name another one")
+        raise UserError(f"{dst}: is the file that is read; name another file to write")
     if dst.exists() and not force:
-        raise UserError(f"{dst}: already there; name another file, or overwrite it with --force")
+        raise UserError(f"{dst}: already exists; name another file, or overwrite it with --force")
     sizes = sizes_of(n_embd, n_head, n_layer, block_size)
     checkpoint = with_text(read_checkpoint(src, preset, sizes), corpus, vocab)
     tokenizer = checkpoint.header.tokenizer
@@ -62,7 +62,10 @@ def convert(
     format = format or "safetensors"
     files[format].write(checkpoint, dst)
     if format == "safetensors" and not tokenizer:
-        note("it holds no tokenizer; --corpus gives it the characters of a text, --vocab a vocab.json")
+        note(f"{dst} has no tokenizer; add the characters of a text with --corpus, or a vocabulary with --vocab")
     if format != "safetensors" and tokenizer and tokenizer["kind"] != "char":
-        note("its vocabulary is not in it: mlxgpt tokenizer convert RUN/tokenizer.json vocab.json writes that")
+        note(
+            f"{dst} does not contain the vocabulary; write it to a file with: "
+            "mlxgpt tokenizer convert RUN/tokenizer.json vocab.json"
+        )
     return format

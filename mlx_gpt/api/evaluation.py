@@ -1,4 +1,4 @@
-"""`evaluate`: how well a model predicts a text."""
+"""`evaluate`: measures how well a model predicts a text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +28,11 @@ def evaluate(
         run: A model from `load`.
         corpus: Corpus names, files, folders or patterns. [default: the corpus the model was trained on]
         split: "val", the last part of the text, which is not trained on; "train", the part before it; or "all".
-        batch_size: Windows at a time.
+        batch_size: Windows computed at once.
         note: Called with one line for each thing the user should know.
+
+    Returns:
+        An Evaluation: `loss` in nats per token, `ppl`, `bits_per_byte`, and the number of predicted `tokens`.
 
     Raises:
         UserError: The run has no tokenizer, there is no such text, or an argument is out of range.
@@ -37,9 +40,9 @@ def evaluate(
     if split not in SPLITS:
         raise UserError(f"split={split!r} is not allowed; choose from {', '.join(SPLITS)}")
     if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} is not allowed; 1 or more")
+        raise UserError(f"batch_size={batch_size} is not allowed; give 1 or more")
     if run.tokenizer is None:
-        raise UserError("this checkpoint holds no tokenizer; load it with the corpus or the vocab it was trained with")
+        raise UserError("the checkpoint has no tokenizer; load it with the corpus or the vocab it was trained with")
     prepare()
     data = run.config.data
     tokens = encode(open_corpus(specs_of(corpus or data.corpus)), run.tokenizer, note, data.unknown == "refuse")

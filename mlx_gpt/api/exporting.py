@@ -1,4 +1,4 @@
-"""`export` and `push`: a model as other tools load it, and on its way to the hub."""
+"""`export` and `push`: exports a model for other libraries, and sends it to the Hugging Face hub."""
 
 import contextlib
 import dataclasses
@@ -32,14 +32,14 @@ def export(
     force: bool = False,
     note: Note = ignore,
 ) -> list[Path]:
-    """Writes a folder that transformers or mlx-lm load, with code, tokenizer and model card.
+    """Writes a folder that transformers or mlx-lm can load, with code, tokenizer and model card.
 
     Args:
-        src: A checkpoint of any format, or a run folder. The card tells the evaluations of its run.
+        src: A checkpoint of any format, or a run folder. The model card lists the evaluations of its run.
         folder: The folder to write.
         target: "huggingface" or "mlx-lm".
-        quantize: For mlx-lm: matrices in 8 or 4 bits.
-        license: Name of the model's licence, for its card.
+        quantize: Bits per weight of the matrices, 8 or 4; for mlx-lm only. None does not quantize.
+        license: Name of the model's license, for the model card.
         corpus: The text whose loss is measured before and after quantizing. [default: the run's own]
         force: Write into a folder that is not empty.
         note: Called with one line for each thing the user should know.
@@ -48,14 +48,16 @@ def export(
         The files written.
 
     Raises:
-        UserError: An argument is not allowed, or the checkpoint holds no tokenizer.
+        UserError: An argument is not allowed, the checkpoint has no tokenizer, or the target cannot hold its network.
     """
     src, folder = Path(src), Path(folder)
     _require_arguments(folder, target, quantize, license, force)
     checkpoint = read_checkpoint(src)
     tokenizer = tokenizer_of(checkpoint.header)
     if tokenizer is None:
-        raise UserError(f"{src}: holds no tokenizer; give it one by --corpus or --vocab of: mlxgpt convert {src} FILE")
+        raise UserError(
+            f"{src}: the checkpoint has no tokenizer; add one with --corpus or --vocab of: mlxgpt convert {src} FILE"
+        )
     if reason := FORMATS[target].refuses(checkpoint.header.config):
         raise UserError(reason)
     weights, extra, notes = checkpoint.weights, {}, []
@@ -63,7 +65,7 @@ def export(
         weights, meant, group = quantize_weights(weights, quantize)
         extra = {"quantization": {"group_size": group, "bits": quantize}}
         specs = specs_of(corpus or checkpoint.header.config.data.corpus)
-        notes = [f"{quantize} bits a weight, in groups of {group}{_losses(checkpoint, meant, specs, note)}"]
+        notes = [f"{quantize} bits per weight, in groups of {group}{_losses(checkpoint, meant, specs, note)}"]
         note(notes[0])
     evaluations = _evaluations(src)
     picture = _curve(src, folder) if evaluations else []
@@ -78,31 +80,31 @@ def _require_arguments(folder: Path, target: str, quantize: int | None, license:
     if quantize not in (None, *BITS):
         raise UserError(f"quantize={quantize!r} is not allowed; choose from {', '.join(map(str, BITS))}")
     if not re.fullmatch(r"[\w.-]+", license):
-        raise UserError(f"--license {license!r} is no licence's name; as mit or cc-by-4.0")
+        raise UserError(f"--license {license!r} is not the name of a license; give one such as mit or cc-by-4.0")
     if quantize and target != "mlx-lm":
-        raise UserError("--quantize is MLX's; add --to mlx-lm")
+        raise UserError(f"--quantize {quantize} is only supported for mlx-lm, not for {target}; add --to mlx-lm")
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: a file; name a folder")
+        raise UserError(f"{folder}: is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise UserError(f"{folder}: not empty; name another folder, or write into it with --force")
+        raise UserError(f"{folder}: is not empty; name another folder, or write into it with --force")
 
 
 def _losses(checkpoint: Checkpoint, quantized: Tensors, specs: tuple[str, ...], note: Note) -> str:
-    """The validation losses before and after quantizing, in words; nothing if there is no such text."""
-    note(f"measuring the loss on {', '.join(specs)} before and after")
+    """The validation losses before and after quantizing, as text; empty if the corpus cannot be read."""
+    note(f"measuring the loss on {', '.join(specs)} before and after quantizing")
     losses = []
     try:
         for weights, say in ((checkpoint.weights, note), (quantized, ignore)):
             run = to_run(dataclasses.replace(checkpoint, weights=weights))
             losses.append(evaluate(run, specs, note=say).loss)
     except UserError as error:
-        note(f"not measured: {error}; another text can be named with --corpus")
+        note(f"the loss was not measured: {error}; name another text with --corpus")
         return ""
     return ": validation loss {:.4f} before, {:.4f} after".format(*losses)
 
 
 def _evaluations(src: Path) -> list[dict]:
-    """The evaluations of the run that a checkpoint lies in, if it lies in one."""
+    """The evaluations of the run that contains the checkpoint; empty if there is no run."""
     lines = read_metrics((src if src.is_dir() else src.parent) / "metrics.jsonl")
     return [
         line for line in lines if isinstance(line, dict) and line.get("val_loss") is not None and line.get("tokens")
@@ -110,7 +112,7 @@ def _evaluations(src: Path) -> list[dict]:
 
 
 def _curve(src: Path, folder: Path) -> list[Path]:
-    """Draws the curve of the run. Returns its file; none without matplotlib, as the card then has a table."""
+    """Draws the loss curve of the run. Returns its path, or no path without matplotlib; the card then has a table."""
     make_folder(folder)
     with contextlib.suppress(UserError):
         draw(folder / "curve.png", [read_record(src)])
@@ -126,8 +128,8 @@ def push(
     Args:
         folder: A folder that `export` wrote. Its other files are not sent.
         repo: The repository, as OWNER/NAME.
-        yes: Send it. Without this nothing leaves the machine.
-        private: Make the repository a private one if it is new.
+        yes: Send the files. If False, nothing is sent.
+        private: Create the repository as a private one, if it is new.
         note: Called with one line for each thing the user should know.
 
     Returns:
@@ -139,14 +141,14 @@ def push(
     """
     folder = Path(folder)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
-        raise UserError(f"{repo!r} is not OWNER/NAME, as ada/shakespeare")
+        raise UserError(f"{repo!r} is not a repository; give OWNER/NAME, such as ada/shakespeare")
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no exported model in it; make one with: mlxgpt export CHECKPOINT {folder}")
+        raise UserError(f"{folder}: has no exported model; create one with: mlxgpt export CHECKPOINT {folder}")
     require_whole(folder)
     files = sorted(p for p in folder.iterdir() if p.name in FILES and p.is_file() and not p.is_symlink())
     left = sorted(p.name for p in folder.iterdir() if p not in files)
     if left:
-        note(f"not of an export, and not sent: {', '.join(left)}")
+        note(f"not part of an export, not sent: {', '.join(left)}")
     sizes = {p.name: p.stat().st_size for p in files}
     if yes:
         _send(folder, repo, private, list(sizes))
@@ -157,9 +159,9 @@ def _send(folder: Path, repo: str, private: bool, names: list[str]) -> None:
     try:
         from huggingface_hub import HfApi
     except ImportError:
-        raise UserError("sending needs huggingface_hub: pip install 'mlxgpt[hub]'") from None
+        raise UserError("sending needs huggingface_hub; install it with: pip install 'mlxgpt[hub]'") from None
     try:
         HfApi().create_repo(repo, private=private, exist_ok=True)
         HfApi().upload_folder(repo_id=repo, folder_path=folder, allow_patterns=names)
-    except Exception as error:  # the library's own, and those of what it sends with
-        raise UserError(f"{repo}: not sent: {' '.join(str(error).split())[:300]}") from None
+    except Exception as error:  # errors of huggingface_hub and of the HTTP library that it uses
+        raise UserError(f"{repo}: the files were not sent: {' '.join(str(error).split())[:300]}") from None

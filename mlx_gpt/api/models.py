@@ -1,4 +1,4 @@
-"""Loaded models: `load`, and `generate`."""
+"""`load` and `generate`: loads models and generates text with them."""
 
 from collections.abc import Iterator, Sequence
 
@@ -25,16 +25,16 @@ def generate(
 
     Args:
         run: A model from `load`.
-        prompt: The text to continue. An empty one stands for the beginning of a document.
-        max_tokens: Tokens to generate at most.
+        prompt: The text to continue. After an empty prompt, the text begins like a document.
+        max_tokens: Maximum number of tokens.
         temperature: Divides the logits. 0 takes the most likely token.
-        top_p: Samples from the most likely tokens whose probabilities add up to this.
-        top_k: Samples from the k most likely tokens; 0 keeps all.
+        top_p: Sample from the most likely tokens whose probabilities add up to this.
+        top_k: Sample from the k most likely tokens; 0 keeps all.
         seed: The same seed gives the same text.
         stop: Strings that end the text. They are not part of it.
 
     Returns:
-        The text in pieces, each as soon as it is known.
+        An iterator over the pieces of the text. Each is yielded as soon as it is final.
 
     Raises:
         UserError: An argument is out of range, or the prompt has a character that the model does not know.
@@ -46,11 +46,11 @@ def generate(
 def stream(
     run: Run, prompt: str, sampling: Sampling, max_tokens: int, stop: str | Sequence[str] = (), seed: int = 0
 ) -> TextStream:
-    """`generate` as an object that afterwards knows the number of tokens and why the text ended."""
+    """Like `generate`. The TextStream also has the number of tokens and the reason why the text ended."""
     if run.tokenizer is None:
         raise UserError(
-            "this checkpoint holds no tokenizer; name the text it was trained on with --corpus, or its vocab.json "
-            "with --vocab"
+            "the checkpoint has no tokenizer; give the text it was trained on with --corpus, or its vocabulary with "
+            "--vocab"
         )
     try:
         ids = run.tokenizer.encode(prompt).tolist()

@@ -1,4 +1,4 @@
-"""`train`: a run from its settings to its last report."""
+"""`train`: trains a model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,18 +22,18 @@ def train(
     fine_tune: str | Path | None = None,
     note: Note = ignore,
 ) -> Session:
-    """Trains a model in a run folder, as `mlxgpt train` does. The reports of the run are read by iterating.
+    """Trains a model in a run folder, as `mlxgpt train` does. Iterating over the result trains and yields reports.
 
-    Nothing is computed before the first report is asked for. Every report is a frozen dataclass of
-    `mlx_gpt.train.reports`. To end the run early, call `stop()` of the result and keep iterating: the last reports are
-    those of the last save and of the end.
+    Nothing is computed before the first report is requested. Every report is a frozen dataclass of
+    `mlx_gpt.train.reports`. To end the run early, call `stop()` of the result and continue to iterate: the last reports
+    are those of the last save and of the end.
 
     Args:
         preset: Name or path of a preset. [default: model-l]
         corpus: Corpus names, files, folders or patterns.
         recipe: Name or path of a recipe.
         vocab: A vocab.json or tokenizer.json to read the corpus with.
-        settings: Any settings by dotted name, as {"train.iters": 100}. They win over preset and recipe.
+        settings: Any settings by dotted name, such as {"train.iters": 100}. They override preset and recipe.
         out: The run folder. [default: runs/PRESET-CORPUS, numbered if it exists]
         resume: A run folder or a checkpoint to resume; True for the newest run.
         fine_tune: A checkpoint whose weights a new run starts from.
@@ -44,9 +44,10 @@ def train(
         There are no reports if the run has already reached `train.iters`.
 
     Raises:
-        UserError: A setting, a name or a path is wrong.
-        BadFile, ResumeRefused, OutOfRoom: Kinds of UserError: a file is damaged, a checkpoint does not fit the
-            arguments, the memory or the disk is too small.
+        UserError: A setting, a name or a path is wrong. The classes below are its subclasses.
+        BadFile: A file is damaged.
+        ResumeRefused: A checkpoint does not match the arguments, or another process trains in the folder.
+        OutOfRoom: The memory or the disk is too small.
 
     Example:
         for report in mlx_gpt.train("model-xs", "shakespeare", settings={"train.minutes": 5}):

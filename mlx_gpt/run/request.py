@@ -21,7 +21,7 @@ class Request:
     Attributes:
         preset: Name or path of a preset.
         recipe: Name or path of a recipe.
-        settings: Settings by dotted name. They win over preset and recipe.
+        settings: Settings by dotted name. They override preset and recipe.
         out: Folder of the run; None for a new folder in runs/.
         resume: Checkpoint file or run folder to resume, or NEWEST.
         fine_tune: Checkpoint whose weights a new run starts from.
