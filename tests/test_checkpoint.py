@@ -227,7 +227,7 @@ def test_bad_rgpt_files_are_refused_before_anything_is_allocated(vectors, tmp_pa
     refused(whole[:8] + struct.pack("<I", 0) + whole[12:], "vocabulary of 0")
     refused(whole[:8] + struct.pack("<I", 68) + whole[12:], "needs")
     refused(whole[:24] + struct.pack("<f", float("nan")) + whole[28:], "wte.weight holds values that are not finite")
-    refused(whole, "what would fit: n_embd=32 n_layer=2 block_size=64", {})
+    refused(whole, "shapes that match: n_embd=32 n_layer=2 block_size=64", {})
     refused(whole, "--set model.n_head", {k: v for k, v in TINY_SHAPE.items() if k != "n_head"})
     refused(whole, "needs", TINY_SHAPE | {"n_layer": 3})
 

@@ -126,12 +126,12 @@ def test_an_export_over_one_for_others_leaves_none_of_their_code(saved, tmp_path
         assert {p.name for p in (tmp_path / "out").glob("*.py")} == set(huggingface.CODE[target])
 
 
-def test_a_quantised_folder_is_no_checkpoint_and_needs_no_text(saved, tmp_path):
+def test_a_quantized_folder_is_no_checkpoint_and_needs_no_text(saved, tmp_path):
     """The loss is told where the text is at hand; the folder is refused by name on its way back."""
     done = export(saved, tmp_path / "out", "--to", "mlx-lm", "--quantize", "8", "--corpus", "absent.txt")
     assert "not measured: corpus 'absent.txt'" in done.stderr and "8 bits per weight" in done.stderr
     done = mlxgpt("convert", "out", "back.safetensors", cwd=tmp_path)
-    assert done.returncode == 3 and "quantised" in done.stderr
+    assert done.returncode == 3 and "quantized" in done.stderr
     assert mlxgpt("push", "out", "ada/small", cwd=tmp_path).returncode == 0
 
 
@@ -186,7 +186,7 @@ def test_the_real_libraries_load_it_and_say_the_same(saved, text, tmp_path, targ
 
 
 @pytest.mark.skipif(not OTHER_PYTHON, reason="needs an environment with transformers and mlx-lm; make test makes it")
-def test_a_quantised_folder_loads_in_mlx_lm(text, tmp_path, saved):
+def test_a_quantized_folder_loads_in_mlx_lm(text, tmp_path, saved):
     if "char" not in str(saved) and load(saved).tokenizer.kind != "char":
         pytest.skip("once is enough")
     (tmp_path / "text.txt").write_text(text[:20_000])
@@ -199,7 +199,7 @@ def test_a_quantised_folder_loads_in_mlx_lm(text, tmp_path, saved):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantised_weights_stand_for_nearly_the_same(bits):
+def test_quantized_weights_stand_for_nearly_the_same(bits):
     """Each number is off by no more than the step between two levels of its group."""
     weights = {"wpe.weight": np.ones((4, 64), np.float32), "norm.weight": np.ones(64, np.float32)}
     weights["lm_head.weight"] = np.random.default_rng(0).normal(size=(67, 64)).astype(np.float32)
@@ -276,8 +276,8 @@ def rename(config, weights):
 
 CHANGES = [
     (lambda c, w: c.update(model_type="gpt2"), "config.json: model_type 'gpt2'"),
-    (lambda c, w: c.update(mlp_dim=-1), "config.json: mlp_dim -1, its other numbers make 128"),
-    (lambda c, w: c.update(quantization={"bits": 4}), "quantised; only whole ones are read"),
+    (lambda c, w: c.update(mlp_dim=-1), "config.json: mlp_dim -1 is not allowed; expected a width, as 128"),
+    (lambda c, w: c.update(quantization={"bits": 4}), "quantized weights cannot be read; export without --quantize"),
     (lambda c, w: c.pop("n_embd"), "config.json: 'n_embd' is missing"),
     (lambda c, w: c.update(n_head=5), "config.json: .*n_head=5 does not divide"),
     (lambda c, w: c.update(vocab_size=-1), "config.json: vocab_size -1"),

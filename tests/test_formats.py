@@ -66,7 +66,7 @@ def test_every_row_keeps_to_the_protocol(format):
 def test_refusals_are_in_words_of_the_format():
     config = checkpoint({"positions": "rotary", "qk_norm": True}).header.config
     assert FORMATS["rgpt0002"].refuses(config) == (
-        'rgpt0002 holds randyGPT\'s network alone, not model.positions="rotary", model.qk_norm=true; '
+        'rgpt0002 holds only randyGPT\'s network, not model.positions="rotary", model.qk_norm=true; '
         "keep the safetensors file"
     )
 

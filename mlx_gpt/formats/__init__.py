@@ -1,4 +1,4 @@
-"""The formats of checkpoints: what each can do, and the table of them."""
+"""The formats of checkpoints: their protocol and their table."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,38 +13,40 @@ from mlx_gpt.formats.safetensors import Safetensors
 
 
 class Format(Protocol):
-    """A format of checkpoints. A new one is a class in a file of its own and a row of FORMATS.
+    """A format of checkpoints. A new format is a class in its own file and a row of FORMATS.
 
-    `name` is the name on the command line. `is_folder` says whether a checkpoint is a folder or one file.
+    Attributes:
+        name: The name on the command line.
+        is_folder: Whether a checkpoint is a folder, not a file.
     """
 
     name: str
     is_folder: bool
 
     def recognizes(self, path: Path) -> bool:
-        """Whether an existing file or folder is of this format, without reading it as a whole."""
+        """Whether an existing file or folder has this format. Reads only what is needed to decide."""
 
     def read(self, path: Path, known: Mapping[str, Any] | None = None) -> Checkpoint:
         """Reads and verifies a checkpoint.
 
         Args:
             path: A file or folder that recognizes() accepts.
-            known: Settings of [model] that the caller knows, for formats that do not hold all of them.
+            known: Settings of [model] that the caller knows, for formats that do not contain all of them.
 
         Raises:
-            BadFile: The file is corrupt; the message names the place.
-            UserError: A setting is needed that neither the file nor `known` has.
+            BadFile: The file is corrupt. The message names the place in it.
+            UserError: A required setting is neither in the file nor in `known`.
         """
 
     def write(self, checkpoint: Checkpoint, path: Path) -> None:
         """Writes a checkpoint.
 
         Raises:
-            UserError: The format can't hold it, for the reason of refuses() or because of its state.
+            UserError: The format cannot hold the checkpoint, for the reason of refuses() or because of its state.
         """
 
     def refuses(self, config: Config) -> str | None:
-        """Why the format can't hold a network of this configuration; None if it can."""
+        """The reason why the format cannot hold a network of this configuration; None if it can."""
 
 
 # A path belongs to the first row that recognizes it.
@@ -55,8 +57,8 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(path: Path) -> Format:
-    """The format of an existing file or folder. Raises BadFile if it is none of FORMATS."""
+    """The format of an existing file or folder. Raises BadFile if it has none of FORMATS."""
     for format in FORMATS.values():
         if format.recognizes(path):
             return format
-    raise BadFile(f"{path}: neither an RGPT file nor a safetensors file")
+    raise BadFile(f"{path}: neither an RGPT file nor a safetensors file; give a checkpoint")

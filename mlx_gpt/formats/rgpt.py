@@ -8,9 +8,9 @@
     20      f32     best_loss
     24      f32     tensors in a fixed order
 
-All numbers are little-endian. 0002 holds the weights; 0001 the weights, then m and v of each tensor in turn; 0003 the
-weights, all m, all v. The shape is not in the file: it follows from the file's length and the known shapes, or from
-settings that the caller knows.
+All numbers are little-endian. m and v are the moments of AdamW. RGPT0002 has the weights; RGPT0001 the weights, then m
+and v of each tensor in turn; RGPT0003 the weights, all m, all v. The shape of the network is not in the file. It is
+found from the file's length and the common shapes, or taken from the caller.
 """
 
 import itertools
@@ -35,7 +35,7 @@ from mlx_gpt.model.gpt import shapes_of
 HEADER = struct.Struct("<8sIIIf")
 MAGIC = {"rgpt0001": b"RGPT0001", "rgpt0002": b"RGPT0002", "rgpt0003": b"RGPT0003"}
 U32_MAX = (1 << 32) - 1
-# Shapes of randyGPT before its presets.
+# Shapes that randyGPT had before it had presets.
 OLD_SHAPES = (
     {"n_embd": 128, "n_head": 8, "n_layer": 6, "block_size": 64},
     {"n_embd": 256, "n_head": 8, "n_layer": 6, "block_size": 64},
@@ -46,7 +46,7 @@ Shape = dict[str, int]
 
 @dataclass(frozen=True)
 class RGPT:
-    """One of the three formats. They hold randyGPT's network alone, and no tokenizer."""
+    """One of the three formats. They hold only randyGPT's network, and no tokenizer."""
 
     name: str
     is_folder = False
@@ -62,12 +62,12 @@ class RGPT:
 
     def refuses(self, config: Config) -> str | None:
         if extensions := config.model.extensions():
-            return f"{self.name} holds randyGPT's network alone, not {', '.join(extensions)}; keep the safetensors file"
+            return f"{self.name} holds only randyGPT's network, not {', '.join(extensions)}; keep the safetensors file"
         return None
 
 
 def is_rgpt(path: Path) -> bool:
-    """Whether a file begins as one of the three formats."""
+    """Whether a file begins like one of the three formats."""
     return _magic(path) in MAGIC.values()
 
 
@@ -81,11 +81,12 @@ def read(path: Path, known: Shape | None = None) -> Checkpoint:
 
     Args:
         path: The file.
-        known: Parts of the shape that the caller knows, as {"n_embd": 256, "n_head": 8}.
+        known: Parts of the shape that the caller knows, such as {"n_embd": 256, "n_head": 8}.
 
     Raises:
-        BadFile: The length does not fit the shape, or a number is not finite. The length is checked before any tensor
-            is read.
+        BadFile: The header is corrupt, the length does not match the shape, or a number is not finite. The length is
+            checked before any tensor is read.
+        UserError: The number of heads is not known.
     """
     with open(path, "rb") as f:
         length = os.fstat(f.fileno()).st_size
@@ -110,18 +111,21 @@ def read(path: Path, known: Shape | None = None) -> Checkpoint:
 
 
 def write(path: Path, checkpoint: Checkpoint, format: str) -> None:
-    """Writes one of the formats of MAGIC. Raises UserError if the format can't hold the checkpoint."""
+    """Writes one of the formats of MAGIC. Raises UserError if the format cannot hold the checkpoint."""
     header = checkpoint.header
     if reason := RGPT(format).refuses(header.config):
         raise UserError(reason)
     if format != "rgpt0002" and not has_moments(checkpoint):
         raise UserError(
-            f"{format} holds AdamW's two moments of every weight and this checkpoint has not; write --format rgpt0002"
+            f"{format} holds both moments of AdamW for every weight, which this checkpoint does not have; choose "
+            "--format rgpt0002"
         )
     if header.step < 1:
-        raise UserError(f"{format} counts finished iterations from 0 and this checkpoint has none; train it first")
+        raise UserError(f"{format} needs at least one finished iteration, this checkpoint has none; train it first")
     if max(header.step - 1, header.num_updates) > U32_MAX:
-        raise UserError(f"{format} counts iterations in 32 bits; {header.step} is too many")
+        raise UserError(
+            f"{format} counts iterations in 32 bits, and {header.step} do not fit; keep the safetensors file"
+        )
     shapes = shapes_of(header.config.model, header.vocab_size)
     tensors = [checkpoint.weights[name] for name in shapes]
     m, v = ([checkpoint.optimizer.get(f"{part}.{name}") for name in shapes] for part in "mv")
@@ -134,23 +138,34 @@ def write(path: Path, checkpoint: Checkpoint, format: str) -> None:
 
 
 def has_moments(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint holds both of AdamW's moments of every weight."""
+    """Whether a checkpoint has both moments of AdamW for every weight."""
     return {f"{part}.{name}" for part in "mv" for name in checkpoint.weights} <= checkpoint.optimizer.keys()
 
 
 def _read_header(path: Path, f: BinaryIO, length: int) -> tuple[bytes, int, int, int, float]:
     if length < HEADER.size:
-        raise BadFile(f"{path}: {length} bytes, an RGPT header alone has {HEADER.size}; the file is truncated")
+        raise BadFile(f"{path}: has {length} bytes, and an RGPT header has {HEADER.size}; the file is truncated")
     magic, vocab_size, last_iter, step, best_loss = HEADER.unpack(f.read(HEADER.size))
     if magic not in MAGIC.values():
         raise BadFile(f"{path}: begins with {magic!r}, not with {', '.join(m.decode() for m in MAGIC.values())}")
     if not 1 <= vocab_size <= MAX_VOCAB:
-        raise BadFile(f"{path}: a vocabulary of {vocab_size}, 1 to {MAX_VOCAB} is possible; the file is corrupt")
+        raise BadFile(f"{path}: has a vocabulary of {vocab_size}, allowed are 1 to {MAX_VOCAB}; the file is corrupt")
     return magic, vocab_size, last_iter, step, best_loss
 
 
 def _solve_shape(path: Path, length: int, *, copies: int, vocab_size: int, known: Shape) -> ModelConfig:
-    """The shape, given in full or one of the common shapes, whose file has exactly this length."""
+    """The shape whose file has exactly this length: the known one if it is complete, otherwise a common shape.
+
+    Args:
+        path: The file, for messages.
+        length: Its length in bytes.
+        copies: Number of tensors per weight: 1, or 3 with the moments.
+        vocab_size: The file's vocabulary.
+        known: Parts of the shape that the caller knows.
+
+    Raises:
+        BadFile: No shape, or more than one, has this length.
+    """
 
     def size_of(shape: Shape) -> int:
         return HEADER.size + 4 * copies * num_params(ModelConfig(**{**shape, "n_head": 1}), vocab_size)
@@ -159,15 +174,15 @@ def _solve_shape(path: Path, length: int, *, copies: int, vocab_size: int, known
     if len(given) == 3:
         if size_of(given) != length:
             raise BadFile(
-                f"{path}: {length} bytes, {_named(given)} with {vocab_size} ids needs {size_of(given)}; "
+                f"{path}: has {length} bytes, and {_named(given)} with {vocab_size} ids needs {size_of(given)}; "
                 f"{_what_fits(length, copies, vocab_size, {})}"
             )
         return ModelConfig(**given, n_head=known.get("n_head") or known_heads(path, given))
     fits = [s for s in _common_shapes() if size_of(s) == length and all(s[k] == v for k, v in given.items())]
     if len({(s["n_embd"], s["n_layer"], s["block_size"]) for s in fits}) != 1:
         raise BadFile(
-            f"{path}: {length} bytes with {vocab_size} ids is no known shape{' ' + _named(given) if given else ''}; "
-            f"{_what_fits(length, copies, vocab_size, given)}; a truncated file fits none"
+            f"{path}: {length} bytes with {vocab_size} ids is no common shape{' ' + _named(given) if given else ''}; "
+            f"{_what_fits(length, copies, vocab_size, given)}; a truncated file has none"
         )
     return ModelConfig(**{**fits[0], "n_head": known.get("n_head") or fits[0]["n_head"]})
 
@@ -178,16 +193,22 @@ def _common_shapes() -> list[Shape]:
 
 
 def known_heads(path: Path, given: Shape) -> int:
-    """The number of heads of the common shapes of this width and context. Raises UserError unless there is just one."""
+    """The number of heads of the common shapes with this width and context.
+
+    Raises UserError if there is no such shape, or if their numbers of heads differ.
+    """
     same = [s for s in _common_shapes() if all(s[k] == given[k] for k in ("n_embd", "block_size"))]
     heads = {s["n_head"] for s in same}
     if len(heads) != 1:
-        raise UserError(f"{path}: the number of heads can't be told from the file; say it, as --set model.n_head=4")
+        raise UserError(f"{path}: the number of heads is not in the file; give it, as in --set model.n_head=4")
     return heads.pop()
 
 
 def _what_fits(length: int, copies: int, vocab_size: int, given: Shape) -> str:
-    """Shapes of this length to choose from, beyond the common ones. Parameters: P = 2VC + block C + 12 L C^2."""
+    """Lists up to four shapes whose file has this length, for messages.
+
+    A network has 2 V C + block_size C + 12 L C^2 parameters. The search solves this for L.
+    """
     params, rest = divmod(length - HEADER.size, 4 * copies)
     fits = []
     for block, C in itertools.product((64, 128, 256, 512, 1024), range(4, 1025, 4)):
@@ -195,7 +216,7 @@ def _what_fits(length: int, copies: int, vocab_size: int, given: Shape) -> str:
         shape = {"n_embd": C, "n_layer": layers, "block_size": block}
         if not (rest or uneven) and 1 <= layers <= 64 and all(shape[k] == v for k, v in given.items()):
             fits.append(_named(shape))
-    return "what would fit: " + " or ".join(fits[:4]) if fits else "nothing of this length fits"
+    return "shapes that match: " + " or ".join(fits[:4]) if fits else "no shape matches this length"
 
 
 def _named(shape: Shape) -> str:

@@ -1,4 +1,4 @@
-"""safetensors files: our checkpoints, and state_dicts of randyGPT's names, which are read only."""
+"""safetensors files: mlxgpt's checkpoints, and PyTorch state_dicts with randyGPT's names, which can only be read."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from mlx_gpt.formats.huggingface.folder import read_state_dict
 
 
 class Safetensors:
-    """Our checkpoint. It holds every network."""
+    """mlxgpt's own checkpoint. It can hold every network."""
 
     name, is_folder = "safetensors", False
 

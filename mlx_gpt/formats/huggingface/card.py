@@ -22,12 +22,12 @@ def card(
     """The card as Markdown, with the front matter that the hub reads.
 
     Args:
-        header: Of the checkpoint.
+        header: The header of the checkpoint.
         name: The model's name.
         target: "huggingface" or "mlx-lm".
-        license: The license's identifier, as mit.
+        license: The identifier of the license, such as mit.
         evaluations: Lines of metrics.jsonl.
-        has_curve: Whether curve.png is in the folder; otherwise evaluations are shown as a table.
+        has_curve: Whether curve.png is in the folder. If not, the card has a table of the evaluations.
         notes: Further lines about the training.
     """
     model, train = header.config.model, header.config.train
@@ -49,15 +49,15 @@ def card(
         "",
         LOADING[target].format(name=name, prompt="The "),
         "",
-        "The code in this folder is needed because no architecture of the library is this one; it is short, and the "
+        "The library has no architecture like this one, so this folder contains its code. The code is short, and the "
         "same for every model.",
         "",
         "## Training",
         "",
         f"- text: {corpora} (SHA-256 of the documents {str(header.corpus)[:16]}...)",
         f"- {header.step:,} updates of {train.sequences_per_step} x {model.block_size} tokens, "
-        f"{header.tokens:,} in all, by {header.config.optimizer.name}, in {train.dtype}",
-        f"- best validation loss {header.best_loss:.4f} nats a token, at update {header.best_step:,}",
+        f"{header.tokens:,} in total, with {header.config.optimizer.name}, in {train.dtype}",
+        f"- best validation loss {header.best_loss:.4f} nats per token, at update {header.best_step:,}",
         *(f"- {note}" for note in notes),
         "",
     ]

@@ -1,7 +1,8 @@
-"""Folders that Hugging Face transformers and mlx-lm load. Ours and those of randyGPT's scripts are read back.
+"""Folders that Hugging Face transformers and mlx-lm can load.
 
-A folder holds config.json, model.safetensors, tokenizer.json and its companions, the model's code and a card. The code
-is a fixed template: nothing of the user's is in it. Code in a folder is never run here.
+A folder contains config.json, model.safetensors, the files of the tokenizer, the code of the model and a model card.
+The code is a fixed template, without any input of the user. Exports of mlxgpt and of randyGPT's scripts can be read.
+Reading never runs the code in a folder.
 """
 
 import dataclasses
@@ -33,32 +34,32 @@ CODE = {
     "huggingface": {"configuration_mlxgpt.py": "configuration_mlxgpt.py", "modeling_mlxgpt.py": "modeling_mlxgpt.py"},
     "mlx-lm": {"mlxgpt.py": "mlxgpt_mlx_lm.py"},
 }
-# The files of an export, for either target.
+# The files of an export, of both targets.
 FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "README.md", "curve.png"),
     *(name for code in CODE.values() for name in code),
 }
-# Keys of config.json and the settings of [model] they stand for, besides the shape.
+# Keys of config.json, besides the shape, and their settings of [model].
 OPTIONS = {
     **{key: key for key in ("positions", "qk_norm", "norm_weights", "final_norm", "tied_head")},
     "mlp": "ffn",
 }
-# What the templates compute beyond the defaults, by setting of [model].
+# Values that the templates support beyond the defaults, by setting of [model].
 COMPUTED: dict[str, Container] = {
     "positions": ("rotary",),
     **{switch: (True,) for switch in ("qk_norm", "norm_weights", "final_norm", "tied_head")},
     "ffn": ("swiglu",),
     "ffn_dim": range(1, 1 << 21),
 }
-# How transformers' generate() draws by default.
+# The defaults of transformers' generate().
 GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "max_new_tokens": 200}
-MAX_JSON = 64 << 20  # bytes of a config.json or tokenizer.json
+MAX_JSON = 64 << 20  # largest config.json or tokenizer.json, in bytes
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The folder of one of TARGETS. It holds no state of the optimizer, and a network needs a tokenizer."""
+    """The folder of one of TARGETS. It holds no optimizer state. The checkpoint must have a tokenizer."""
 
     name: str
     is_folder = True
@@ -75,7 +76,7 @@ class Folder:
         self.require(header.config)
         if header.tokenizer is None:
             raise UserError(
-                f"{self.name} needs a tokenizer and this checkpoint holds none; mlxgpt convert gives it one, with "
+                f"{self.name} needs a tokenizer, and this checkpoint has none; add one with mlxgpt convert and "
                 "--corpus or --vocab"
             )
         text = card(header, path.resolve().name, self.name, "other", [], False, [])
@@ -100,21 +101,21 @@ class Folder:
 def write_folder(
     folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, target: str, readme: str, extra: dict
 ) -> list[Path]:
-    """Writes all of a folder but the weights.
+    """Writes all files of a folder except the weights.
 
     Args:
-        folder: Created if it is not there.
+        folder: The folder; it is created if it does not exist.
         checkpoint: The model.
         tokenizer: Its tokenizer.
         target: One of TARGETS.
-        readme: The content of README.md, as of card().
-        extra: Further facts for config.json.
+        readme: The content of README.md, from card().
+        extra: Further entries of config.json.
 
     Returns:
         The paths written.
 
     Raises:
-        UserError: The code has no such network, or the vocabulary has no tokenizer.json.
+        UserError: The code does not support the network, or a tokenizer.json cannot represent the vocabulary.
     """
     Folder(target).require(checkpoint.header.config)
     block_size = checkpoint.header.config.model.block_size
@@ -129,7 +130,7 @@ def write_folder(
     }
     make_folder(folder)
     for name in {name for code in CODE.values() for name in code} - CODE[target].keys():
-        (folder / name).unlink(missing_ok=True)  # code of the other target
+        (folder / name).unlink(missing_ok=True)  # the code of the other target, from an earlier export
     paths = [folder / name for name in files]
     for path, text in zip(paths, files.values(), strict=True):
         write_atomic(path, [text.encode()])
@@ -195,24 +196,24 @@ def _dump(content: dict) -> str:
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
-    """The content of tokenizer.json, as the `tokenizers` library loads it; for characters too."""
+    """The content of tokenizer.json, for the `tokenizers` library. Character tokenizers are supported too."""
     return character_json(tokenizer.characters) if tokenizer.kind == "char" else tokenizer.to_json()
 
 
 def special_names(tokenizer: Tokenizer) -> tuple[str, str]:
-    """BOS and EOS as tokenizer.json spells them."""
+    """The names of BOS and EOS in tokenizer.json."""
     if tokenizer.kind == "char":
         return character_specials(tokenizer.characters)
     return tokenizer.special_names
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path is a folder with a config.json."""
+    """Whether the path is a folder that contains a config.json."""
     return path.is_dir() and (path / "config.json").is_file()
 
 
 def require_whole(folder: Path) -> None:
-    """Raises BadFile or UserError unless the weights and the vocabulary of a folder can be read."""
+    """Checks that the weights and the vocabulary of a folder can be read. Raises BadFile or UserError if not."""
     if "quantization" not in _json(folder / "config.json"):
         read_folder(folder)
     read_header(folder / "model.safetensors")
@@ -220,13 +221,17 @@ def require_whole(folder: Path) -> None:
 
 
 def read_folder(folder: Path) -> Checkpoint:
-    """Reads an export of ours or of randyGPT's scripts. Raises BadFile, naming the file and the place in it."""
+    """Reads an export of mlxgpt or of randyGPT's scripts.
+
+    Raises:
+        BadFile: A file is corrupt or not supported. The message names the file and the place in it.
+    """
     facts = _json(folder / "config.json")
     kind = facts.get("model_type")
     if kind not in ("randygpt", "mlxgpt"):
-        raise BadFile(f"{folder / 'config.json'}: model_type {kind!r}; randygpt and mlxgpt are read")
+        raise BadFile(f"{folder / 'config.json'}: model_type {kind!r} is not supported; randygpt and mlxgpt are")
     if "quantization" in facts:
-        raise BadFile(f"{folder}: its weights are quantised; only whole ones are read: export without --quantize")
+        raise BadFile(f"{folder}: quantized weights cannot be read; export without --quantize")
     try:
         options = {setting: facts[key] for key, setting in OPTIONS.items() if key in facts}
         model = ModelConfig(**{k: facts[k] for k in SHAPE_KEYS}, **options)
@@ -236,17 +241,21 @@ def read_folder(folder: Path) -> Checkpoint:
         raise BadFile(f"{folder / 'config.json'}: {error}") from None
     width = facts.get("mlp_dim", model.ffn_width)
     if type(width) is not int or width < 1:
-        raise BadFile(f"{folder / 'config.json'}: mlp_dim {width!r}, its other numbers make {model.ffn_width}")
+        raise BadFile(
+            f"{folder / 'config.json'}: mlp_dim {width!r} is not allowed; expected a width, as {model.ffn_width}"
+        )
     model = dataclasses.replace(model, ffn_dim=width)
     vocab_size = facts.get("vocab_size")
     if type(vocab_size) is not int or not 1 <= vocab_size <= store.MAX_VOCAB:
-        raise BadFile(f"{folder / 'config.json'}: vocab_size {vocab_size!r}")
+        raise BadFile(
+            f"{folder / 'config.json'}: vocab_size {vocab_size!r} is not allowed, expected 1 to {store.MAX_VOCAB}"
+        )
     weights = _weights(folder / "model.safetensors", shapes_of(model, vocab_size))
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
         tokenizer = open_vocab(folder / "tokenizer.json")
         if tokenizer.vocab_size != vocab_size:
-            raise BadFile(f"{folder / 'tokenizer.json'}: {tokenizer.vocab_size} ids, config.json has {vocab_size}")
+            raise BadFile(f"{folder / 'tokenizer.json'}: has {tokenizer.vocab_size} ids, config.json has {vocab_size}")
     found = _checkpoint(model, vocab_size, weights, tokenizer.to_dict() if tokenizer else None)
     own = facts.get("mlxgpt", {})
     try:
@@ -255,21 +264,28 @@ def read_folder(folder: Path) -> Checkpoint:
             "num_updates": int(own["step"]),
             "best_loss": float(own["best_loss"]),
         }
-    except (KeyError, TypeError, ValueError):  # not an export of ours
+    except (KeyError, TypeError, ValueError):  # not an export of mlxgpt
         return found
     return dataclasses.replace(found, header=dataclasses.replace(found.header, **done))
 
 
 def read_state_dict(path: Path, known: Mapping[str, Any]) -> Checkpoint:
-    """Reads a PyTorch state_dict of randyGPT's names in safetensors.
+    """Reads a PyTorch state_dict in safetensors whose tensors have randyGPT's names.
 
-    The number of heads is not in the file: it is taken from `known`, settings of [model], or from the common shapes.
+    Args:
+        path: The file.
+        known: Settings of [model]. The number of heads is not in the file; it is taken from here or from the common
+            shapes.
+
+    Raises:
+        BadFile: The file is corrupt, or has other tensors.
+        UserError: The number of heads is not known.
     """
     entries, _ = read_header(path)
     shapes = {name: entry.shape for name, entry in entries.items()}
     for name in ("wte.weight", "wpe.weight", "lm_head.weight"):
         if len(shapes.get(name, ())) != 2:
-            raise BadFile(f"{path}: {name} is missing, or no matrix; a state_dict of randyGPT's names is read")
+            raise BadFile(f"{path}: {name} is missing or not a matrix; give a state_dict with randyGPT's names")
     vocab_size, n_embd = shapes["wte.weight"]
     layers = {int(name.split(".")[1]) for name in shapes if name.startswith("layers.") and name.split(".")[1].isdigit()}
     found = {"n_embd": n_embd, "n_layer": len(layers), "block_size": shapes["wpe.weight"][0]}
@@ -278,7 +294,7 @@ def read_state_dict(path: Path, known: Mapping[str, Any]) -> Checkpoint:
 
 
 def _weights(path: Path, expected: dict[str, tuple[int, ...]]) -> Tensors:
-    """Reads exactly the expected tensors, as float32."""
+    """Reads the tensors as float32. Raises BadFile unless they are exactly the expected ones."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     entries, _ = read_header(path)
@@ -312,7 +328,7 @@ def _checkpoint(model: ModelConfig, vocab_size: int, weights: Tensors, tokenizer
 def _json(path: Path) -> dict:
     try:
         if path.stat().st_size > MAX_JSON:
-            raise BadFile(f"{path}: {path.stat().st_size} bytes, more than any config has")
+            raise BadFile(f"{path}: has {path.stat().st_size} bytes, and at most {MAX_JSON} are read")
         data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BadFile(f"{path}: not a readable JSON file: {error}") from None

@@ -1,4 +1,4 @@
-"""Weights in 8 or 4 bits, in the affine form of MLX's quantized layers."""
+"""Quantizes weights to 8 or 4 bits, in the affine form of MLX's quantized layers."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
 
 BITS = (8, 4)
-GROUPS = (64, 32)  # sizes of a group: neighbours in a row that share a scale and a bias
+GROUPS = (64, 32)  # allowed sizes of a group, which is a run of numbers in a row that share a scale and a bias
 
 
 def quantize(weights: Tensors, bits: int) -> tuple[Tensors, Tensors, int]:
@@ -27,8 +27,8 @@ def quantize(weights: Tensors, bits: int) -> tuple[Tensors, Tensors, int]:
     group = next((g for g in GROUPS if any(width % g == 0 for width in widths)), None)
     if not group:
         raise UserError(
-            f"--quantize {bits}: the rows are {' and '.join(map(str, sorted(widths)))} numbers wide, and MLX wants a "
-            f"multiple of {GROUPS[-1]}, as all presets have but model-xs"
+            f"--quantize {bits}: rows are {' and '.join(map(str, sorted(widths)))} numbers wide, and MLX needs a "
+            f"multiple of {GROUPS[-1]}, as in all presets except model-xs; export without --quantize"
         )
     packed, dequantized = {}, {}
     for name, w in weights.items():
