@@ -1,13 +1,23 @@
-"""Continuous batching: one thread that owns MLX generates many texts side by side.
+"""Continuous batching: one thread owns MLX and generates several texts at once, each in a slot of the batch.
 
 Texts join and leave the batch between two steps. A failed step ends the texts that were in it, and no others.
 
-Each pass of the thread launches a step before it reads the result of the step before, so that the device computes
-while the host turns ids into text:
+Each pass of the thread releases the slots of finished texts, reads at most one prompt into a free slot, launches one
+step of all texts, and delivers the results of the pass before. The device computes the new step while the host turns
+the ids of the previous one into text.
 
-    pass 1:  prefill A           launch step 1                       deliver A's first token
-    pass 2:  prefill B           launch step 2 (A and B)             deliver step 1 and B's first token
-    pass 3:  (nothing waits)     launch step 3                       deliver step 2
+Example with two slots. Text A has two tokens, a1 and a2; B has four; C has two, and waits until a slot is free:
+
+    pass   released   prompt read         step launched   delivered
+    1                 A in slot 0: a1     a2              a1
+    2                 B in slot 1: b1     b2              a2, the last of A; b1
+    3      slot 0     C in slot 0: c1     b3, c2          b2; c1
+    4                                     b4              b3; c2, the last of C
+    5      slot 0                                         b4, the last of B
+
+Reading a prompt also draws the first token, which is delivered in the same pass. A token that a step draws is delivered
+in the next pass. A text that ends at a stop string is thus found to end after its next step was launched. The token of
+that step is discarded.
 """
 
 import math
@@ -23,18 +33,18 @@ from mlx_gpt.generation.slots import Scored, Slots
 from mlx_gpt.generation.text import TextWriter
 
 MAX_FAULTS = 3  # failed passes in a row before the scheduler gives up
-STALLED_AFTER = 30.0  # seconds without a token while texts are in flight
-IDLE = (Sampling(temperature=0), 0, 0)  # the draw of an unused slot
+STALLED_AFTER = 30.0  # seconds without a token, while texts are in flight, after which the scheduler is not healthy
+IDLE = (Sampling(temperature=0), 0, 0)  # arguments of the draw in an unused slot
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token of a text, with log-probabilities before temperature, top-k and top-p."""
+    """A token of a text. Log-probabilities are those before temperature, top-k and top-p."""
 
     id: int
-    logprob: float | None  # None if the model did not see the tokens before it
-    top: list[tuple[int, float]]  # the likeliest ids with their log-probabilities, likeliest first
-    offset: int = 0  # index in the text of its first character
+    logprob: float | None  # None for a token of the prompt that the model did not predict
+    top: list[tuple[int, float]]  # the most likely ids and their log-probabilities, in descending order
+    offset: int = 0  # index of its first character in the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +76,11 @@ class Job:
     Args:
         prompt: Token ids, at least one.
         sampling: How tokens are drawn.
-        seed: The text depends on it, on the prompt and on `sampling`, not on other jobs.
-        max_tokens: Tokens to draw at most; 0 draws none.
+        seed: Seed of the draws. The text depends on the seed, the prompt and `sampling`, not on other jobs.
+        max_tokens: Maximum number of tokens to draw; 0 draws none.
         writer: Turns the drawn ids into text.
-        echo: Text delivered before the first token.
-        scored: Whether the echo comes with the prompt's tokens and their log-probabilities.
+        echo: Text that is delivered before the first token.
+        scored: Whether the echo is delivered with the prompt's tokens and their log-probabilities.
     """
 
     prompt: list[int]
@@ -81,8 +91,8 @@ class Job:
     echo: str = ""
     scored: bool = False
     cancelled: bool = False
-    launched: int = 0  # tokens drawn or being drawn
-    position: int = 0  # tokens in the slot's state
+    launched: int = 0  # number of tokens drawn, with those that are being computed
+    position: int = 0  # number of tokens in the slot's state
     drawn: list[int] = field(default_factory=list)
     _held: list[tuple[Token, int]] = field(default_factory=list)  # not delivered yet: (token, index of its end)
 
@@ -91,10 +101,10 @@ class Job:
         return (self.prompt + self.drawn)[-length:]
 
     def take(self, token: Token) -> Piece:
-        """Adds a drawn token. Returns the text and the tokens that it makes certain.
+        """Adds a drawn token. Returns the text and the tokens that can be delivered now.
 
-        Text is held back while it may belong to a stop string. A token is delivered with the last of its characters,
-        and not at all if a stop string cuts them off.
+        Text is held back as long as it may be the beginning of a stop string. A token is delivered together with the
+        last of its characters. It is not delivered if a stop string removes its characters.
         """
         writer, begin = self.writer, self.writer.length
         self.drawn.append(token.id)
@@ -120,7 +130,7 @@ class Job:
 
 
 class Busy(Exception):
-    """Jobs are not accepted, for now or for good."""
+    """Jobs are not accepted: too many are in flight, or, if `for_good`, the scheduler is closed."""
 
     def __init__(self, message: str, for_good: bool = False):
         super().__init__(message)
@@ -134,8 +144,8 @@ class Scheduler:
         model: The network.
         num_slots: Rows of the batch.
         max_waiting: Jobs that may wait for a slot.
-        deliver: Called in the scheduler's thread with the pieces of jobs, in order.
-        give_up: Called in the scheduler's thread with the error of the last of MAX_FAULTS failed passes in a row.
+        deliver: Called in the scheduler's thread with pieces and their jobs. The pieces of a job arrive in order.
+        give_up: Called in the scheduler's thread when MAX_FAULTS passes in a row have failed, with the last error.
     """
 
     def __init__(
@@ -151,8 +161,8 @@ class Scheduler:
         self._model, self._deliver, self._give_up = model, deliver, give_up
         self._waiting: deque[Job] = deque()
         self._jobs: list[Job | None] = [None] * num_slots
-        self._under_way: list[tuple[list[Job | None], Scored]] = []  # launched, not read yet
-        self._next_slot = 0  # the slot at which the next search begins
+        self._under_way: list[tuple[list[Job | None], Scored]] = []  # results that are launched and not read yet
+        self._next_slot = 0  # the slot at which the next search for a slot to fill begins
         self._work = threading.Condition()
         self._closes_at: float | None = None
         self._last_token = time.monotonic()
@@ -163,34 +173,38 @@ class Scheduler:
     # -- called from other threads ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts the thread. Returns when the model is compiled; raises the error if that fails."""
-        mx.eval(self._model.weights())  # lazy weights would belong to the calling thread
+        """Starts the thread. Returns when the model is compiled. Raises the error of compiling."""
+        mx.eval(self._model.weights())  # weights that are still lazy would be bound to the calling thread
         self._thread.start()
         self._ready.wait()
         if self._failure:
             raise self._failure
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Accepts all of the jobs, or none and raises Busy."""
+        """Adds jobs to the queue: all of them, or none if it raises Busy."""
         with self._work:
             if self._closes_at is not None:
                 raise Busy("the server is shutting down", for_good=True)
             if self.in_flight + len(jobs) > self.num_slots + self.max_waiting:
-                raise Busy(f"{self.in_flight} texts are being written or waiting, {len(jobs)} more are too many")
+                limit = self.num_slots + self.max_waiting
+                raise Busy(f"{self.in_flight} texts are in progress, and {len(jobs)} more exceed the limit of {limit}")
             if not self.in_flight:
                 self._last_token = time.monotonic()
             self._waiting.extend(jobs)
             self._work.notify()
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """Ends jobs before the next step. Nothing more of them is delivered."""
+        """Cancels jobs. They are in no further step, and nothing more of them is delivered."""
         with self._work:
             for job in jobs:
                 job.cancelled = True
             self._waiting = deque(job for job in self._waiting if not job.cancelled)
 
     def close(self, seconds: float) -> None:
-        """Accepts no more jobs. Ends those in flight with an error after `seconds`; a second call can shorten that."""
+        """Stops accepting jobs, and ends those in flight with an error after `seconds`.
+
+        A second call can only shorten that time.
+        """
         with self._work:
             self._closes_at = min(time.monotonic() + seconds, self._closes_at or math.inf)
             self._work.notify()
@@ -246,13 +260,13 @@ class Scheduler:
                 self._fail(filter(None, self._jobs), f"the engine failed ({type(error).__name__}); try again")
                 if faults == MAX_FAULTS:
                     self._closes_at = time.monotonic()
-                    self._fail(self._waiting, "the engine failed for good")
+                    self._fail(self._waiting, "the engine failed several times in a row; the server is stopping")
                     self._give_up(error)
                     return
         self._fail([*filter(None, self._jobs), *self._waiting], "the server is shutting down")
 
     def _warm_up(self) -> None:
-        """Traces every shape that will occur: prompts padded to each power of two, or to the context, and one step."""
+        """Compiles every shape that can occur: prompts padded to each power of two, or to the context, and a step."""
         length, block_size = 1, self._slots.block_size
         while length < 2 * block_size:
             mx.eval(self._slots.read(0, [0] * min(length, block_size), to_draw([IDLE])))
@@ -260,14 +274,14 @@ class Scheduler:
         mx.eval(self._slots.step([0] * self.num_slots, to_draw([IDLE] * self.num_slots)))
 
     def _wait(self) -> bool:
-        """Blocks until jobs are in flight. Returns False when the scheduler is to end."""
+        """Blocks until jobs are in flight. Returns False when the scheduler has to end."""
         with self._work:
             while not self.in_flight and self._closes_at is None:
                 self._work.wait()
             return self.in_flight > 0 and (self._closes_at is None or time.monotonic() < self._closes_at)
 
     def _pass(self) -> bool:
-        """Reads at most one prompt, launches one step of all texts, delivers the results of the pass before.
+        """Reads at most one prompt, launches a step of all texts, and delivers the results of the pass before.
 
         Returns whether any token was delivered.
         """
@@ -283,9 +297,9 @@ class Scheduler:
                 self._jobs[slot] = None
 
     def _fill_slot(self) -> None:
-        """Prefills one slot: with the prompt of a waiting job, or again with the newer half of a full context.
+        """Fills at most one slot: a free one with a waiting prompt, or a full one with the newer half of its context.
 
-        Slots are searched in turn, so that new prompts and full contexts do not starve each other.
+        The search begins after the slot that was filled last, so that new prompts and full contexts take turns.
         """
         block_size = self._slots.block_size
         slots = [(self._next_slot + i) % self.num_slots for i in range(self.num_slots)]
@@ -298,7 +312,7 @@ class Scheduler:
                 self._jobs[slot] = self._waiting.popleft()
         self._next_slot = slot + 1
         if not is_new:
-            self._deliver_results(len(self._under_way))  # the window holds every token drawn so far
+            self._deliver_results(len(self._under_way))  # the window must have every token drawn so far
         self._prefill(slot, self._jobs[slot], block_size if is_new else max(block_size // 2, 1))
 
     def _needs_prefill(self, job: Job | None) -> bool:
@@ -320,13 +334,13 @@ class Scheduler:
         self._under_way.append(([job], scored))
 
     def _prompt_scores(self, job: Job, window: list[int]) -> tuple[Token, ...]:
-        num_unscored = len(job.prompt) - len(window) + 1  # tokens before the window, and its first
+        num_unscored = len(job.prompt) - len(window) + 1  # the tokens before the window, and the first one in it
         scores = [Token(id, None, []) for id in job.prompt[:num_unscored]]
         scores += _to_tokens(self._slots.score(window)) if len(window) > 1 else []
         return tuple(replace(token, offset=begin) for token, begin in zip(scores, job.prompt_offsets(), strict=True))
 
     def _launch_step(self) -> None:
-        """Launches one step of every text that has room in its context and is not complete."""
+        """Launches one step of all texts that have room in their context and tokens left to draw."""
         block_size = self._slots.block_size
         rows = [
             job if job and not job.over and 0 < job.position < block_size and job.launched < job.max_tokens else None
@@ -342,7 +356,7 @@ class Scheduler:
         self._under_way.append((rows, scored))
 
     def _deliver_results(self, count: int) -> bool:
-        """Reads and delivers the first `count` results under way. Returns whether there was a token."""
+        """Waits for the first `count` results under way and delivers them. Returns whether there was a token."""
         due, self._under_way = self._under_way[:count], self._under_way[count:]
         pieces = []
         for jobs, scored in due:
