@@ -1,4 +1,4 @@
-"""The OpenAI-compatible HTTP API and its page."""
+"""The OpenAI-compatible HTTP API and its web page."""
 
 import socket
 from collections.abc import Callable
@@ -26,18 +26,18 @@ def serve(
     log: Callable[[str], None],
     on_ready: Callable[[Callable[[], None]], None],
 ) -> None:
-    """Serves a model until a signal arrives or it is stopped. A signal is raised again at the end.
+    """Serves a model until a signal arrives or the server is stopped. A signal is raised again at the end.
 
     Args:
         listening: A socket from web.server.listen().
         model: The network.
         tokenizer: Its tokenizer.
-        card: What /v1/models says of it.
+        card: The description of the model that /v1/models returns.
         num_slots: Texts generated at once.
         max_waiting: Texts that may wait for a slot.
-        limits: What one request may ask for.
+        limits: Bounds on one request.
         access: Accepted hosts, origins and key.
-        deadlines: Seconds for a request to arrive and for a client to read.
+        deadlines: Seconds for a request to arrive and for a client to read what was sent.
         log: Receives one line per request.
         on_ready: Called when the server listens, with a function that stops it from any thread.
 

@@ -1,4 +1,4 @@
-"""The JSON of responses, whole or streamed: OpenAI's two, and randyGPT's own."""
+"""The JSON of responses, whole or streamed, in OpenAI's two forms and in randyGPT's."""
 
 import secrets
 import time
@@ -26,21 +26,21 @@ class Answer:
         self.id, self.created = f"{self.prefix}-{secrets.token_hex(12)}", int(time.time())
 
     def opening(self) -> list[dict]:
-        """The frames before any text."""
+        """The frames that precede all text."""
         return []
 
     def frames(self, index: int, piece: Piece) -> list[dict]:
-        """The frames for a piece of one text; none if it is empty."""
+        """The frames for a piece of one text; none for an empty piece."""
         if not (piece.text or piece.tokens or piece.finish_reason):
             return []
         return [self._outer([self._choice(index, piece)], streamed=True)]
 
     def whole(self, texts: Sequence[Piece]) -> dict:
-        """The response that is not streamed."""
+        """The response if it is not streamed."""
         return self._outer([self._choice(i, text) for i, text in enumerate(texts)]) | {"usage": self.usage(texts)}
 
     def usage(self, texts: Sequence[Piece]) -> dict:
-        """Numbers of tokens. A prompt counts once, however many texts follow it."""
+        """The numbers of tokens. A prompt counts once, even if several texts continue it."""
         prompt_tokens = sum(len(job.prompt) for job in self.jobs[:: getattr(self.request, "n", None) or 1])
         completion_tokens = sum(text.num_drawn for text in texts)
         return {
@@ -50,7 +50,7 @@ class Answer:
         }
 
     def closing(self, texts: Sequence[Piece]) -> list[dict]:
-        """The frames after all text."""
+        """The frames that follow all text."""
         options = self.request.stream_options
         if options and options.include_usage:
             return [self._outer([], streamed=True) | {"usage": self.usage(texts)}]
@@ -70,7 +70,7 @@ class Answer:
         raise NotImplementedError
 
     def _name(self, id: int) -> str:
-        """A token as text. Bytes that are not whole characters are written as OpenAI does, "bytes:\\xe2"."""
+        """A token as text. Bytes that are not whole characters have OpenAI's form, "bytes:\\xe2"."""
         try:
             return self._pieces[id].decode()
         except UnicodeDecodeError:
@@ -78,7 +78,7 @@ class Answer:
 
 
 class CompletionAnswer(Answer):
-    """OpenAI's response of /v1/completions."""
+    """OpenAI's response to POST /v1/completions."""
 
     object, prefix = "text_completion", "cmpl"
 
@@ -96,14 +96,14 @@ class CompletionAnswer(Answer):
         }
 
     def _top(self, token: Token, count: int) -> dict | None:
-        """The log-probabilities of the `count` likeliest tokens and of the drawn one."""
+        """The log-probabilities of the `count` most likely tokens and of the drawn token."""
         if token.logprob is None:
             return None
         return {self._name(id): logprob for id, logprob in [*token.top[:count], (token.id, token.logprob)]}
 
 
 class ChatAnswer(Answer):
-    """OpenAI's response of /v1/chat/completions."""
+    """OpenAI's response to POST /v1/chat/completions."""
 
     object, prefix, frame_suffix = "chat.completion", "chatcmpl", ".chunk"
 
@@ -148,7 +148,7 @@ class ChatAnswer(Answer):
 
 
 class RandyAnswer(Answer):
-    """randyGPT's response of POST /."""
+    """randyGPT's response to POST /."""
 
     def whole(self, texts: Sequence[Piece]) -> dict:
         usage = self.usage(texts)

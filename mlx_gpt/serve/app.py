@@ -1,4 +1,4 @@
-"""The application: routes of OpenAI's API, randyGPT's route, and the page."""
+"""The ASGI application: the routes of OpenAI's API, randyGPT's route, and the web page."""
 
 import asyncio
 import time
@@ -24,13 +24,13 @@ from mlx_gpt.serve.service import Inbox, Service
 from mlx_gpt.web.errors import HANDLERS, ApiError
 from mlx_gpt.web.guard import Access, Guard
 
-PING_EVERY = 15.0  # seconds of silence in a stream
+PING_EVERY = 15.0  # seconds without text after which a stream sends a comment, to keep the connection open
 PAGE = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
-# Path -> (type of the request, how its jobs are made, shape of the response).
+# Path -> (type of the request, function that makes its jobs, type of the response).
 TEXT_ROUTES = {
     "/v1/completions": (schema.CompletionRequest, Reader.completion, answers.CompletionAnswer),
     "/v1/chat/completions": (schema.ChatRequest, Reader.chat, answers.ChatAnswer),
@@ -41,7 +41,7 @@ Pieces = AsyncIterator[list[tuple[int, Piece]]]  # (index of the text, piece), a
 
 
 class TextRoute:
-    """A POST route that responds with generated text. Generation is cancelled when the client disconnects."""
+    """A POST route that responds with generated text. A client that disconnects ends its generation."""
 
     def __init__(self, service: Service, path: str):
         self.service = service
@@ -64,12 +64,18 @@ class TextRoute:
             await _while_connected(receive, work)
 
     async def _pieces(self, inbox: Inbox, count: int, start: float) -> Pieces:
-        """Yields pieces as they arrive until all `count` texts have ended; an empty list after PING_EVERY seconds.
+        """Yields pieces when they arrive, until all `count` texts have ended.
 
-        Pieces of one text that arrive together are merged. Their times are observed in the metrics.
+        Pieces of one text that arrive together are merged. After PING_EVERY seconds without a piece, the list is empty.
+        The times between tokens are recorded in the metrics.
+
+        Args:
+            inbox: Receives the pieces.
+            count: Number of texts.
+            start: When the request arrived, on time.perf_counter().
 
         Raises:
-            ApiError: The step failed.
+            ApiError: A step failed.
         """
         metrics, last, num_open = self.service.metrics, [start] * count, count
         started = [False] * count
@@ -97,23 +103,27 @@ class TextRoute:
 
 
 async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Reads the request's body. Up to eight times the limit is read and discarded before the error is sent.
+    """Reads the body of a request.
 
-    Starlette's max_body_size responds at once instead, and in plain text. Many clients read a response only after they
-    have sent the whole body, and would find the connection closed.
+    A body that is too large is read and discarded, up to eight times the limit, before the error is sent. Many clients
+    read a response only after they have sent the whole body. Starlette's max_body_size responds at once, and in plain
+    text. Such clients would then find the connection closed.
+
+    Raises:
+        ApiError: The body is larger than `limit` bytes, or the client disconnected.
     """
     body, size, more = bytearray(), 0, True
     far_too_large = int(Headers(scope=scope).get("content-length", 0)) > 8 * limit
     while more and size <= 8 * limit and not far_too_large:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ApiError(400, "the request ended before its body did", code="incomplete_body")
+            raise ApiError(400, "the request ended before its body was complete", code="incomplete_body")
         part, more = message.get("body", b""), message.get("more_body", False)
         size += len(part)
         if size <= limit:
             body += part
     if size > limit or far_too_large:
-        raise ApiError(413, f"the body is larger than {limit:,} bytes; send less", code="body_too_large")
+        raise ApiError(413, f"the body is larger than {limit:,} bytes; send a smaller one", code="body_too_large")
     return bytes(body)
 
 
@@ -144,7 +154,7 @@ async def _whole(scope: Scope, receive: Receive, send: Send, answer: Answer, pie
 
 
 async def _stream(send: Send, answer: Answer, pieces: Pieces, count: int) -> None:
-    """Sends server-sent events. A failure becomes the last event, as the status has been sent already."""
+    """Sends server-sent events. An error is sent as the last event, because the status has been sent before."""
 
     async def send_events(*events: Any, more: bool = True) -> None:
         body = b"".join(b"data: " + (e if isinstance(e, bytes) else msgspec.json.encode(e)) + b"\n\n" for e in events)
@@ -168,14 +178,14 @@ async def _stream(send: Send, answer: Answer, pieces: Pieces, count: int) -> Non
 
 
 def make_app(service: Service, access: Access, log: Callable[[str], None]) -> Guard:
-    """Makes the ASGI application of a service: all routes, wrapped in the guard."""
+    """Makes the ASGI application of a service: all routes, behind the guard."""
     page = files(__package__) / "page"
 
     async def health(_request: Request) -> Response:
         if service.scheduler.closing:
             raise ApiError(503, "the server is shutting down", code="stopping")
         if not service.scheduler.healthy:
-            raise ApiError(503, "texts are to be written and no token came for a while", code="stalled")
+            raise ApiError(503, "texts are in progress, but no token was generated recently", code="stalled")
         return _json({"status": "ok", "active": service.scheduler.num_active, "waiting": service.scheduler.num_waiting})
 
     async def models(_request: Request) -> Response:

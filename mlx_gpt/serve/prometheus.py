@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 
 from mlx_gpt.generation.scheduler import Scheduler
 
-disable_created_metrics()  # one more line for each counter
+disable_created_metrics()  # the library would add a line with the time of creation for each counter
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -16,18 +16,19 @@ class Metrics:
         self._registry = CollectorRegistry()
         common = {"namespace": "mlxgpt", "registry": self._registry}
         self.requests = Counter("requests", "Requests answered.", ["path", "status"], **common)
-        self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts taken.", **common)
-        self.tokens = Counter("generated_tokens", "Tokens written.", **common)
+        self.prompt_tokens = Counter("prompt_tokens", "Tokens of accepted prompts.", **common)
+        self.tokens = Counter("generated_tokens", "Tokens generated.", **common)
         self.first_token = Histogram("first_token_seconds", "From request to first token.", buckets=SECONDS, **common)
         self.next_token = Histogram("next_token_seconds", "Between tokens of a text.", buckets=SECONDS, **common)
         for name, about, value in (
-            ("texts_active", "Texts being written.", lambda: scheduler.num_active),
+            ("texts_active", "Texts being generated.", lambda: scheduler.num_active),
             ("texts_waiting", "Texts in the queue.", lambda: scheduler.num_waiting),
-            ("slots", "Texts that can be written at once.", lambda: scheduler.num_slots),
+            ("slots", "Texts that can be generated at once.", lambda: scheduler.num_slots),
             ("engine_faults", "Steps that failed.", lambda: scheduler.num_faults),
-            ("healthy", "1 while texts go on.", lambda: int(scheduler.healthy)),
+            ("healthy", "1 if generation makes progress or is idle, otherwise 0.", lambda: int(scheduler.healthy)),
         ):
             Gauge(name, about, **common).set_function(value)
 
     def text(self) -> bytes:
+        """The current values, as /metrics returns them."""
         return generate_latest(self._registry)

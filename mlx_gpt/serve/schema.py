@@ -1,7 +1,7 @@
-"""Requests as typed values: OpenAI's two, and randyGPT's own. Requests become jobs of the scheduler here.
+"""Requests as typed values, in OpenAI's two forms and in randyGPT's, and their conversion to jobs of the scheduler.
 
-Every error names the field. A field that would change the text and is not supported is an error, and so is an unknown
-field, which may be misspelt.
+Every error names the field. A field that is not supported and would change the text is an error. An unknown field is an
+error too, because it may be misspelled.
 """
 
 import difflib
@@ -20,10 +20,10 @@ from mlx_gpt.generation.scheduler import Job
 from mlx_gpt.generation.text import TextWriter
 from mlx_gpt.web.errors import ApiError, bad
 
-TURN = "{role}:\n{content}\n\n"  # the chat template; generation stops where the turn ends
+TURN = "{role}:\n{content}\n\n"  # the chat template; generation stops at the end of the turn
 TURN_END = "\n\n"
 ROLES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
-# Fields that are not supported, with the values that change nothing.
+# Fields that are not supported, with their neutral values, which are accepted.
 UNSUPPORTED = {
     "best_of": (1,),
     "frequency_penalty": (0,),
@@ -51,11 +51,11 @@ class Limits:
     max_choices: int = 16
     max_prompt_chars: int = 100_000
     max_body: int = 1 << 20
-    slides: bool = True  # past the context, continue from its newest half; if False, refuse such a request
+    slides: bool = True  # at the end of the context, continue from its newer half; False refuses such a request
 
 
 class StreamOptions(msgspec.Struct):
-    """What a stream holds besides text."""
+    """Options of a streamed response."""
 
     include_usage: bool | None = None
 
@@ -83,7 +83,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     suffix: Any = None
     tool_choice: Any = None
     tools: Any = None
-    # Accepted and ignored: they describe the caller.
+    # These are accepted and ignored, because they describe the caller.
     metadata: Any = None
     prompt_cache_key: Any = None
     safety_identifier: Any = None
@@ -151,12 +151,15 @@ def decode(body: bytes, kind: type) -> Any:
         if value is not None and value not in neutral:
             raise bad(name, f"{name} is not supported here; leave it out", "unsupported_parameter")
     if getattr(request, "stream_options", None) and not request.stream:
-        raise bad("stream_options", "stream_options: only with stream")
+        raise bad("stream_options", "stream_options is allowed only with stream; leave it out, or set stream to true")
     return request
 
 
 def _invalid(message: str, body: bytes, kind: type) -> ApiError:
-    """The error for a msgspec message, with the value received or, for an unknown field, the nearest name."""
+    """The error for a message of msgspec.
+
+    It has the value received. For an unknown field, it has the nearest known name.
+    """
     expected, _, path = message.partition(" - at ")
     name = path.strip("`").removeprefix("$").removeprefix(".")
     if unknown := re.search("unknown field `(.*)`", expected):
@@ -187,9 +190,9 @@ class Reader:
         return self._jobs(prompts, request, request.max_tokens, default=16, echo=echo, scored=scored)
 
     def chat(self, request: ChatRequest) -> list[Job]:
-        """The jobs of a chat: n for one prompt, which is all messages in the template."""
+        """The jobs of a chat: n for one prompt, which has all messages in the chat template."""
         if request.top_logprobs and not request.logprobs:
-            raise bad("top_logprobs", "top_logprobs: only with logprobs")
+            raise bad("top_logprobs", "top_logprobs is allowed only with logprobs; set logprobs to true")
         prompt = "".join(self._turn(i, message) for i, message in enumerate(request.messages))
         prompt += TURN.partition("{content}")[0].format(role=ROLES["assistant"])
         both = {request.max_tokens, request.max_completion_tokens} - {None}
@@ -201,17 +204,17 @@ class Reader:
     def _turn(self, index: int, message: Message) -> str:
         name = f"messages[{index}]"
         if message.role not in ROLES:
-            raise bad(f"{name}.role", f"{name}.role={message.role!r} is not taken; {', '.join(ROLES)} are")
+            raise bad(f"{name}.role", f"{name}.role={message.role!r} is not allowed; choose from {', '.join(ROLES)}")
         parts = message.content if isinstance(message.content, list) else []
         for part in parts:
             if part.type != "text":
-                raise bad(f"{name}.content", f"{name}.content: {part.type!r} is not taken; text is")
+                raise bad(f"{name}.content", f"{name}.content: type {part.type!r} is not supported; send text")
         if message.content is None and message.role != "assistant":
             raise bad(f"{name}.content", f"{name}.content is missing; give a text")
         return TURN.format(role=ROLES[message.role], content=message.text)
 
     def randy(self, request: RandyRequest) -> list[Job]:
-        """The one job of a request in randyGPT's form."""
+        """The job of a request in randyGPT's form."""
         fields = Request(temperature=request.temperature, top_p=request.top_p)
         return self._jobs([self._ids(request.prompt, "prompt")], fields, request.max_tokens, echo=True)
 
@@ -227,12 +230,22 @@ class Reader:
     ) -> list[Job]:
         """Makes n jobs for each prompt.
 
-        If `max_tokens` is None, `default` is used, or less if the context has less room.
+        Args:
+            prompts: Token ids of each prompt.
+            request: The fields that all requests share.
+            max_tokens: Tokens per text. If None, `default` is used, or less if the limits or the context allow less.
+            default: See `max_tokens`.
+            stop: Strings that end a text, besides those of the request.
+            echo: Whether the text begins with the prompt.
+            scored: Whether the prompt's tokens have log-probabilities.
+
+        Raises:
+            ApiError: The request exceeds a limit, or a value is not allowed.
         """
         n, limits = request.n or 1, self.limits
         if n * len(prompts) > limits.max_choices:
             asked = f"n: {n * len(prompts)} texts in one request"
-            raise bad("n", f"{asked}, {limits.max_choices} are allowed here", "too_large")
+            raise bad("n", f"{asked}, at most {limits.max_choices} are allowed; lower n", "too_large")
         if (max_tokens or 0) > limits.max_tokens:
             allowed = f"0 to {limits.max_tokens:,}"
             raise bad("max_tokens", f"max_tokens={max_tokens:,} is not allowed; {allowed}", "too_large")
@@ -254,13 +267,13 @@ class Reader:
         ]
 
     def _room(self, ids: list[int], needed: int) -> int:
-        """The number of tokens that may follow a prompt. Raises ApiError if it is less than `needed`."""
+        """The number of tokens that can follow a prompt. Raises ApiError if it is less than `needed`."""
         room = 1 << 31 if self.limits.slides else self.block_size - len(ids)
         if room < needed:
             raise bad(
                 "prompt",
                 f"the prompt has {len(ids)} tokens and max_tokens is {needed}, the context holds {self.block_size}; "
-                "shorten one of them",
+                "shorten the prompt or lower max_tokens",
                 "context_length_exceeded",
                 n_prompt_tokens=len(ids),
                 n_ctx=self.block_size,
@@ -280,7 +293,7 @@ class Reader:
     def _ids(self, prompt: str | list[int], name: str) -> list[int]:
         limit = self.limits.max_prompt_chars
         if len(prompt) > limit:
-            long = f"{name}: {len(prompt):,} long, {limit:,} are allowed; shorten it"
+            long = f"{name}: has {len(prompt):,} characters or ids, at most {limit:,} are allowed; shorten it"
             raise bad(name, long, "string_above_max_length")
         try:
             ids = self.tokenizer.encode(prompt).tolist() if isinstance(prompt, str) else prompt

@@ -1,4 +1,4 @@
-"""Between HTTP and the scheduler: what is served, and which response waits for which text."""
+"""Connects the HTTP routes to the scheduler: submits jobs and passes their pieces to the responses."""
 
 import asyncio
 import contextlib
@@ -15,13 +15,13 @@ Inbox = asyncio.Queue  # of (index of the text in its response, piece)
 
 
 class Service:
-    """One served model: its scheduler, its request reader, its metrics. The server starts and ends it as its `Work`.
+    """A served model: its scheduler, its request reader and its metrics. It is the `Work` of the server.
 
     Args:
         make_scheduler: Makes the scheduler, given `deliver` and `give_up`.
         tokenizer: The model's tokenizer.
-        card: What /v1/models says of the model; `meta.n_ctx` is its context.
-        limits: What one request may ask for.
+        card: The description of the model that /v1/models returns. `meta.n_ctx` is the length of its context.
+        limits: Bounds on one request.
     """
 
     unit = "texts"
@@ -36,7 +36,7 @@ class Service:
         self._inboxes: dict[Job, tuple[Inbox, int]] = {}
 
     async def start(self, stop: Callable[[], None]) -> None:
-        """Starts the scheduler; returns when the model is compiled. `stop` is called if the scheduler gives up."""
+        """Starts the scheduler. Returns when the model is compiled. `stop` is called if the scheduler gives up."""
         self._loop, self._stop = asyncio.get_running_loop(), stop
         await asyncio.to_thread(self.scheduler.start)
 
@@ -54,17 +54,18 @@ class Service:
 
     def no_such_model(self, name: str) -> ApiError:
         """The error for a request that names another model."""
-        return ApiError(404, f"model {name!r} is not served; {self.card['id']!r} is", "model", "model_not_found")
+        message = f"model {name!r} is not served here; choose {self.card['id']!r}"
+        return ApiError(404, message, "model", "model_not_found")
 
     @contextlib.asynccontextmanager
     async def submitted(self, jobs: list[Job]) -> AsyncIterator[Inbox]:
-        """Submits jobs, and cancels on exit those that are not finished.
+        """Submits jobs. On exit, those that are not finished are cancelled.
 
         Yields:
             A queue that receives the jobs' pieces, each with the index of its job.
 
         Raises:
-            ApiError: There is no room, or the server is shutting down.
+            ApiError: Too many texts are in progress, or the server is shutting down.
         """
         inbox: Inbox = asyncio.Queue()
         self._inboxes |= {job: (inbox, index) for index, job in enumerate(jobs)}
@@ -72,17 +73,17 @@ class Service:
             try:
                 self.scheduler.submit(jobs)
             except Busy as error:
-                raise ApiError(503 if error.for_good else 429, f"{error}; try again", code="busy") from None
+                raise ApiError(503 if error.for_good else 429, f"{error}; try again later", code="busy") from None
             yield inbox
         finally:
             self.scheduler.cancel(jobs)
             for job in jobs:
                 del self._inboxes[job]
 
-    # Both are called in the scheduler's thread.
+    # The scheduler's thread calls these two.
 
     def _deliver(self, pieces: list[tuple[Job, Piece]]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and every response with it
+        with contextlib.suppress(RuntimeError):  # the event loop is closed, so no response is waiting
             self._loop.call_soon_threadsafe(partial(self._sort, pieces))
 
     def _give_up(self, error: Exception) -> None:

@@ -1,1 +1,1 @@
-"""What every HTTP surface shares: access rules, errors as JSON, the server."""
+"""The HTTP server, access rules, and errors as JSON, for every HTTP interface of mlxgpt."""

@@ -1,4 +1,4 @@
-"""Errors as JSON, in the shape that OpenAI's clients read."""
+"""Errors as JSON, in the form that OpenAI's clients read."""
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -34,12 +34,12 @@ class ApiError(Exception):
 
 
 def bad(name: str | None, message: str, code: str = "invalid_value", **more) -> ApiError:
-    """The error for one field of a request: status 400."""
+    """The error for a field of a request, with status 400."""
     return ApiError(400, message, name, code, **more)
 
 
 def refuse(error: ApiError, scope: Scope) -> Response:
-    """The response for an error. The error's code is kept in the scope, where the guard finds it for its log line."""
+    """The response for an error. The error's code is written to the scope, for the log line of the guard."""
     scope["code"] = error.body["error"]["code"]
     headers = {401: {"www-authenticate": "Bearer"}, 413: {"connection": "close"}, 429: {"retry-after": "1"}}
     return Response(msgspec.json.encode(error.body), error.status, headers.get(error.status), "application/json")
@@ -50,7 +50,8 @@ async def _on_api_error(request: Request, error: ApiError) -> Response:
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
-    messages = {404: f"no such route: {ascii(request.url.path)[1:-1]}", 405: f"{request.method} is not taken here"}
+    path = ascii(request.url.path)[1:-1]
+    messages = {404: f"no such route: {path}", 405: f"method {request.method} is not allowed for {path}"}
     message = messages.get(error.status_code, str(error.detail))
     response = refuse(ApiError(error.status_code, message, code="bad_route"), request.scope)
     response.headers.update(error.headers or {})
@@ -58,9 +59,9 @@ async def _on_http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
-    message = "a fault of the server's; its log names it"
+    message = "internal error of the server; its log has the name of the error"
     return refuse(ApiError(500, message, code=type(error).__name__), request.scope)
 
 
-# For Starlette(exception_handlers=...): every error of an application has the same shape.
+# For Starlette(exception_handlers=...), so that all errors of an application have the same form.
 HANDLERS = {ApiError: _on_api_error, HTTPException: _on_http_error, Exception: _on_fault}

@@ -1,7 +1,8 @@
-"""Access rules: host, origin, key and content type are checked before an application sees a request.
+"""Access rules: checks host, origin, key and content type before an application receives a request.
 
-Starlette's TrustedHostMiddleware is not used: its patterns have no IP addresses, which are hosts when a server listens
-publicly, it reads the first of several Host headers instead of refusing them, and its error is not JSON.
+Starlette's TrustedHostMiddleware is not used, for three reasons. Its patterns cannot name all IP addresses, which are
+valid hosts of a public server. It reads the first of several Host headers instead of refusing them. Its error is not
+JSON.
 """
 
 import hmac
@@ -33,11 +34,11 @@ class Access:
     """Which hosts, origins and key a server accepts.
 
     Args:
-        host: The address listened on. On a loopback address only loopback names and `hosts` are accepted; on any
-            other, every IP address and the machine's own names are accepted too.
-        key: The API key; None if none is required.
-        hosts: Further host names, lower case, without port.
-        origins: Further web origins, as "https://mac.example".
+        host: The address that the server listens on. For a loopback address, only loopback names and `hosts` are
+            accepted. For any other, all IP addresses and the machine's own names are accepted too.
+        key: The API key; None if no key is required.
+        hosts: Further host names, in lower case, without port.
+        origins: Further web origins, such as "https://mac.example".
         own_names: The machine's names, lower case, without ".local".
     """
 
@@ -58,7 +59,7 @@ class Access:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         if not name or not self._is_ours(name):
             raise ApiError(
-                400, f"Host {given[0] if given else ''!r} is not served here; --allow-host adds one", code="bad_host"
+                400, f"Host {given[0] if given else ''!r} is not allowed; allow it with --allow-host", code="bad_host"
             )
         return host
 
@@ -73,21 +74,23 @@ class Access:
         """Raises ApiError for a request from a page of another site."""
         for origin in headers.getlist("origin"):
             if origin not in self.origins and origin.lower() not in (f"http://{host}", f"https://{host}"):
-                raise ApiError(403, f"Origin {origin!r} is not allowed; --allow-origin adds one", code="bad_origin")
+                raise ApiError(
+                    403, f"Origin {origin!r} is not allowed; allow it with --allow-origin", code="bad_origin"
+                )
 
     def require_key(self, headers: Headers) -> None:
-        """Raises ApiError unless the request holds the key, as a bearer token or as x-api-key."""
+        """Raises ApiError unless the request has the key, as a bearer token or as x-api-key."""
         if self.key is None:
             return
         kind, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
         if not hmac.compare_digest(given.encode(), self.key.encode()):
-            what = "the key is wrong" if given else "a key is needed"
+            what = "the API key is wrong" if given else "an API key is required"
             raise ApiError(401, f"{what}; send Authorization: Bearer KEY", code="invalid_api_key")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
+    """Whether an address can be reached only from this machine."""
     return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
@@ -105,10 +108,10 @@ class Guard:
     Neither a request's body nor its headers are logged.
 
     Args:
-        app: The application; it receives requests that passed all checks.
-        access: The rules.
-        log: Receives the line.
-        open_paths: Paths that may be read without the key.
+        app: The application. It receives the requests that passed all checks.
+        access: The access rules.
+        log: Receives the lines.
+        open_paths: Paths that can be read without the key.
         count: Called with the path and the status of every response.
     """
 
@@ -169,9 +172,9 @@ class Guard:
         if scope["path"] not in self.open_paths or scope["method"] not in ("GET", "HEAD"):
             self.access.require_key(headers)
         if scope["method"] == "POST":
-            # A page of another site can send a form or plain text without a preflight request, but not JSON.
+            # A page of another site can send a form or plain text without a preflight request, but it cannot send JSON.
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":
                 raise ApiError(
-                    415, f"Content-Type {kind!r} is not taken; send application/json", code="bad_content_type"
+                    415, f"Content-Type {kind!r} is not supported; send application/json", code="bad_content_type"
                 )

@@ -1,7 +1,7 @@
-"""The HTTP server: a listening socket, HTTP/1.1 with deadlines, signals, a graceful shutdown.
+"""The HTTP server: a listening socket, HTTP/1.1 with deadlines, signals, and a graceful shutdown.
 
-uvicorn serves. Added here is what it lacks: deadlines for a request to arrive and for a response to be read (it limits
-idle connections only), JSON for errors below the application, SIGHUP, and work that ends before the connections do.
+The server is uvicorn's. This module adds deadlines for a request to arrive and for a response to be read (uvicorn
+limits only idle connections), errors as JSON below the application, SIGHUP, and work that ends before the connections.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from mlx_gpt.errors import UserError
 from mlx_gpt.web.errors import ApiError
 
-GRACE = 4.0  # seconds that work in flight has to end after the first signal
-LINGER = 1.0  # seconds for a client that is still sending to read the response
-MAX_DISCARDED = 4 << 20  # bytes that such a client may still send
+GRACE = 4.0  # seconds in which work in flight can end after the first signal
+LINGER = 1.0  # seconds in which a client that is still sending can read the response
+MAX_DISCARDED = 4 << 20  # bytes that such a client can still send
 MAX_CONNECTIONS = 512
 SEND_BUFFER = 1 << 16
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -33,42 +33,53 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, kw_only=True)
 class Deadlines:
-    """Seconds for a request to arrive, from its first byte to its last, and for a client to read what was sent."""
+    """Time limits in seconds.
+
+    Attributes:
+        receive: For a request to arrive, from its first byte to its last.
+        send: For a client to read what was sent.
+    """
 
     receive: float = 15.0
     send: float = 10.0
 
 
 class Work(typing.Protocol):
-    """What an application computes in threads of its own, started before the server listens and ended before it closes.
+    """Work that an application does in its own threads.
 
-    `unit` names the things in flight, in the plural, for the log. `alive` is True until close() has taken effect.
-    `failure` is raised when the server has ended; None if all went well.
+    It is started before the server listens, and ended before the server closes its connections.
+
+    Attributes:
+        unit: What is in flight, in the plural, for the log.
+        failure: An error that is raised when the server has ended; None if there is none.
     """
 
     unit: str
     failure: Exception | None
 
     @property
-    def in_flight(self) -> int: ...
+    def in_flight(self) -> int:
+        """The number of things in flight."""
 
     @property
-    def alive(self) -> bool: ...
+    def alive(self) -> bool:
+        """True until close() has taken effect."""
 
     async def start(self, stop: Callable[[], None]) -> None:
-        """Begins in the server's event loop. `stop` ends the server, from any thread."""
+        """Starts the work, in the server's event loop. `stop` ends the server and can be called from any thread."""
 
     def close(self, seconds: float) -> None:
-        """Takes nothing new and ends what is in flight within `seconds`. A second call can only shorten that."""
+        """Accepts nothing new, and ends what is in flight within `seconds`. A second call can only shorten that."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Binds a socket. Raises UserError with the system's reason."""
+    """Binds a socket. Raises UserError with the reason that the system gives."""
     listening = None
     try:
         listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # The send deadline can't see bytes that the system buffers for a client that does not read: few are buffered.
+        # The send deadline cannot see bytes that the system buffers for a client that does not read. A small buffer
+        # limits their number.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         listening.bind((host, port))
     except (OSError, OverflowError) as error:
@@ -93,13 +104,13 @@ def serve(
     Args:
         app: The application.
         listening: A socket from listen().
-        work: What must end before the connections are closed.
-        deadlines: For requests and clients.
+        work: Work that must end before the connections are closed.
+        deadlines: Time limits of requests and clients.
         log: Receives lines for the operator.
         on_ready: Called when the server listens, with a function that stops it from any thread.
 
     Raises:
-        Exception: The work's failure.
+        Exception: The failure of the work.
     """
 
     async def run() -> int | None:
@@ -116,7 +127,7 @@ def serve(
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, with three signals, work that ends first, and a call when it listens."""
+    """uvicorn's server. It handles three signals, ends its work first, and calls `on_ready` when it listens."""
 
     def __init__(
         self,
@@ -152,7 +163,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """The first signal begins a graceful shutdown, the next ends the work at once."""
+        """Handles signals: the first begins a graceful shutdown, the next ends the work at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -177,9 +188,7 @@ class Server(uvicorn.Server):
     async def _end(self, work: Work) -> None:
         work.close(GRACE)
         if count := work.in_flight:
-            self._log(
-                f"stopping: {count} {work.unit} have {GRACE:g} s to come to their end; once more ends them at once"
-            )
+            self._log(f"stopping: {count} {work.unit} have {GRACE:g} s to finish; a second signal ends them at once")
         with contextlib.suppress(TimeoutError):  # a step that hangs does not delay the shutdown
             async with asyncio.timeout(GRACE + 0.5):
                 while work.alive:
@@ -187,7 +196,7 @@ class Server(uvicorn.Server):
 
 
 class HttpProtocol(H11Protocol):
-    """HTTP/1.1 with deadlines for slow senders and slow readers, a limit of connections, and errors as JSON."""
+    """HTTP/1.1 with deadlines for slow senders and slow readers, a limit on connections, and errors as JSON."""
 
     def __init__(self, *args, deadlines: Deadlines, log: Callable[[str], None], **options):
         super().__init__(*args, **options)
@@ -199,9 +208,11 @@ class HttpProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self.transport = _Transport(transport, self._close)
-        transport.set_write_buffer_limits(high=0)  # pause_writing is called as soon as a byte is not taken
+        transport.set_write_buffer_limits(
+            high=0
+        )  # pause_writing is called as soon as the socket does not accept a byte
         if len(self.connections) > MAX_CONNECTIONS:
-            self._refuse(503, "too many connections; try again")
+            self._refuse(503, "too many connections; try again later")
         else:
             self._receiving = self.loop.call_later(self._deadlines.receive, self._too_slow)
 
@@ -250,17 +261,17 @@ class HttpProtocol(H11Protocol):
         self._linger()
 
     def _close(self) -> None:
-        """Closes the connection as soon as the response is sent, or lingers if the request is not complete."""
+        """Closes the connection when the response is sent. If the request is not complete, it lingers."""
         if self._discarded is None and self.conn.their_state is h11.SEND_BODY:
             self._linger()
         else:
             self.transport.close_now()
 
     def _linger(self) -> None:
-        """Ends the response and closes the connection after LINGER seconds. What the client sends is discarded.
+        """Ends the response, and closes the connection after LINGER seconds. What the client sends is discarded.
 
-        If a socket is closed while bytes of the client are unread, the system resets the connection, and the client may
-        lose the response.
+        If a socket were closed while bytes of the client are unread, the system would reset the connection, and the
+        client could lose the response.
         """
         self._discarded, self._receiving = 0, _cancel(self._receiving)
         self.transport.write_eof()
@@ -269,7 +280,7 @@ class HttpProtocol(H11Protocol):
 
 
 class _Transport:
-    """A transport with another close(). uvicorn closes connections in several places, all of them through it."""
+    """A transport with another close(). uvicorn closes connections in several places, and all of them call it."""
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]):
         self._transport, self.close, self.close_now = transport, close, transport.close
