@@ -99,7 +99,7 @@ def test_pointing_and_arrow_keys_show_the_alternatives(page):
     page.locator(".token").nth(3).hover()
     tip = page.locator("#tip")
     playwright.expect(tip).to_be_visible()
-    assert "bits of surprise" in tip.text_content() and 5 <= tip.locator("div").count() <= 6
+    assert "bits of surprisal" in tip.text_content() and 5 <= tip.locator("div").count() <= 6
     assert tip.locator(".drawn").count() == 1
     page.locator(".written").focus()
     page.keyboard.press("ArrowRight")
@@ -230,7 +230,7 @@ def test_the_key_is_asked_for(browser, ascii_run):
     with serving(ascii_run, access=Access(key="sesame")) as served:
         page = browser.new_page()
         page.goto(served.url)
-        playwright.expect(page.locator("#error")).to_contain_text("needs its API key")
+        playwright.expect(page.locator("#error")).to_contain_text("requires an API key")
         page.fill("#key", "sesame")
         page.locator("#key").blur()
         playwright.expect(page.locator("#model")).to_have_text("tiny")

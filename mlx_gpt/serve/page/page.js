@@ -3,14 +3,14 @@
 const $ = (id) => document.getElementById(id);
 const SETTINGS = ["temperature", "top_p", "top_k", "seed", "max_tokens"];
 const KEPT = [...SETTINGS, "prompt"];
-const MOST_BITS = 8; // a surprise that is tinted in full
-const STRONGEST = 0.55; // the fullest tint, so that text stays readable
+const MOST_BITS = 8; // the surprisal from which on a token has the full tint
+const STRONGEST = 0.55; // opacity of the full tint; text stays readable on it
 
 let mode = "complete";
 let model = null;
 const kept = { complete: [], chat: [] }; // the turns of the mode that is not shown
-let running = null; // the AbortController of the text that is being written
-// A turn is {role, text, tokens}; in complete mode a "prompt", and a "text" for each time it was continued.
+let running = null; // the AbortController of the text that is being generated
+// A turn is {role, text, tokens}. In complete mode, the first has the role "prompt". Each continuation is a "text".
 let turns = [];
 
 // -- the server ---------------------------------------------------------------------------------------------------
@@ -25,12 +25,12 @@ async function ask(path, options = {}) {
     throw error.name === "AbortError" ? error : new Error("The server can't be reached.");
   });
   if (answer.ok) return answer;
-  const told = await answer.json().catch(() => null);
+  const body = await answer.json().catch(() => null);
   if (answer.status === 401) {
     $("key-label").hidden = false;
-    throw new Error($("key").value ? "This is not the server's API key." : "This server needs its API key; enter it below.");
+    throw new Error($("key").value ? "The API key is wrong; enter another one below." : "This server requires an API key; enter it below.");
   }
-  throw new Error(told?.error?.message ?? `the server answered ${answer.status}`);
+  throw new Error(body?.error?.message ?? `The server responded with status ${answer.status}.`);
 }
 
 function request() {
@@ -45,14 +45,14 @@ function request() {
   return ["/v1/chat/completions", { ...body, messages, logprobs: true, top_logprobs: 5 }];
 }
 
-// What is to be continued: the prompt as it stands, or, while writing, all that is before the text.
+// The text to continue: the prompt field or, during generation, the text of all turns before the last.
 const given = () => (running ? turns.slice(0, -1).map((turn) => turn.text).join("") : $("prompt").value);
 
 async function* frames(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let held = ""; ; ) {
     const { done, value } = await reader.read();
-    if (done) throw new Error("the connection ended before the text did");
+    if (done) throw new Error("The connection was closed before the text was complete.");
     const parts = (held + value).split("\n\n");
     held = parts.pop();
     for (const part of parts) {
@@ -68,11 +68,11 @@ async function* frames(answer) {
 // Tokens as {text, logprob, top: [[text, logprob], ...]}.
 function completionTokens(choice, turn) {
   turn.text += choice.text;
-  const told = choice.logprobs;
-  return told.tokens.map((_, i) => ({
-    text: turn.text.slice(told.text_offset[i], told.text_offset[i + 1] ?? turn.text.length),
-    logprob: told.token_logprobs[i],
-    top: Object.entries(told.top_logprobs[i]),
+  const { tokens, text_offset, token_logprobs, top_logprobs } = choice.logprobs;
+  return tokens.map((_, i) => ({
+    text: turn.text.slice(text_offset[i], text_offset[i + 1] ?? turn.text.length),
+    logprob: token_logprobs[i],
+    top: Object.entries(top_logprobs[i]),
   }));
 }
 
@@ -119,7 +119,7 @@ async function write() {
   }
 }
 
-// A message that was refused is no part of the chat: it goes back to where it can be changed.
+// A message that the server refused is removed from the chat and put back into the field, where it can be changed.
 function takeBack() {
   const refused = turns.findLast((turn) => turn.role === "user");
   if (mode !== "chat" || $("prompt").value) return;
@@ -127,7 +127,7 @@ function takeBack() {
   $("prompt").value = refused.text;
 }
 
-// -- what is shown ------------------------------------------------------------------------------------------------
+// -- display ------------------------------------------------------------------------------------------------------
 
 function tell(message) {
   $("error").textContent = message ?? "";
@@ -138,7 +138,7 @@ function status(turn, start, first) {
   const count = turn.tokens.length, seconds = (performance.now() - (first ?? start)) / 1000;
   const bits = -turn.tokens.reduce((sum, token) => sum + token.logprob, 0) / Math.LN2 / Math.max(count, 1);
   const rate = count > 1 && seconds > 0 ? `${((count - 1) / seconds).toFixed(0)} tokens/s, ` : "";
-  $("status").textContent = `${count} tokens, ${rate}${bits.toFixed(2)} bits a token`;
+  $("status").textContent = `${count} tokens, ${rate}${bits.toFixed(2)} bits per token`;
 }
 
 function refresh() {
@@ -152,7 +152,7 @@ function refresh() {
   $("tab-complete").disabled = $("tab-chat").disabled = !!running;
   $("hint").hidden = turns.length > 0;
   $("write").textContent = mode === "chat" ? "Send" : "Write";
-  $("prompt").placeholder = mode === "chat" ? "Enter sends, Shift+Enter breaks the line" : "Begin a text, or leave this empty";
+  $("prompt").placeholder = mode === "chat" ? "Enter sends, Shift+Enter adds a line" : "The beginning of a text, or nothing";
   $("prompt-label").textContent = mode === "chat" ? "Your message" : "Prompt";
   for (const name of ["complete", "chat"]) $(`tab-${name}`).setAttribute("aria-selected", mode === name);
   $("page").setAttribute("aria-labelledby", `tab-${mode}`);
@@ -165,7 +165,7 @@ function make(tag, className, text) {
   return element;
 }
 
-// Puts a turn on the page; gives the element that its tokens go into.
+// Adds a turn to the page. Returns the element to which its tokens are added.
 function show(turn) {
   const inline = turn.role === "prompt" || turn.role === "text";
   const last = $("turns").lastElementChild;
@@ -175,7 +175,7 @@ function show(turn) {
   if (turn.tokens) {
     span.tabIndex = 0;
     span.setAttribute("role", "group");
-    span.setAttribute("aria-label", "Written text; arrow keys go from token to token");
+    span.setAttribute("aria-label", "Generated text; the arrow keys move from token to token");
     span.append(...turn.tokens.map(drawToken));
   } else span.textContent = turn.text;
   span.scrollIntoView({ block: "nearest" });
@@ -196,7 +196,7 @@ function showTip(span) {
   hideTip();
   const token = span.told, tip = $("tip");
   span.classList.add("chosen");
-  tip.replaceChildren(make("strong", "", `${(-token.logprob / Math.LN2).toFixed(2)} bits of surprise`));
+  tip.replaceChildren(make("strong", "", `${(-token.logprob / Math.LN2).toFixed(2)} bits of surprisal`));
   const rows = token.top.some(([text]) => text === token.text) ? token.top : [...token.top, [token.text, token.logprob]];
   for (const [text, logprob] of rows) {
     const row = make("div", text === token.text ? "drawn" : ""), share = Math.exp(logprob), bar = make("span", "bar");
@@ -217,7 +217,7 @@ function hideTip() {
   document.querySelector(".chosen")?.classList.remove("chosen");
 }
 
-// -- what one can do ----------------------------------------------------------------------------------------------
+// -- actions ------------------------------------------------------------------------------------------------------
 
 function begin() {
   if (running) return;
@@ -267,7 +267,7 @@ async function copyCurl() {
     await navigator.clipboard.writeText(line);
     $("status").textContent = "copied";
   } catch {
-    tell(line); // where the browser keeps the clipboard to itself, to be copied by hand
+    tell(line); // if the browser denies access to the clipboard, the line is shown, to be copied by hand
   }
 }
 
@@ -293,11 +293,12 @@ async function loadCard() {
     const { n_params, val_loss, iteration, corpus, n_ctx, n_vocab, n_layer, n_head, n_embd, chat_template } = card.meta;
     const facts = {
       Parameters: n_params.toLocaleString("en"),
-      "Validation loss": val_loss === null ? "unknown" : `${val_loss} nats a token (perplexity ${Math.exp(val_loss).toFixed(2)})`,
+      "Validation loss": val_loss === null ? "unknown" : `${val_loss} nats per token (perplexity ${Math.exp(val_loss).toFixed(2)})`,
       Corpus: corpus ?? "unknown",
       Trained: `${iteration.toLocaleString("en")} iterations`,
       Network: `${n_layer} layers, ${n_head} heads, ${n_embd} wide`,
-      Context: `${n_ctx} tokens, of ${n_vocab.toLocaleString("en")} kinds`,
+      Context: `${n_ctx} tokens`,
+      Vocabulary: `${n_vocab.toLocaleString("en")} tokens`,
       "Chat template": chat_template,
     };
     const pairs = Object.entries(facts).flatMap(([name, value]) => [make("dt", "", name), make("dd", "", value)]);
