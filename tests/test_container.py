@@ -58,12 +58,12 @@ def one(dtype="F32", shape=(2,), offsets=(0, 8), **more):
 
 
 BAD = [
-    ({}, b"tail", "end at byte 10 of 14"),
-    (b"[]", b"", "no JSON object"),
-    (b"{   ", b"", "no JSON"),
+    ({}, b"tail", "end at byte 10, and the file at byte 14"),
+    (b"[]", b"", "not a JSON object"),
+    (b"{   ", b"", "not JSON"),
     (b'{"a": 1, "a": 2}', b"", "twice"),
-    (b"\xff\xff", b"", "no JSON"),
-    (b"[" * 5000, b"", "no JSON"),
+    (b"\xff\xff", b"", "not JSON"),
+    (b"[" * 5000, b"", "not JSON"),
     ({"__metadata__": {"a": 3}}, b"", "metadata"),
     ({"__metadata__": []}, b"", "metadata"),
     ({"x": 3}, b"", "'x' is not a tensor"),
@@ -94,7 +94,7 @@ def test_a_broken_container_is_named(tmp_path, header, data, words):
 @pytest.mark.parametrize("data", [b"", b"123456789", struct.pack("<Q", 1 << 62) + b"{}", struct.pack("<Q", 3) + b"{}"])
 def test_a_length_that_can_not_be_is_refused_before_anything_is_read(tmp_path, data):
     (tmp_path / "bad").write_bytes(data)
-    with pytest.raises(BadFile, match="not a whole safetensors file"):
+    with pytest.raises(BadFile, match="not a complete safetensors file"):
         read_header(tmp_path / "bad")
 
 

@@ -42,7 +42,7 @@ def test_pydocs_and_stdlib_need_no_network(monkeypatch):
     assert open_corpus(["pydocs"]).fingerprint == pydocs.fingerprint != stdlib.fingerprint
 
 
-def test_corpora_are_listed_with_licence_and_state(shakespeare):
+def test_corpora_are_listed_with_license_and_state(shakespeare):
     rows = {row["name"]: row for row in list_corpora()}
     assert set(rows) == {"shakespeare", "gutenberg-shakespeare", "pydocs", "stdlib"}
     assert all(row["license"] and row["bytes"] > 400_000 and row["state"] for row in rows.values())
@@ -268,7 +268,7 @@ def test_a_bad_line_of_json_is_named(tmp_path, line):
         list(open_corpus([str(path)]).texts())
     path = tmp_path / "torn.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "fine"}\n' * 1000)[:-20])
-    with pytest.raises(BadFile, match=r"torn.jsonl.gz: not a whole gzip file"):
+    with pytest.raises(BadFile, match=r"torn.jsonl.gz: not a complete gzip file"):
         list(open_corpus([str(path)]).texts())
 
 

@@ -260,7 +260,7 @@ def test_ids_from_a_file_are_those_in_memory(kept, monkeypatch, kind, texts):
     corpus, told = corpus_of(*texts), []
     tokenizer = make_tokenizer(corpus, DataConfig(tokenizer=kind, vocab_size=300), told.append)
     first, again = encode(corpus, tokenizer, told.append), encode(corpus, tokenizer, told.append)
-    assert isinstance(first.ids.host, np.memmap) and sum("become tokens" in text for text in told) == 1
+    assert isinstance(first.ids.host, np.memmap) and sum("of text are encoded to" in text for text in told) == 1
     monkeypatch.setattr(encoding, "MAPPED_BYTES", 1 << 40)
     plain = encode(corpus, tokenizer, told.append)
     assert_same(first, plain)
@@ -309,7 +309,7 @@ def test_an_interrupted_encoding_goes_on(kept, monkeypatch):
         seen.clear()
         encode(corpus, tokenizer, told.append)
         assert whole.read_bytes() == expected
-        assert any("going on" in text for text in told) == (seen[0] > 0)
+        assert any("resuming its encoding" in text for text in told) == (seen[0] > 0)
         assert stop < 5 or seen[0] > 0
 
 
@@ -332,7 +332,7 @@ def test_a_damaged_file_is_made_anew(kept):
         path.write_bytes(bad)
         assert_same(encode(corpus, tokenizer, told.append), plain)
         assert path.read_bytes() == good
-    assert sum("not whole; made anew" in text for text in told) == 7
+    assert sum("incomplete or does not match; created again" in text for text in told) == 7
 
 
 def test_two_processes_make_one_file(kept, tmp_path):
@@ -348,7 +348,7 @@ def test_two_processes_make_one_file(kept, tmp_path):
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"]
     told = [p.communicate()[0].splitlines() for p in both]
     assert [p.returncode for p in both] == [0, 0] and told[0][-1] == told[1][-1]
-    assert sum("become tokens" in line for lines in told for line in lines) == 1
+    assert sum("of text are encoded to" in line for lines in told for line in lines) == 1
 
 
 def test_unknown_characters_are_told_of_or_refused(kept, monkeypatch):
@@ -356,9 +356,9 @@ def test_unknown_characters_are_told_of_or_refused(kept, monkeypatch):
     tokens = encode(corpus, CharTokenizer(" abc"), told.append)
     assert tokens.ids.host.tolist() == [3, 4, 5, 2, 3, 4, 1][: len(tokens.ids.host)] or len(tokens) == 6
     assert any("'d' (U+0064), 'x' (U+0078), 'é' (U+00E9) are not in the vocabulary: 3 characters" in t for t in told)
-    with pytest.raises(UserError, match="are not in the vocabulary; take other text"):
+    with pytest.raises(UserError, match="are not in the vocabulary; use another text"):
         encode(corpus, CharTokenizer(" abc"), told.append, refuse_unknown=True)
-    with pytest.raises(UserError, match="is not in the vocabulary; take other text"):
+    with pytest.raises(UserError, match="is not in the vocabulary; use another text"):
         encode(corpus_of("xxx"), CharTokenizer("abc"), told.append)
 
 

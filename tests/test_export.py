@@ -319,7 +319,7 @@ def test_push_tells_and_sends_nothing(saved, tmp_path):
     weights = tmp_path / "out/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
     done = mlxgpt("push", "out", "ada/shakespeare", cwd=tmp_path)
-    assert done.returncode == 3 and "model.safetensors: not a whole safetensors file" in done.stderr
+    assert done.returncode == 3 and "model.safetensors: not a complete safetensors file" in done.stderr
     for arguments, words in (
         (["out", "shakespeare"], "OWNER/NAME"),
         (["out", "ada/two words"], "OWNER/NAME"),

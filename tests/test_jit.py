@@ -1,4 +1,4 @@
-"""Vectorised kernels on Linux: made without help, the same numbers as MLX's own, and off when asked."""
+"""Vectorized kernels on Linux: made without help, the same numbers as MLX's own, and off when asked."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++
 
 CODE = """
 import json, os, tempfile, numpy as np
-from mlx_gpt.device.mlx import VECTORISED, mx
+from mlx_gpt.device.mlx import VECTORIZED, mx
 x = np.concatenate([np.linspace(-100, 88, 4001), [np.inf, -np.inf, np.nan, 0.0]]).astype(np.float32)
 def kernels(m, x):
     return m.exp(x * 1), m.sqrt(m.abs(x) * 2), m.where(m.isfinite(x * 1), x * 2, -7), m.maximum(x * 2, 0)
@@ -19,7 +19,7 @@ found = mx.compile(lambda x: kernels(mx, x))(mx.array(x))
 with np.errstate(all="ignore"):
     expected = kernels(np, x.astype(np.float64))
 same = all(np.allclose(a, b, rtol=1e-5, atol=1e-30, equal_nan=True) for a, b in zip(found, expected))
-print(json.dumps({"vectorised": VECTORISED, "same": bool(same), "tmp": tempfile.gettempdir()}))
+print(json.dumps({"vectorized": VECTORIZED, "same": bool(same), "tmp": tempfile.gettempdir()}))
 """
 
 
@@ -41,16 +41,16 @@ def made(tmp_path_factory):
     return home, run(home)
 
 
-def test_kernels_are_vectorised_exact_and_in_the_users_cache(made):
+def test_kernels_are_vectorized_exact_and_in_the_users_cache(made):
     home, first = made
-    assert run(home) == first and first["vectorised"] and first["same"]
+    assert run(home) == first and first["vectorized"] and first["same"]
     assert kernels(home)
     assert str(home) not in first["tmp"]  # Python's own temporary files stay where they were
 
 
 def test_the_switch_leaves_mlx_as_it_is(tmp_path):
     found = run(tmp_path, MLXGPT_KERNELS="off")
-    assert not found["vectorised"] and found["same"] and not kernels(tmp_path)
+    assert not found["vectorized"] and found["same"] and not kernels(tmp_path)
 
 
 @pytest.mark.parametrize("broken", ["cache", "compiler"])
@@ -65,11 +65,11 @@ def test_what_cannot_be_used_is_done_without(tmp_path, broken):
         plain.write_text('#!/bin/sh\ncase "$*" in *native*) exit 1;; esac\nexec /usr/bin/g++ "$@"\n')
         plain.chmod(0o755)
         found = run(tmp_path, PATH=f"{plain.parent}:/usr/bin:/bin")
-    assert not found["vectorised"] and found["same"]
+    assert not found["vectorized"] and found["same"]
 
 
 def test_an_interrupted_install_is_finished(made):
     home, _ = made
     wrapper = next((home / "cache").rglob("kernels-*/bin/g++"))
     wrapper.unlink()
-    assert run(home)["vectorised"] and wrapper.exists()
+    assert run(home)["vectorized"] and wrapper.exists()

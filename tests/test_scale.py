@@ -57,7 +57,7 @@ def test_a_gigabyte_is_tokenised_and_trained_on_without_being_read_whole(tmp_pat
     first.communicate()
     done = run(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "going on with its tokens" in done.stderr
+    assert "resuming its encoding" in done.stderr
     resident = int(done.stderr.rpartition("resident ")[2])
     assert resident < 1.5e9, resident
     assert "of 4 " in done.stdout or "iteration 4" in done.stdout

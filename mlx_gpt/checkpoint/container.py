@@ -40,22 +40,22 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """
 
     def bad(what: str) -> BadFile:
-        return BadFile(f"{path}: not a whole safetensors file ({what}); take an earlier checkpoint")
+        return BadFile(f"{path}: not a complete safetensors file ({what}); use an earlier checkpoint")
 
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < 10:
-            raise bad(f"{size} bytes")
+            raise bad(f"it has {size} bytes")
         length = int.from_bytes(file.read(8), "little")
         if length > min(size - 8, MAX_HEADER):
-            raise bad(f"a header of {length} bytes in a file of {size}")
+            raise bad(f"its header has {length} bytes, and the file {size}")
         text = file.read(length)
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise bad(f"its header is no JSON: {error}") from None
+        raise bad(f"its header is not JSON: {error}") from None
     if not isinstance(header, dict):
-        raise bad("its header is no JSON object")
+        raise bad("its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise bad("its metadata are not strings")
@@ -63,15 +63,15 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     for name, facts in header.items():
         entry = _entry(facts, 8 + length)
         if not entry:
-            raise bad(f"{name!r} is not a tensor of {', '.join(WIDTHS)} with a shape and a place")
+            raise bad(f"{name!r} is not a tensor of {', '.join(WIDTHS)} with a shape and offsets")
         entries[name] = entry
     end = 8 + length
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].first, item[1].end)):
         if entry.first != end:
-            raise bad(f"{name!r} begins at byte {entry.first} and not at {end}")
+            raise bad(f"{name!r} begins at byte {entry.first}, expected {end}")
         end = entry.end
     if end != size:
-        raise bad(f"its tensors end at byte {end} of {size}")
+        raise bad(f"its tensors end at byte {end}, and the file at byte {size}")
     return entries, metadata
 
 
@@ -108,5 +108,5 @@ def _counts(values) -> bool:
 def _without_duplicates(pairs: list[tuple]) -> dict:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name stands in it twice")
+        raise ValueError("a name occurs twice")
     return found

@@ -155,7 +155,7 @@ def require_finite(path: Path, tensors: Tensors) -> None:
     """Raises BadFile for the first tensor that holds an infinity or a NaN."""
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
-            raise BadFile(f"{path}: {name} holds values that are not finite; take an earlier checkpoint")
+            raise BadFile(f"{path}: {name} holds values that are not finite; use an earlier checkpoint")
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
@@ -171,9 +171,7 @@ def _read(path: Path) -> tuple[Header, Tensors]:
     _require_layout(path, header, entries)
     tensors = read_tensors(path, entries)
     if metadata.get("sha256") != _digest(metadata["header"], tensors):
-        raise BadFile(
-            f"{path}: its contents don't match their SHA-256, the file is corrupt; take an earlier checkpoint"
-        )
+        raise BadFile(f"{path}: its contents don't match their SHA-256, the file is corrupt; use an earlier checkpoint")
     require_finite(path, tensors)
     return header, tensors
 
@@ -198,7 +196,7 @@ def _require_layout(path: Path, header: Header, entries: dict[str, Entry]) -> No
     try:
         expected = shapes_of(header.config.model, header.vocab_size)
     except UserError as error:  # a part that this version does not have
-        raise BadFile(f"{path}: {error}; upgrade mlxgpt, or take an earlier checkpoint") from None
+        raise BadFile(f"{path}: {error}; upgrade mlxgpt, or use an earlier checkpoint") from None
     needed = [*expected] + [f"{OPTIMIZER}ema.{name}" for name in expected if header.averaged]
     for name in set(needed) - entries.keys():
         raise BadFile(f"{path}: {name} is missing")

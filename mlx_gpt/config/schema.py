@@ -25,9 +25,9 @@ class ModelConfig(Table):
     block_size: int = setting(256, "longest context, in tokens", low=1, high=1 << 20)
     dropout: float = setting(0.1, "share of each block's output dropped in training", low=0.0, high=0.99)
     positions: str = setting("learned", "position encoding", choices=("learned", "rotary"))
-    qk_norm: bool = setting(False, "normalise queries and keys, head by head")
+    qk_norm: bool = setting(False, "normalize queries and keys of each head")
     norm_weights: bool = setting(False, "a learned weight for each channel of every norm of the residual stream")
-    final_norm: bool = setting(False, "normalise the input of the head")
+    final_norm: bool = setting(False, "normalize the input of the head")
     tied_head: bool = setting(False, "use the token embedding as the head")
     mixers: tuple[str, ...] = setting(("attention",), "mixer of each layer, repeated over the layers")
     ffn: str = setting("relu2", "feed-forward network: relu2, or swiglu, which is narrower and gated")
@@ -45,8 +45,8 @@ class ModelConfig(Table):
             )
         if self.positions == "rotary" and self.head_dim % 2:
             raise UserError(
-                f"model.positions=rotary turns pairs, and model.n_embd={self.n_embd} over model.n_head={self.n_head} "
-                f"gives heads {self.head_dim} wide; choose sizes that make them even"
+                f"model.positions=rotary needs heads of even width, and model.n_embd={self.n_embd} with "
+                f"model.n_head={self.n_head} gives {self.head_dim}; choose other sizes"
             )
         if self.ffn_dim == self._default_ffn_dim:
             object.__setattr__(self, "ffn_dim", 0)  # one spelling of one network
@@ -103,8 +103,8 @@ class TrainConfig(Table):
     iters: int = setting(2000, "updates to reach, counted from the run's start", low=1, high=UNTIL_TIME_IS_UP)
     minutes: float = setting(0.0, "time budget in minutes, fitted to the pace; 0 is none", low=0.0, high=1e6)
     shuffle: bool = setting(True, "read every window once an epoch; false draws with replacement")
-    seed: int = setting(1337, "decides weights, batches and dropout", low=0, high=(1 << 63) - 1)
-    objective: str = setting("cross-entropy", "what is minimised")
+    seed: int = setting(1337, "seed of weights, batches and dropout", low=0, high=(1 << 63) - 1)
+    objective: str = setting("cross-entropy", "what is minimized")
     dtype: str = setting("float32", "compute type; weights stay float32", choices=("float32", "bfloat16", "float16"))
     eval_every: int = setting(100, "updates between evaluations", low=1, high=1 << 31)
     eval_windows: int = setting(0, "random windows per evaluation; 0 reads the whole split", low=0, high=1 << 20)
@@ -191,7 +191,7 @@ class DataConfig(Table):
         high=1 << 20,
     )
     val_fraction: float = setting(
-        0.1, "share of the tokens, at the end, that is used for validation", low=1e-6, high=0.9
+        0.1, "share of the tokens of each corpus, at its end, that is used for validation", low=1e-6, high=0.9
     )
 
 
@@ -257,6 +257,6 @@ def current_names(tables: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(values, dict) or old_name not in values:
             continue
         if new_name in values:
-            raise UserError(f"{old} is the old name of {new}, and both are given; give {new} alone")
+            raise UserError(f"{old} is the old name of {new}, and both are given; give only {new}")
         renamed[table] = {new_name if name == old_name else name: value for name, value in values.items()}
     return renamed

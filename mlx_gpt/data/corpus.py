@@ -279,7 +279,7 @@ def _lines(path: Path, file) -> Iterator[bytes]:
     try:
         yield from file
     except (OSError, EOFError) as error:
-        raise BadFile(f"corpus {path}: not a whole gzip file: {error}; download or compress it again") from None
+        raise BadFile(f"corpus {path}: not a complete gzip file: {error}; download or compress it again") from None
 
 
 def _opened(path: Path):

@@ -73,7 +73,7 @@ def make_tokenizer(corpus: Corpus, data: DataConfig, note: Note) -> Tokenizer:
     kind = {"bpe": BPETokenizer, "byte-bpe": ByteBPETokenizer}[data.tokenizer]
     start = time.perf_counter()
     tokenizer = kind.train(texts, data.vocab_size, characters)
-    details = f", on one piece of text in {every}" if every > 1 else ""
+    details = f", on one of every {every} pieces of the text" if every > 1 else ""
     details += "; the text has no more pairs to merge" if tokenizer.vocab_size < data.vocab_size else ""
     note(f"trained a vocabulary of {tokenizer.vocab_size} in {time.perf_counter() - start:.1f} s{details}")
     return tokenizer
@@ -123,7 +123,7 @@ def encode(corpus: Corpus, tokenizer: Tokenizer, note: Note, refuse_unknown: boo
     if unknown:
         message = f"corpus {corpus.name}: {name_unknown(unknown)} not in the vocabulary"
         if refuse_unknown or not len(ids):
-            raise UserError(f"{message}; take other text, or train a new model on this text")
+            raise UserError(f"{message}; use another text, or train a new model on this text")
         note(f"{message}: {unknown.total():,} characters were dropped")
     if len(documents) == 1:
         ids, documents = ids[:-1], documents - [1, 0]
@@ -167,7 +167,7 @@ def _mapped(corpus: Corpus, tokenizer: Tokenizer, note: Note) -> tuple[np.ndarra
         if path.exists():
             with contextlib.suppress(BadFile):
                 return _open(path, hashes, tokenizer)
-            note(f"{path}: not whole; made anew")
+            note(f"{path}: the file is incomplete or does not match; created again")
         _make(path, hashes, corpus, tokenizer, note)
     return _open(path, hashes, tokenizer)
 
@@ -215,9 +215,9 @@ def _make(path: Path, hashes: tuple[bytes, bytes], corpus: Corpus, tokenizer: To
     require_space(path.parent, corpus.num_bytes * width, f"the tokens of corpus {corpus.name}", remedy)
     state = _load_state(part, saved)
     if state.pieces:
-        note(f"{corpus.name}: going on with its tokens after the first {state.count:,}")
+        note(f"{corpus.name}: resuming its encoding after the first {state.count:,} tokens")
     else:
-        note(f"{corpus.name}: {corpus.num_bytes / 1e6:.0f} MB of text become tokens in {path}")
+        note(f"{corpus.name}: {corpus.num_bytes / 1e6:.0f} MB of text are encoded to {path}")
     with convert_os_errors(part), open(part, "r+b" if state.pieces else "wb") as file:
         file.seek(HEADER.size + state.count * width)
         file.truncate()  # discards ids that were written after the last state

@@ -89,7 +89,7 @@ class TokenizedText:
     lengths: (V,). The number of characters of each id.
 
     The token after the one at position i begins at i + lengths[ids[i]]; the token before it begins at begins[i - 1].
-    Neighbours are thus found without a search, and a merge writes three elements. The text "abab" between two borders,
+    Neighbors are thus found without a search, and a merge writes three elements. The text "abab" between two borders,
     before and after the merge of (a, b), with the ids 2, 3 and 5:
 
     >>> text = TokenizedText(np.array([0, 2, 3, 2, 3, 0], np.int32), vocab_size=8)

@@ -119,7 +119,7 @@ class Windows:
         it reads half of the windows of a pass, and the next epoch reads the other half.
 
         A pass reads each document once: the document's starts are cut into ceil(starts / T) equal parts, and one window
-        is taken from each part, all at one random offset within their parts. Neighbouring windows are thus at most T
+        is taken from each part, all at one random offset within their parts. Neighboring windows are thus at most T
         apart and leave no gap; at either edge of a document up to T - 1 tokens may be left out of a pass. Over many
         epochs every start is equally likely. The class docstring has an example.
 

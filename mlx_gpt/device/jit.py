@@ -1,7 +1,7 @@
-"""Vectorised CPU kernels for MLX on Linux, set up before MLX is loaded.
+"""Vectorized CPU kernels for MLX on Linux, set up before MLX is loaded.
 
 MLX compiles its fused CPU kernels by calling the first `g++` on the PATH, without flags for this CPU. A wrapper script
-of that name, put first on the PATH, adds flags that let the compiler vectorise the same loops. Measured: exp is 40x
+of that name, put first on the PATH, adds flags that let the compiler vectorize the same loops. Measured: exp is 40x
 faster, squared ReLU 15x, AdamW 4x. The wrapper also uses a precompiled version of MLX's header, so a kernel compiles
 in 0.1 s instead of 0.7 s.
 
@@ -27,14 +27,14 @@ from mlx_gpt.paths import cache_dir
 FLAGS = (
     "-march=native",
     "-fno-math-errno",  # sqrt need not set errno, so it becomes one instruction
-    "-fno-trapping-math",  # both sides of a select may be computed, so a branch can be vectorised
+    "-fno-trapping-math",  # both sides of a select may be computed, so a branch can be vectorized
     "-finline-limit=4000",  # exp is inlined into the loop
 )
 BY_MLX = ("-std=c++17", "-O3", "-fPIC")  # the flags of MLX itself; g++ uses a precompiled header only with equal flags
 HEADER = Path("mlx/backend/cpu/compiled_preamble.h")
 
 
-def vectorise() -> bool:
+def vectorize() -> bool:
     """Installs the wrapper if need be, and sets PATH and TMPDIR.
 
     Returns:

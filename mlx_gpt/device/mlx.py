@@ -1,6 +1,6 @@
 """The only module that imports MLX.
 
-Importing it first prepares the process: it loads a tuned BLAS, installs vectorised kernels and sets MLX's environment
+Importing it first prepares the process: it loads a tuned BLAS, installs vectorized kernels and sets MLX's environment
 variables, all of which must happen before MLX is loaded. Every other module imports `mx` and `nn` from here.
 """
 
@@ -12,7 +12,7 @@ from mlx_gpt.device import blas, jit
 
 STOCK_ENVIRONMENT = dict(os.environ)  # before any change; for child processes that must not inherit the changes
 BLAS = blas.preload()
-VECTORISED = jit.vectorise()
+VECTORIZED = jit.vectorize()
 # MLX schedules a graph breadth first up to this width. It must be wide enough to interleave the lanes: depth first, the
 # whole work of one lane would be scheduled before that of the next.
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "200")
@@ -31,7 +31,7 @@ def on_gpu() -> bool:
 def kind() -> str:
     """Returns "metal", "cuda" or "cpu".
 
-    Does not initialise the device, so variables that MLX reads at its first use can still be set afterwards.
+    Does not initialize the device, so variables that MLX reads at its first use can still be set afterwards.
     """
     if not on_gpu():
         return "cpu"

@@ -9,7 +9,7 @@ from importlib.metadata import distributions, version
 
 from mlx_gpt.device import blas, jit
 from mlx_gpt.device.lanes import num_cores
-from mlx_gpt.device.mlx import BLAS, DTYPES, VECTORISED, can_compile, changed_variables, kind, mx, on_gpu
+from mlx_gpt.device.mlx import BLAS, DTYPES, VECTORIZED, can_compile, changed_variables, kind, mx, on_gpu
 
 
 def prepare(dtype: str = "float32") -> None:
@@ -76,7 +76,7 @@ def device_report() -> dict:
         "blas": BLAS.name,
         "blas_fast": BLAS.fast,
         "blas_path": BLAS.path,
-        "vectorised_kernels": VECTORISED,
+        "vectorised_kernels": VECTORIZED,
         "compile": can_compile(),
         "environment_changed": ", ".join(changed_variables()),
         "memory_limit_gib": round(mx.get_memory_limit() / gib, 2),

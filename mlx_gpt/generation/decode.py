@@ -119,7 +119,7 @@ def decode(model, prompt: Sequence[int], how: Sampling, seed: int = 0) -> Iterat
 def require_ids(tokens: list[int], vocab_size: int) -> None:
     """Raises UserError for an empty prompt or an id out of range, which MLX would read garbage for."""
     if not tokens:
-        raise UserError("an empty prompt; begin with the tokenizer's BOS")
+        raise UserError("the prompt is empty; begin it with the tokenizer's BOS")
     low, high = min(tokens), max(tokens)
     if low < 0 or high >= vocab_size:
         raise UserError(f"prompt ids from {low} to {high}, the vocabulary has 0 to {vocab_size - 1}")

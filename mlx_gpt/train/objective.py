@@ -29,7 +29,7 @@ class Objective(Protocol):
         ...
 
     def __call__(self, logits: mx.array, aux: Scalars, batch: NamedTuple) -> tuple[mx.array, Scalars]:
-        """The sum to be minimised and further sums to be reported, all () float32.
+        """The sum to be minimized and further sums to be reported, all () float32.
 
         Args:
             logits: (B, T, V), of any type.

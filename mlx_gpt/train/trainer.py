@@ -51,7 +51,7 @@ class Trainer:
         model: The network; its weights are the first state.
         optimizer: Updates the weights.
         optimizer_state: The optimizer's tensors of a checkpoint; what they lack starts afresh.
-        objective: What is minimised.
+        objective: What is minimized.
         source: What each update trains on. It is moved to the header's position.
         validation: Evaluates the weights.
         group: The processes that train together.

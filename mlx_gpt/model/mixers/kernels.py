@@ -120,7 +120,7 @@ def _exp_scores(q: mx.array, k: mx.array, mask: mx.array, scale: float) -> tuple
     """exp(scores - max), (B, H, S, T), and its sums over the keys, (B, H, T, 1).
 
     On a CPU, MLX fuses elementwise operations that broadcast into slow strided loops. Therefore the scores are
-    transposed and not normalised, and broadcasts are kept out of fused kernels: a strided view replaces one, and a
+    transposed and not normalized, and broadcasts are kept out of fused kernels: a strided view replaces one, and a
     reshape separates two operations.
     """
     scores = (k @ _t(q)).astype(mx.float32)
