@@ -1,4 +1,4 @@
-"""Draws validation perplexity against tokens for runs, beside the published points of randyGPT.
+"""Plots the validation perplexity of runs against tokens, with the points that randyGPT's authors published.
 
 python experiments/curves.py experiments/results/curves.png LABEL=METRICS.jsonl ...
 """
@@ -18,9 +18,9 @@ PUBLISHED = [(200, 13.4), (300, 12.0), (400, 11.2), (500, 11.8), (929, 10.6)]
 TOKENS_PER_ITERATION = 64 * 256
 
 
-def main(picture: str, labelled: list[str]) -> None:
+def main(picture: str, labeled: list[str]) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
-    for label, _, path in (text.partition("=") for text in labelled):
+    for label, _, path in (text.partition("=") for text in labeled):
         lines = [line for line in read_metrics(Path(path)) if line.get("val_ppl") and line["tokens"]]
         axes.plot([line["tokens"] / 1e6 for line in lines], [line["val_ppl"] for line in lines], ".-", label=label)
     tokens, ppl = zip(*((i * TOKENS_PER_ITERATION / 1e6, ppl) for i, ppl in PUBLISHED), strict=True)

@@ -1,13 +1,13 @@
 """Compares two versions of mlxgpt bit for bit, through the command line.
 
-`python experiments/identity.py OLD [NEW]`: OLD and NEW are git revisions or folders that hold mlx_gpt; NEW is
-by default the working tree that this file lies in. Both sides run the same commands on this machine: training, writing,
-serving, resuming. Losses, gradient norms, tensors and texts must be equal; headers are not compared, for their fields
-may be renamed. NEW also writes from OLD's checkpoint and resumes OLD's run. One line a scenario says "equal" or what
-differs first, and the exit code is 1 if anything differs.
+`python experiments/identity.py OLD [NEW]`: OLD and NEW are git revisions, or folders that contain mlx_gpt. The default
+of NEW is the working tree of this file. Both sides run the same commands on this machine: they train, generate, serve
+and resume. Losses, gradient norms, tensors and texts must be equal. Headers are not compared, because their fields may
+be renamed. NEW also generates from OLD's checkpoint and resumes OLD's run. The script prints one line per scenario:
+"equal", or the first difference. The exit code is 1 if anything differs.
 
-The text is `shakespeare` where MLXGPT_CORPUS_DIR holds it, else `pydocs`. A first run compiles kernels and takes
-minutes; later ones find them in the user's cache.
+The text is `shakespeare` if MLXGPT_CORPUS_DIR contains it, otherwise `pydocs`. A first run compiles kernels and takes
+minutes. Later runs find the kernels in the user's cache.
 """
 
 import argparse
@@ -30,7 +30,7 @@ COMMON = f"--preset model-xs --corpus {CORPUS} --batch 4 --iters {STEPS} --eval-
 COMMON += " --set model.n_embd=32 --set model.n_head=2 --set model.n_layer=2 --set model.block_size=32"
 COMMON += " --set train.eval_windows=16 --set optimizer.warmup_steps=4"
 ALL_EXTENSIONS = ("positions=rotary", "mlp=swiglu", "norm_weights=true", "final_norm=true", "qk_norm=true")
-# Name -> what is added to COMMON; a later --set of a name would be refused, so none is in both.
+# Name -> options added to COMMON. A setting that is given twice is an error, so no setting is in both.
 TRAININGS = {
     "muon, average": "--set optimizer.name=muon --set optimizer.ema_decay=0.99 --set model.dropout=0.0",
     "adamw": "--set optimizer.name=adamw --set model.dropout=0.0",
@@ -51,7 +51,7 @@ TRAININGS = {
     "all extensions": " ".join(f"--set model.{setting}" for setting in (*ALL_EXTENSIONS, "tied_head=true")),
 }
 LION = {"lion": "--set optimizer.name=lion --lr 3e-4"}
-WRITERS = ("muon, average", "byte pairs", "all extensions")  # the trainings whose models write
+WRITERS = ("muon, average", "byte pairs", "all extensions")  # the trainings whose models generate text
 REQUESTS = (
     {"prompt": "The ", "seed": 3, "max_tokens": 40, "temperature": 0.8, "logprobs": 3, "echo": True},
     {"prompt": "The ", "seed": 4, "max_tokens": 80, "temperature": 1.0, "top_p": 0.9, "logprobs": 5},
@@ -61,7 +61,7 @@ REQUESTS = (
 
 
 def train(side: Side, *arguments: str, out: str, steps: int = STEPS) -> dict:
-    """The numbers of each report and the tensors of each checkpoint, as {what: value}."""
+    """Trains a model. Returns the numbers of each report and the tensors of each checkpoint, as {what: value}."""
     lines = [json.loads(line) for line in side.run("train", "--json", *arguments).splitlines()]
     found = {}
     for line in lines:
@@ -79,13 +79,19 @@ def train(side: Side, *arguments: str, out: str, steps: int = STEPS) -> dict:
 
 
 class Comparison:
-    """Runs scenarios on both sides, tells what differs, and counts."""
+    """Runs scenarios on both sides, prints the differences, and counts them."""
 
     def __init__(self, old: Side, new: Side):
         self.old, self.new, self.differing, self.count = old, new, 0, 0
 
     def __call__(self, name: str, scenario: Callable[[Side], dict], of_new: Callable[[Side], dict] | None = None):
-        """Compares what a scenario finds; `of_new` is that of the new side, where it is another."""
+        """Compares the results of a scenario on both sides.
+
+        Args:
+            name: Name of the scenario.
+            scenario: Returns the result of a side, as {what: value}.
+            of_new: The scenario of the new side, if it is another one.
+        """
         start = time.perf_counter()
         try:
             difference = first_difference(scenario(self.old), (of_new or scenario)(self.new))
@@ -97,13 +103,13 @@ class Comparison:
 
 
 def first_difference(old: dict, new: dict) -> str | None:
-    """What differs first, in the order in which it was found; None where all is equal."""
+    """The first difference, in the order of the results; None if all is equal."""
     for key in [*old, *(key for key in new if key not in old)]:
         if key not in old or key not in new:
             return f"{key} is only in {'old' if key in old else 'new'}"
         if old[key] != new[key]:
-            told = "" if isinstance(old[key], tuple) else f": {str(old[key])[:90]!r} and {str(new[key])[:90]!r}"
-            return f"{key} differs{told}"
+            values = "" if isinstance(old[key], tuple) else f": {str(old[key])[:90]!r} and {str(new[key])[:90]!r}"
+            return f"{key} differs{values}"
     return None
 
 
@@ -112,14 +118,14 @@ def slug(name: str) -> str:
 
 
 def compare_trainings(compare: Comparison, trainings: dict[str, str]) -> None:
-    """The same settings on both sides; the run folders stay for what comes after."""
+    """Compares runs with the same settings. The run folders are kept for the other scenarios."""
     for name, settings in trainings.items():
         arguments = (*f"{COMMON} {settings}".split(), "--out", slug(name))
         compare(name, lambda side, a=arguments, n=name: train(side, *a, out=slug(n)))
 
 
 def compare_resumed(compare: Comparison) -> None:
-    """A run that was ended half-way and resumed, beside the unbroken one and beside the other side."""
+    """Compares a run that ended halfway and was resumed: with that of the other side, and with the unbroken run."""
     constant = [*COMMON.split(), "--set", "optimizer.decay_start=1.0", "--set", "optimizer.ema_decay=0.99"]
     half = [str(STEPS // 2) if argument == str(STEPS) else argument for argument in constant]
 
@@ -131,7 +137,7 @@ def compare_resumed(compare: Comparison) -> None:
         return train(side, *constant, "--out", "whole", out="whole")
 
     def later(found: dict) -> dict:
-        """Without the first half's reports, which a resumed run does not repeat."""
+        """Removes the reports of the first half, which a resumed run does not repeat."""
         return {k: v for k, v in found.items() if not (m := re.search(r"step (\d+)$", k)) or int(m[1]) > STEPS // 2}
 
     compare("half", lambda side: train(side, *half, "--out", "half", out="half", steps=STEPS // 2))
@@ -142,7 +148,7 @@ def compare_resumed(compare: Comparison) -> None:
 
 
 def compare_texts(compare: Comparison) -> None:
-    """What the trained models write, by `generate` and by `serve`."""
+    """Compares the texts that the trained models generate, with `generate` and with `serve`."""
     for name in WRITERS:
         run = slug(name)
         compare(f"generate, {name}", lambda side, r=run: write(side, side.home / r))
@@ -151,7 +157,7 @@ def compare_texts(compare: Comparison) -> None:
 
 
 def write(side: Side, run: Path) -> dict:
-    """Five texts by their seeds, longer than the context, and the likeliest one."""
+    """Generates five texts with different seeds, longer than the context, and one greedy text."""
     drawn = "--samples 5 --seed 0 --max-tokens 100 --temp 0.9 --top-p 0.95 --top-k 40".split()
     texts = side.run("generate", str(run), "--json", "--prompt", "The ", *drawn).splitlines()
     found = {f"text of seed {seed}": json.loads(text)["completion"] for seed, text in enumerate(texts)}
@@ -160,7 +166,7 @@ def write(side: Side, run: Path) -> dict:
 
 
 def serve(side: Side, run: Path) -> dict:
-    """The choices that /v1/completions answers with, one request at a time."""
+    """The choices in the responses of /v1/completions, with one request at a time."""
     with serving(side, run) as address:
         found = {}
         for i, body in enumerate(REQUESTS):
@@ -176,13 +182,13 @@ def serve(side: Side, run: Path) -> dict:
 
 @contextlib.contextmanager
 def serving(side: Side, run: Path) -> Iterator[str]:
-    """The address of a server on a free port of the loopback interface, until the end of the block."""
+    """A context with a server on a free port of the loopback interface. Yields its URL."""
     arguments = ("-m", "mlx_gpt", "serve", str(run), "--port", "0")
-    with tempfile.TemporaryFile("w+") as told, side.start(*arguments, told=told) as server:
+    with tempfile.TemporaryFile("w+") as errors, side.start(*arguments, stderr=errors) as server:
         try:
             found = re.search(r"http://[\d.:]+", server.stdout.readline())
             if not found:
-                raise Failed(f"{side.name} does not serve: {last_line(told)}")
+                raise Failed(f"{side.name} does not serve: {last_line(errors)}")
             yield found[0]
         finally:
             server.terminate()
@@ -190,9 +196,9 @@ def serving(side: Side, run: Path) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old", help="a git revision, or a folder that holds mlx_gpt")
-    parser.add_argument("new", nargs="?", default=str(ROOT), help="the same; the working tree unless given")
-    help = "train with Lion too; off by default, because two runs of one version can differ"
+    parser.add_argument("old", help="a git revision, or a folder that contains mlx_gpt")
+    parser.add_argument("new", nargs="?", default=str(ROOT), help="the same (default: the working tree)")
+    help = "also train with Lion; not the default, because two runs of one version can differ"
     parser.add_argument("--lion", action="store_true", help=help)
     chosen = parser.parse_args()
     start = time.perf_counter()

@@ -1,6 +1,8 @@
-"""Memory over a run of 2,000 updates with evaluations and saves: MLX's active memory, and the process's resident size.
+"""Measures memory over a run of 2,000 updates with evaluations and saves: MLX's active memory and the resident size.
 
-python experiments/memory.py PICTURE.png [STEPS]; exits 1 where either grows by more than 1 % over the second half.
+python experiments/memory.py PICTURE.png [STEPS]
+
+The exit code is 1 if either grows by more than 1% over the second half of the run.
 """
 
 import os
@@ -22,7 +24,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 
 def resident() -> int:
-    """Bytes in memory now; the peak where the system does not tell."""
+    """The resident size of this process in bytes; its peak on systems without /proc."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

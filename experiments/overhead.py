@@ -1,4 +1,4 @@
-"""What the trainer costs beside its bare compiled step, in turns: display, metrics file and bookkeeping are on.
+"""Measures the overhead of the trainer, with display and metrics file, over its bare compiled step, in turns.
 
 python experiments/overhead.py [PRESET] [ROUNDS]
 """
@@ -17,7 +17,7 @@ from mlx_gpt.train.reports import StepReport
 from mlx_gpt.watch.console import RunConsole, Terminal
 from mlx_gpt.watch.metrics import MetricsFile
 
-STEPS = 5  # of each kind in a round
+STEPS = 5  # steps of each kind in a round
 
 
 def main(preset: str = "model-s", rounds: int = 20) -> None:

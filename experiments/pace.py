@@ -1,14 +1,15 @@
 """Times two versions of mlxgpt in turns on one machine and prints a Markdown table.
 
-`python experiments/pace.py OLD NEW`: each is a git revision or a folder that holds mlx_gpt. For each preset: an update
-of the weights, decoding and prefill of 1 and 16 rows, and the time from the start of `mlxgpt train` to its first
-update. Then the time of `mlxgpt --help` and `mlxgpt train --help`. The sides take turns, old and new, in every round,
-and only one computes at a time. A turn's time is that of its quickest call, for what else runs on the machine can only
-add to it. The table holds medians of the rounds. `ratio` is the old time over the new one, above 1 where new is faster;
-the last column is the range of that ratio over the rounds.
+`python experiments/pace.py OLD NEW`: each is a git revision, or a folder that contains mlx_gpt. For each preset, the
+table has the time of an update, of decoding and prefill with 1 and 16 rows, and from the start of `mlxgpt train` to its
+first update. It also has the time of `mlxgpt --help` and `mlxgpt train --help`.
 
-Both sides compute the same case: OLD's `bench` makes the weights and the text. The text is `shakespeare` where
-MLXGPT_CORPUS_DIR holds it, else `pydocs`.
+The two sides take turns in every round, and only one computes at a time. The time of a turn is that of its fastest
+call, because other load on the machine can only add to it. The table has medians over the rounds. `ratio` is the old
+time divided by the new one; above 1, new is faster. The last column is the range of the ratio over the rounds.
+
+Both sides compute the same case: the `bench` of OLD makes the weights and the text. The text is `shakespeare` if
+MLXGPT_CORPUS_DIR contains it, otherwise `pydocs`.
 """
 
 import argparse
@@ -25,9 +26,9 @@ from pathlib import Path
 import numpy as np
 from sides import CORPUS, ROOT, Failed, Side, both, last_line
 
-ROWS = (1, 16)  # sequences side by side where text is read and written
-TURN_SECONDS = 2.0  # of updates, decoding or prefill: as many calls as fit, one at least
-CALL_SECONDS, MAX_STEPS = 0.5, 100  # of one call: as many updates as fit, one at least
+ROWS = (1, 16)  # numbers of sequences in decoding and prefill
+TURN_SECONDS = 2.0  # of a turn of updates, decoding or prefill: as many calls as fit, at least one
+CALL_SECONDS, MAX_STEPS = 0.5, 100  # of a call: as many updates as fit, at least one
 MAKE_CASE = """
 import json, sys
 from pathlib import Path
@@ -39,15 +40,15 @@ except ImportError:  # mlxgpt 0.1.0
 preset, settings, path = sys.argv[1:]
 make_case(preset, json.loads(settings), lambda line: None, use_tuned=False).save(Path(path))
 """
-Timer = Callable[[Side], float]  # seconds of one turn of a side
+Timer = Callable[[Side], float]  # returns the seconds of one turn of a side
 
 
 class Worker:
-    """A side's contender of the bench in its own process: call it with a method's name and arguments."""
+    """The benchmark's contender of a side, in its own process. Calling it runs a method and returns the result."""
 
     def __init__(self, side: Side, case: Path):
-        self.name, self.told = side.name, tempfile.TemporaryFile("w+", errors="replace")
-        self.process = side.start("-m", "mlx_gpt.bench.worker", "mlxgpt", str(case), told=self.told)
+        self.name, self.errors = side.name, tempfile.TemporaryFile("w+", errors="replace")
+        self.process = side.start("-m", "mlx_gpt.bench.worker", "mlxgpt", str(case), stderr=self.errors)
         self.answer()
 
     def __call__(self, method: str, *arguments: int):
@@ -57,7 +58,7 @@ class Worker:
 
     def answer(self):
         line = self.process.stdout.readline()
-        answer = json.loads(line) if line else {"error": last_line(self.told)}
+        answer = json.loads(line) if line else {"error": last_line(self.errors)}
         if "error" in answer:
             raise Failed(f"{self.name}: {answer['error']}")
         return answer["ok"]
@@ -65,11 +66,11 @@ class Worker:
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
-        self.told.close()
+        self.errors.close()
 
 
 def in_turns(what: str, timer: Timer, sides: tuple[Side, Side], rounds: int) -> list[tuple[float, float]]:
-    """Seconds of old and new in each round, after a turn of each that warms it up."""
+    """The seconds of old and new in each round. Each has a warm-up turn before the first round."""
     print(f"  {what}", file=sys.stderr)
     for side in sides:
         timer(side)
@@ -77,7 +78,7 @@ def in_turns(what: str, timer: Timer, sides: tuple[Side, Side], rounds: int) -> 
 
 
 def quickest(call: Callable[[], float]) -> float:
-    """The least of the seconds that the calls of a turn return."""
+    """The shortest time that the calls of a turn return, in seconds."""
     found, until = [], time.perf_counter() + TURN_SECONDS
     while not found or time.perf_counter() < until:
         found.append(call())
@@ -85,12 +86,19 @@ def quickest(call: Callable[[], float]) -> float:
 
 
 def number(x: float) -> str:
-    """With three digits at least."""
+    """A number as text, with at least three digits."""
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def row(what: str, unit: str, times: list[tuple[float, float]], shown: Callable[[float], float]) -> str:
-    """A line of the table; `shown` gives a time in seconds as a number of the unit."""
+    """A line of the table.
+
+    Args:
+        what: What was timed.
+        unit: The unit of the numbers.
+        times: Seconds of old and new in each round.
+        shown: Converts seconds to the unit.
+    """
     old, new = (statistics.median(seconds) for seconds in zip(*times, strict=True))
     ratios = [a / b for a, b in times]
     cells = [f"{what}, {unit}", number(shown(old)), number(shown(new)), f"{old / new:.3f}"]
@@ -98,7 +106,7 @@ def row(what: str, unit: str, times: list[tuple[float, float]], shown: Callable[
 
 
 def model_rows(preset: str, batch: int, sides: tuple[Side, Side], rounds: int) -> list[str]:
-    """Update, decoding and prefill of a preset, each side in a process that lives on."""
+    """The lines of a preset for updates, decoding and prefill. Each side has one process for all rounds."""
     case = sides[0].home / f"{preset}.npz"
     settings = {"data.corpus": [CORPUS], "train.batch_size": batch, "model.dropout": 0.0}
     sides[0].python("-c", MAKE_CASE, preset, json.dumps(settings), str(case))
@@ -115,7 +123,7 @@ def model_rows(preset: str, batch: int, sides: tuple[Side, Side], rounds: int) -
             f"{preset}: step", lambda side: quickest(lambda: workers[side]("steps", count) / count), sides, rounds
         )
         rows.append(row(f"{preset}: step of {batch}", "ms", times, lambda s: 1000 * s))
-    with contextlib.ExitStack() as stack:  # afresh, as one writes
+    with contextlib.ExitStack() as stack:  # generation has new processes, as in use
         workers = {side: stack.enter_context(contextlib.closing(Worker(side, case))) for side in sides}
         timers = {
             "decode": (written, lambda side, n: quickest(lambda: workers[side]("decode", n)[0])),
@@ -130,21 +138,21 @@ def model_rows(preset: str, batch: int, sides: tuple[Side, Side], rounds: int) -
 
 
 def first_update(side: Side, preset: str) -> float:
-    """Seconds from the start of `mlxgpt train` to the report of its first update; then the run is ended."""
+    """Seconds from the start of `mlxgpt train` to the report of its first update. The run is then killed."""
     arguments = f"train --json --preset {preset} --corpus {CORPUS} --iters 1 --set train.eval_every=1000".split()
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=side.home) as out, tempfile.TemporaryFile("w+") as told:
-        with side.start("-m", "mlx_gpt", *arguments, "--out", out, told=told) as process:
+    with tempfile.TemporaryDirectory(dir=side.home) as out, tempfile.TemporaryFile("w+") as errors:
+        with side.start("-m", "mlx_gpt", *arguments, "--out", out, stderr=errors) as process:
             for line in process.stdout:
                 if json.loads(line)["report"] == "step":
                     seconds = time.perf_counter() - start
                     process.kill()
                     return seconds
-        raise Failed(f"{side.name} reports no update: {last_line(told)}")
+        raise Failed(f"{side.name} reports no update: {last_line(errors)}")
 
 
 def help_shown(side: Side, *command: str) -> float:
-    """Seconds of `mlxgpt COMMAND --help` in a fresh process."""
+    """Seconds of `mlxgpt COMMAND --help` in a new process."""
     start = time.perf_counter()
     side.run(*command, "--help")
     return time.perf_counter() - start
@@ -152,11 +160,11 @@ def help_shown(side: Side, *command: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old", help="a git revision, or a folder that holds mlx_gpt")
-    parser.add_argument("new", nargs="?", default=str(ROOT), help="the same; the working tree unless given")
-    parser.add_argument("--preset", action="append", help="repeatable; model-s and model-l unless given")
-    parser.add_argument("--batch", type=int, default=16, help="sequences of an update (default: 16)")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: 7)")
+    parser.add_argument("old", help="a git revision, or a folder that contains mlx_gpt")
+    parser.add_argument("new", nargs="?", default=str(ROOT), help="the same (default: the working tree)")
+    parser.add_argument("--preset", action="append", help="repeatable (default: model-s and model-l)")
+    parser.add_argument("--batch", type=int, default=16, help="sequences per update (default: 16)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns per side (default: 7)")
     chosen = parser.parse_args()
     presets = chosen.preset or ["model-s", "model-l"]
     with both(chosen.old, chosen.new) as sides:

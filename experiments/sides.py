@@ -1,4 +1,4 @@
-"""Two versions of mlxgpt on one machine, each with its own code, run by the interpreter that runs this."""
+"""Runs two versions of mlxgpt on one machine, each with its own code, with the interpreter that runs this file."""
 
 import contextlib
 import os
@@ -15,57 +15,63 @@ CORPUS = "shakespeare" if HAS_SHAKESPEARE else "pydocs"
 
 
 class Failed(Exception):
-    """A command of one side that failed, or whose output lacks what is compared."""
+    """A command of a side failed, or its output lacks what is compared."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One version: the folder of its code, and a folder to run in."""
+    """One version.
+
+    Attributes:
+        name: "old" or "new".
+        code: The folder that contains mlx_gpt.
+        home: The working folder of its processes.
+    """
 
     name: str
     code: Path
     home: Path
 
     def run(self, *arguments: str) -> str:
-        """What `mlxgpt ARGUMENTS` prints on stdout. Raises Failed with the last line that it wrote to stderr."""
+        """Runs `mlxgpt ARGUMENTS`. Returns its stdout. Raises Failed with the last line of its stderr."""
         return self.python("-m", "mlx_gpt", *arguments)
 
     def python(self, *arguments: str) -> str:
-        """As run(), of the interpreter."""
-        with tempfile.TemporaryFile("w+") as told, self.start(*arguments, told=told) as process:
+        """Like run(), for `python ARGUMENTS`."""
+        with tempfile.TemporaryFile("w+") as errors, self.start(*arguments, stderr=errors) as process:
             output = process.communicate()[0]
             if process.returncode:
-                raise Failed(f"{self.name} fails with exit code {process.returncode}: {last_line(told)}")
+                raise Failed(f"{self.name} fails with exit code {process.returncode}: {last_line(errors)}")
             return output
 
-    def start(self, *arguments: str, told) -> subprocess.Popen:
-        """The interpreter as a process with pipes; `told` is a file for its stderr."""
+    def start(self, *arguments: str, stderr) -> subprocess.Popen:
+        """Starts `python ARGUMENTS` with pipes for stdin and stdout. `stderr` is a file for its stderr."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("MLXGPT_")}
         if folder := os.environ.get("MLXGPT_CORPUS_DIR"):
             kept["MLXGPT_CORPUS_DIR"] = str(Path(folder).resolve())
         environment, pipe = kept | {"PYTHONPATH": str(self.code), "MLXGPT_TUNED": "off"}, subprocess.PIPE
         command = [sys.executable, *arguments]
         return subprocess.Popen(
-            command, cwd=self.home, env=environment, stdin=pipe, stdout=pipe, stderr=told, text=True
+            command, cwd=self.home, env=environment, stdin=pipe, stdout=pipe, stderr=stderr, text=True
         )
 
 
 def last_line(file) -> str:
-    """The last line of what was written to a file."""
+    """The last line of a file."""
     file.seek(0)
     return (file.read().strip().splitlines() or ["no message"])[-1]
 
 
 @contextlib.contextmanager
 def both(old: str, new: str) -> Iterator[tuple[Side, Side]]:
-    """The two sides, until the end of the block; each a git revision, or a folder that holds mlx_gpt."""
+    """A context with the two sides. Each argument is a git revision, or a folder that contains mlx_gpt."""
     with _code_of(old) as old_code, _code_of(new) as new_code, tempfile.TemporaryDirectory() as home:
         yield _side("old", old_code, Path(home)), _side("new", new_code, Path(home))
 
 
 @contextlib.contextmanager
 def _code_of(name: str) -> Iterator[Path]:
-    """The folder of that name, or a git worktree of that revision until the end of the block."""
+    """A context with the code of a side: a folder, or a git worktree of a revision, which exists in the context."""
     if Path(name, "mlx_gpt").is_dir():
         yield Path(name).resolve()
         return
@@ -73,7 +79,7 @@ def _code_of(name: str) -> Iterator[Path]:
         tree = Path(temporary).resolve() / "tree"
         git = ["git", "-C", str(ROOT), "worktree"]
         if subprocess.run([*git, "add", "--quiet", "--detach", str(tree), name]).returncode:
-            sys.exit(f"{name} is no revision, and no folder that holds mlx_gpt")
+            sys.exit(f"{name} is neither a git revision nor a folder that contains mlx_gpt")
         try:
             yield tree
         finally:
@@ -81,11 +87,11 @@ def _code_of(name: str) -> Iterator[Path]:
 
 
 def _side(name: str, code: Path, home: Path) -> Side:
-    """A side whose interpreter finds its own code. Exits where it finds another."""
+    """Makes a side, and checks that its interpreter imports its own code. Exits if it imports another."""
     side = Side(name, code, home / name)
     side.home.mkdir()
     found = side.python("-c", "import mlx_gpt; print(mlx_gpt.__file__)").strip()
     if not Path(found).is_relative_to(code):
-        sys.exit(f"{name}: {found} is imported, not {code}")
+        sys.exit(f"{name}: imports {found}, expected {code}")
     print(f"{name}: {code}", file=sys.stderr)
     return side

@@ -1,4 +1,4 @@
-"""What each option beyond randyGPT's network is worth at equal tokens: one million, model-s's width, three seeds."""
+"""Compares each option beyond randyGPT's network at equal tokens: model-s, one million tokens, three seeds."""
 
 from table import measure
 

@@ -1,4 +1,4 @@
-"""How far half a million tokens go: model-l on Shakespeare, by batch; three seeds each."""
+"""Trains model-l on half a million tokens of Shakespeare, with several batch sizes and three seeds each."""
 
 from table import measure
 

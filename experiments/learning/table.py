@@ -1,4 +1,4 @@
-"""Runs of `mlxgpt train` as rows of a table: each once, kept in results/<table>.json as soon as it is done."""
+"""Runs `mlxgpt train` for each row of a table. A finished run is written to results/<table>.json and not repeated."""
 
 import json
 import statistics
@@ -12,7 +12,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def measure(table: str, variants: dict[str, list[str]], seeds: list[int], common: list[str]) -> None:
-    """Trains each variant, a list of arguments, with each seed, unless that is done; prints the table."""
+    """Trains each variant with each seed, unless the table has that row, and prints the table.
+
+    Args:
+        table: Name of the table.
+        variants: Arguments of `mlxgpt train`, by name of the variant.
+        seeds: The seeds.
+        common: Arguments of all variants.
+    """
     path = RESULTS / f"{table}.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     for name, arguments in variants.items():
@@ -26,7 +33,7 @@ def measure(table: str, variants: dict[str, list[str]], seeds: list[int], common
 
 
 def train(arguments: list[str]) -> dict:
-    """One run, from its reports: final and best validation loss, tokens, seconds of training, commit, arguments."""
+    """Trains once. Returns final and best validation loss, tokens, seconds, commit and arguments."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "mlx_gpt", "train", "--json", "--out", f"{folder}/run", *arguments]
         start = time.perf_counter()
@@ -51,6 +58,7 @@ def train(arguments: list[str]) -> dict:
 
 
 def summary(rows: list[dict], name: str) -> str:
+    """One line for a variant: the validation losses of its seeds, and the loss and time of the last run."""
     own = [row for row in rows if row["name"] == name]
     losses = [row["val_loss"] for row in own]
     spread = f" +- {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""

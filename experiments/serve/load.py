@@ -1,9 +1,9 @@
-"""Loads `mlxgpt serve` and a plain one-request-at-a-time server with the same streams, in turns on one machine.
+"""Measures `mlxgpt serve` and a server that handles one request at a time, with the same streams, in turns.
 
     python experiments/serve/load.py CHECKPOINT [--clients 1,4,16] [--tokens 128] [--rounds 3] [--out FILE]
 
-Prints, for each server and number of clients, the median over the rounds: tokens a second of all streams together,
-and percentiles of the time to the first token and between one token and the next.
+Prints, for each server and number of clients, medians over the rounds: the tokens per second of all streams together,
+and percentiles of the time to the first token and of the time between two tokens.
 """
 
 import argparse
@@ -34,12 +34,12 @@ def start(kind: str, checkpoint: str) -> tuple[subprocess.Popen, int]:
         "plain": [sys.executable, Path(__file__).with_name("plain.py"), checkpoint, str(port)],
     }[kind]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    process.stdout.readline()  # it says when it is ready
+    process.stdout.readline()  # each server prints a line when it is ready
     return process, port
 
 
 async def stream(port: int, tokens: int, seed: int) -> list[float]:
-    """When the request was sent, and when each frame with text came."""
+    """Sends a request. Returns the times at which it was sent and at which each frame with text arrived."""
     asked = {"prompt": PROMPT, "max_tokens": tokens, "seed": seed, "temperature": 0.8, "top_p": 0.9, "stream": True}
     body = json.dumps(asked).encode()
     times = [time.perf_counter()]

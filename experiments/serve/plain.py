@@ -1,4 +1,4 @@
-"""The plain server that the other is measured against: one request at a time, each written alone.
+"""A server that handles one request at a time. load.py compares `mlxgpt serve` with it.
 
 python experiments/serve/plain.py CHECKPOINT PORT
 """
