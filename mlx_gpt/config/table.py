@@ -61,8 +61,8 @@ def allowed(f: dataclasses.Field) -> str:
         return f"choose from {', '.join(choices)}"
     kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(f.type, "a list of text")
     if low is not None and high is not None:
-        return f"it takes {kind} from {low} to {high}"
-    return f"it takes {kind}" + (f" of at least {low}" if low is not None else "")
+        return f"give {kind} from {low} to {high}"
+    return f"give {kind}" + (f" of at least {low}" if low is not None else "")
 
 
 def _checked(name: str, value, f: dataclasses.Field):

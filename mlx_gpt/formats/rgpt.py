@@ -181,8 +181,9 @@ def _solve_shape(path: Path, length: int, *, copies: int, vocab_size: int, known
     fits = [s for s in _common_shapes() if size_of(s) == length and all(s[k] == v for k, v in given.items())]
     if len({(s["n_embd"], s["n_layer"], s["block_size"]) for s in fits}) != 1:
         raise BadFile(
-            f"{path}: {length} bytes with {vocab_size} ids is no common shape{' ' + _named(given) if given else ''}; "
-            f"{_what_fits(length, copies, vocab_size, given)}; a truncated file has none"
+            f"{path}: {length} bytes with {vocab_size} ids do not match a common shape"
+            f"{' with ' + _named(given) if given else ''}; {_what_fits(length, copies, vocab_size, given)}; a "
+            "truncated file matches none"
         )
     return ModelConfig(**{**fits[0], "n_head": known.get("n_head") or fits[0]["n_head"]})
 

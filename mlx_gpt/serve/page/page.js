@@ -50,11 +50,11 @@ const given = () => (running ? turns.slice(0, -1).map((turn) => turn.text).join(
 
 async function* frames(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  for (let held = ""; ; ) {
+  for (let rest = ""; ; ) {
     const { done, value } = await reader.read();
     if (done) throw new Error("The connection was closed before the text was complete.");
-    const parts = (held + value).split("\n\n");
-    held = parts.pop();
+    const parts = (rest + value).split("\n\n");
+    rest = parts.pop();
     for (const part of parts) {
       if (!part.startsWith("data: ")) continue;
       if (part === "data: [DONE]") return;
