@@ -25,7 +25,7 @@ COMMANDS += [
     *(f"tokenizer {name}" for name in ("train", "encode", "decode", "inspect", "convert")),
 ]
 SMALL = [f"--set={k}={v}" for k, v in TINY.items()] + ["--batch=4", "--iters=12", "--eval-every=6"]
-SMALL += ["--sample-every=0", "--set=data.val_fraction=0.01"]
+SMALL += ["--sample-every=0", "--set=data.val_fraction=0.002"]
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +356,7 @@ SILLY = [
     (f"train --resume {RUN} --preset model-xs", 4, "n_embd 116 32"),
     (f"train --resume {RUN} --set model.n_layer=3 --iters 20", 4, "n_layer 3 2"),
     (f"train --resume {RUN} --corpus text.txt --iters 20", 4, "text not the text of this run"),
-    (f"train --resume {RUN} --set data.val_fraction=0.2 --iters 20", 4, "val_fraction 0.2 0.01"),
+    (f"train --resume {RUN} --set data.val_fraction=0.2 --iters 20", 4, "val_fraction 0.2 0.002"),
     (f"train --resume --fine-tune {RUN}/best.safetensors", 2, "--resume --fine-tune"),
     (f"train --fine-tune {RUN}/best.safetensors --corpus other.txt --set model.n_embd=64", 4, "n_embd 64 32"),
     (f"eval {RUN}/best.safetensors --corpus unknown.txt", 2, "corpus unknown 'ж' U+0436 not in the vocabulary"),

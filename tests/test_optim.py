@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from covering import covering
 
 from mlx_gpt.config.schema import ModelConfig, OptimizerConfig
 from mlx_gpt.device.lanes import lanes
@@ -116,8 +117,7 @@ REFERENCES = {
 }
 
 
-@pytest.mark.parametrize("num_lanes", [1, 2, 5])
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name, num_lanes", covering(list(RULES), [1, 2, 5], together=1))
 def test_optimizers_are_their_definitions_in_float64(name, num_lanes):
     config = OptimizerConfig(name=name, learning_rate=1e-2, muon_learning_rate=3e-2, ema_decay=0.9)
     optimizer, draw = Optimizer(config, ROLES), np.random.default_rng(1)

@@ -284,7 +284,7 @@ def test_the_seed_decides_everything(tmp_path, config):
 
 
 def arguments(folder, *more):
-    settings = [f"--set={k}={v}" for k, v in TINY.items()] + ["--set=data.val_fraction=0.01", "--batch=4"]
+    settings = [f"--set={k}={v}" for k, v in TINY.items()] + ["--set=data.val_fraction=0.002", "--batch=4"]
     settings += ["--iters=60", "--eval-every=10", "--sample-every=0", "--set=train.save_minutes=0.001"]
     return ["train", "--corpus=pydocs", *settings, "--json", *more, "--out", folder]
 
