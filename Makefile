@@ -26,11 +26,11 @@ test-all: $(BIN)/.test
 
 # What `mlxgpt export` writes, in the libraries it is for; they live in an environment of their own.
 test-exports: $(BIN)/.test .venv-exports/.ready
-	MLXGPT_EXPORT_PYTHON=$(CURDIR)/.venv-exports/bin/python $(BIN)/python -m pytest tests/test_export.py
+	MLXGPT_EXPORT_PYTHON=$(CURDIR)/.venv-exports/bin/python $(BIN)/python -m pytest tests/formats/test_huggingface.py
 
 # The server's page in a real browser; needs Chromium.
 test-page: $(BIN)/.test $(BIN)/.page
-	$(BIN)/python -m pytest tests/test_serve_page.py
+	$(BIN)/python -m pytest tests/serve/test_page.py
 
 bench: $(BIN)/mlxgpt
 	$(BIN)/mlxgpt bench $(BENCH_PRESETS:%=--preset %) --corpus $(CORPUS) $(if $(QUICK),--quick)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from conftest import ROOT
+from constants import ROOT
 
 from mlx_gpt.cli.main import main
 from mlx_gpt.device.lanes import lanes

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from constants import ROOT, TINY
 
 from mlx_gpt.api import Run
 from mlx_gpt.checkpoint.store import Header
@@ -17,10 +18,6 @@ from mlx_gpt.model.gpt import GPT
 
 mx.set_default_device(mx.cpu)
 os.environ["MLXGPT_TUNED"] = "off"  # what was tuned on this machine is its own
-
-ROOT = Path(__file__).parent.parent
-TINY_SHAPE = {"n_embd": 32, "n_head": 4, "n_layer": 2, "block_size": 64}
-TINY = {f"model.{k}": v for k, v in TINY_SHAPE.items()}
 
 
 @pytest.fixture(scope="session")

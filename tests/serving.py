@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import socket
 import threading
 import time
 
@@ -81,3 +82,34 @@ def serving(run, **options):
         yield served
     finally:
         served.stop()
+
+
+def complete(client, prompt="Hello", **options):
+    return client.completions.create(model="tiny", prompt=prompt, **{"max_tokens": 20, "seed": 7} | options)
+
+
+def chat(client, text="Hello", **options):
+    messages = text if isinstance(text, list) else [{"role": "user", "content": text}]
+    return client.chat.completions.create(model="tiny", messages=messages, **{"max_tokens": 20, "seed": 7} | options)
+
+
+def connect(served, data=b""):
+    sock = socket.create_connection(("127.0.0.1", served.port), timeout=20)
+    sock.sendall(data)
+    return sock
+
+
+def raw(body=b"", head="POST /v1/completions", headers=()):
+    lines = [f"{head} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *headers]
+    if not any("transfer" in h.lower() or "length" in h.lower() for h in headers):
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def everything(sock):
+    """All that comes until the other side closes."""
+    data = b""
+    with contextlib.suppress(ConnectionError):
+        while part := sock.recv(65536):
+            data += part
+    return data

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from constants import ROOT
 
 LAZY = ["api", "bench", "data", "device", "generation", "model", "run", "watch"]
 HEAVY = "[m for m in ('mlx', 'mlx.core', 'numpy', 'rich', 'tomllib', 'dataclasses') if m in sys.modules]"

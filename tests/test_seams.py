@@ -4,12 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import TINY
+from constants import TINY
 from mlx.utils import tree_flatten
 from serving import serving
-from test_trainer import V, assert_same_state, timeless
-from test_trainer import trainer as make_trainer
 from toys import Counted, DecayedSum, Halves, Repeated, Squares, Twins, TwoStreams
+from training import V, assert_same_state, timeless
+from training import trainer as make_trainer
 
 import mlx_gpt
 from mlx_gpt.api import Run

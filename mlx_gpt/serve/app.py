@@ -88,18 +88,19 @@ class TextRoute:
                 continue
             while not inbox.empty():
                 arrived.append(inbox.get_nowait())
-            now, merged = time.perf_counter(), []
+            now, merged, error = time.perf_counter(), [], None
             for index in sorted({index for index, _ in arrived}):
                 piece = merge([piece for i, piece in arrived if i == index])
-                if piece.error:
-                    raise ApiError(503, piece.error, code="engine_error")
+                error = error or piece.error
                 if piece.num_drawn:
                     metrics.tokens.inc(piece.num_drawn)
                     (metrics.next_token if started[index] else metrics.first_token).observe(now - last[index])
                     last[index], started[index] = now, True
                 num_open -= piece.finish_reason is not None
                 merged.append((index, piece))
-            yield merged
+            yield merged  # an error comes after the text that was generated before it
+            if error:
+                raise ApiError(503, error, code="engine_error")
 
 
 async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:

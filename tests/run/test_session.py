@@ -4,7 +4,7 @@ import contextlib
 import json
 
 import pytest
-from conftest import TINY
+from constants import TINY
 
 from mlx_gpt.config.presets import resolve
 from mlx_gpt.errors import ResumeRefused, UserError

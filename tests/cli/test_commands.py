@@ -1,15 +1,14 @@
-"""The command line: the commands as typed, their JSON, and the silly things users type."""
+"""The commands, as a user types them."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from commands import mlxgpt, process
-from conftest import ROOT, TINY, TINY_SHAPE
+from commands import mlxgpt
+from constants import ROOT, TINY, TINY_SHAPE
 from test_compatibility import assert_still_there, kept, todays
 
 from mlx_gpt import bench
@@ -48,9 +47,6 @@ def home(tmp_path_factory):
         data[len(data) // 2] ^= 1
         (home / "corrupt" / name).write_bytes(data)
     return home
-
-
-# -- as typed -------------------------------------------------------------------------------------------------------
 
 
 def test_help_answers_without_loading_mlx(tmp_path):
@@ -305,190 +301,3 @@ def test_corpora_are_mixed_counted_and_read_from_disk(tmp_path):
         done = mlxgpt("train", *SMALL, *mixed, where, f"--out=run{i}", "--json", cwd=tmp_path)
         losses.append([json.loads(line).get("loss") for line in done.stdout.splitlines()])
     assert losses[0] == losses[1]
-
-
-# -- silly things ---------------------------------------------------------------------------------------------------
-
-RUN = "runs/custom-pydocs"
-SILLY = [
-    # arguments, exit code, words of the one line
-    ("train --corpus absent.txt", 2, "absent.txt no such pydocs"),
-    ("train --corpus empty.txt", 3, "empty.txt empty"),
-    ("train --corpus folder", 3, "folder .txt .jsonl"),
-    ("train --corpus binary.bin", 3, "binary.bin byte 128 UTF-8"),
-    ("train --corpus short.txt", 2, "short 257 longer"),
-    ("train --corpus /dev/zero", 3, "/dev/zero device"),
-    ("train --corpus pydocs --corpus pydocs", 2, "pydocs 2 times pydocs:2"),
-    ("train --batch 65536", 6, "65536 sequences GB --batch --accum"),
-    ("train --preset text.txt", 3, "text.txt TOML"),
-    ("train --preset folder", 2, "unknown preset TOML folder"),
-    ("train --out=", 2, "--out empty"),
-    ("train --resume=", 2, "--resume is empty"),
-    ("train --resume --out absent", 2, "--out absent no run there"),
-    ("train --iters 0", 2, "train.iters=0 from"),
-    ("train --iters many", 2, "--iters many"),
-    ("train --iters 5 --set train.iters=6", 2, "train.iters twice"),
-    ("train --minutes -1", 2, "train.minutes=-1"),
-    ("train --lr -1", 2, "learning_rate=-1"),
-    ("train --lr 0", 2, "learning_rate=0"),
-    ("train --lr nan", 2, "learning_rate=nan"),
-    ("train --lr 1e-3 --min-lr 1e-2", 2, "min_learning_rate --min-lr"),
-    ("train --batch 0", 2, "batch_size=0"),
-    ("train --dtype float8", 2, "float8 bfloat16"),
-    ("train --seed -1", 2, "train.seed=-1"),
-    ("train --preset model-q", 2, "model-q"),
-    ("train --preset model-xxl", 2, "model-xl"),
-    ("train --recipe ranygpt", 2, "ranygpt randygpt"),
-    ("train --set model.n_haed=4", 2, "n_haed n_head"),
-    ("train --set model.n_head=7", 2, "n_head=7 divide 8"),
-    ("train --set model.n_head", 2, "--set TABLE.KEY=VALUE"),
-    ("train --set n_head=4", 2, "--set"),
-    ("train --iterz 5", 2, "--iterz --iters"),
-    ("trian", 2, "trian"),
-    (f"train --out {RUN}", 2, "--resume --out"),
-    ("train --out text.txt", 2, "text.txt"),
-    ("train --out text.txt/run --iters 1", 2, "text.txt"),
-    ("train --resume absent", 2, "absent no such"),
-    ("train --resume corrupt", 3, "corrupt SHA-256"),
-    ("train --resume corrupt/checkpoint.safetensors", 3, "corrupt SHA-256"),
-    ("train --resume text.txt", 3, "text.txt neither"),
-    ("train --resume folder", 2, "folder no checkpoint"),
-    (f"train --resume {RUN} --preset model-xs", 4, "n_embd 116 32"),
-    (f"train --resume {RUN} --set model.n_layer=3 --iters 20", 4, "n_layer 3 2"),
-    (f"train --resume {RUN} --corpus text.txt --iters 20", 4, "text not the text of this run"),
-    (f"train --resume {RUN} --set data.val_fraction=0.2 --iters 20", 4, "val_fraction 0.2 0.002"),
-    (f"train --resume --fine-tune {RUN}/best.safetensors", 2, "--resume --fine-tune"),
-    (f"train --fine-tune {RUN}/best.safetensors --corpus other.txt --set model.n_embd=64", 4, "n_embd 64 32"),
-    (f"eval {RUN}/best.safetensors --corpus unknown.txt", 2, "corpus unknown 'ж' U+0436 not in the vocabulary"),
-    ("train --fine-tune absent.safetensors", 2, "absent.safetensors no such"),
-    ("generate absent.safetensors", 2, "absent.safetensors no such"),
-    ("generate text.txt", 3, "text.txt neither"),
-    ("generate folder", 2, "folder without a checkpoint"),
-    ("generate corrupt/best.safetensors", 3, "SHA-256"),
-    ("generate --temp -1", 2, "temperature=-1"),
-    ("generate --top-p 0", 2, "top_p=0"),
-    ("generate --top-k -5", 2, "top_k=-5"),
-    ("generate --max-tokens -1", 2, "max_tokens=-1"),
-    ("generate --prompt жук", 2, "'ж' U+0436"),
-    ("generate --set train.iters=5", 2, "train.iters model.n_head"),
-    ("eval absent.safetensors", 2, "absent.safetensors no such"),
-    ("eval --corpus absent.txt", 2, "absent.txt"),
-    ("inspect text.txt", 3, "text.txt neither"),
-    (f"convert {RUN}/best.safetensors text.txt", 2, "text.txt already --force"),
-    (f"convert {RUN}/best.safetensors absent/x.bin", 2, "absent/x.bin No such"),
-    (f"convert {RUN}/best.safetensors {RUN}/best.safetensors --force", 2, "best.safetensors the file that is read"),
-    (f"convert {RUN}/best.safetensors folder --force", 2, "folder name a file in it"),
-    (f"convert {RUN}/best.safetensors x.bin --format rgpt0004", 2, "rgpt0004"),
-    ("convert absent x.bin", 2, "absent no such"),
-    ("corpus lst", 2, "lst"),
-    ("train --byte-level", 2, "--byte-level --bpe"),
-    ("train --bpe 300 --vocab v.json", 2, "--bpe --vocab"),
-    ("train --bpe many", 2, "--bpe many number 2000"),
-    ("train --corpus markov:-1", 2, "markov:-1 order 0 4"),
-    ("tokenizer train absent/x.json --corpus pydocs", 2, "absent no such folder"),
-    (f"compare {RUN} --plot absent/c.png", 2, "absent no such folder"),
-    ("train --bpe 20", 2, "20 too small characters"),
-    ("train --bpe 100 --byte-level", 2, "100 too small bytes 258"),
-    ("train --vocab absent.json", 2, "absent.json no such file"),
-    ("train --vocab text.txt", 3, "text.txt JSON"),
-    ("train --corpus pydocs:0", 2, "pydocs:0 above 0"),
-    ("train --corpus pydocs --corpus pydocs:2", 2, "pydocs 2 times weight"),
-    ("train --corpus markov:7", 2, "markov:7 order 0 4"),
-    ("train --corpus *.csv", 2, "*.csv matches no file"),
-    ("train --set data.unknown=keep", 2, "keep drop refuse"),
-    (f"train --resume {RUN} --bpe 300 --iters 20", 4, "data.tokenizer bpe char new run"),
-    ("tokenizer encode text.txt", 2, "--vocab"),
-    ("tokenizer encode absent.txt --vocab absent.json", 2, "absent.json no such"),
-    ("tokenizer inspect binary.bin", 3, "binary.bin JSON"),
-    ("tokenizer train text.txt --corpus pydocs", 2, "text.txt already --force"),
-    ("tokenizer train folder --corpus pydocs", 2, "folder name a file"),
-    ("tokenizer train x.json --corpus pydocs --bpe 10", 2, "10 too small"),
-    ("tokenizer convert absent.json x.json", 2, "absent.json no such"),
-    ("corpus stats absent.txt", 2, "absent.txt no such"),
-    ("generate --vocab absent.json", 2, "absent.json no such"),
-    ("compare", 2, "RUN"),
-    ("compare absent", 2, "absent no such run"),
-    ("compare folder", 2, "folder metrics.jsonl"),
-    ("compare text.txt", 2, "metrics.jsonl"),
-    (f"compare {RUN} --at low", 2, "--at low"),
-    (f"compare {RUN} --plot curves.gif", 2, "curves.gif .png .svg"),
-    ("train --set optimizer.name=sgd", 2, "sgd adamw muon lion"),
-    ("train --set optimizer.schedule=step", 2, "step cosine linear wsd"),
-    ("train --set optimizer.ema_decay=1", 2, "ema_decay=1 0.999999"),
-    ("train --set optimizer.muon_learning_rate=0", 2, "muon_learning_rate=0"),
-    ("train --set model.positions=rope", 2, "rope learned rotary"),
-    ("train --set model.positions=rotary --heads 256", 2, "rotary n_embd=256 n_head=256 even"),
-    (f"train --resume {RUN} --set model.qk_norm=true --iters 20", 4, "qk_norm True False"),
-    (f"train --fine-tune {RUN}/best.safetensors --set model.positions=rotary", 4, "positions rotary learned"),
-]
-
-
-@pytest.mark.parametrize("line, code, words", SILLY, ids=[row[0] for row in SILLY])
-def test_a_silly_input_gets_one_helpful_line(home, line, code, words):
-    before = {p: p.stat().st_mtime_ns for p in home.rglob("*") if p.is_file()}
-    done = mlxgpt(*line.split(), cwd=home)
-    assert done.returncode == code, (done.returncode, done.stderr)
-    assert "Traceback" not in done.stderr and not done.stdout
-    errors = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
-    assert len(errors) == len(done.stderr.splitlines()) == 1, done.stderr
-    assert all(word in errors[0] for word in words.split()), done.stderr
-    after = {p: p.stat().st_mtime_ns for p in home.rglob("*") if p.is_file()}
-    assert {p: t for p, t in after.items() if p.name != ".lock"} == {
-        p: t for p, t in before.items() if p.name != ".lock"
-    }
-
-
-@pytest.mark.parametrize("extra", [[], ["--json"]])
-def test_a_reader_that_goes_away_ends_the_run_saved(home, tmp_path, extra):
-    slow = ["train", "--corpus", "pydocs", *SMALL, "--set=train.log_every=1", "--out", tmp_path / "run", *extra]
-    slow[slow.index("--iters=12")], slow[slow.index("--eval-every=6")] = "--iters=100000", "--eval-every=500"
-    with process(*slow, cwd=home) as running:
-        for _ in range(8):
-            running.stdout.readline()
-        running.stdout.close()
-        assert running.stderr.read() == ""
-    assert running.returncode == 141
-    assert (tmp_path / "run/checkpoint.safetensors").exists()
-
-
-def test_a_run_that_blows_up_ends_with_5_and_keeps_nothing_of_it(tmp_path):
-    wild = [*SMALL, "--iters=200", "--lr=10", "--set=optimizer.warmup_steps=0", "--set=optimizer.clip_mode=none"]
-    wild.remove("--iters=12")
-    done = mlxgpt("train", "--corpus", "pydocs", *wild, "--eval-every=100", "--out", "run", cwd=tmp_path)
-    assert done.returncode == 5 and "start a new run" in done.stderr and "Traceback" not in done.stderr
-    assert not list((tmp_path / "run").glob("*.safetensors"))
-
-
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").exists(), reason="needs a folder that can't be written")
-def test_a_read_only_folder_is_named(home):
-    target = "/proc/mlxgpt" if os.geteuid() == 0 else home / "locked"
-    if os.geteuid() != 0:
-        (home / "locked").mkdir(mode=0o500)
-    done = mlxgpt("train", "--corpus", "pydocs", *SMALL, "--out", target, cwd=home)
-    assert done.returncode == 2 and "Traceback" not in done.stderr and str(target) in done.stderr
-
-
-def test_a_full_disk_is_known_before_the_first_step(home, tmp_path):
-    mount = tmp_path / "small"
-    mount.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", mount], capture_output=True).returncode:
-        pytest.skip("may not mount a small tmpfs here")
-    try:
-        done = mlxgpt("train", "--corpus", "pydocs", *SMALL, "--out", mount / "run", cwd=home)
-        assert done.returncode == 6 and "MB free" in done.stderr and "Traceback" not in done.stderr
-        target = mount / "c.bin"
-        with open(mount / "filler", "wb") as f:
-            f.write(b"x" * 200_000)
-        done = mlxgpt("convert", home / RUN / "best.safetensors", target, cwd=home)
-        assert done.returncode == 6 and "no space left" in done.stderr and not target.exists()
-    finally:
-        subprocess.run(["umount", mount], check=True)
-
-
-def test_a_second_trainer_in_the_folder_is_refused(home, tmp_path):
-    shutil.copytree(home / RUN, tmp_path / "run")
-    with process("train", "--resume", "run", "--iters", "100000", "--json", cwd=tmp_path) as first:
-        assert first.stdout.readline()
-        done = mlxgpt("train", "--resume", "run", "--iters", "20", cwd=tmp_path)
-        first.kill()
-    assert done.returncode == 4 and "another trainer" in done.stderr

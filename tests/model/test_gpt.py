@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from networks import NETWORKS, SHAPE, names, network
 
-from mlx_gpt import rng
 from mlx_gpt.config.presets import resolve
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.mlx import mx
@@ -13,31 +13,6 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.model.cost import num_params
 from mlx_gpt.model.gpt import GPT, shapes_of
 from mlx_gpt.model.state import put_row
-
-SHAPE = {"n_embd": 24, "n_head": 3, "n_layer": 2, "block_size": 16}
-CONFIG = ModelConfig(**SHAPE)
-# Each option beyond randyGPT's network alone, and all of them.
-EXTENSIONS = {
-    "positions": "rotary",
-    "qk_norm": True,
-    "norm_weights": True,
-    "final_norm": True,
-    "tied_head": True,
-    "ffn": "swiglu",
-}
-NETWORKS = [{}, *({k: v} for k, v in EXTENSIONS.items()), EXTENSIONS]
-
-
-def names(settings):
-    return "+".join(settings) if isinstance(settings, dict) else None
-
-
-def network(settings):
-    """Weights far from their small beginnings, so that attention and norms matter."""
-    model, draw = GPT(ModelConfig(**SHAPE, **settings), 11, seed=3), np.random.default_rng(4)
-    weights = {k: w * 8 if w.ndim == 2 else mx.array(draw.uniform(0.5, 2, w.shape)) for k, w in model.weights().items()}
-    model.set_weights({k: w.astype(mx.float32) for k, w in weights.items()})
-    return model
 
 
 @pytest.fixture(scope="module", params=NETWORKS, ids=names)
@@ -170,36 +145,3 @@ def test_apply_leaves_the_models_own_weights(model):
     zeros = {k: mx.zeros_like(w) for k, w in before.items()}
     assert mx.abs(model.apply(zeros, mx.array([[1, 2]]))[0]).max().item() == 0
     assert all(mx.array_equal(w, before[k]) for k, w in model.weights().items())
-
-
-# -- dropout --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_dropout_keeps_its_share_and_the_mean(rate):
-    x = mx.ones((8, 64, 96))
-    y = np.array(rng.dropout(x, rate, rng.key(0, rng.DROPOUT, 3)))
-    n = y.size
-    assert (y == 0).mean() == pytest.approx(rate, abs=5 * (rate * (1 - rate) / n) ** 0.5)
-    assert np.allclose(y[y != 0], 1 / (1 - rate))
-    # No row and no column is dropped more than chance: five sigma of a binomial share.
-    for axis in (0, 1, 2):
-        others = tuple(i for i in range(3) if i != axis)
-        shares, size = (y == 0).mean(others), n // y.shape[axis]
-        assert np.abs(shares - rate).max() < 5 * (rate * (1 - rate) / size) ** 0.5
-
-
-def test_a_batch_in_parts_drops_what_the_whole_drops():
-    x, key = mx.ones((6, 5, 7)), rng.key(1, rng.DROPOUT, 2)
-    whole = rng.dropout(x, 0.3, key)
-    parts = mx.concatenate([rng.dropout(x[i : i + 2], 0.3, key, first_row=i) for i in (0, 2, 4)])
-    assert mx.array_equal(whole, parts)
-
-
-def test_masks_of_layers_and_steps_are_independent():
-    x, share = mx.ones((4, 32, 64)), 0.5
-    keys = [k for step in range(3) for k in rng.split(rng.key(0, rng.DROPOUT, step), 4)]
-    masks = [np.array(rng.dropout(x, share, k)).ravel() > 0 for k in keys]
-    for i, a in enumerate(masks):
-        for b in masks[i + 1 :]:
-            assert (a == b).mean() == pytest.approx(0.5, abs=0.03)

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from constants import ROOT
 
 from mlx_gpt.bench import race, report, tuner
 from mlx_gpt.bench.case import Case

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_model import NETWORKS
+from networks import NETWORKS
 
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.cli import convert

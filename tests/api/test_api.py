@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from commands import mlxgpt
-from conftest import TINY
+from constants import TINY
 
 import mlx_gpt
 from mlx_gpt.checkpoint import store

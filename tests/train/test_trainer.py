@@ -1,76 +1,17 @@
 """The loop: a resumed run is the unbroken run, and a run ends when and how it should."""
 
-import json
-import os
-import signal
 import time
 
-import numpy as np
 import pytest
-from commands import mlxgpt, process
-from conftest import TINY
 from covering import covering
+from training import assert_same_state, timeless, trainer
 
 from mlx_gpt.checkpoint import store
-from mlx_gpt.checkpoint.store import Header
-from mlx_gpt.data.tokens import Tokens
-from mlx_gpt.data.windows import Windows
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import OutOfRoom
-from mlx_gpt.model.gpt import GPT, roles_of
-from mlx_gpt.optim.optimizers import RULES, Optimizer
-from mlx_gpt.train.evaluate import Evaluator, Validation
-from mlx_gpt.train.objective import CrossEntropy
-from mlx_gpt.train.parallel import Alone
+from mlx_gpt.optim.optimizers import RULES
 from mlx_gpt.train.reports import EvalReport, Plan, SampleDue, SaveReport, StepReport, StopReport
-from mlx_gpt.train.source import TextSource
-from mlx_gpt.train.trainer import BEST, LATEST, MAX_BAD_STEPS, Trainer
-
-V = 13
-
-
-def tokens(size, seed):
-    return Tokens.of(np.random.default_rng(seed).integers(2, V, size).astype(np.uint8), [size])
-
-
-def trainer(folder, config, checkpoint=None, lag=0):
-    """`lag`: submitted steps that are not read yet, 1 on a GPU."""
-    checkpoint = checkpoint and checkpoint.as_trained()
-    header = checkpoint.header if checkpoint else Header(config=config, vocab_size=V, step=0, num_updates=0)
-    model, block_size = GPT(config.model, V, config.train.seed), config.model.block_size
-    if checkpoint:
-        model.set_weights({k: mx.array(w) for k, w in checkpoint.weights.items()})
-    val = Windows(tokens(200, 1), block_size)
-    made = Trainer(
-        header=header,
-        model=model,
-        optimizer=Optimizer(config.optimizer, roles_of(config.model, V)),
-        optimizer_state=checkpoint.optimizer if checkpoint else None,
-        objective=CrossEntropy(config.train),
-        source=TextSource(Windows(tokens(800, 0), block_size), config.train),
-        validation=Validation(Evaluator(model, val, np.ones(V, np.int32), config.train.dtype), val, config.train),
-        group=Alone(),
-        folder=folder,
-    )
-    made._lag = lag
-    return made
-
-
-def timeless(reports):
-    """What is left of reports without clocks, paths and the reason of the stop."""
-    keep = {
-        StepReport: ("step", "loss", "grad_norm", "lr", "tokens", "skipped"),
-        EvalReport: ("step", "loss", "raw_loss", "best_loss", "best_step", "bad_evals", "lr_cuts"),
-    }
-    return [(type(r).__name__, *(getattr(r, k) for k in keep[type(r)])) for r in reports if type(r) in keep]
-
-
-def assert_same_state(a, b):
-    for ours, theirs in ((a.weights, b.weights), (a.optimizer, b.optimizer)):
-        assert ours.keys() == theirs.keys()
-        assert all(np.array_equal(t, theirs[k]) for k, t in ours.items())
-    for field in ("step", "num_updates", "best_loss", "best_step", "bad_evals", "num_lr_cuts", "tokens", "source"):
-        assert getattr(a.header, field) == getattr(b.header, field), field
+from mlx_gpt.train.trainer import BEST, LATEST, MAX_BAD_STEPS
 
 
 @pytest.fixture(scope="module")
@@ -278,94 +219,3 @@ def test_the_seed_decides_everything(tmp_path, config):
         return [r.loss for r in reports if isinstance(r, StepReport)]
 
     assert losses(1) == losses(1) != losses(2)
-
-
-# -- the whole command, killed ---------------------------------------------------------------------------------------
-
-
-def arguments(folder, *more):
-    settings = [f"--set={k}={v}" for k, v in TINY.items()] + ["--set=data.val_fraction=0.002", "--batch=4"]
-    settings += ["--iters=60", "--eval-every=10", "--sample-every=0", "--set=train.save_minutes=0.001"]
-    return ["train", "--corpus=pydocs", *settings, "--json", *more, "--out", folder]
-
-
-def curve(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    lines = [line for line in lines if line["report"] in ("step", "eval")]
-    return [(line["step"], line.get("loss"), line.get("val_loss")) for line in lines]
-
-
-def run_to(process, text):
-    """Reads the output up to a line that holds `text`."""
-    for line in process.stdout:
-        if text in line:
-            return
-    raise AssertionError(f"ended without {text!r}")
-
-
-def resume(folder):
-    done = mlxgpt(*arguments(folder, "--resume"), cwd=folder.parent)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert mlxgpt(*arguments(folder), cwd=folder.parent).returncode == 0
-    return folder
-
-
-def test_a_killed_run_resumes_as_if_nothing_had_happened(tmp_path, whole_run):
-    folder = tmp_path / "killed"
-    with process(*arguments(folder), cwd=tmp_path) as running:
-        run_to(running, '"report": "save"')
-        run_to(running, '"report": "step"')
-        running.kill()
-    resume(folder)
-    assert curve(folder) == curve(whole_run)
-    for name in (LATEST, BEST):
-        assert_same_state(store.load(folder / name), store.load(whole_run / name))
-
-
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_saves_after_the_current_step(tmp_path, whole_run, number, code):
-    folder = tmp_path / "stopped"
-    with process(*arguments(folder), cwd=tmp_path) as running:
-        run_to(running, '"step": 7,')
-        running.send_signal(number)
-        running.send_signal(number)  # at once: as good as one
-        rest = running.stdout.read().splitlines()
-    assert running.returncode == code
-    assert json.loads(rest[-1])["reason"] == "signal"
-    assert 7 <= store.load(folder / LATEST).header.step < 60
-    resume(folder)
-    assert curve(folder) == curve(whole_run)
-
-
-def test_a_background_job_hears_of_an_interrupt_and_nohup_of_no_hang_up(tmp_path):
-    """A shell starts background jobs with SIGINT ignored, and nohup with SIGHUP."""
-
-    def ignore():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    folder = tmp_path / "background"
-    with process(*arguments(folder), cwd=tmp_path, preexec_fn=ignore) as running:
-        run_to(running, '"step": 3,')
-        running.send_signal(signal.SIGHUP)
-        run_to(running, '"step": 9,')
-        running.send_signal(signal.SIGINT)
-        running.stdout.read()
-    assert running.returncode == 130 and (folder / LATEST).exists()
-
-
-def test_a_second_signal_ends_at_once(tmp_path):
-    folder = tmp_path / "twice"
-    slow = ["train", "--preset=model-l", "--batch=24", "--corpus=pydocs", "--json", "--out", folder]
-    with process(*slow, cwd=tmp_path) as running:
-        run_to(running, '"step": 1,')
-        running.send_signal(signal.SIGINT)
-        time.sleep(0.5)  # signals closer together are taken for one
-        running.send_signal(signal.SIGINT)
-        assert running.wait(timeout=60) == 130
-    assert "checkpoint.safetensors" not in os.listdir(folder)

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from constants import ROOT
 
 from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.markov import Chain

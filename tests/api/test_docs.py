@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import ROOT
+from constants import ROOT
 
 PAGES = ["python.md"]
 

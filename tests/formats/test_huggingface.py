@@ -15,8 +15,8 @@ import pytest
 import safetensors.numpy
 import tokenizers
 from commands import mlxgpt
-from conftest import ROOT
-from test_model import EXTENSIONS
+from constants import ROOT
+from networks import EXTENSIONS
 
 import mlx_gpt
 from mlx_gpt.api import load

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import TINY
+from constants import TINY
 
 from mlx_gpt.config.presets import resolve
 from mlx_gpt.data.windows import Batch

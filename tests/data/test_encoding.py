@@ -1,0 +1,165 @@
+"""Text to token files: streamed, resumed, checked."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from constants import ROOT
+
+from mlx_gpt.config.schema import DataConfig
+from mlx_gpt.data import corpus as corpus_module
+from mlx_gpt.data import encoding
+from mlx_gpt.data.corpus import Corpus, Source, open_corpus
+from mlx_gpt.data.encoding import encode, make_tokenizer
+from mlx_gpt.data.tokenizer import CharTokenizer
+from mlx_gpt.data.tokens import Tokens
+from mlx_gpt.errors import UserError
+
+
+def corpus_of(*documents, weights=None):
+    """Each document a source of its own where weights are given."""
+    streams = [[d[i : i + 25] for i in range(0, len(d), 25)] for d in documents]
+    sources = [Source("c", 1.0, sum(map(len, documents)), lambda: streams)]
+    if weights:
+        sources = [Source(d, w, len(d), lambda d=d: [[d]]) for d, w in zip(documents, weights, strict=True)]
+    return Corpus("c", tuple(sources))
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Every corpus is large, every piece small, and the state saved often; the user's cache."""
+    monkeypatch.setattr(encoding, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(encoding, "MAPPED_BYTES", 0)
+    monkeypatch.setattr(encoding, "SAVE_TOKENS", 50)
+    monkeypatch.setattr(corpus_module, "PIECE", 40)
+    return tmp_path / "cache/tokens"
+
+
+TEXTS = ["the quick brown fox\njumps over\n" * 20, "é", "the lazy dog\n" * 30]
+
+
+def assert_same(a, b):
+    for x, y in ((a.ids.host, b.ids.host), (a.begins, b.begins), (a.lengths, b.lengths), (a.sources, b.sources)):
+        assert np.array_equal(x, y) and x.dtype == y.dtype
+    assert a.weights == b.weights
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", "byte-bpe"])
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1]])
+def test_ids_from_a_file_are_those_in_memory(kept, monkeypatch, kind, texts):
+    corpus, told = corpus_of(*texts), []
+    tokenizer = make_tokenizer(corpus, DataConfig(tokenizer=kind, vocab_size=300), told.append)
+    first, again = encode(corpus, tokenizer, told.append), encode(corpus, tokenizer, told.append)
+    assert isinstance(first.ids.host, np.memmap) and sum("of text are encoded to" in text for text in told) == 1
+    monkeypatch.setattr(encoding, "MAPPED_BYTES", 1 << 40)
+    plain = encode(corpus, tokenizer, told.append)
+    assert_same(first, plain)
+    assert_same(again, plain)
+    assert {p.suffix for p in kept.iterdir()} == {".tokens", ".lock"}
+
+
+def test_another_text_or_tokenizer_is_another_file(kept):
+    for corpus, characters in (
+        (corpus_of("ab" * 50), "ab"),
+        (corpus_of("ab" * 51), "ab"),
+        (corpus_of("ab" * 50), "abc"),
+    ):
+        encode(corpus, CharTokenizer(characters), print)
+    assert len(list(kept.glob("*.tokens"))) == 3
+
+
+def test_an_interrupted_encoding_goes_on(kept, monkeypatch):
+    """Stopped at each piece in turn, by an error or with half a write, it ends with the same file."""
+    corpus = corpus_of(*TEXTS)
+    tokenizer = CharTokenizer.train(corpus.texts())
+    encode(corpus, tokenizer, print)
+    whole = next(kept.glob("*.tokens"))
+    expected, advance = whole.read_bytes(), encoding._advance
+    pieces = sum(1 for _ in corpus.sources[0].pieces())
+    assert pieces > 10
+    for stop in range(1, pieces, 3):
+        whole.unlink()
+        seen = []
+
+        def interrupted(state, *rest, stop=stop, seen=seen):
+            if state.pieces == stop:
+                raise KeyboardInterrupt
+            seen.append(state.pieces)
+            return advance(state, *rest)
+
+        monkeypatch.setattr(encoding, "_advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            encode(corpus, tokenizer, print)
+        with open(next(kept.glob("*.part")), "ab") as file:
+            file.write(b"torn")
+        told = []
+        monkeypatch.setattr(
+            encoding, "_advance", lambda state, *rest, seen=seen: seen.append(state.pieces) or advance(state, *rest)
+        )
+        seen.clear()
+        encode(corpus, tokenizer, told.append)
+        assert whole.read_bytes() == expected
+        assert any("resuming its encoding" in text for text in told) == (seen[0] > 0)
+        assert stop < 5 or seen[0] > 0
+
+
+def test_a_damaged_file_is_made_anew(kept):
+    corpus, told = corpus_of(*TEXTS), []
+    tokenizer = CharTokenizer.train(corpus.texts())
+    plain = encode(corpus, tokenizer, print)
+    plain = Tokens.of(np.array(plain.ids.host), plain.lengths, plain.sources)  # off the file that is to be damaged
+    path = next(kept.glob("*.tokens"))
+    good = path.read_bytes()
+    for bad in (
+        b"",
+        good[:50],
+        good[:-1],
+        good[:200],
+        b"X" + good[1:],
+        good[:130] + b"\xff" + good[131:],
+        good[:8] + b"\2" + good[9:],
+    ):
+        path.write_bytes(bad)
+        assert_same(encode(corpus, tokenizer, told.append), plain)
+        assert path.read_bytes() == good
+    assert sum("incomplete or does not match; created again" in text for text in told) == 7
+
+
+def test_two_processes_make_one_file(kept, tmp_path):
+    (tmp_path / "text.txt").write_text("to be or not to be\n" * 20_000)
+    code = (
+        "import sys, time; from pathlib import Path; from mlx_gpt.data import encoding as e; "
+        "from mlx_gpt.data.corpus import open_corpus; from mlx_gpt.data.tokenizer import CharTokenizer; "
+        "e.MAPPED_BYTES = 0; e.cache_dir = lambda: Path(sys.argv[1]); c = open_corpus([sys.argv[2]]); "
+        "t = e.encode(c, CharTokenizer.train(c.texts()), lambda s: print(s, flush=True)); "
+        "print(len(t), t.ids.host.sum())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "cache"), str(tmp_path / "text.txt")]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"]
+    told = [p.communicate()[0].splitlines() for p in both]
+    assert [p.returncode for p in both] == [0, 0] and told[0][-1] == told[1][-1]
+    assert sum("of text are encoded to" in line for lines in told for line in lines) == 1
+
+
+def test_unknown_characters_are_told_of_or_refused(kept, monkeypatch):
+    corpus, told = corpus_of("abc abd", "xé"), []
+    tokens = encode(corpus, CharTokenizer(" abc"), told.append)
+    assert tokens.ids.host.tolist() == [3, 4, 5, 2, 3, 4, 1][: len(tokens.ids.host)] or len(tokens) == 6
+    assert any("'d' (U+0064), 'x' (U+0078), 'é' (U+00E9) are not in the vocabulary: 3 characters" in t for t in told)
+    with pytest.raises(UserError, match="are not in the vocabulary; use another text"):
+        encode(corpus, CharTokenizer(" abc"), told.append, refuse_unknown=True)
+    with pytest.raises(UserError, match="is not in the vocabulary; use another text"):
+        encode(corpus_of("xxx"), CharTokenizer("abc"), told.append)
+
+
+def test_a_vocabulary_is_made_from_text_or_read(tmp_path, vectors):
+    corpus, told = open_corpus(["pydocs"]), []
+    assert make_tokenizer(corpus, DataConfig(), told.append).kind == "char" and not told
+    trained = make_tokenizer(corpus, DataConfig(tokenizer="bpe", vocab_size=500), told.append)
+    assert (trained.kind, trained.vocab_size) == ("bpe", 500) and "vocabulary of 500" in told[0]
+    (tmp_path / "tokenizer.json").write_text(trained.to_json())
+    again = make_tokenizer(corpus, DataConfig(vocab=str(tmp_path / "tokenizer.json")), told.append)
+    assert again.to_dict() == trained.to_dict()
+    assert json.loads(json.dumps(again.to_dict())) == again.to_dict()

@@ -1,0 +1,35 @@
+"""The options of the network, each alone and all of them, with weights far from their initial values."""
+
+import numpy as np
+
+from mlx_gpt.config.schema import ModelConfig
+from mlx_gpt.device.mlx import mx
+from mlx_gpt.model.gpt import GPT
+
+SHAPE = {"n_embd": 24, "n_head": 3, "n_layer": 2, "block_size": 16}
+
+
+# Each option beyond randyGPT's network alone, and all of them.
+EXTENSIONS = {
+    "positions": "rotary",
+    "qk_norm": True,
+    "norm_weights": True,
+    "final_norm": True,
+    "tied_head": True,
+    "ffn": "swiglu",
+}
+
+
+NETWORKS = [{}, *({k: v} for k, v in EXTENSIONS.items()), EXTENSIONS]
+
+
+def names(settings):
+    return "+".join(settings) if isinstance(settings, dict) else None
+
+
+def network(settings):
+    """Weights far from their small beginnings, so that attention and norms matter."""
+    model, draw = GPT(ModelConfig(**SHAPE, **settings), 11, seed=3), np.random.default_rng(4)
+    weights = {k: w * 8 if w.ndim == 2 else mx.array(draw.uniform(0.5, 2, w.shape)) for k, w in model.weights().items()}
+    model.set_weights({k: w.astype(mx.float32) for k, w in weights.items()})
+    return model

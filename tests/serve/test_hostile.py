@@ -1,0 +1,274 @@
+"""Clients that leave, are slow or hostile, and those without the key."""
+
+import concurrent.futures
+import contextlib
+import json
+import random
+import re
+import socket
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+from serving import complete, connect, everything, raw, serving
+
+from mlx_gpt.device.mlx import mx
+from mlx_gpt.web import server
+from mlx_gpt.web.guard import Access
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_work_for_a_client_that_went_ends(served, stream):
+    with connect(
+        served, raw(json.dumps({"prompt": "a", "max_tokens": 4096, "stream": stream, "temperature": 0}).encode())
+    ) as sock:
+        while not served.metric("texts_active"):
+            time.sleep(0.01)
+        if stream:
+            assert sock.recv(10)
+    served.until_idle(seconds=3)
+
+
+def test_nothing_is_left_after_500_clients_that_went(served):
+    draw = random.Random(3)
+
+    def come_and_go(_):
+        body = {"prompt": "a", "max_tokens": 4096, "n": draw.choice([1, 2]), "stream": draw.random() < 0.5}
+        data = raw(json.dumps(body).encode())
+        with connect(served, data[: draw.randrange(1, len(data) + 400)]) as sock:
+            time.sleep(draw.random() * 0.02)
+            if draw.random() < 0.3:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    before = mx.get_active_memory()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(come_and_go, range(500)))
+    served.until_idle()
+    assert served.post(json={"prompt": "a"}).status_code == 200
+    assert mx.get_active_memory() <= before + 100_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"POST /v1/comp", raw(b"{}")[:-10], raw(b"{}")[:-1], raw(b"1", headers=["Transfer-Encoding: chunked"])],
+)
+def test_a_request_must_arrive_in_time(run, data):
+    with serving(run, deadlines=server.Deadlines(receive=0.4)) as served, connect(served, data) as sock:
+        start = time.monotonic()
+        answer = everything(sock)
+        assert time.monotonic() - start < 5
+        assert not data or b"408" in answer.split(b"\r\n")[0] and b'"error"' in answer
+
+
+def test_a_sender_that_drips_is_cut_off_all_the_same(run):
+    with serving(run, deadlines=server.Deadlines(receive=0.5)) as served, connect(served) as sock:
+        start = time.monotonic()
+        with contextlib.suppress(OSError):
+            for byte in raw(b"{}" + b" " * 1000):
+                sock.sendall(bytes([byte]))
+                time.sleep(0.02)
+        assert time.monotonic() - start < 5
+
+
+def test_a_reader_that_does_not_read_is_let_go(run):
+    with serving(run, num_slots=1, deadlines=server.Deadlines(send=0.5)) as served:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            sock.connect(("127.0.0.1", served.port))
+            body = {"prompt": "a", "max_tokens": 4096, "n": 16, "stream": True, "logprobs": 5, "temperature": 0}
+            sock.sendall(raw(json.dumps(body).encode()))
+            time.sleep(0.5)
+            assert served.metric("texts_active")
+            served.until_idle(seconds=60)
+        assert served.metric("generated_tokens_total") < 16 * 4096
+
+
+GOOD = b'{"prompt": "a", "max_tokens": 1}'
+HOSTILE = {
+    "no JSON": raw(b"hello"),
+    "empty": raw(b""),
+    "half": raw(GOOD[:-3]),
+    "array": raw(b"[1]"),
+    "null": raw(b"null"),
+    "nesting": raw(b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    "unknown nesting": raw(b'{"x": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001),
+    "many keys": raw(b"{" + b",".join(b'"%d": 1' % i for i in range(50_000)) + b', "temperature": "x"}'),
+    "huge number": raw(b'{"prompt": "a", "seed": ' + b"9" * 10_000 + b"}"),
+    "huge float": raw(b'{"prompt": "a", "temperature": 1e999}'),
+    "NaN": raw(b'{"prompt": "a", "temperature": NaN}'),
+    "infinity": raw(b'{"prompt": "a", "top_p": Infinity}'),
+    "bool": raw(b'{"prompt": "a", "max_tokens": true}'),
+    "text for number": raw(b'{"prompt": "a", "max_tokens": "5"}'),
+    "surrogate": raw(b'{"prompt": "\\ud800"}'),
+    "invalid UTF-8": raw(b'{"prompt": "\xff\xfe"}'),
+    "overlong UTF-8": raw(b'{"prompt": "\xc0\x80"}'),
+    "control": raw(b'{"prompt": "a\x00"}'),
+    "byte order mark": raw(b"\xef\xbb\xbf" + GOOD),
+    "huge id": raw(b'{"prompt": [99999999999999999999999]}'),
+    "deep ids": raw(b'{"prompt": [[[1]]]}'),
+    "null in prompts": raw(b'{"prompt": [null]}'),
+    "too large": raw(b'{"prompt": "' + b"a" * (1 << 20) + b'"}'),
+    "length lies": raw(GOOD, headers=["Content-Length: 99999999999"])[:-1] + b"x" * (2 << 20),
+    "negative length": raw(GOOD, headers=["Content-Length: -1"]),
+    "two lengths": raw(GOOD, headers=["Content-Length: 5", "Content-Length: 6"]),
+    "bad chunk": raw(b"zz\r\n", headers=["Transfer-Encoding: chunked"]),
+    "no type": raw(GOOD).replace(b"Content-Type: application/json\r\n", b""),
+    "form": raw(GOOD).replace(b"application/json", b"application/x-www-form-urlencoded"),
+    "text": raw(GOOD).replace(b"application/json", b"text/plain"),
+    "GET": raw(head="GET /v1/completions"),
+    "PUT": raw(GOOD, head="PUT /v1/completions"),
+    "DELETE": raw(head="DELETE /v1/models/tiny"),
+    "odd method": raw(head="BREW /v1/completions"),
+    "OPTIONS": raw(head="OPTIONS /v1/completions"),
+    "no such route": raw(head="GET /v1/files"),
+    "path up": raw(head="GET /../../etc/passwd"),
+    "encoded path up": raw(head="GET /%2e%2e/%2e%2e/etc/passwd"),
+    "page path up": raw(head="GET /page.css/../../../etc/passwd"),
+    "model path up": raw(head="GET /v1/models/..%2f..%2fetc%2fpasswd"),
+    "log forging": raw(head="GET /x%0d%0aGET%20/forged%20200"),
+    "foreign host": raw(GOOD).replace(b"Host: localhost", b"Host: evil.example"),
+    "host with our name in it": raw(GOOD).replace(b"Host: localhost", b"Host: localhost.evil.example"),
+    "empty host": raw(GOOD).replace(b"Host: localhost", b"Host: "),
+    "no host": raw(GOOD).replace(b"Host: localhost\r\n", b""),
+    "two hosts": raw(GOOD, headers=["Host: evil.example"]),
+    "foreign origin": raw(GOOD, headers=["Origin: https://evil.example"]),
+    "null origin": raw(GOOD, headers=["Origin: null"]),
+    "not HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\r\n\r\n",
+    "HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "huge header": raw(GOOD, headers=["X-Long: " + "a" * 1_000_000]),
+    "many headers": raw(GOOD, headers=[f"X-{i}: {i}" for i in range(20_000)]),
+    "websocket": raw(head="GET /", headers=["Connection: Upgrade", "Upgrade: websocket"]).replace(b"GET /", b"GET /ws"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_requests_get_the_error_shape(served, name):
+    with connect(served) as sock:
+        sender = threading.Thread(target=_send, args=(sock, HOSTILE[name]))
+        sender.start()
+        head, _, body = read_one(sock)
+        sender.join(20)
+    status = int(head.split(b" ")[1])
+    assert 400 <= status < 500, head
+    error = json.loads(body)["error"]
+    assert set(error) >= {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
+    assert served.post(json={"prompt": "a", "max_tokens": 1}).status_code == 200
+
+
+def _send(sock, data):
+    with contextlib.suppress(OSError):
+        sock.sendall(data)
+
+
+def read_one(sock):
+    """One answer's head, its end, and its body."""
+    data = b""
+    with contextlib.suppress(ConnectionError):
+        while b"\r\n\r\n" not in data:
+            part = sock.recv(65536)
+            if not part:
+                break
+            data += part
+        head, end, body = data.partition(b"\r\n\r\n")
+        length = int(re.search(rb"content-length: (\d+)", head.lower())[1])
+        while len(body) < length:
+            body += sock.recv(65536)
+    return head, end, body[:length]
+
+
+def test_a_chunked_gigabyte_is_not_read(served):
+    with connect(served, raw(headers=["Transfer-Encoding: chunked"])) as sock:
+        sent, chunk = 0, b"10000\r\n" + b"a" * 0x10000 + b"\r\n"
+        with contextlib.suppress(OSError):
+            while sent < 1 << 30:
+                sock.sendall(chunk)
+                sent += 0x10000
+        assert sent < 64 << 20
+    assert served.post(json={"prompt": "a", "max_tokens": 1}).status_code == 200
+
+
+def test_no_line_of_the_log_has_a_prompt_or_a_forged_line(served):
+    served.post(json={"prompt": "secret words", "max_tokens": 1})
+    served.post(json={"prompt": "secret words \u00e9", "max_tokens": 1})
+    httpx.get(served.url + "/a%0d%0aforged%1b[31m")
+    time.sleep(0.1)
+    with connect(served, b"nonsense\r\n\r\n") as sock:
+        everything(sock)
+    assert any("Invalid HTTP" in line for line in served.lines)
+    assert served.lines and not any("secret" in line for line in served.lines)
+    assert all(line.isprintable() for line in served.lines)
+
+
+def test_with_a_key_everything_but_the_page_and_health_needs_it(run):
+    with serving(run, access=Access(key="sesame")) as served:
+        for path in ("/v1/models", "/v1/models/tiny", "/metrics", "/nothing"):
+            assert httpx.get(served.url + path).status_code == 401
+            for wrong in ("Bearer", "Bearer wrong", "Basic sesame", "sesame", "Bearer sesame\u00e9"):
+                headers = {"Authorization": wrong.encode("latin-1")}
+                refused = httpx.get(served.url + path, headers=headers)
+                assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+        for path in WRITES:
+            assert served.post(path, {"prompt": "a"}).status_code == 401
+        for path in ("/", "/page.css", "/page.js", "/health"):
+            assert httpx.get(served.url + path).status_code == 200
+        for headers in ({"Authorization": "Bearer sesame"}, {"x-api-key": "sesame"}):
+            assert httpx.get(served.url + "/v1/models", headers=headers).status_code == 200
+        with openai.OpenAI(base_url=f"{served.url}/v1", api_key="wrong", max_retries=0) as client:
+            with pytest.raises(openai.AuthenticationError):
+                complete(client)
+        with openai.OpenAI(base_url=f"{served.url}/v1", api_key="sesame") as client:
+            assert complete(client).choices
+
+
+WRITES = ("/v1/completions", "/v1/chat/completions", "/")
+
+
+@pytest.mark.parametrize(
+    "access, name, taken",
+    [
+        (Access(), "localhost", True),
+        (Access(), "LOCALHOST:8080", True),
+        (Access(), "[::1]:8080", True),
+        (Access(), "192.168.1.5", False),
+        (Access(), "mine.example", False),
+        (Access(hosts=("mine.example",)), "mine.example:443", True),
+        (Access(host="0.0.0.0", own_names=("mac",)), "192.168.1.5:8080", True),
+        (Access(host="0.0.0.0", own_names=("mac",)), "mac.local:8080", True),
+        (Access(host="0.0.0.0", own_names=("mac",)), "evil.example", False),
+    ],
+)
+def test_hosts(access, name, taken):
+    from starlette.datastructures import Headers
+
+    from mlx_gpt.web.errors import ApiError
+
+    headers = Headers({"host": name})
+    if taken:
+        assert access.require_host(headers) == name.lower()
+    else:
+        with pytest.raises(ApiError, match="--allow-host"):
+            access.require_host(headers)
+
+
+def test_origins(run):
+    with serving(run, access=Access(origins=("https://mine.example",))) as served:
+        body = {"prompt": "a", "max_tokens": 1}
+        own = served.post(json=body, headers={"Origin": served.url})
+        allowed = served.post(json=body, headers={"Origin": "https://mine.example"})
+        assert own.status_code == allowed.status_code == 200
+        assert allowed.headers["access-control-allow-origin"] == "https://mine.example"
+        assert served.post(json=body, headers={"Origin": "https://other.example"}).status_code == 403
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+        preflight = httpx.options(served.url + "/v1/completions", headers={"Origin": "https://mine.example"} | asked)
+        assert preflight.status_code == 200
+        refused = httpx.options(served.url + "/v1/completions", headers={"Origin": "https://other.example"} | asked)
+        assert refused.status_code == 403
+
+
+def test_every_answer_has_the_headers_of_a_careful_server(served):
+    for path in ("/", "/page.js", "/health", "/v1/models", "/nothing"):
+        headers = httpx.get(served.url + path).headers
+        assert "unsafe" not in headers["content-security-policy"] and headers["x-content-type-options"] == "nosniff"
+        assert headers["x-request-id"].startswith("req-") and "server" not in headers

@@ -1,0 +1,62 @@
+"""A trainer on tiny data, and what is compared of runs."""
+
+import numpy as np
+
+from mlx_gpt.checkpoint.store import Header
+from mlx_gpt.data.tokens import Tokens
+from mlx_gpt.data.windows import Windows
+from mlx_gpt.device.mlx import mx
+from mlx_gpt.model.gpt import GPT, roles_of
+from mlx_gpt.optim.optimizers import Optimizer
+from mlx_gpt.train.evaluate import Evaluator, Validation
+from mlx_gpt.train.objective import CrossEntropy
+from mlx_gpt.train.parallel import Alone
+from mlx_gpt.train.reports import EvalReport, StepReport
+from mlx_gpt.train.source import TextSource
+from mlx_gpt.train.trainer import Trainer
+
+V = 13
+
+
+def tokens(size, seed):
+    return Tokens.of(np.random.default_rng(seed).integers(2, V, size).astype(np.uint8), [size])
+
+
+def trainer(folder, config, checkpoint=None, lag=0):
+    """`lag`: submitted steps that are not read yet, 1 on a GPU."""
+    checkpoint = checkpoint and checkpoint.as_trained()
+    header = checkpoint.header if checkpoint else Header(config=config, vocab_size=V, step=0, num_updates=0)
+    model, block_size = GPT(config.model, V, config.train.seed), config.model.block_size
+    if checkpoint:
+        model.set_weights({k: mx.array(w) for k, w in checkpoint.weights.items()})
+    val = Windows(tokens(200, 1), block_size)
+    made = Trainer(
+        header=header,
+        model=model,
+        optimizer=Optimizer(config.optimizer, roles_of(config.model, V)),
+        optimizer_state=checkpoint.optimizer if checkpoint else None,
+        objective=CrossEntropy(config.train),
+        source=TextSource(Windows(tokens(800, 0), block_size), config.train),
+        validation=Validation(Evaluator(model, val, np.ones(V, np.int32), config.train.dtype), val, config.train),
+        group=Alone(),
+        folder=folder,
+    )
+    made._lag = lag
+    return made
+
+
+def timeless(reports):
+    """What is left of reports without clocks, paths and the reason of the stop."""
+    keep = {
+        StepReport: ("step", "loss", "grad_norm", "lr", "tokens", "skipped"),
+        EvalReport: ("step", "loss", "raw_loss", "best_loss", "best_step", "bad_evals", "lr_cuts"),
+    }
+    return [(type(r).__name__, *(getattr(r, k) for k in keep[type(r)])) for r in reports if type(r) in keep]
+
+
+def assert_same_state(a, b):
+    for ours, theirs in ((a.weights, b.weights), (a.optimizer, b.optimizer)):
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(t, theirs[k]) for k, t in ours.items())
+    for field in ("step", "num_updates", "best_loss", "best_step", "bad_evals", "num_lr_cuts", "tokens", "source"):
+        assert getattr(a.header, field) == getattr(b.header, field), field

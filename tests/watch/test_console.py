@@ -1,0 +1,82 @@
+"""A run on the terminal."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from mlx_gpt.train.reports import EvalReport, Plan, SaveReport, StepReport, StopReport
+from mlx_gpt.watch.console import STOPPED, RunConsole
+
+
+def step(n, **changes):
+    facts = {"loss": 3.5, "grad_norm": 1.0, "lr": 1e-3, "seconds": 0.5, "skipped": 0}
+    return StepReport(step=n, tokens=n * 100, elapsed=n * 0.5, **facts | changes)
+
+
+def evaluation(n, **changes):
+    facts = {"loss": 3.0, "raw_loss": 3.0, "ppl": 20.1, "best_loss": 3.0, "best_step": n, "bits_per_byte": 4.3}
+    return EvalReport(
+        step=n, eval_tokens=50, tokens=n * 100, seconds=1.0, elapsed=n, bad_evals=0, num_lr_cuts=0, **facts | changes
+    )
+
+
+def stop(reason):
+    return StopReport(
+        step=9,
+        reason=reason,
+        tokens=900,
+        steps=9,
+        seconds=4.5,
+        elapsed=4.5,
+        best_loss=3.0,
+        best_step=8,
+        peak_memory=10**9,
+        saved=True,
+    )
+
+
+def shown(reports, terminal=False, iters=100):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=110, highlight=False)
+    view = RunConsole(console, iters=iters, tokens_per_step=100, log_every=2, patience=5, peak_memory=lambda: 2 * 10**9)
+    for report in reports:
+        view.show(report)
+    if terminal:
+        view._live.refresh()
+    view.close()
+    return out.getvalue()
+
+
+def test_plain_lines_say_everything_and_have_no_escapes():
+    text = shown([*(step(n) for n in range(1, 5)), evaluation(4), step(5), step(6), stop("iters")])
+    assert "\x1b" not in text and text.count("Iter ") == 3
+    line = next(line for line in text.splitlines() if "Iter    6/100" in line)
+    for part in ("Loss: 3.5000", "Val: 3.0000 (ppl 20.1)", "LR: 0.001000", "Best: 3.0000 @4", "500ms/iter", "200 tok/s",
+                 "ETA 0:47", "2.00GB", "patience 0/5"):  # fmt: skip
+        assert part in line
+    assert "Total time: 4.5s | Avg: 500ms/iter (9 iters)" in text
+
+
+def test_the_live_panel_shows_all_its_facts():
+    text = shown([step(1), step(2), evaluation(2), step(3)], terminal=True)
+    for part in ("step", "3/100", "loss", "3.5000", "val", "best", "lr", "ms/iter", "tok/s", "ETA", "peak", "patience"):
+        assert part in text
+
+
+def test_a_run_that_is_not_planned_yet_has_no_eta():
+    before, after = (
+        shown([step(1), step(2)], iters=None),
+        shown([Plan(iters=40, step_seconds=0.5), step(2)], iters=None),
+    )
+    assert "2/?" in before and "ETA ?" in before and "2/40" in after and "ETA 0:19" in after
+
+
+def test_what_went_wrong_is_said():
+    text = shown([step(1, skipped=2), SaveReport(step=1, path="x", error="disk full")])
+    assert "update 1 skipped" in text and "2 in a row" in text and "not saved: disk full" in text
+
+
+@pytest.mark.parametrize("reason", STOPPED)
+def test_every_end_has_its_words(reason):
+    assert STOPPED[reason] in shown([step(1), stop(reason)])
