@@ -4,6 +4,7 @@ import numpy as np
 
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.mlx import mx
+from mlx_gpt.generation.decode import Decoder
 from mlx_gpt.model.gpt import GPT
 
 SHAPE = {"n_embd": 24, "n_head": 3, "n_layer": 2, "block_size": 16}
@@ -33,3 +34,14 @@ def network(settings):
     weights = {k: w * 8 if w.ndim == 2 else mx.array(draw.uniform(0.5, 2, w.shape)) for k, w in model.weights().items()}
     model.set_weights({k: w.astype(mx.float32) for k, w in weights.items()})
     return model
+
+
+def likeliest(model, prompts, count):
+    """The likeliest ids after prompts (B, T), decoded side by side, (B, count)."""
+    decoder = Decoder(model, lambda logits, index: mx.argmax(logits, axis=-1))
+    ids, state = decoder.read(prompts, mx.array(0))
+    found = [ids]
+    for index in range(1, count):
+        ids, state = decoder.step(ids, mx.array(index), state)
+        found.append(ids)
+    return np.array(mx.stack(found, axis=1))

@@ -76,20 +76,14 @@ def kept(name):
 
 
 def todays(value):
-    """Printed facts of 0.1.0 with each setting under its current name."""
+    """Printed facts of 0.1.0, with current names in text such as 'model.mlp="swiglu"'. Keys keep their old names."""
     if isinstance(value, str):
         name, equals, rest = value.partition("=")
         return RENAMED.get(name, name) + equals + rest
     if isinstance(value, list):
         return [todays(v) for v in value]
     if isinstance(value, dict):
-        names = {old.partition(".")[2]: new.partition(".")[2] for old, new in RENAMED.items()}
-        return {
-            RENAMED.get(k, k): {t: {names.get(n, n): v for n, v in table.items()} for t, table in value[k].items()}
-            if k == "config" and isinstance(value[k], dict)
-            else todays(v)
-            for k, v in value.items()
-        }
+        return {k: todays(v) for k, v in value.items()}
     return value
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from constants import TINY
 from mlx.utils import tree_flatten
+from networks import likeliest
 from serving import serving
 from toys import Counted, DecayedSum, Halves, Repeated, Squares, Twins, TwoStreams
 from training import V, assert_same_state, timeless
@@ -20,7 +21,7 @@ from mlx_gpt.config.schema import ModelConfig, SpeedConfig
 from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import BadFile, UserError
-from mlx_gpt.generation.decode import Decoder, decode
+from mlx_gpt.generation.decode import decode
 from mlx_gpt.generation.sampling import Sampling
 from mlx_gpt.model.cost import num_params, state_bytes
 from mlx_gpt.model.ffn import FFNS
@@ -314,19 +315,9 @@ def test_a_recurrent_model_writes_what_the_full_pass_says_past_the_window_too(re
 
 def test_sequences_side_by_side_are_each_as_alone(recurrent_run):
     prompts = np.random.default_rng(0).integers(2, 11, (5, 5))
-    decoder = Decoder(recurrent_run.model, lambda logits, place: mx.argmax(logits, axis=-1))
-
-    def write(prompts):
-        ids, state = decoder.read(prompts, mx.array(0))
-        found = [ids]
-        for place in range(1, 7):
-            ids, state = decoder.step(ids, mx.array(place), state)
-            found.append(ids)
-        return np.array(mx.stack(found, axis=1))
-
-    together = write(prompts)
+    together = likeliest(recurrent_run.model, prompts, 7)
     for row, prompt in zip(together, prompts, strict=True):
-        np.testing.assert_array_equal(row, write(prompt[None])[0])
+        np.testing.assert_array_equal(row, likeliest(recurrent_run.model, prompt[None], 7)[0])
 
 
 def test_a_recurrent_model_is_served_alone_and_among_others(recurrent_run):

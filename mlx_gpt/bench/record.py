@@ -15,6 +15,7 @@ from mlx_gpt.bench import report
 from mlx_gpt.bench.case import Case
 from mlx_gpt.bench.race import race
 from mlx_gpt.config.presets import resolve
+from mlx_gpt.config.schema import with_old_names
 from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.encoding import encode, make_tokenizer
 from mlx_gpt.data.tokens import Tokens
@@ -54,7 +55,7 @@ def measure(case: Case, names: list[str], rounds: int, note: Callable[[str], Non
     """Runs race() on a case. Returns its result with the settings and sizes of the case."""
     config = case.config
     return {
-        "config": config.to_dict(),
+        "config": with_old_names(config.to_dict()),
         "parameters": num_params(config.model, case.vocab_size),
         "flops_per_step": flops_per_token(config.model, case.vocab_size) * case.inputs.size,
         "bytes_per_step": step_traffic(config.model, case.vocab_size, case.inputs.size),

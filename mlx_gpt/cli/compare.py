@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from mlx_gpt.cli.options import echo_json, json_option
+from mlx_gpt.config.schema import RENAMED
 from mlx_gpt.watch.compare import differences, draw, read_record, table, thresholds
 
 
@@ -31,7 +32,9 @@ def compare_command(runs, levels, plot, as_json):
     if as_json:
         reached = [{f"{level:g}": record.tokens_to(level) for level in levels} for record in records]
         facts = [{"run": r.name, **r.facts(), "tokens_to": to} for r, to in zip(records, reached, strict=True)]
-        echo_json({"differences": differences(records), "runs": facts})
+        differing = differences(records)
+        differing |= {old: differing[new] for old, new in RENAMED.items() if new in differing}  # for older scripts
+        echo_json({"differences": differing, "runs": facts})
         return
     rows = [("", [record.name for record in records]), *table(records, levels)]
     widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(records))]

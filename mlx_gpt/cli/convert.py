@@ -1,6 +1,5 @@
 """`mlxgpt convert` and `mlxgpt inspect`: converts checkpoints between formats, and describes them."""
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from mlx_gpt.cli.options import (
     vocab_option,
 )
 from mlx_gpt.config.presets import preset_of
+from mlx_gpt.config.schema import with_old_names
 
 FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003"]
 
@@ -82,7 +82,7 @@ def inspect_command(file, preset, sets, as_json):
         "checks": ["length", "names and shapes", "finite"] + ["SHA-256"] * (format == "safetensors"),
     }
     if as_json:
-        config = None if header.tokenizer is None else dataclasses.asdict(header.config)
+        config = None if header.tokenizer is None else with_old_names(header.config.to_dict())
         echo_json(facts | {"config": config, "tensors": {k: list(t.shape) for k, t in tensors.items()}})
         return
     for name, value in facts.items():

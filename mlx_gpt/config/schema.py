@@ -260,3 +260,12 @@ def current_names(tables: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"{old} is the old name of {new}, and both are given; give only {new}")
         renamed[table] = {new_name if name == old_name else name: value for name, value in values.items()}
     return renamed
+
+
+def with_old_names(tables: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The tables with renamed settings under both names, for JSON that scripts of earlier versions read."""
+    named = {table: dict(values) for table, values in tables.items()}
+    for old, new in RENAMED.items():
+        (table, old_name), new_name = old.split("."), new.partition(".")[2]
+        named[table][old_name] = tables[table][new_name]
+    return named

@@ -7,40 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import mlxgpt, process
-from constants import TINY
-
-COMMANDS = ["train", "generate", "eval", "convert", "inspect", "corpus", "corpus list", "doctor", "bench", "compare"]
-COMMANDS += ["serve", "export", "push"]
-COMMANDS += [
-    "tokenizer",
-    "corpus stats",
-    *(f"tokenizer {name}" for name in ("train", "encode", "decode", "inspect", "convert")),
-]
-SMALL = [f"--set={k}={v}" for k, v in TINY.items()] + ["--batch=4", "--iters=12", "--eval-every=6"]
-SMALL += ["--sample-every=0", "--set=data.val_fraction=0.002"]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A folder with a trained run, and files to trip over."""
-    home = tmp_path_factory.mktemp("home")
-    done = mlxgpt("train", "--corpus", "pydocs", *SMALL, cwd=home)
-    assert done.returncode == 0, done.stderr
-    (home / "text.txt").write_text("to be or not to be, that is the question\n" * 60)
-    (home / "other.txt").write_text("abc" * 1000)
-    (home / "empty.txt").write_text("")
-    (home / "short.txt").write_text("too short")
-    (home / "binary.bin").write_bytes(bytes(range(256)) * 10)
-    (home / "unknown.txt").write_text("жж" * 3000)
-    (home / "folder").mkdir()
-    run = home / "runs/custom-pydocs"
-    shutil.copytree(run, home / "corrupt")
-    for name in ("checkpoint.safetensors", "best.safetensors"):
-        data = bytearray((run / name).read_bytes())
-        data[len(data) // 2] ^= 1
-        (home / "corrupt" / name).write_bytes(data)
-    return home
-
+from constants import SMALL
 
 RUN = "runs/custom-pydocs"
 SILLY = [

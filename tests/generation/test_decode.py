@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from networks import likeliest
 
 import mlx_gpt
 from mlx_gpt.api import Run
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
-from mlx_gpt.generation.decode import Decoder, decode
+from mlx_gpt.generation.decode import decode
 from mlx_gpt.generation.sampling import Sampling, sample, to_draw
 from mlx_gpt.generation.text import TextStream
 from mlx_gpt.model.gpt import GPT
@@ -51,19 +52,9 @@ def test_decoding_is_traced_once_a_graph(run, monkeypatch):
 @pytest.mark.parametrize("rows", [2, 5])
 def test_sequences_side_by_side_are_each_as_alone(run, rows):
     prompts = np.random.default_rng(0).integers(2, 11, (rows, 5))
-    decoder = Decoder(run.model, lambda logits, place: mx.argmax(logits, axis=-1))
-
-    def write(prompts):
-        ids, state = decoder.read(prompts, mx.array(0))
-        found = [ids]
-        for place in range(1, 8):
-            ids, state = decoder.step(ids, mx.array(place), state)
-            found.append(ids)
-        return np.array(mx.stack(found, axis=1))
-
-    together = write(prompts)
+    together = likeliest(run.model, prompts, 8)
     for row, prompt in zip(together, prompts, strict=True):
-        np.testing.assert_array_equal(row, write(prompt[None])[0])
+        np.testing.assert_array_equal(row, likeliest(run.model, prompt[None], 8)[0])
         np.testing.assert_array_equal(row, plain_greedy(run.model, prompt.tolist(), 8))
 
 

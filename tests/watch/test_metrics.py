@@ -4,35 +4,10 @@ import io
 import json
 import math
 
-from mlx_gpt.train.reports import EvalReport, SaveReport, StepReport, StopReport
+from reporting import evaluation, step, stop
+
+from mlx_gpt.train.reports import SaveReport
 from mlx_gpt.watch.metrics import MetricsFile, read_metrics
-
-
-def step(n, **changes):
-    facts = {"loss": 3.5, "grad_norm": 1.0, "lr": 1e-3, "seconds": 0.5, "skipped": 0}
-    return StepReport(step=n, tokens=n * 100, elapsed=n * 0.5, **facts | changes)
-
-
-def evaluation(n, **changes):
-    facts = {"loss": 3.0, "raw_loss": 3.0, "ppl": 20.1, "best_loss": 3.0, "best_step": n, "bits_per_byte": 4.3}
-    return EvalReport(
-        step=n, eval_tokens=50, tokens=n * 100, seconds=1.0, elapsed=n, bad_evals=0, num_lr_cuts=0, **facts | changes
-    )
-
-
-def stop(reason):
-    return StopReport(
-        step=9,
-        reason=reason,
-        tokens=900,
-        steps=9,
-        seconds=4.5,
-        elapsed=4.5,
-        best_loss=3.0,
-        best_step=8,
-        peak_memory=10**9,
-        saved=True,
-    )
 
 
 def write(path, reports, resumed_at=0):
