@@ -1,6 +1,6 @@
 """Random numbers as a function of (seed, stream, index), without state.
 
-Since there is no state, nothing has to be saved: a resumed run draws the same numbers as an uninterrupted one. The
+No generator state is saved: a resumed run draws the same numbers as an uninterrupted one. The
 generator hashes a counter with the 32-bit integer hash lowbias32 (https://nullprogram.com/blog/2018/07/31/). It is
 plain uint32 arithmetic, so MLX fuses it into the surrounding kernels, and a compiled function can take the index as an
 array and is traced once.

@@ -19,7 +19,7 @@ class Served:
     """A server in a thread of this process."""
 
     def __init__(self, run, **options):
-        self.listening = server.listen("127.0.0.1", 0)
+        self.listening = server.bind("127.0.0.1", 0)
         self.port = self.listening.getsockname()[1]
         self.url, self.lines, self.error = f"http://127.0.0.1:{self.port}", [], None
         self._ready, self._options = threading.Event(), options

@@ -34,7 +34,7 @@ class Header:
     """Everything of a run that is not a tensor.
 
     `step` counts finished steps, `num_updates` those of them that were not skipped. Losses are in nats per token.
-    Where `averaged`, the weights are the average and optimizer.ema the weights that it averages. `source` is the
+    Where `averaged`, the weights are the average and optimizer.ema the trained weights. `source` is the
     position of the source that trained them, None where it starts from its beginning.
     """
 
@@ -159,7 +159,7 @@ def require_finite(path: Path, tensors: Tensors) -> None:
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """ "n_embd 256, file has 128", for the keys whose values differ."""
+    """ "n_embd 256, the file has 128", for the keys whose values differ."""
     return "; ".join(f"{k} {ours[k]}, the file has {theirs[k]}" for k in ours if ours[k] != theirs[k])
 
 

@@ -86,7 +86,7 @@ def serve_command(
         max_body=max_body,
         slides=context_policy == "slide",
     )
-    listening = server.listen(host, port)
+    listening = server.bind(host, port)
     address, card = _address(listening, host), model_card(loaded, path, name, max_tokens)
     note(f"{path}: {card['meta']['n_params']:,} parameters; compiling")
     serve.serve(

@@ -102,7 +102,7 @@ class TrainConfig(Table):
     grad_accum_steps: int = setting(1, "micro-batches per update", low=1, high=4096)
     iters: int = setting(2000, "updates to reach, counted from the run's start", low=1, high=UNTIL_TIME_IS_UP)
     minutes: float = setting(0.0, "time budget in minutes, fitted to the pace; 0 is none", low=0.0, high=1e6)
-    shuffle: bool = setting(True, "read every window once an epoch; false draws with replacement")
+    shuffle: bool = setting(True, "read each document once an epoch; false draws windows with replacement")
     seed: int = setting(1337, "seed of weights, batches and dropout", low=0, high=(1 << 63) - 1)
     objective: str = setting("cross-entropy", "what is minimized")
     dtype: str = setting("float32", "compute type; weights stay float32", choices=("float32", "bfloat16", "float16"))
@@ -163,7 +163,7 @@ class OptimizerConfig(Table):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeedConfig(Table):
-    """How a step is computed. No setting changes the result, only its speed and memory."""
+    """How a step is computed. Results differ by rounding only."""
 
     attention: str = setting("auto", "attention kernel in training", choices=("auto", "fused", "padded", "blocks"))
     query_blocks: int = setting(4, "number of query blocks of the kernel blocks", low=1, high=64)

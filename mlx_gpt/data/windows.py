@@ -42,7 +42,7 @@ class Windows:
     - `draw`: random windows with replacement. A document is drawn with a probability proportional to
       max(L - T, min(L, T)) times the weight of its source, then one of its starts uniformly. Short documents are
       therefore drawn in proportion to their length, and every token can be drawn.
-    - `shuffled`: epochs. Each epoch reads each document once, in windows at most T apart.
+    - `shuffled`: epochs. A source of weight 1 is read once an epoch, each document in windows at most T apart.
     - `sweep`: for evaluation. Every token is predicted once, except the first of each document.
 
     Example with T = 4 and documents of 11, 3, 1 and 2 tokens, which occupy positions 0-10, 11-13, 14 and 15-16:
@@ -187,10 +187,14 @@ class Windows:
         return self._cached((seed, source, number), make)
 
     def _cached(self, key: tuple, make) -> np.ndarray:
-        """Returns make(), cached under `key`. Two epochs' arrays are cached, since a batch may span two epochs."""
+        """Returns make(), cached under `key`.
+
+        Of S sources, the newest 2 S + 1 other arrays stay cached, since a batch may span two epochs.
+        """
         if key not in self._cache:
+            made = make()  # caches the passes over the sources itself
             newest = list(self._cache.items())[-2 * len(self._weights) - 1 :]
-            self._cache = dict(newest) | {key: make()}
+            self._cache = dict(newest) | {key: made}
         return self._cache[key]
 
     def read(self, windows: np.ndarray) -> tuple[np.ndarray, ...]:

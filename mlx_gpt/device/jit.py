@@ -23,7 +23,8 @@ from pathlib import Path
 
 from mlx_gpt.paths import cache_dir
 
-# None of these flags reorders arithmetic or assumes finite numbers, as -ffast-math would.
+# None of these flags reorders arithmetic or assumes finite numbers, as -ffast-math would. -march=native lets the
+# compiler contract a multiplication and an addition, which changes rounding.
 FLAGS = (
     "-march=native",
     "-fno-math-errno",  # sqrt need not set errno, so it becomes one instruction

@@ -86,7 +86,7 @@ def decode(model, prompt: Sequence[int], how: Sampling, seed: int = 0) -> Iterat
     """Yields the token ids that follow `prompt`, without end.
 
     The draw of a token depends on the seed, its index in the text and its logits. Past block_size the window slides:
-    positions are learned, so for each new token the last block_size tokens are read again from position 0.
+    for each new token the last block_size tokens are read again from position 0, as learned positions require.
 
     Args:
         model: The network.

@@ -1,10 +1,11 @@
 """Continuous batching: one thread owns MLX and generates several texts at once, each in a slot of the batch.
 
-Texts join and leave the batch between two steps. A failed step ends the texts that were in it, and no others.
+Texts join and leave the batch between two steps. A failed pass ends every text in a slot. Waiting texts are not
+affected.
 
 Each pass of the thread releases the slots of finished texts, reads at most one prompt into a free slot, launches one
-step of all texts, and delivers the results of the pass before. The device computes the new step while the host turns
-the ids of the previous one into text.
+step of all texts, and delivers the results of the pass before and the first token of a prompt just read. The device
+computes the new step while the host turns the ids of the previous one into text.
 
 Example with two slots. Text A has two tokens, a1 and a2; B has four; C has two, and waits until a slot is free:
 
@@ -32,7 +33,7 @@ from mlx_gpt.generation.sampling import Sampling, to_draw
 from mlx_gpt.generation.slots import Scored, Slots
 from mlx_gpt.generation.text import TextWriter
 
-MAX_FAULTS = 3  # failed passes in a row before the scheduler gives up
+MAX_FAULTS = 3  # failed passes without a delivered token between them, before the scheduler gives up
 STALLED_AFTER = 30.0  # seconds without a token, while texts are in flight, after which the scheduler is not healthy
 IDLE = (Sampling(temperature=0), 0, 0)  # arguments of the draw in an unused slot
 
@@ -266,7 +267,7 @@ class Scheduler:
         self._fail([*filter(None, self._jobs), *self._waiting], "the server is shutting down")
 
     def _warm_up(self) -> None:
-        """Compiles every shape that can occur: prompts padded to each power of two, or to the context, and a step."""
+        """Compiles every shape of generation: prompts padded to each power of two, or to the context, and a step."""
         length, block_size = 1, self._slots.block_size
         while length < 2 * block_size:
             mx.eval(self._slots.read(0, [0] * min(length, block_size), to_draw([IDLE])))
@@ -281,7 +282,7 @@ class Scheduler:
             return self.in_flight > 0 and (self._closes_at is None or time.monotonic() < self._closes_at)
 
     def _pass(self) -> bool:
-        """Reads at most one prompt, launches a step of all texts, and delivers the results of the pass before.
+        """Reads at most one prompt, launches a step of all texts, and delivers earlier results and the prompt's token.
 
         Returns whether any token was delivered.
         """

@@ -39,7 +39,7 @@ class Slots:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets all sequences. Used at the start and after a fault, whatever state that has left."""
+        """Forgets all sequences. Used at the start and after a fault."""
         self._ids = mx.zeros(self._count, mx.int32)
         self._layers = self._decoder.empty(self._count)  # of each lane's part of the rows
         rows = [num_rows(layers) for layers in self._layers]

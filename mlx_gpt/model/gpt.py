@@ -49,7 +49,7 @@ class GPT(nn.Module):
         config: The network.
         vocab_size: V, the number of token ids.
         seed: Decides the initial weights.
-        speed: How to compute. It changes no result.
+        speed: How to compute. Results differ by rounding only.
 
     Raises:
         UserError: A setting names a part that does not exist.

@@ -66,8 +66,8 @@ class ModelState:
 
     Args:
         layers: One state a layer.
-        positions: The number of tokens that each row has read, (B,) int32; None before anything was read. That is
-            known while a graph is traced, and a model then skips what earlier tokens would need.
+        positions: The number of tokens that each row has read, (B,) int32; None before anything was read. None is
+            a trace-time constant: the model then skips what earlier tokens would need.
     """
 
     def __init__(self, layers: Sequence[LayerState], positions: mx.array | None = None):

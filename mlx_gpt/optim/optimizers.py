@@ -130,7 +130,8 @@ class Optimizer:
         return state
 
     def restore(self, weights: Weights, tensors: Mapping[str, Any], num_updates: int) -> State:
-        """The state of a checkpoint. What its tensors, named as "m.wte.weight", lack starts afresh.
+        """The state of a checkpoint. Its tensors are named as "m.wte.weight"; missing ones take their
+        initial values.
 
         Its arrays are in the order of init(), since a compiled function takes a state by its order.
         """

@@ -58,7 +58,7 @@ def load(
 
     Args:
         path: A checkpoint, a run folder (its best checkpoint), or an exported folder.
-        preset: Name or path of the preset that the network must be.
+        preset: Name or path of the preset that the network must match.
         n_embd, n_head, n_layer, block_size: Sizes that the network must have.
         corpus: The text whose characters an RGPT file was trained on.
         vocab: The vocab.json or tokenizer.json that an RGPT file was trained with.
@@ -83,7 +83,7 @@ def read_checkpoint(path: Path, preset: str | None = None, network: dict[str, An
 
     Args:
         path: A checkpoint, a run folder, or an exported folder.
-        preset: Name or path of the preset that the network must be.
+        preset: Name or path of the preset that the network must match.
         network: Settings of [model] that the network must have.
 
     Raises:

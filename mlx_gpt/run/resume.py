@@ -34,12 +34,12 @@ def resumed(request: Request, note: Note) -> Start:
     checkpoint = checkpoint.as_trained()
     header = checkpoint.header
     config = _resumed_config(checkpoint, request)
-    corpus = _same_text(config, request, note)
-    tokenizer = _same_tokenizer(checkpoint, config, corpus, note)
+    corpus = _open_corpus(config, request, note)
+    tokenizer = _checked_tokenizer(checkpoint, config, corpus, note)
     optimizer = Optimizer(config.optimizer, roles_of(config.model, header.vocab_size))
     has_moments = optimizer.required_tensors() <= checkpoint.optimizer.keys()
     if not has_moments:
-        note(f"the checkpoint has no optimizer moments of {config.optimizer.name}; they start at zero")
+        note(f"the checkpoint has no optimizer state of {config.optimizer.name}; it is initialized")
     header = dataclasses.replace(
         header,
         config=config,
@@ -78,7 +78,7 @@ def _checkpoint_to_resume(request: Request, note: Note) -> tuple[Checkpoint, Pat
 
 
 def _newest_valid(folder: Path, request: Request, note: Note) -> Checkpoint:
-    """The intact checkpoint of a run with the most steps. A corrupt one is renamed, never overwritten."""
+    """A run's intact checkpoint with the most steps. A corrupt one is renamed if the other is intact."""
     found, broken = [], []
     for path in (folder / LATEST, folder / BEST):
         if path.exists():
@@ -122,12 +122,12 @@ def _resumed_config(checkpoint: Checkpoint, request: Request) -> Config:
     if old.data.val_fraction != new.data.val_fraction:
         raise ResumeRefused(
             f"data.val_fraction is {new.data.val_fraction}, the checkpoint has {old.data.val_fraction}; another split "
-            "would validate on text that was trained on, leave it out"
+            "would validate on text that was trained on, leave out data.val_fraction"
         )
     return config
 
 
-def _same_text(config: Config, request: Request, note: Note) -> Corpus:
+def _open_corpus(config: Config, request: Request, note: Note) -> Corpus:
     """Opens the run's corpus. If it cannot be found, the error explains how to give its new location."""
     try:
         return open_text(config, note)
@@ -137,7 +137,7 @@ def _same_text(config: Config, request: Request, note: Note) -> Corpus:
         raise type(error)(f"{error}; this run was trained on it, give its new location with --corpus") from None
 
 
-def _same_tokenizer(checkpoint: Checkpoint, config: Config, corpus: Corpus, note: Note) -> Tokenizer:
+def _checked_tokenizer(checkpoint: Checkpoint, config: Config, corpus: Corpus, note: Note) -> Tokenizer:
     """The run's tokenizer, after a check that the corpus is the text of the run.
 
     An RGPT file has no tokenizer. It gets that of the corpus, which must have the same number of ids.

@@ -29,7 +29,7 @@ def serve(
     """Serves a model until a signal arrives or the server is stopped. A signal is raised again at the end.
 
     Args:
-        listening: A socket from web.server.listen().
+        listening: A socket from web.server.bind().
         model: The network.
         tokenizer: Its tokenizer.
         card: The description of the model that /v1/models returns.

@@ -53,7 +53,7 @@ class TextRoute:
         if getattr(request, "model", None) not in (None, service.card["id"]):
             raise service.no_such_model(request.model)
         jobs = await asyncio.to_thread(self.make_jobs, service.reader, request)
-        answer = self.answer(request, jobs, service.card["id"], service.pieces)
+        answer = self.answer(request, jobs, service.card["id"], service.token_bytes)
         async with service.submitted(jobs) as inbox:
             service.metrics.prompt_tokens.inc(answer.usage([])["prompt_tokens"])
             pieces = self._pieces(inbox, len(jobs), start)

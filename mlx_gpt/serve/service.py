@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 from mlx_gpt.errors import EngineFailed
-from mlx_gpt.generation.scheduler import Busy, Job, Piece, Scheduler
+from mlx_gpt.generation.scheduler import MAX_FAULTS, Busy, Job, Piece, Scheduler
 from mlx_gpt.serve.prometheus import Metrics
 from mlx_gpt.serve.schema import Limits, Reader
 from mlx_gpt.web.errors import ApiError
@@ -32,7 +32,7 @@ class Service:
         self.card, self.limits = card, limits
         self.metrics = Metrics(self.scheduler)
         self.failure: EngineFailed | None = None
-        self.pieces = tokenizer.pieces
+        self.token_bytes = tokenizer.pieces
         self._inboxes: dict[Job, tuple[Inbox, int]] = {}
 
     async def start(self, stop: Callable[[], None]) -> None:
@@ -84,13 +84,13 @@ class Service:
 
     def _deliver(self, pieces: list[tuple[Job, Piece]]) -> None:
         with contextlib.suppress(RuntimeError):  # the event loop is closed, so no response is waiting
-            self._loop.call_soon_threadsafe(partial(self._sort, pieces))
+            self._loop.call_soon_threadsafe(partial(self._route, pieces))
 
     def _give_up(self, error: Exception) -> None:
-        self.failure = EngineFailed(f"the engine failed {self.scheduler.num_faults} times in a row: {error}")
+        self.failure = EngineFailed(f"the engine failed {MAX_FAULTS} times in a row: {error}")
         self._stop()
 
-    def _sort(self, pieces: list[tuple[Job, Piece]]) -> None:
+    def _route(self, pieces: list[tuple[Job, Piece]]) -> None:
         for job, piece in pieces:
             if job in self._inboxes:
                 inbox, index = self._inboxes[job]

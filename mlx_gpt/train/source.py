@@ -23,8 +23,8 @@ Arrays = Sequence[np.ndarray]
 class Source(Protocol):
     """A sequence of batches that can say where it stands and continue from there.
 
-    `tokens_per_batch` counts the tokens of a batch, padding included; `num_tokens` those of an epoch. `position` is
-    what JSON can hold.
+    `tokens_per_batch` counts the tokens of a batch, padding included; `num_tokens` those of the split.
+    `position` is a JSON-serializable dictionary.
     """
 
     tokens_per_batch: int
@@ -32,7 +32,7 @@ class Source(Protocol):
     position: dict[str, Any]
 
     def next(self, step: int, weights: dict[str, mx.array]) -> Arrays:
-        """What update `step` gathers, on the host, rows first. `weights` are those before the update."""
+        """The host arrays of update `step`, rows first. `weights` are those before the update."""
         ...
 
     def gather(self, *arrays: mx.array) -> NamedTuple:
@@ -40,12 +40,12 @@ class Source(Protocol):
         ...
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Continues from a position that this or an earlier source said."""
+        """Continues from a position that this or an earlier source returned."""
         ...
 
 
 class TextSource:
-    """Windows of a text: every window once an epoch, or windows drawn with replacement.
+    """Windows of a text: each document once an epoch, or windows drawn with replacement.
 
     A text that is not on the device is read some updates ahead, in a thread.
     """
@@ -68,7 +68,11 @@ class TextSource:
         self._ahead.clear()
 
     def next(self, step: int, weights: dict[str, mx.array]) -> Arrays:
-        """First tokens and document ends of the windows, (B,) each, and their ids (B, T + 1) where they are read."""
+        """The windows of an update.
+
+        Returns:
+            The ids (B, T + 1) unless the text is on the device, then first tokens and document ends, (B,) each.
+        """
         if self._windows.on_device:
             arrays = self._windows.read(self._choose(step, 0))
         else:

@@ -41,7 +41,7 @@ def initial_state(weights: dict[str, mx.array], optimizer) -> State:
 def make_loss(model, objective: Objective, config: Config):
     """loss(weights, part, count, dropout_key, first_row) -> (loss, metrics).
 
-    The loss is what a part adds to the mean over the whole `count`, scaled; metrics are what it adds to their sums.
+    loss: the part's sum / count * LOSS_SCALE. metrics: the part's sums.
     """
     dtype = config.train.dtype
 

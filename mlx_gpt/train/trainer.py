@@ -1,7 +1,8 @@
 """The training loop: a generator of reports over one compiled step.
 
-On a GPU the next step is queued before the host reads the last one's loss. Everything that decides how a run continues
-is in its checkpoint, so a resumed run equals the unbroken one.
+On a GPU the next step is queued before the host reads the last one's loss. A checkpoint holds
+everything that decides how a run continues but the count of bad steps in a row, so a resumed run equals the unbroken
+one.
 """
 
 import dataclasses
@@ -122,7 +123,7 @@ class Trainer:
         return seconds[1:]
 
     def eval_seconds(self, step_seconds: float) -> float:
-        """Expected seconds of the next evaluation: those of the last one, or half a step's for as many tokens."""
+        """Expected seconds of the next evaluation: the last one's, or half the training time of as many tokens."""
         if self._last_eval_seconds:
             return self._last_eval_seconds
         return step_seconds / 2 * self._validation.num_windows / self.config.train.sequences_per_step
@@ -139,7 +140,7 @@ class Trainer:
         self._signal = True
 
     def run(self) -> Iterator[Report]:
-        """Trains to the end of the run and yields its reports. What is rare comes first, then the step.
+        """Trains to the end of the run and yields its reports. Plans, evaluations, samples and saves precede the step.
 
         Raises:
             OutOfRoom: The disk does not hold two checkpoints.
@@ -253,8 +254,8 @@ class Trainer:
         if train.patience and header.bad_evals >= train.patience:
             return "patience"
         if train.minutes and self._step_seconds:
-            last_eval_seconds = self.eval_seconds(statistics.median(self._step_seconds))
-            if self._elapsed() + last_eval_seconds >= train.minutes * 60:
+            final_eval_seconds = self.eval_seconds(statistics.median(self._step_seconds))
+            if self._elapsed() + final_eval_seconds >= train.minutes * 60:
                 return "minutes"
         return None
 

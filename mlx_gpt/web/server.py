@@ -1,7 +1,8 @@
 """The HTTP server: a listening socket, HTTP/1.1 with deadlines, signals, and a graceful shutdown.
 
 The server is uvicorn's. This module adds deadlines for a request to arrive and for a response to be read (uvicorn
-limits only idle connections), errors as JSON below the application, SIGHUP, and work that ends before the connections.
+limits only idle connections), errors as JSON below the application, and SIGHUP. It ends the application's work before
+it closes connections.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ class Deadlines:
     """Time limits in seconds.
 
     Attributes:
-        receive: For a request to arrive, from its first byte to its last.
+        receive: For a request to arrive: from the connection, or the first byte of a later request, to its last byte.
         send: For a client to read what was sent.
     """
 
@@ -72,7 +73,7 @@ class Work(typing.Protocol):
         """Accepts nothing new, and ends what is in flight within `seconds`. A second call can only shorten that."""
 
 
-def listen(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """Binds a socket. Raises UserError with the reason that the system gives."""
     listening = None
     try:
@@ -103,7 +104,7 @@ def serve(
 
     Args:
         app: The application.
-        listening: A socket from listen().
+        listening: A socket from bind().
         work: Work that must end before the connections are closed.
         deadlines: Time limits of requests and clients.
         log: Receives lines for the operator.

@@ -178,7 +178,7 @@ def test_an_rgpt_run_goes_on_with_its_moments(vectors, tmp_path, shakespeare):
     weights_only = mlxgpt(
         "train", "--resume", vectors / "tiny.rgpt0002.bin", "--corpus", shakespeare, *small, "--out", "s", cwd=tmp_path
     )
-    assert "no optimizer moments" in weights_only.stderr and weights_only.returncode == 0
+    assert "no optimizer state" in weights_only.stderr and weights_only.returncode == 0
     tuned = mlxgpt(
         "train", "--fine-tune", "r/best.safetensors", "--corpus", shakespeare, *small[-4:], "--out", "t", cwd=tmp_path
     )

@@ -39,7 +39,7 @@ class Toy:
 
     def __init__(self, access=None, work=None, **options):
         self.lines, self.error, self.counts, ready = [], None, [], threading.Event()
-        listening = server.listen("127.0.0.1", 0)
+        listening = server.bind("127.0.0.1", 0)
         self.port = listening.getsockname()[1]
 
         def on_ready(stop):
@@ -167,4 +167,4 @@ def test_work_that_fails_stops_the_server_and_its_failure_is_raised():
 
 def test_an_address_that_cannot_be_bound_is_named():
     with serving() as toy, pytest.raises(UserError, match=f"127.0.0.1:{toy.port}: .*; choose another --host or --port"):
-        server.listen("127.0.0.1", toy.port)
+        server.bind("127.0.0.1", toy.port)

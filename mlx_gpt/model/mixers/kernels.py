@@ -1,6 +1,6 @@
 """Kernels of causal attention. All of them compute the same function; which is fastest depends on the device.
 
-Shapes: B batch, T time, S time with the past, H heads, D head_dim.
+Shapes: B batch, T time, S keys, H heads, D head_dim.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,10 @@ Attend = Callable[[mx.array, mx.array, mx.array, float], mx.array]
 
 
 def make_attend(name: str = "auto", query_blocks: int = 4) -> Attend:
-    """The attention function of a row of KERNELS. "auto" is the fastest one on the devices that were measured."""
+    """The attention function of a row of KERNELS.
+
+    "auto" is `blocks` on a CPU, where it is the fastest, and `fused` on a GPU, where nothing was measured.
+    """
     return partial(KERNELS[kernel_of(name)], query_blocks=query_blocks)
 
 
@@ -82,7 +85,7 @@ def _attend_by_blocks(scale: float, spans: list[tuple[int, int]]):
         ds = P (dP - rowsum(P dP)) = P (dY V^T - rowsum(dY y))
 
     With dO = dY / sum(E), E takes the place of P, and P is never computed. rowsum(dO y) enters the product with V as a
-    further column: [dO, -rowsum(dO y)] [V, 1]^T = dO V^T - rowsum(dO y), so no (S, T) array has to be subtracted.
+    further column: [dO, -rowsum(dO y)] [V, 1]^T = dO V^T - rowsum(dO y). This avoids a broadcast subtraction.
     """
 
     @mx.custom_function
@@ -117,11 +120,11 @@ def _attend_by_blocks(scale: float, spans: list[tuple[int, int]]):
 
 
 def _exp_scores(q: mx.array, k: mx.array, mask: mx.array, scale: float) -> tuple[mx.array, mx.array]:
-    """exp(scores - max), (B, H, S, T), and its sums over the keys, (B, H, T, 1).
+    """exp(scale (scores - max)), (B, H, S, T), and its sums over the keys, (B, H, T, 1).
 
-    On a CPU, MLX fuses elementwise operations that broadcast into slow strided loops. Therefore the scores are
-    transposed and not normalized, and broadcasts are kept out of fused kernels: a strided view replaces one, and a
-    reshape separates two operations.
+    On a CPU, MLX fuses elementwise operations that broadcast into slow strided loops. The scores are transposed, so
+    that the maximum and the sum reduce over rows; they are not normalized, which would broadcast the sum. Strided views
+    replace the broadcasts of the mask and the maximum. The reshape keeps the subtraction out of the kernel of exp.
     """
     scores = (k @ _t(q)).astype(mx.float32)
     B, H, S, T = scores.shape

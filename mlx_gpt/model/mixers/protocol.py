@@ -13,7 +13,8 @@ from mlx_gpt.model.state import LayerState
 class Mixer(Protocol):
     """Moves information between the positions of a row, forward in time only.
 
-    `State` is the class of what it remembers while decoding. `speed` says how to compute, never what.
+    `State` is the class of what it remembers while decoding. `speed` says how to compute; results differ by rounding
+    only.
     """
 
     State: type[LayerState]
