@@ -36,11 +36,19 @@ def mlxgpt(*arguments, cwd: Path, **env: str) -> subprocess.CompletedProcess:
 
 
 def process(*arguments, cwd: Path, **options) -> subprocess.Popen:
-    """`mlxgpt` as a process of its own, whose output can be read."""
+    """`mlxgpt` as a process of its own, whose output can be read.
+
+    It starts with the system's handling of SIGINT and SIGHUP, which a shell or nohup may have set to be ignored.
+    """
     command = [sys.executable, "-m", "mlx_gpt", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=cwd, env=environment, **pipes | options)
+    return subprocess.Popen(command, cwd=cwd, env=environment, **{"preexec_fn": default_signals} | pipes | options)
+
+
+def default_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
