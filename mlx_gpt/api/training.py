@@ -24,7 +24,7 @@ def train(
 ) -> Session:
     """Trains a model in a run folder, as `mlxgpt train` does. Iterating over the result trains and yields reports.
 
-    Nothing is computed before the first report is requested. Every report is a frozen dataclass of
+    No update is made before the first report is requested. Every report is a frozen dataclass of
     `mlx_gpt.train.reports`. To end the run early, call `stop()` of the result and continue to iterate: the last reports
     are those of the last save and of the end.
 

@@ -182,7 +182,7 @@ def _same_texts(texts: dict[str, list[int]]) -> None:
 def _times(racers, rows, rounds: int, names, note) -> dict[str, list[float]]:
     """Seconds per update, one number per round.
 
-    The first update of each contender is a warm-up. Its time decides how many updates a turn has.
+    After the two updates of the loss check, one more update of each contender decides how many updates a turn has.
     """
 
     def run(name: str, count: int) -> float:

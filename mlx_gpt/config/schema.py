@@ -144,7 +144,9 @@ class OptimizerConfig(Table):
     beta2: float = setting(0.99, "decay of the second moment", low=0.0, high=0.999999)
     momentum: float = setting(0.95, "decay of muon's momentum", low=0.0, high=0.999999)
     eps: float = setting(1e-8, "added to the root of the second moment", low=0.0, high=1.0)
-    weight_decay: float = setting(0.1, "decoupled decay, on every tensor", low=0.0, high=10.0)
+    weight_decay: float = setting(
+        0.1, "decoupled decay of every weight, except gates and mixing logits", low=0.0, high=10.0
+    )
     ema_decay: float = setting(0.0, "decay of the average of the weights; 0 keeps no average", low=0.0, high=0.999999)
     clip_mode: str = setting("global", "what max_grad_norm bounds", choices=("global", "tensor", "element", "none"))
     max_grad_norm: float = setting(1.0, "bound of the L2 norm, or of each element", low=1e-9, high=1e9)

@@ -71,7 +71,7 @@ class Slots:
         return found
 
     def score(self, tokens: Sequence[int]) -> Scored:
-        """The log-probability of each of tokens (T,) but the first, given those before it, (T - 1,)."""
+        """Scores tokens (T,): each after the first, given those before it. Returns arrays of T - 1."""
         length = len(tokens) - 1
         filled = np.pad(np.array(tokens, np.int32), (0, self._decoder.padded(length) - length))
         return tuple(a[:length] for a in self._score(mx.array(filled[:-1]), mx.array(filled[1:])))

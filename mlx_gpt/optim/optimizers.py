@@ -207,7 +207,7 @@ def _average_decay(decay: float, step: mx.array) -> mx.array:
 
 
 def _bias_correction(betas: tuple[float, ...], step: mx.array) -> list[mx.array]:
-    """1 - beta^step for each beta, as -expm1(step * log(beta)), which float32 can hold.
+    """1 - beta^step for each beta, as -expm1(step * log(beta)): the plain difference loses digits near 1.
 
     They are computed as one array and sliced. mx.compile does not fuse slices, so expm1 is evaluated once for each beta
     and not once for each weight.

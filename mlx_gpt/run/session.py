@@ -16,9 +16,10 @@ from mlx_gpt.watch.metrics import MetricsFile
 class Session(Iterator[Report]):
     """Trains a run in its folder. Iterating over the session yields the trainer's reports.
 
-    Nothing is computed before the first report is requested. The folder is locked until the last report, or until
-    `close()`. The session writes run.toml, metrics.jsonl, the checkpoints, and a tokenizer.json if tokens are byte
-    pairs. A run that has already reached `train.iters` has no reports, and its folder is not changed.
+    No update is made before the first report is requested. The folder is locked until the last report, or until
+    `close()`. The session writes run.toml, metrics.jsonl, the checkpoints, and, if tokens are byte pairs, a
+    tokenizer.json, or a vocab.json where that format cannot represent them. A run that has already reached
+    `train.iters` has no reports, and its folder is not changed.
 
     Attributes:
         start: The initial state.
@@ -54,7 +55,7 @@ class Session(Iterator[Report]):
 
     @property
     def run(self) -> Run:
-        """The model in its current state. Its weights are up to date when the last report is a SampleDue."""
+        """The model, with the weights of the last SampleDue; before any, those of the start."""
         return Run(model=self.trainer.model, tokenizer=self.start.tokenizer, header=self.trainer.header)
 
     def _train(self) -> Iterator[Report]:

@@ -106,9 +106,9 @@ class TextRoute:
 async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """Reads the body of a request.
 
-    A body that is too large is read and discarded, up to eight times the limit, before the error is sent. Many clients
-    read a response only after they have sent the whole body. Starlette's max_body_size responds at once, and in plain
-    text. Such clients would then find the connection closed.
+    A body that is too large is read and discarded, up to eight times the limit, before the error is sent. A declared
+    length beyond that is refused unread. Many clients read a response only after they have sent the whole body.
+    Starlette's max_body_size responds at once, and in plain text. Such clients would then find the connection closed.
 
     Raises:
         ApiError: The body is larger than `limit` bytes, or the client disconnected.

@@ -245,7 +245,9 @@ class Reader:
         n, limits = request.n or 1, self.limits
         if n * len(prompts) > limits.max_choices:
             asked = f"n: {n * len(prompts)} texts in one request"
-            raise bad("n", f"{asked}, at most {limits.max_choices} are allowed; lower n", "too_large")
+            raise bad(
+                "n", f"{asked}, at most {limits.max_choices} are allowed; lower n or send fewer prompts", "too_large"
+            )
         if (max_tokens or 0) > limits.max_tokens:
             allowed = f"0 to {limits.max_tokens:,}"
             raise bad("max_tokens", f"max_tokens={max_tokens:,} is not allowed; {allowed}", "too_large")
@@ -272,7 +274,7 @@ class Reader:
         if room < needed:
             raise bad(
                 "prompt",
-                f"the prompt has {len(ids)} tokens and max_tokens is {needed}, the context holds {self.block_size}; "
+                f"the prompt has {len(ids)} tokens and {needed} more follow, the context holds {self.block_size}; "
                 "shorten the prompt or lower max_tokens",
                 "context_length_exceeded",
                 n_prompt_tokens=len(ids),

@@ -35,9 +35,9 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalReport:
-    """One evaluation of `eval_tokens` validation tokens; `loss` in nats per token, the lower of two with an average.
+    """One evaluation of `eval_tokens` validation tokens; `loss` is in nats per token.
 
-    `raw_loss` is that of the weights themselves.
+    If weights are averaged, `loss` is the lower of both losses and `raw_loss` that of the weights themselves.
     """
 
     step: int

@@ -71,7 +71,7 @@ class TextSource:
         """The windows of an update.
 
         Returns:
-            The ids (B, T + 1) unless the text is on the device, then first tokens and document ends, (B,) each.
+            First tokens and document ends, (B,) each, preceded by ids (B, T + 1) if the text is not on the device.
         """
         if self._windows.on_device:
             arrays = self._windows.read(self._choose(step, 0))

@@ -59,7 +59,10 @@ MAX_JSON = 64 << 20  # largest config.json or tokenizer.json, in bytes
 
 @dataclass(frozen=True)
 class Folder:
-    """The folder of one of TARGETS. It holds no optimizer state. The checkpoint must have a tokenizer."""
+    """The format of one of TARGETS, see formats.Format.
+
+    It holds no optimizer state. The checkpoint must have a tokenizer.
+    """
 
     name: str
     is_folder = True
@@ -225,6 +228,7 @@ def read_folder(folder: Path) -> Checkpoint:
 
     Raises:
         BadFile: A file is corrupt or not supported. The message names the file and the place in it.
+        UserError: model.safetensors is missing.
     """
     facts = _json(folder / "config.json")
     kind = facts.get("model_type")
