@@ -8,7 +8,7 @@ from mlx_gpt.data.encoding import encode
 from mlx_gpt.data.windows import Windows
 from mlx_gpt.device.report import prepare
 from mlx_gpt.errors import UserError
-from mlx_gpt.run.loading import Run
+from mlx_gpt.run.loading import Run, require_run
 from mlx_gpt.run.request import Note, ignore, specs_of
 from mlx_gpt.train.evaluate import Evaluation, Evaluator
 
@@ -37,6 +37,7 @@ def evaluate(
     Raises:
         UserError: The run has no tokenizer, there is no such text, or an argument is out of range.
     """
+    require_run(run)
     if split not in SPLITS:
         raise UserError(f"split={split!r} is not allowed; choose from {', '.join(SPLITS)}")
     if batch_size < 1:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from mlx_gpt.errors import UserError
 from mlx_gpt.generation.sampling import Sampling
 from mlx_gpt.generation.text import TextStream
-from mlx_gpt.run.loading import Run, load
+from mlx_gpt.run.loading import Run, load, require_run
 
 __all__ = ["Run", "generate", "load", "stream"]
 
@@ -47,6 +47,9 @@ def stream(
     run: Run, prompt: str, sampling: Sampling, max_tokens: int, stop: str | Sequence[str] = (), seed: int = 0
 ) -> TextStream:
     """Like `generate`. The TextStream also has the number of tokens and the reason why the text ended."""
+    require_run(run)
+    if not isinstance(prompt, str):
+        raise UserError(f"prompt={prompt!r} is not allowed; give a string")
     if run.tokenizer is None:
         raise UserError(
             "the checkpoint has no tokenizer; give the text it was trained on with --corpus, or its vocabulary with "

@@ -6,6 +6,10 @@ from importlib import import_module
 import click
 
 
+class PipeClosed(Exception):
+    """The reader of the output has closed it."""
+
+
 class LazyGroup(click.Group):
     """A click group that is built from a table, so that its help imports no command.
 
@@ -22,6 +26,13 @@ class LazyGroup(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]):
         name, command, rest = super().resolve_command(ctx, args)
         return name, command and self.load(name), rest
+
+    def invoke(self, ctx: click.Context):
+        """Runs the command. click would end the process with code 1 where a pipe is closed; main() decides that."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise PipeClosed from error
 
     def load(self, name: str) -> click.Command:
         """Imports a command."""

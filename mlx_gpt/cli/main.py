@@ -8,7 +8,7 @@ import warnings
 
 import click
 
-from mlx_gpt.cli.lazy_group import LazyGroup
+from mlx_gpt.cli.lazy_group import LazyGroup, PipeClosed
 from mlx_gpt.errors import OutOfRoom, UserError
 from mlx_gpt.version import __version__
 
@@ -94,7 +94,7 @@ def main() -> None:
         _fail(UserError(f"{error.format_message().rstrip('.')}; see {command} --help"))
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
-    except BrokenPipeError:
+    except (PipeClosed, BrokenPipeError):
         # The reader of stdout has closed it. The interpreter would try to flush stdout when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)

@@ -94,8 +94,8 @@ def train_command(preset, recipe, out, resume, fine_tune, sets, plan, as_json, *
         print_plan(run.plan(start, note), as_json)
     elif start.is_complete:
         note(
-            f"already at iteration {start.header.step} of {start.header.config.train.iters}, nothing to do; "
-            "raise --iters to train further"
+            f"{start.folder}: already at iteration {start.header.step} of {start.header.config.train.iters}, nothing "
+            "to do; raise --iters to train further"
         )
     else:
         sys.exit(_train(run.Session(start, run.folder_of(request, start), note), as_json))
@@ -208,8 +208,12 @@ class TextView:
         self._console.show(report)
         if isinstance(report, SampleDue):
             self._console.sample(report.step, self._sample())
-        if isinstance(report, StopReport) and report.saved and report.step:
-            self._console.note(f"generate text with: mlxgpt generate {run.best_checkpoint(self._session.folder)}", "")
+        if isinstance(report, StopReport):
+            folder = self._session.folder
+            if report.reason == "signal" and report.saved:
+                self._console.note(f"continue with: mlxgpt train --resume {folder}", "")
+            if (best := run.best_checkpoint(folder)).exists():
+                self._console.note(f"generate text with: mlxgpt generate {best}", "")
 
     def note(self, text: str) -> None:
         self._console.note(text)

@@ -22,9 +22,9 @@ def resolve(
 ) -> Config:
     """Lays base (dotted settings, as overrides), preset, recipe and overrides over the defaults, in this order."""
     tables = nest(base or {})
-    if preset:
+    if preset is not None:
         tables = merge(tables, load_toml("presets", preset))
-    if recipe:
+    if recipe is not None:
         tables = merge(tables, load_toml("presets/recipes", recipe))
     return Config.from_dict(merge(tables, current_names(nest(overrides or {}))))
 

@@ -45,7 +45,7 @@ def lookup(known: dict, name: str, kind: str, prefix: str = ""):
         prefix: What precedes a name where it is written, as "model.ffn=".
 
     Raises:
-        UserError: There is no such name. The error says the nearest one.
+        UserError: There is no such name. The error names the nearest one, or all.
     """
     if name in known:
         return known[name]
@@ -67,10 +67,10 @@ def allowed(f: dataclasses.Field) -> str:
 
 def _checked(name: str, value, f: dataclasses.Field):
     """`value` in the field's own type, or a UserError that names the key, the value and what is allowed."""
-    shown = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else repr(value)
+    shown = ",".join(map(str, value)) if isinstance(value, (tuple, list)) and value else repr(value)
     wrong = UserError(f"{name}={shown} is not allowed; {allowed(f)}")
     if f.type == tuple[str, ...]:
-        if isinstance(value, str) or not all(isinstance(v, str) and v for v in value) or not value:
+        if not isinstance(value, (tuple, list)) or not all(isinstance(v, str) and v for v in value) or not value:
             raise wrong
         return tuple(value)
     if f.type is float and type(value) is int:
@@ -91,7 +91,7 @@ def toml_value(value) -> str:
 
 
 def merge(under: dict, over: dict) -> dict:
-    """Merges two levels of tables. Where both have a key, the value of `over` is taken."""
+    """`under`, with keys of `over` replaced table by table."""
     merged = dict(under)
     for name, values in over.items():
         both = isinstance(values, dict) and isinstance(merged.get(name), dict)

@@ -189,7 +189,7 @@ class Windows:
     def _cached(self, key: tuple, make) -> np.ndarray:
         """Returns make(), cached under `key`.
 
-        Of S sources, the newest 2 S + 1 other arrays stay cached, since a batch may span two epochs.
+        With S sources, the 2 S + 1 newest arrays besides this one stay cached: a batch may span two epochs.
         """
         if key not in self._cache:
             made = make()  # caches the passes over the sources itself

@@ -18,7 +18,7 @@ class TextWriter:
 
     With stop=("END",), the tokens "a", "bE", "N", "Dc" give:
 
-        feed("a")  -> ""     "a" is held back: two characters could begin "END"
+        feed("a")  -> ""     "a" is held back: the last two characters always wait
         feed("bE") -> "a"    "bE" is held back
         feed("N")  -> "b"    "EN" is held back
         feed("Dc") -> ""     "END" ends the text before "END"; finish_reason is "stop"

@@ -52,7 +52,7 @@ class Start:
 
 
 def open_text(config: Config, note: Note) -> Corpus:
-    """Opens the corpus of the settings. Notes which files its folders and patterns leave out."""
+    """Opens the corpus of the settings. Passes on the corpus's notes."""
     corpus = open_corpus(config.data.corpus)
     for line in corpus.notes:
         note(line)

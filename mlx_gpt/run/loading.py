@@ -157,6 +157,12 @@ def _with_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer, origin: str) -
     return dataclasses.replace(checkpoint, header=dataclasses.replace(header, tokenizer=tokenizer.to_dict()))
 
 
+def require_run(run: Any) -> None:
+    """Raises UserError for what is not a loaded model, as the path of one."""
+    if not isinstance(run, Run):
+        raise UserError(f"run={run!r} is not allowed; give a model from mlx_gpt.load(PATH)")
+
+
 def require_vocab(origin: str, tokenizer: Tokenizer, vocab_size: int) -> None:
     """Raises ResumeRefused unless the tokenizer has as many ids as the checkpoint."""
     if tokenizer.vocab_size != vocab_size:

@@ -45,7 +45,7 @@ class Session(Iterator[Report]):
         return next(self._reports)
 
     def stop(self) -> None:
-        """Ends the run after the current update. The remaining reports are the last save and the end."""
+        """Ends the run after the current update. Updates under way, the last save and the end are still reported."""
         self.trainer.stop()
 
     def close(self) -> None:

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from mlx_gpt.checkpoint.store import Header
+from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config.presets import resolve
 from mlx_gpt.config.schema import Config
 from mlx_gpt.data.corpus import Corpus
 from mlx_gpt.data.encoding import make_tokenizer
 from mlx_gpt.data.tokenizer import Tokenizer
+from mlx_gpt.errors import ResumeRefused
 from mlx_gpt.run import tuned
 from mlx_gpt.run.build import Start, open_text
 from mlx_gpt.run.loading import read_checkpoint, require_vocab, tokenizer_of
@@ -33,7 +34,9 @@ def begin(request: Request, note: Note) -> Start:
         return resumed(request, note)
     if request.fine_tune:
         return _fine_tuned(request, note)
-    config = resolved(request.preset or DEFAULT_PRESET, request.recipe, request.settings, note)
+    config = resolved(
+        DEFAULT_PRESET if request.preset is None else request.preset, request.recipe, request.settings, note
+    )
     corpus = open_text(config, note)
     tokenizer = make_tokenizer(corpus, config.data, note)
     return Start(
@@ -61,7 +64,9 @@ def _fine_tuned(request: Request, note: Note) -> Start:
     checkpoint = read_checkpoint(request.fine_tune, request.preset, network_of(request.settings))
     shape = {f"model.{k}": v for k, v in checkpoint.header.config.model.architecture().items()}
     own_text = {"data.corpus": checkpoint.header.config.data.corpus} if checkpoint.header.corpus else {}
-    config = resolved(None, request.recipe, own_text | request.settings | shape, note)
+    config = resolved(
+        None, request.recipe, own_text | request.settings | shape | _own_tokenizer(checkpoint, request), note
+    )
     corpus = open_text(config, note)
     tokenizer = tokenizer_of(checkpoint.header) or make_tokenizer(corpus, config.data, note)
     require_vocab(config.data.vocab or f"corpus {corpus.name}", tokenizer, checkpoint.header.vocab_size)
@@ -74,6 +79,22 @@ def _fine_tuned(request: Request, note: Note) -> Start:
         tokenizer=tokenizer,
         folder=None,
     )
+
+
+def _own_tokenizer(checkpoint: Checkpoint, request: Request) -> dict[str, Any]:
+    """The settings of the checkpoint's tokenizer. Raises ResumeRefused if the request has others."""
+    header = checkpoint.header
+    if header.tokenizer is None:
+        return {}
+    data = header.config.data
+    own = {"tokenizer": header.tokenizer["kind"], "vocab_size": data.vocab_size, "vocab": data.vocab}
+    for name, value in own.items():
+        if request.settings.get(f"data.{name}", value) != value:
+            raise ResumeRefused(
+                f"data.{name} is {request.settings[f'data.{name}']}, the checkpoint has {value or 'its own'}; "
+                "a model keeps its tokenizer, leave out --bpe and --vocab"
+            )
+    return {f"data.{name}": value for name, value in own.items()}
 
 
 def _new_header(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> Header:

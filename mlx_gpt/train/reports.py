@@ -18,8 +18,8 @@ class Plan:
 class StepReport:
     """One update.
 
-    `step` counts finished updates. `loss` is the objective's mean: nats per token under cross-entropy. `seconds` is the
-    time of this update alone. `metrics` are what the objective reports beside the loss.
+    `step` counts finished updates. `loss` is the objective's mean: nats per token under cross-entropy. `seconds` is
+    the time since the previous update, evaluation or save. `metrics` are what the objective reports beside the loss.
     """
 
     step: int

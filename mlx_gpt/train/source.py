@@ -32,7 +32,7 @@ class Source(Protocol):
     position: dict[str, Any]
 
     def next(self, step: int, weights: dict[str, mx.array]) -> Arrays:
-        """The host arrays of update `step`, rows first. `weights` are those before the update."""
+        """The host arrays of update `step`, whose first axis is the row. `weights` are those before the update."""
         ...
 
     def gather(self, *arrays: mx.array) -> NamedTuple:
@@ -71,7 +71,8 @@ class TextSource:
         """The windows of an update.
 
         Returns:
-            First tokens and document ends, (B,) each, preceded by ids (B, T + 1) if the text is not on the device.
+            Positions of first tokens and document ends, (B,) each, preceded by ids (B, T + 1) unless the text is on
+            the device.
         """
         if self._windows.on_device:
             arrays = self._windows.read(self._choose(step, 0))

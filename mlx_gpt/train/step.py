@@ -95,7 +95,7 @@ def make_step(model, optimizer, objective: Objective, gather: Callable[..., Name
         model: The network; its own weights are not used.
         optimizer: Gives new weights and a new state from gradients.
         objective: What is minimized.
-        gather: The batch of `arrays`.
+        gather: Builds the batch from `arrays`.
         group: The processes that train together.
         config: The run.
 

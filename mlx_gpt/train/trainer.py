@@ -336,7 +336,7 @@ class Trainer:
         yield SaveReport(step=self.header.step, path=str(path), error=error)
 
     def _finish(self, reason: str) -> Iterator[Report]:
-        """Evaluates a complete run, saves what is new, and reports the end."""
+        """Evaluates a complete run, saves unless it diverged or made no step, and reports the end."""
         saved = True
         if reason in ("iters", "minutes") and self.header.last_eval != self.header.step:
             yield from self._evaluation()

@@ -71,7 +71,7 @@ def read_record(path: Path) -> Record:
         raise UserError(f"{path}: no such run; name a run folder, such as runs/model-l-shakespeare")
     if not (folder / "metrics.jsonl").is_file():
         raise UserError(
-            f"{folder}: the folder has no metrics.jsonl; name a run folder, such as runs/model-l-shakespeare"
+            f"{path}: no metrics.jsonl of a run is there; name a run folder, such as runs/model-l-shakespeare"
         )
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if isinstance(line, dict)]
     evaluations = [line for line in lines if line.get("val_loss") is not None]

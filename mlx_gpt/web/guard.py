@@ -46,7 +46,7 @@ class Access:
     key: str | None = None
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
-    own_names: tuple[str, ...] = field(default_factory=lambda: (socket.gethostname().lower(),))
+    own_names: tuple[str, ...] = field(default_factory=lambda: (socket.gethostname().lower().removesuffix(".local"),))
 
     def require_host(self, headers: Headers) -> str:
         """Returns the Host header in lower case.

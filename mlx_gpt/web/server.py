@@ -37,7 +37,7 @@ class Deadlines:
     """Time limits in seconds.
 
     Attributes:
-        receive: For a request to arrive: from the connection, or the first byte of a later request, to its last byte.
+        receive: For a request to arrive, counted from connecting, or from its first byte on a reused connection.
         send: For a client to read what was sent.
     """
 

@@ -125,3 +125,9 @@ def test_wrong_arguments_are_refused_with_what_is_allowed(folder, tmp_path):
         with pytest.raises(UserError, match=words):
             call()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_path_in_the_place_of_a_model_is_named():
+    for call in (lambda: mlx_gpt.evaluate("runs/a"), lambda: mlx_gpt.generate("runs/a", "x")):
+        with pytest.raises(UserError, match="runs/a.*mlx_gpt.load"):
+            call()

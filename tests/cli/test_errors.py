@@ -192,3 +192,23 @@ def test_a_second_trainer_in_the_folder_is_refused(home, tmp_path):
         done = mlxgpt("train", "--resume", "run", "--iters", "20", cwd=tmp_path)
         first.kill()
     assert done.returncode == 4 and "another trainer" in done.stderr
+
+
+def test_a_fine_tuned_model_keeps_its_tokenizer(home, tmp_path):
+    for option in (["--bpe", "300"], ["--vocab", home / "text.txt"], ["--set=data.tokenizer=bpe"]):
+        done = mlxgpt("train", "--fine-tune", home / RUN, "--corpus", home / "text.txt", *option, cwd=tmp_path)
+        assert done.returncode == 4 and "tokenizer" in done.stderr and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["generate", "inspect", "corpus list"])
+def test_a_pipe_that_is_closed_ends_a_command_with_141(home, command):
+    arguments = [*command.split(), *([str(home / RUN)] if command != "corpus list" else [])]
+    with process(*arguments, cwd=home) as running:
+        running.stdout.close()
+        running.stderr.read()
+    assert running.returncode == 141
+
+
+def test_an_empty_preset_is_no_preset(tmp_path):
+    done = mlxgpt("train", "--preset", "", cwd=tmp_path)
+    assert done.returncode == 2 and "preset" in done.stderr

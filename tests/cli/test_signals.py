@@ -92,7 +92,7 @@ def test_a_background_job_hears_of_an_interrupt_and_nohup_of_no_hang_up(tmp_path
 
 def test_a_second_signal_ends_at_once(tmp_path):
     folder = tmp_path / "twice"
-    slow = ["train", "--preset=model-l", "--batch=24", "--corpus=pydocs", "--json", "--out", folder]
+    slow = ["train", "--preset=model-l", "--batch=64", "--corpus=pydocs", "--json", "--out", folder]
     with process(*slow, cwd=tmp_path) as running:
         run_to(running, '"step": 1,')
         running.send_signal(signal.SIGINT)
