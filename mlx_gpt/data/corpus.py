@@ -54,7 +54,10 @@ class Source:
     read: Callable[[], Iterable[Iterable[str]]]
 
     def pieces(self) -> Iterator[Piece]:
-        """Yields the nonempty documents in pieces. A piece is much larger than PIECE only if one of its lines is."""
+        """Yields the nonempty documents in pieces.
+
+        A piece is much larger than PIECE only if one of its lines is, or if it comes from a long JSON line.
+        """
         for file in self.read():
             yield from _documents(file)
 
