@@ -66,11 +66,6 @@ class RGPT:
         return None
 
 
-def is_rgpt(path: Path) -> bool:
-    """Whether a file begins like one of the three formats."""
-    return _magic(path) in MAGIC.values()
-
-
 def _magic(path: Path) -> bytes:
     with open(path, "rb") as f:
         return f.read(8)

@@ -7,7 +7,7 @@ from mlx.utils import tree_flatten
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.model.mixers import mixer_class
+from mlx_gpt.model.mixers import layer_states, mixer_class
 
 
 def num_params(config: ModelConfig, vocab_size: int) -> int:
@@ -25,7 +25,7 @@ def flops_per_token(config: ModelConfig, vocab_size: int) -> float:
 
 def state_bytes(config: ModelConfig, rows: int, dtype: mx.Dtype = mx.float32) -> int:
     """Bytes that the layers remember of `rows` sequences while decoding. Allocates nothing."""
-    states = (mixer_class(name).State.zeros(config, rows, dtype) for name in config.mixer_of)
+    states = layer_states(config, rows, dtype)
     return sum(a.nbytes for state in states for _, a in tree_flatten(state.arrays))
 
 

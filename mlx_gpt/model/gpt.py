@@ -17,7 +17,7 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.model.block import Block, Drop
 from mlx_gpt.model.ffn.protocol import Aux
 from mlx_gpt.model.linear import LINEARS
-from mlx_gpt.model.mixers import mixer_class
+from mlx_gpt.model.mixers import layer_states, mixer_class
 from mlx_gpt.model.norm import Norm
 from mlx_gpt.model.positions import Positions
 from mlx_gpt.model.specs import Normal, Specs, Weight, prefixed
@@ -168,8 +168,7 @@ class GPT(nn.Module):
 
     def new_state(self, rows: int, dtype: mx.Dtype = mx.float32) -> ModelState:
         """The state of `rows` rows before anything was read. Its arrays take no memory until they are evaluated."""
-        states = [mixer_class(name).State.zeros(self.config, rows, dtype) for name in self.config.mixer_of]
-        return ModelState(states)
+        return ModelState(layer_states(self.config, rows, dtype))
 
     def state_of(self, tree: StateTree) -> ModelState:
         """The state that `ModelState.tree` gave."""

@@ -206,7 +206,7 @@ def test_a_corrupt_latest_checkpoint_is_kept_and_the_best_goes_on(home, tmp_path
 
 @pytest.mark.parametrize("mode", [["--bpe", "300"], ["--bpe", "400", "--byte-level"]])
 def test_a_run_of_pairs_keeps_its_vocabulary(tmp_path, mode):
-    """Trained once, kept with the run and in the checkpoint, gone on with, written with, taken by another run."""
+    """It is learned once, saved in the run folder and the checkpoint, and used to resume, generate and train again."""
     (tmp_path / "text.txt").write_text("\n".join(open_corpus(["pydocs"]).documents)[:50_000])
     small = [*SMALL, "--corpus=text.txt"]
     done = mlxgpt("train", *small, *mode, "--out=run", cwd=tmp_path)
@@ -215,7 +215,9 @@ def test_a_run_of_pairs_keeps_its_vocabulary(tmp_path, mode):
     done = mlxgpt("train", "--resume", "run", "--iters=14", cwd=tmp_path)
     assert done.returncode == 0 and "vocabulary" not in done.stderr
     assert (tmp_path / "run/tokenizer.json").read_bytes() == vocab
-    done = mlxgpt("generate", "run/best.safetensors", "--prompt=The", "--max-tokens=9", "--json", cwd=tmp_path)
+    done = mlxgpt(
+        "generate", "run/best.safetensors", "--prompt=The", "--temp=0", "--max-tokens=9", "--json", cwd=tmp_path
+    )
     assert done.returncode == 0 and json.loads(done.stdout)["tokens"] == 9
     done = mlxgpt("train", *small, "--vocab=run/tokenizer.json", "--out=other", cwd=tmp_path)
     assert done.returncode == 0 and (tmp_path / "other/tokenizer.json").read_bytes() == vocab

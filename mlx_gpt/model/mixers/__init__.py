@@ -1,10 +1,18 @@
 """Mixers: the half of a block that moves information between positions. One row a mixer."""
 
+from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.config.table import lookup
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.mixers.attention import CausalSelfAttention
 from mlx_gpt.model.mixers.protocol import Mixer
+from mlx_gpt.model.state import LayerState
 
 MIXERS: dict[str, type[Mixer]] = {"attention": CausalSelfAttention}
+
+
+def layer_states(config: ModelConfig, rows: int, dtype: mx.Dtype) -> list[LayerState]:
+    """The state of each layer for `rows` rows before anything was read. Allocates nothing until it is evaluated."""
+    return [mixer_class(name).State.zeros(config, rows, dtype) for name in config.mixer_of]
 
 
 def mixer_class(name: str) -> type[Mixer]:
