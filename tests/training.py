@@ -22,6 +22,11 @@ def tokens(size, seed):
     return Tokens.of(np.random.default_rng(seed).integers(2, V, size).astype(np.uint8), [size])
 
 
+def validation(model, config):
+    windows = Windows(tokens(200, 1), config.model.block_size)
+    return Validation(Evaluator(model, windows, np.ones(V, np.int32), config.train.dtype), windows, config.train)
+
+
 def trainer(folder, config, checkpoint=None, lag=0):
     """`lag`: submitted steps that are not read yet, 1 on a GPU."""
     checkpoint = checkpoint and checkpoint.as_trained()
@@ -29,7 +34,6 @@ def trainer(folder, config, checkpoint=None, lag=0):
     model, block_size = GPT(config.model, V, config.train.seed), config.model.block_size
     if checkpoint:
         model.set_weights({k: mx.array(w) for k, w in checkpoint.weights.items()})
-    val = Windows(tokens(200, 1), block_size)
     made = Trainer(
         header=header,
         model=model,
@@ -37,11 +41,11 @@ def trainer(folder, config, checkpoint=None, lag=0):
         optimizer_state=checkpoint.optimizer if checkpoint else None,
         objective=CrossEntropy(config.train),
         source=TextSource(Windows(tokens(800, 0), block_size), config.train),
-        validation=Validation(Evaluator(model, val, np.ones(V, np.int32), config.train.dtype), val, config.train),
+        validation=validation(model, config),
         group=Alone(),
         folder=folder,
     )
-    made._lag = lag
+    made.lag = lag
     return made
 
 

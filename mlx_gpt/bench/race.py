@@ -57,6 +57,11 @@ class Racer:
             self.close()
             raise
 
+    @property
+    def pid(self) -> int:
+        """The id of the contender's process."""
+        return self._process.pid
+
     def __call__(self, method: str, *arguments):
         with contextlib.suppress(BrokenPipeError):  # the process has ended; _answer() raises its error
             self._process.stdin.write(json.dumps([method, *arguments]) + "\n")
@@ -102,7 +107,7 @@ def race(case: Case, names: list[str], rounds: int, note: Callable[[str], None])
         path = Path(folder, "case.npz")
         case.save(path)
         with _started(names, path, case.config.speed, note) as racers:
-            losses = _same_losses(racers, rows, case.config.train.dtype, note)
+            losses = compare_losses(racers, rows, case.config.train.dtype, note)
             times = _times(racers, rows, rounds, losses, note)
             result = {
                 "training": {
@@ -142,7 +147,7 @@ def _leave_out(name: str, failure: Failed, note) -> None:
     note(f"{name} left out: {failure}")
 
 
-def _same_losses(racers: dict[str, Racer], rows: dict[str, int], dtype: str, note) -> dict[str, list[float]]:
+def compare_losses(racers: dict[str, Racer], rows: dict[str, int], dtype: str, note) -> dict[str, list[float]]:
     """Each contender's losses on the same batch, before and after an update.
 
     Raises Disagreement if they differ from mlxgpt's by more than TOLERANCES.
@@ -166,7 +171,7 @@ def _same_losses(racers: dict[str, Racer], rows: dict[str, int], dtype: str, not
     return found
 
 
-def _same_texts(texts: dict[str, list[int]]) -> None:
+def compare_texts(texts: dict[str, list[int]]) -> None:
     """Raises Disagreement unless the first COMPARED greedy tokens are equal.
 
     Later ones may differ: rounding can decide between two tokens of equal probability.
@@ -232,7 +237,7 @@ def _writing(racers: dict[str, Racer], case: Case, rounds: int) -> dict[str, dic
                 times.setdefault(f"decode {batch}", []).append(took)
             if name == "PyTorch":
                 times.setdefault("recompute", []).append(racer("recompute", RECOMPUTED))
-        _same_texts(texts)
+        compare_texts(texts)
     return {
         name: {what: round(tokens[what] / statistics.median(times), 1) for what, times in found.items()}
         for name, found in seconds.items()

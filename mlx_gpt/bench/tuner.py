@@ -52,7 +52,7 @@ def tune(case: Case, given: Settings, note: Callable[[str], None]) -> dict:
                 except Failed as failure:
                     note(f"{name}: {failure}")
                     continue
-                now, seconds = _in_turns(champion, other)
+                now, seconds = time_in_turns(champion, other)
                 tried[name] = round(gain * now / seconds, 3)
                 note(f"{name}: {1000 * seconds:,.1f} ms/iter, in turns with the best so far at {1000 * now:,.1f}")
                 if other.loss_differs(champion):
@@ -102,7 +102,7 @@ class Candidate:
         self._racer.close()
 
 
-def _in_turns(one: Candidate, other: Candidate) -> tuple[float, float]:
+def time_in_turns(one: Candidate, other: Candidate) -> tuple[float, float]:
     """The shortest time of each candidate over TURNS alternating turns."""
     turns = [(one.seconds(), other.seconds()) for _ in range(TURNS)]
     return tuple(map(min, zip(*turns, strict=True)))

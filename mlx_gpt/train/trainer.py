@@ -85,7 +85,7 @@ class Trainer:
         self._pending: deque[Pending] = deque()
         # Submitted steps that stay unread. A CPU accepts a step only when the one before it is nearly done, so a lag
         # gains nothing there (model-m: 1.35 s a step with it, 1.31 s without).
-        self._lag = 1 if on_gpu() else 0
+        self.lag = 1 if on_gpu() else 0
         self._skipped = self._bad_steps = 0
         self._signal = False
         self._last_eval_seconds = 0.0
@@ -162,7 +162,7 @@ class Trainer:
                 yield from self._drain()
                 yield from self._save(LATEST)
             self._submit()
-            if len(self._pending) > self._lag:
+            if len(self._pending) > self.lag:
                 yield self._read()
         yield from self._drain()
         yield from self._finish(reason)

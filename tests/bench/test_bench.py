@@ -1,6 +1,8 @@
 """The bench: everyone computes the same, nobody who differs is timed, and what is tuned is measured, kept and used."""
 
 import dataclasses
+import os
+import signal
 import subprocess
 import sys
 
@@ -43,7 +45,7 @@ def test_others_compute_our_losses_before_and_after_an_update(case, name, tmp_pa
     path = tmp_path / "case.npz"
     case.save(path)
     racers = {n: Racer(n, path, case.config.speed) for n in (race.OURS, name)}
-    found = race._same_losses(racers, {race.OURS: 4, name: 3}, "float32", print)
+    found = race.compare_losses(racers, {race.OURS: 4, name: 3}, "float32", print)
     assert found[name][1] < found[name][0]
     assert racers[name]("peak_resident") > 1e7
     for racer in racers.values():
@@ -75,30 +77,29 @@ class Fake:
 def test_whoever_computes_something_else_ends_the_bench(losses):
     racers = {race.OURS: Fake([4.0, 3.9]), "PyTorch": Fake(losses)}
     with pytest.raises(Disagreement, match="PyTorch has losses"):
-        race._same_losses(racers, {race.OURS: 1, "PyTorch": 1}, "float32", print)
+        race.compare_losses(racers, {race.OURS: 1, "PyTorch": 1}, "float32", print)
 
 
 def test_whoever_writes_something_else_ends_the_bench():
-    race._same_texts({race.OURS: [1, 2, 3], "PyTorch": [1, 2, 3]})
+    race.compare_texts({race.OURS: [1, 2, 3], "PyTorch": [1, 2, 3]})
     with pytest.raises(Disagreement, match="PyTorch generates"):
-        race._same_texts({race.OURS: [1, 2, 3], "PyTorch": [1, 2, 4]})
+        race.compare_texts({race.OURS: [1, 2, 3], "PyTorch": [1, 2, 4]})
 
 
 def test_whoever_fails_is_left_out_with_a_word_but_we_never():
     notes = []
     racers = {race.OURS: Fake([4.0, 3.9]), "PyTorch": Fake(Failed("no room"))}
     rows = {race.OURS: 1, "PyTorch": 1}
-    assert set(race._same_losses(racers, rows, "float32", notes.append)) == {race.OURS}
+    assert set(race.compare_losses(racers, rows, "float32", notes.append)) == {race.OURS}
     assert "PyTorch left out: no room" in notes
     with pytest.raises(UserError, match="no room"):
-        race._same_losses({race.OURS: Fake(Failed("no room"))}, rows, "float32", print)
+        race.compare_losses({race.OURS: Fake(Failed("no room"))}, rows, "float32", print)
 
 
 def test_a_contender_that_dies_is_one_line(case, tmp_path):
     case.save(tmp_path / "case.npz")
     racer = Racer(race.OURS, tmp_path / "case.npz", case.config.speed)
-    racer._process.kill()
-    racer._process.wait()
+    os.kill(racer.pid, signal.SIGKILL)
     with pytest.raises(Failed, match="mlxgpt: killed"):
         racer("steps", 1)
     racer.close()
@@ -211,5 +212,5 @@ def test_a_candidate_is_the_real_step(case, monkeypatch):
     monkeypatch.setattr(tuner, "TURN_SECONDS", 0.1)
     one, other = (tuner.Candidate(case, settings) for settings in ({}, {"speed.attention": "fused"}))
     assert one.loss == pytest.approx(np.log(case.vocab_size), abs=0.2) and not one.loss_differs(other)
-    assert all(0 < seconds < 60 for seconds in tuner._in_turns(one, other))
+    assert all(0 < seconds < 60 for seconds in tuner.time_in_turns(one, other))
     one.close(), other.close()

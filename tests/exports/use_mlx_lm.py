@@ -57,7 +57,8 @@ try:
             assert server.poll() is None and attempt < 119, "the server did not come up"
             time.sleep(0.5)
     told = answer["choices"][0]["text"]
-    assert "quantization" in json.load(open(f"{folder}/config.json")) or told in (text, text.removeprefix(" ")), told
+    if "quantization" not in json.load(open(f"{folder}/config.json")):  # quantized weights draw other tokens
+        assert told in (text, text.removeprefix(" ")), told
 finally:
     server.kill()
 print("ok")

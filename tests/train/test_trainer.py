@@ -4,7 +4,7 @@ import time
 
 import pytest
 from covering import covering
-from training import assert_same_state, timeless, trainer
+from training import assert_same_state, timeless, trainer, validation
 
 from mlx_gpt.checkpoint import store
 from mlx_gpt.device.mlx import mx
@@ -106,7 +106,7 @@ def test_the_average_is_evaluated_and_saved_as_best_where_it_is_better(tmp_path,
     assert best.header.averaged and report.loss < report.raw_loss and best.header.best_loss == report.loss
     for checkpoint, loss in ((best, report.loss), (best.as_trained(), report.raw_loss)):
         weights = {k: mx.array(w) for k, w in checkpoint.weights.items()}
-        assert made._validation(weights, best.header.step).loss == loss
+        assert validation(made.model, config)(weights, best.header.step).loss == loss
 
 
 def test_losses_are_reported_in_order_each_once(unbroken):

@@ -16,8 +16,6 @@ def shown(reports, terminal=False, iters=100):
     view = RunConsole(console, iters=iters, tokens_per_step=100, log_every=2, patience=5, peak_memory=lambda: 2 * 10**9)
     for report in reports:
         view.show(report)
-    if terminal:
-        view._live.refresh()
     view.close()
     return out.getvalue()
 

@@ -7,6 +7,7 @@ import math
 from reporting import evaluation, step, stop
 
 from mlx_gpt.train.reports import SaveReport
+from mlx_gpt.watch import metrics as metrics_module
 from mlx_gpt.watch.metrics import MetricsFile, read_metrics
 
 
@@ -46,16 +47,18 @@ def test_numbers_that_json_lacks_are_null(tmp_path):
     assert first["loss"] is first["grad_norm"] is second["val_ppl"] is None
 
 
-def test_a_full_disk_ends_the_file_and_not_the_run(tmp_path):
+def test_a_full_disk_ends_the_file_and_not_the_run(tmp_path, monkeypatch):
     said = []
-    metrics = MetricsFile(tmp_path / "m", warn=said.append)
 
     class Full(io.StringIO):
         def write(self, text):
             raise OSError(28, "No space left on device")
 
-    metrics._file.close()
-    metrics._file = Full()
+    path = tmp_path / "m"
+    monkeypatch.setattr(
+        metrics_module, "open", lambda p, *a, **k: Full() if p == path else open(p, *a, **k), raising=False
+    )
+    metrics = MetricsFile(path, warn=said.append)
     metrics.add(step(1))
     metrics.add(step(2))
     metrics.close()
