@@ -1,4 +1,4 @@
-# The main job and the tests, from a fresh checkout: each target makes .venv first if need be.
+# Targets for training, tests and benchmarks. They work in a fresh checkout: each one creates .venv if it is missing.
 PYTHON  ?= python3
 PRESET  ?=
 CORPUS  ?= pydocs
@@ -8,7 +8,8 @@ PRESETS ?=
 QUICK   ?=
 
 BIN := .venv/bin
-# A GPU takes the default shape; two CPU cores take a smaller one in their two minutes.
+# The default preset is model-l on macOS, where MLX uses the GPU. Elsewhere it is model-s, because a CPU makes more
+# updates of a smaller model in the two minutes of `make train`.
 TRAIN_PRESET := $(or $(PRESET),$(if $(filter Darwin,$(shell uname)),model-l,model-s))
 BENCH_PRESETS := $(or $(PRESETS),$(PRESET),model-l)
 
@@ -24,11 +25,11 @@ test: $(BIN)/.test
 test-all: $(BIN)/.test
 	$(BIN)/python -m pytest -m ""
 
-# What `mlxgpt export` writes, in the libraries it is for; they live in an environment of their own.
+# Loads folders that `mlxgpt export` wrote in transformers and mlx-lm, which are installed in a separate environment.
 test-exports: $(BIN)/.test .venv-exports/.ready
 	MLXGPT_EXPORT_PYTHON=$(CURDIR)/.venv-exports/bin/python $(BIN)/python -m pytest tests/formats/test_huggingface.py
 
-# The server's page in a real browser; needs Chromium.
+# Tests the server's web page in a browser. Needs Chromium.
 test-page: $(BIN)/.test $(BIN)/.page
 	$(BIN)/python -m pytest tests/serve/test_page.py
 

@@ -1,6 +1,8 @@
-"""Plots the validation perplexity of runs against tokens, with the points that randyGPT's authors published.
+"""Plots the validation perplexity of runs against the number of tokens trained on.
 
-python experiments/curves.py experiments/results/curves.png LABEL=METRICS.jsonl ...
+    python experiments/curves.py experiments/results/curves.png LABEL=METRICS.jsonl ...
+
+The points that randyGPT's authors published are drawn for comparison.
 """
 
 import sys
@@ -13,7 +15,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 from mlx_gpt.watch.metrics import read_metrics
 
-# (iterations, perplexity) published for model-l on tiny Shakespeare, 64 x 256 tokens an iteration.
+# (iteration, validation perplexity) that randyGPT's authors published for model-l on tiny Shakespeare. An iteration has
+# 64 sequences of 256 tokens.
 PUBLISHED = [(200, 13.4), (300, 12.0), (400, 11.2), (500, 11.8), (929, 10.6)]
 TOKENS_PER_ITERATION = 64 * 256
 

@@ -2,9 +2,9 @@
 
 `python experiments/identity.py OLD [NEW]`: OLD and NEW are git revisions, or folders that contain mlx_gpt. The default
 of NEW is the working tree of this file. Both sides run the same commands on this machine: they train, generate, serve
-and resume. Losses, gradient norms, tensors and texts must be equal. Headers are not compared, because their fields may
-be renamed. NEW also generates from OLD's checkpoint and resumes OLD's run. The script prints one line per scenario:
-"equal", or the first difference. The exit code is 1 if anything differs.
+and resume. Losses, gradient norms, tensors and texts must be equal. The headers of checkpoints are not compared,
+because their fields may be renamed. NEW also generates from OLD's checkpoint and resumes OLD's run. The script prints
+one line per scenario: "equal", or the first difference. The exit code is 1 if a scenario differs or fails.
 
 The text is `shakespeare` if MLXGPT_CORPUS_DIR contains it, otherwise `pydocs`. A first run compiles kernels and takes
 minutes. Later runs find the kernels in the user's cache.
@@ -30,7 +30,7 @@ COMMON = f"--preset model-xs --corpus {CORPUS} --batch 4 --iters {STEPS} --eval-
 COMMON += " --set model.n_embd=32 --set model.n_head=2 --set model.n_layer=2 --set model.block_size=32"
 COMMON += " --set train.eval_windows=16 --set optimizer.warmup_steps=4"
 ALL_EXTENSIONS = ("positions=rotary", "mlp=swiglu", "norm_weights=true", "final_norm=true", "qk_norm=true")
-# Name -> options added to COMMON. A setting that is given twice is an error, so no setting is in both.
+# Name of a scenario -> options added to COMMON. No setting may be in both, because a setting given twice is an error.
 TRAININGS = {
     "muon, average": "--set optimizer.name=muon --set optimizer.ema_decay=0.99 --set model.dropout=0.0",
     "adamw": "--set optimizer.name=adamw --set model.dropout=0.0",
@@ -51,7 +51,7 @@ TRAININGS = {
     "all extensions": " ".join(f"--set model.{setting}" for setting in (*ALL_EXTENSIONS, "tied_head=true")),
 }
 LION = {"lion": "--set optimizer.name=lion --lr 3e-4"}
-WRITERS = ("muon, average", "byte pairs", "all extensions")  # the trainings whose models generate text
+WRITERS = ("muon, average", "byte pairs", "all extensions")  # scenarios of TRAININGS whose models generate text
 REQUESTS = (
     {"prompt": "The ", "seed": 3, "max_tokens": 40, "temperature": 0.8, "logprobs": 3, "echo": True},
     {"prompt": "The ", "seed": 4, "max_tokens": 80, "temperature": 1.0, "top_p": 0.9, "logprobs": 5},
@@ -61,7 +61,17 @@ REQUESTS = (
 
 
 def train(side: Side, *arguments: str, out: str, steps: int = STEPS) -> dict:
-    """Trains a model. Returns the numbers of each report and the tensors of each checkpoint, as {what: value}."""
+    """Trains a model. Returns the numbers of its reports and the tensors of its checkpoints, as {description: value}.
+
+    Args:
+        side: The version that trains.
+        arguments: Arguments of `mlxgpt train`.
+        out: The run folder, relative to the side's home.
+        steps: The last step that must have been reported.
+
+    Raises:
+        Failed: The command failed, or the loss of the last step is missing or not finite.
+    """
     lines = [json.loads(line) for line in side.run("train", "--json", *arguments).splitlines()]
     found = {}
     for line in lines:
@@ -79,7 +89,7 @@ def train(side: Side, *arguments: str, out: str, steps: int = STEPS) -> dict:
 
 
 class Comparison:
-    """Runs scenarios on both sides, prints the differences, and counts them."""
+    """Runs scenarios on both sides, prints the result of each, and counts those that differ."""
 
     def __init__(self, old: Side, new: Side):
         self.old, self.new, self.differing, self.count = old, new, 0, 0
@@ -89,8 +99,9 @@ class Comparison:
 
         Args:
             name: Name of the scenario.
-            scenario: Returns the result of a side, as {what: value}.
-            of_new: The scenario of the new side, if it is another one.
+            scenario: Runs on a side and returns its result, as {description: value}.
+            of_new: The scenario for the new side, if it is not the same. Its result is compared with that of
+                `scenario` on the old side.
         """
         start = time.perf_counter()
         try:
@@ -103,7 +114,7 @@ class Comparison:
 
 
 def first_difference(old: dict, new: dict) -> str | None:
-    """The first difference, in the order of the results; None if all is equal."""
+    """Describes the first difference, in the order of the results. Returns None if all values are equal."""
     for key in [*old, *(key for key in new if key not in old)]:
         if key not in old or key not in new:
             return f"{key} is only in {'old' if key in old else 'new'}"
@@ -114,18 +125,25 @@ def first_difference(old: dict, new: dict) -> str | None:
 
 
 def slug(name: str) -> str:
+    """Returns the name of a scenario as a folder name: "muon, average" becomes "muon-average"."""
     return re.sub(r"\W+", "-", name)
 
 
 def compare_trainings(compare: Comparison, trainings: dict[str, str]) -> None:
-    """Compares runs with the same settings. The run folders are kept for the other scenarios."""
+    """Trains with each of `trainings` and compares the runs. The run folders are kept for other scenarios."""
     for name, settings in trainings.items():
         arguments = (*f"{COMMON} {settings}".split(), "--out", slug(name))
         compare(name, lambda side, a=arguments, n=name: train(side, *a, out=slug(n)))
 
 
 def compare_resumed(compare: Comparison) -> None:
-    """Compares a run that ended halfway and was resumed: with that of the other side, and with the unbroken run."""
+    """Compares runs that ended halfway and were resumed.
+
+    They are compared between the sides, and on each side with a run that was not interrupted. NEW also resumes the run
+    of OLD.
+    """
+    # With decay_start=1.0 the learning rate does not depend on the length of the run. Otherwise a run of STEPS / 2
+    # updates would differ from the first half of a run of STEPS updates.
     constant = [*COMMON.split(), "--set", "optimizer.decay_start=1.0", "--set", "optimizer.ema_decay=0.99"]
     half = [str(STEPS // 2) if argument == str(STEPS) else argument for argument in constant]
 
@@ -137,7 +155,7 @@ def compare_resumed(compare: Comparison) -> None:
         return train(side, *constant, "--out", "whole", out="whole")
 
     def later(found: dict) -> dict:
-        """Removes the reports of the first half, which a resumed run does not repeat."""
+        """Removes the reports of the first half of the run. A resumed run does not report these steps again."""
         return {k: v for k, v in found.items() if not (m := re.search(r"step (\d+)$", k)) or int(m[1]) > STEPS // 2}
 
     compare("half", lambda side: train(side, *half, "--out", "half", out="half", steps=STEPS // 2))
@@ -148,7 +166,7 @@ def compare_resumed(compare: Comparison) -> None:
 
 
 def compare_texts(compare: Comparison) -> None:
-    """Compares the texts that the trained models generate, with `generate` and with `serve`."""
+    """Compares the texts that the models of WRITERS generate, with `generate` and with `serve`."""
     for name in WRITERS:
         run = slug(name)
         compare(f"generate, {name}", lambda side, r=run: write(side, side.home / r))
@@ -157,7 +175,7 @@ def compare_texts(compare: Comparison) -> None:
 
 
 def write(side: Side, run: Path) -> dict:
-    """Generates five texts with different seeds, longer than the context, and one greedy text."""
+    """Returns five sampled texts with different seeds, longer than the context, and one greedy text."""
     drawn = "--samples 5 --seed 0 --max-tokens 100 --temp 0.9 --top-p 0.95 --top-k 40".split()
     texts = side.run("generate", str(run), "--json", "--prompt", "The ", *drawn).splitlines()
     found = {f"text of seed {seed}": json.loads(text)["completion"] for seed, text in enumerate(texts)}
@@ -166,7 +184,7 @@ def write(side: Side, run: Path) -> dict:
 
 
 def serve(side: Side, run: Path) -> dict:
-    """The choices in the responses of /v1/completions, with one request at a time."""
+    """Sends REQUESTS to /v1/completions one after another. Returns the fields of the choices in the responses."""
     with serving(side, run) as address:
         found = {}
         for i, body in enumerate(REQUESTS):
@@ -182,7 +200,7 @@ def serve(side: Side, run: Path) -> dict:
 
 @contextlib.contextmanager
 def serving(side: Side, run: Path) -> Iterator[str]:
-    """A context with a server on a free port of the loopback interface. Yields its URL."""
+    """A context that runs `mlxgpt serve` on a free port of the loopback interface and yields its URL."""
     arguments = ("-m", "mlx_gpt", "serve", str(run), "--port", "0")
     with tempfile.TemporaryFile("w+") as errors, side.start(*arguments, stderr=errors) as server:
         try:
@@ -197,8 +215,8 @@ def serving(side: Side, run: Path) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", help="a git revision, or a folder that contains mlx_gpt")
-    parser.add_argument("new", nargs="?", default=str(ROOT), help="the same (default: the working tree)")
-    help = "also train with Lion; not the default, because two runs of one version can differ"
+    parser.add_argument("new", nargs="?", default=str(ROOT), help="likewise (default: the working tree)")
+    help = "also train with Lion (off by default, because two Lion runs of the same version can differ)"
     parser.add_argument("--lion", action="store_true", help=help)
     chosen = parser.parse_args()
     start = time.perf_counter()

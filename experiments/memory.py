@@ -1,8 +1,9 @@
-"""Measures memory over a run of 2,000 updates with evaluations and saves: MLX's active memory and the resident size.
+"""Checks for memory leaks: plots MLX's active memory and the resident size over a training run.
 
-python experiments/memory.py PICTURE.png [STEPS]
+    python experiments/memory.py PICTURE.png [STEPS]
 
-The exit code is 1 if either grows by more than 1% over the second half of the run.
+The run has 2,000 updates by default, with evaluations and saves. The growth over its second half is that of a fitted
+line, relative to the mean. The exit code is 1 if either size grows by more than 1%.
 """
 
 import os
@@ -24,7 +25,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 
 def resident() -> int:
-    """The resident size of this process in bytes; its peak on systems without /proc."""
+    """Returns the resident size of this process in bytes. Without /proc, as on macOS, returns the peak so far."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

@@ -1,6 +1,10 @@
-"""Measures the overhead of the trainer, with display and metrics file, over its bare compiled step, in turns.
+"""Measures how much longer an update takes in the trainer than its compiled step takes alone.
 
-python experiments/overhead.py [PRESET] [ROUNDS]
+    python experiments/overhead.py [PRESET] [ROUNDS]
+
+The update in the trainer includes the choice of its windows, the report, the display and the metrics file. Both kinds
+of update run in turns. The script prints the medians of their times, and the median and quartiles of the ratio over the
+rounds.
 """
 
 import statistics
@@ -17,7 +21,7 @@ from mlx_gpt.train.reports import StepReport
 from mlx_gpt.watch.console import RunConsole, Terminal
 from mlx_gpt.watch.metrics import MetricsFile
 
-STEPS = 5  # steps of each kind in a round
+STEPS = 5  # updates of each kind in a round
 
 
 def main(preset: str = "model-s", rounds: int = 20) -> None:
@@ -38,17 +42,19 @@ def main(preset: str = "model-s", rounds: int = 20) -> None:
         reports, state, windows = trainer.run(), trainer.state, trainer._next_windows()
 
         def trained() -> None:
+            """Makes one update in the trainer."""
             report = next(reports)
             assert isinstance(report, StepReport)
             metrics.add(report)
             console.show(report)
 
         def bare(index: int) -> None:
+            """Makes one update with the compiled step alone, always on the same windows."""
             nonlocal state
             state, output = trainer._step(state, mx.array(1e-3), mx.array(index, dtype=mx.uint32), *windows)
             mx.eval(state, output)
 
-        trained(), bare(0)
+        trained(), bare(0)  # compiles
         ratios, times = [], []
         for turn in range(rounds):
             seconds = []

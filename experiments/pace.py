@@ -1,14 +1,20 @@
 """Times two versions of mlxgpt in turns on one machine and prints a Markdown table.
 
-`python experiments/pace.py OLD NEW`: each is a git revision, or a folder that contains mlx_gpt. For each preset, the
-table has the time of an update, of decoding and prefill with 1 and 16 rows, and from the start of `mlxgpt train` to its
-first update. It also has the time of `mlxgpt --help` and `mlxgpt train --help`.
+`python experiments/pace.py OLD [NEW]`: OLD and NEW are git revisions, or folders that contain mlx_gpt. The default of
+NEW is the working tree of this file. For each preset, the table has:
 
-The two sides take turns in every round, and only one computes at a time. The time of a turn is that of its fastest
-call, because other load on the machine can only add to it. The table has medians over the rounds. `ratio` is the old
-time divided by the new one; above 1, new is faster. The last column is the range of the ratio over the rounds.
+* the time of an update;
+* the rates of prefill and decoding with 1 and 16 sequences;
+* the time from the start of `mlxgpt train` to its first update.
 
-Both sides compute the same case: the `bench` of OLD makes the weights and the text. The text is `shakespeare` if
+The table also has the times of `mlxgpt --help` and `mlxgpt train --help`.
+
+The two sides take turns in every round, and only one side computes at a time. A turn repeats a call for some seconds.
+The time of a turn is that of its fastest call, because other load on the machine can only make a call slower. The table
+has medians over the rounds. `ratio` is the old time divided by the new time: above 1, NEW is faster. The last column is
+the range of the ratio over the rounds.
+
+Both sides compute the same case: the `bench` of OLD makes the weights and the token ids. The text is `shakespeare` if
 MLXGPT_CORPUS_DIR contains it, otherwise `pydocs`.
 """
 
@@ -26,9 +32,9 @@ from pathlib import Path
 import numpy as np
 from sides import CORPUS, ROOT, Failed, Side, both, last_line
 
-ROWS = (1, 16)  # numbers of sequences in decoding and prefill
-TURN_SECONDS = 2.0  # of a turn of updates, decoding or prefill: as many calls as fit, at least one
-CALL_SECONDS, MAX_STEPS = 0.5, 100  # of a call: as many updates as fit, at least one
+ROWS = (1, 16)  # numbers of sequences for which decoding and prefill are timed
+TURN_SECONDS = 2.0  # intended time of a turn: as many calls as fit, at least one
+CALL_SECONDS, MAX_STEPS = 0.5, 100  # intended time of a call that trains: as many updates as fit, 1 to MAX_STEPS
 MAKE_CASE = """
 import json, sys
 from pathlib import Path
@@ -44,7 +50,11 @@ Timer = Callable[[Side], float]  # returns the seconds of one turn of a side
 
 
 class Worker:
-    """The benchmark's contender of a side, in its own process. Calling it runs a method and returns the result."""
+    """A process with the contender "mlxgpt" of a side's benchmark: `worker("steps", 10)` returns contender.steps(10).
+
+    Raises:
+        Failed: The contender reports an error, or the process ended.
+    """
 
     def __init__(self, side: Side, case: Path):
         self.name, self.errors = side.name, tempfile.TemporaryFile("w+", errors="replace")
@@ -57,6 +67,7 @@ class Worker:
         return self.answer()
 
     def answer(self):
+        """Reads one response and returns its result."""
         line = self.process.stdout.readline()
         answer = json.loads(line) if line else {"error": last_line(self.errors)}
         if "error" in answer:
@@ -70,7 +81,7 @@ class Worker:
 
 
 def in_turns(what: str, timer: Timer, sides: tuple[Side, Side], rounds: int) -> list[tuple[float, float]]:
-    """The seconds of old and new in each round. Each has a warm-up turn before the first round."""
+    """Returns the seconds of old and new in each round. Each side has a warm-up turn before the first round."""
     print(f"  {what}", file=sys.stderr)
     for side in sides:
         timer(side)
@@ -78,7 +89,7 @@ def in_turns(what: str, timer: Timer, sides: tuple[Side, Side], rounds: int) -> 
 
 
 def quickest(call: Callable[[], float]) -> float:
-    """The shortest time that the calls of a turn return, in seconds."""
+    """Repeats `call` for one turn. Returns the shortest time that a call returned, in seconds."""
     found, until = [], time.perf_counter() + TURN_SECONDS
     while not found or time.perf_counter() < until:
         found.append(call())
@@ -86,18 +97,18 @@ def quickest(call: Callable[[], float]) -> float:
 
 
 def number(x: float) -> str:
-    """A number as text, with at least three digits."""
+    """Formats a number: as an integer from 100 on, otherwise with three significant digits."""
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def row(what: str, unit: str, times: list[tuple[float, float]], shown: Callable[[float], float]) -> str:
-    """A line of the table.
+    """Returns a row of the Markdown table.
 
     Args:
         what: What was timed.
-        unit: The unit of the numbers.
+        unit: The unit of the numbers in the row.
         times: Seconds of old and new in each round.
-        shown: Converts seconds to the unit.
+        shown: Converts seconds to a number in this unit.
     """
     old, new = (statistics.median(seconds) for seconds in zip(*times, strict=True))
     ratios = [a / b for a, b in times]
@@ -106,13 +117,17 @@ def row(what: str, unit: str, times: list[tuple[float, float]], shown: Callable[
 
 
 def model_rows(preset: str, batch: int, sides: tuple[Side, Side], rounds: int) -> list[str]:
-    """The lines of a preset for updates, decoding and prefill. Each side has one process for all rounds."""
+    """Returns the table rows of a preset for updates, decoding and prefill.
+
+    Each side has one process for all rounds of training and another one for all rounds of generation. The case is
+    written by the old side, because the old side may not know settings that the new side would write.
+    """
     case = sides[0].home / f"{preset}.npz"
     settings = {"data.corpus": [CORPUS], "train.batch_size": batch, "model.dropout": 0.0}
     sides[0].python("-c", MAKE_CASE, preset, json.dumps(settings), str(case))
     with np.load(case) as file:
         context = json.loads(str(file["settings"]))["config"]["model"]["block_size"]
-    written = min(200, context - min(16, context // 2))
+    written = min(200, context - min(16, context // 2))  # as Case.written of bench/case.py
     rows = []
     with contextlib.ExitStack() as stack:
         workers = {side: stack.enter_context(contextlib.closing(Worker(side, case))) for side in sides}
@@ -123,7 +138,7 @@ def model_rows(preset: str, batch: int, sides: tuple[Side, Side], rounds: int) -
             f"{preset}: step", lambda side: quickest(lambda: workers[side]("steps", count) / count), sides, rounds
         )
         rows.append(row(f"{preset}: step of {batch}", "ms", times, lambda s: 1000 * s))
-    with contextlib.ExitStack() as stack:  # generation has new processes, as in use
+    with contextlib.ExitStack() as stack:  # users do not generate in the process that has trained
         workers = {side: stack.enter_context(contextlib.closing(Worker(side, case))) for side in sides}
         timers = {
             "decode": (written, lambda side, n: quickest(lambda: workers[side]("decode", n)[0])),
@@ -138,7 +153,7 @@ def model_rows(preset: str, batch: int, sides: tuple[Side, Side], rounds: int) -
 
 
 def first_update(side: Side, preset: str) -> float:
-    """Seconds from the start of `mlxgpt train` to the report of its first update. The run is then killed."""
+    """Returns the seconds from the start of `mlxgpt train` to the report of its first update. Then ends the run."""
     arguments = f"train --json --preset {preset} --corpus {CORPUS} --iters 1 --set train.eval_every=1000".split()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=side.home) as out, tempfile.TemporaryFile("w+") as errors:
@@ -152,7 +167,7 @@ def first_update(side: Side, preset: str) -> float:
 
 
 def help_shown(side: Side, *command: str) -> float:
-    """Seconds of `mlxgpt COMMAND --help` in a new process."""
+    """Returns the seconds that `mlxgpt COMMAND --help` takes in a new process."""
     start = time.perf_counter()
     side.run(*command, "--help")
     return time.perf_counter() - start
@@ -161,8 +176,8 @@ def help_shown(side: Side, *command: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", help="a git revision, or a folder that contains mlx_gpt")
-    parser.add_argument("new", nargs="?", default=str(ROOT), help="the same (default: the working tree)")
-    parser.add_argument("--preset", action="append", help="repeatable (default: model-s and model-l)")
+    parser.add_argument("new", nargs="?", default=str(ROOT), help="likewise (default: the working tree)")
+    parser.add_argument("--preset", action="append", help="a preset; repeatable (default: model-s and model-l)")
     parser.add_argument("--batch", type=int, default=16, help="sequences per update (default: 16)")
     parser.add_argument("--rounds", type=int, default=7, help="turns per side (default: 7)")
     chosen = parser.parse_args()

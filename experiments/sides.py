@@ -1,4 +1,7 @@
-"""Runs two versions of mlxgpt on one machine, each with its own code, with the interpreter that runs this file."""
+"""Runs two versions of mlxgpt on one machine, for scripts that compare them.
+
+Each version, a "side", runs its own code. Both use the Python interpreter that runs this file.
+"""
 
 import contextlib
 import os
@@ -15,17 +18,17 @@ CORPUS = "shakespeare" if HAS_SHAKESPEARE else "pydocs"
 
 
 class Failed(Exception):
-    """A command of a side failed, or its output lacks what is compared."""
+    """A command of a side failed, or its output lacks a value that is compared."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One version.
+    """One of the two versions that are compared.
 
     Attributes:
         name: "old" or "new".
-        code: The folder that contains mlx_gpt.
-        home: The working folder of its processes.
+        code: The folder that contains this version's mlx_gpt.
+        home: The working folder of this version's processes.
     """
 
     name: str
@@ -33,11 +36,15 @@ class Side:
     home: Path
 
     def run(self, *arguments: str) -> str:
-        """Runs `mlxgpt ARGUMENTS`. Returns its stdout. Raises Failed with the last line of its stderr."""
+        """Runs `mlxgpt ARGUMENTS` and returns its stdout.
+
+        Raises:
+            Failed: The exit code is not 0. The message ends with the last line of stderr.
+        """
         return self.python("-m", "mlx_gpt", *arguments)
 
     def python(self, *arguments: str) -> str:
-        """Like run(), for `python ARGUMENTS`."""
+        """Runs `python ARGUMENTS` and returns its stdout. Raises Failed as run() does."""
         with tempfile.TemporaryFile("w+") as errors, self.start(*arguments, stderr=errors) as process:
             output = process.communicate()[0]
             if process.returncode:
@@ -45,7 +52,10 @@ class Side:
             return output
 
     def start(self, *arguments: str, stderr) -> subprocess.Popen:
-        """Starts `python ARGUMENTS` with pipes for stdin and stdout. `stderr` is a file for its stderr."""
+        """Starts `python ARGUMENTS` with pipes for stdin and stdout. `stderr` is an open file that receives its stderr.
+
+        Variables MLXGPT_* of this process are not passed on, except MLXGPT_CORPUS_DIR. Tuned settings are not used.
+        """
         kept = {key: value for key, value in os.environ.items() if not key.startswith("MLXGPT_")}
         if folder := os.environ.get("MLXGPT_CORPUS_DIR"):
             kept["MLXGPT_CORPUS_DIR"] = str(Path(folder).resolve())
@@ -57,21 +67,25 @@ class Side:
 
 
 def last_line(file) -> str:
-    """The last line of a file."""
+    """Returns the last line of an open text file, or "no message" if the file is empty."""
     file.seek(0)
     return (file.read().strip().splitlines() or ["no message"])[-1]
 
 
 @contextlib.contextmanager
 def both(old: str, new: str) -> Iterator[tuple[Side, Side]]:
-    """A context with the two sides. Each argument is a git revision, or a folder that contains mlx_gpt."""
+    """A context that yields the two sides. Each argument is a git revision, or a folder that contains mlx_gpt."""
     with _code_of(old) as old_code, _code_of(new) as new_code, tempfile.TemporaryDirectory() as home:
         yield _side("old", old_code, Path(home)), _side("new", new_code, Path(home))
 
 
 @contextlib.contextmanager
 def _code_of(name: str) -> Iterator[Path]:
-    """A context with the code of a side: a folder, or a git worktree of a revision, which exists in the context."""
+    """A context that yields the folder with the code of a side.
+
+    For a git revision this is a temporary worktree, which is removed on exit. Exits the script if `name` is neither a
+    folder that contains mlx_gpt nor a revision.
+    """
     if Path(name, "mlx_gpt").is_dir():
         yield Path(name).resolve()
         return
@@ -87,7 +101,7 @@ def _code_of(name: str) -> Iterator[Path]:
 
 
 def _side(name: str, code: Path, home: Path) -> Side:
-    """Makes a side, and checks that its interpreter imports its own code. Exits if it imports another."""
+    """Makes a side with an empty working folder. Exits the script if its processes do not import the code in `code`."""
     side = Side(name, code, home / name)
     side.home.mkdir()
     found = side.python("-c", "import mlx_gpt; print(mlx_gpt.__file__)").strip()

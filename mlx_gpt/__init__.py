@@ -5,7 +5,8 @@ run = mlx_gpt.load("runs/model-l-shakespeare")
 for piece in mlx_gpt.generate(run, "ROMEO:"):
     print(piece, end="")
 
-Importing this package loads nothing else. MLX is loaded by the first use of a name.
+`import mlx_gpt` alone does not load MLX. The module that implements a public name, and MLX with it, is loaded when the
+name is first used.
 """
 
 import sys
@@ -21,10 +22,11 @@ __getattr__, __dir__, __all__ = attach(
 
 
 class _Package(ModuleType):
-    """This package, in which `train` is the function.
+    """The class of this package. It keeps `mlx_gpt.train` a function, although there is a subpackage `mlx_gpt/train/`.
 
-    Python binds a subpackage to its name here when it is imported, and `mlx_gpt/train/` would hide the function. It
-    stays importable: `from mlx_gpt.train import reports`.
+    When Python imports a subpackage, it assigns the subpackage to an attribute of its parent. Importing the subpackage
+    would thus replace the function. This class ignores that assignment. The subpackage's modules can still be imported:
+    `from mlx_gpt.train import reports`.
     """
 
     def __setattr__(self, name: str, value) -> None:

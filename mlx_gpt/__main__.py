@@ -1,4 +1,4 @@
-"""`python -m mlx_gpt` is `mlxgpt`."""
+"""Makes `python -m mlx_gpt` run the command `mlxgpt`."""
 
 from mlx_gpt.cli.main import main
 

@@ -1,7 +1,8 @@
-"""Exceptions for errors that a user can act on. The command line prints one line for each and exits with its code.
+"""Exceptions for errors that a user can act on. The command line prints such an error as one line
+and exits with the `exit_code` of its class.
 
-Every message names the thing, the value received, what is allowed and the next step. Programming errors of mlxgpt
-itself are assertions instead.
+Every message names what is wrong (a setting, a file, an argument), the value received, the values allowed, and what the
+user can do next. Programming errors in mlxgpt itself raise AssertionError instead.
 """
 
 
@@ -24,7 +25,7 @@ class ResumeRefused(UserError):
 
 
 class Diverged(UserError):
-    """Training diverged: for several steps in a row the loss or gradient was not finite, or the loss far too high."""
+    """Training diverged: for several steps in a row, the loss or gradient was not finite, or the loss far too high."""
 
     exit_code = 5
 

@@ -40,7 +40,7 @@ def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Creates a folder and its parents unless they exist. Raises UserError or OutOfRoom."""
+    """Creates a folder and its parents unless they exist. Raises UserError or OutOfRoom if that fails."""
     with convert_os_errors(path):
         path.mkdir(parents=True, exist_ok=True)
 
@@ -63,10 +63,13 @@ def require_space(folder: Path, num_bytes: int, what: str, remedy: str) -> None:
 
 
 class FolderLock:
-    """An exclusive lock on a run folder. The system releases it when the process ends, for whatever reason.
+    """An exclusive lock on a run folder.
+
+    The lock lasts until `release`. The operating system also releases it when the process ends, even after a crash.
 
     Raises:
         ResumeRefused: if another process has the lock.
+        UserError: if the lock file cannot be opened.
     """
 
     def __init__(self, folder: Path):
@@ -84,12 +87,13 @@ class FolderLock:
             ) from None
 
     def release(self) -> None:
+        """Releases the lock: closing the file releases its `flock`."""
         self._file.close()
 
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """A context that has an exclusive lock on the file `path`, which is created if need be.
+    """A context that holds an exclusive lock on the file `path`. The file is created if it does not exist.
 
     Args:
         path: the lock file.
@@ -109,7 +113,7 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 
 def sync(file: BinaryIO) -> None:
-    """Flushes a file to the disk itself, past the caches of Python, of the system and, on macOS, of the drive."""
+    """Writes a file's data to the disk: flushes the buffers of Python, of the system and, on macOS, of the drive."""
     file.flush()
     if sys.platform == "darwin":
         import fcntl
@@ -123,6 +127,7 @@ def sync(file: BinaryIO) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
+    """Writes the entries of a folder to the disk, so that a rename in it survives a crash."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -140,6 +145,6 @@ def convert_os_errors(path: Path) -> Iterator[None]:
             raise OutOfRoom(f"{path}: no space left on the disk; free some space and try again") from None
         if error.errno == errno.EFBIG:
             raise OutOfRoom(
-                f"{path}: exceeds the system's limit on the size of a file; raise it (ulimit -f) or choose another disk"
+                f"{path}: exceeds the system's limit on file size; raise the limit (ulimit -f) or choose another disk"
             ) from None
         raise UserError(f"{path}: {error.strerror}; choose a folder you can write to") from None

@@ -1,7 +1,8 @@
-"""Packages whose public names load their module when they are first used.
+"""Lazy packages: a public name of the package is imported when it is first used.
 
-The idiom is PEP 562's module `__getattr__`, as scientific Python recommends it (SPEC 1). It keeps `from mlx_gpt import
-run` free of cost, so that a command can import what it needs at the top of its file and still show its help at once.
+This uses a module-level `__getattr__` (PEP 562), as Scientific Python recommends (SPEC 1). `from mlx_gpt import run`,
+for example, does not load the modules of `mlx_gpt.run`. A command can therefore import all it needs at the top of its
+file and still print its help without delay.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,14 +10,19 @@ from importlib import import_module
 
 
 def attach(package: str, modules: Mapping[str, str]) -> tuple[Callable, Callable[[], list[str]], list[str]]:
-    """Returns `__getattr__`, `__dir__` and `__all__` of a package.
+    """Makes `__getattr__`, `__dir__` and `__all__` for a package.
 
-    A module of the package hides a function of the same name as soon as it is imported. Therefore such a name always
-    stands for the module.
+    If a public name equals the name of its module, as in {"tuned": "tuned"}, it refers to the module and not to an
+    attribute of the module. Python gives no choice here: importing the module `tuned` assigns it to the package's
+    attribute `tuned`.
 
     Args:
-        package: The package's `__name__`.
-        modules: The module that holds each public name, as {"begin": "start"}. {"tuned": "tuned"} is the module itself.
+        package: The `__name__` of the package.
+        modules: For each public name, the module in the package that defines it. {"begin": "start"} makes
+            `package.begin` the attribute `begin` of the module `package.start`.
+
+    Returns:
+        The functions `__getattr__` and `__dir__` and the list `__all__`.
 
     Example:
         __getattr__, __dir__, __all__ = attach(__name__, {"begin": "start", "tuned": "tuned"})

@@ -13,8 +13,8 @@ def resource_dir(name: str) -> Path:
 def cache_dir() -> Path:
     """Returns the user's cache folder for mlxgpt: in XDG_CACHE_HOME if it is set, else in the system's cache folder.
 
-    It may not exist yet.
+    The folder may not exist yet.
     """
-    import platformdirs  # imported here: it takes as long as all other imports that `mlxgpt --help` needs
+    import platformdirs  # imported here because it would double the import time of `mlxgpt --help`
 
     return platformdirs.user_cache_path("mlxgpt", appauthor=False)

@@ -1,9 +1,10 @@
-"""Random numbers as a function of (seed, stream, index), without state.
+"""Stateless random numbers: each is a function of (seed, stream, index).
 
-No generator state is saved: a resumed run draws the same numbers as an uninterrupted one. The
-generator hashes a counter with the 32-bit integer hash lowbias32 (https://nullprogram.com/blog/2018/07/31/). It is
-plain uint32 arithmetic, so MLX fuses it into the surrounding kernels, and a compiled function can take the index as an
-array and is traced once.
+A checkpoint therefore holds no generator state, and a resumed run draws the same numbers as an uninterrupted one.
+
+The generator applies the 32-bit integer hash lowbias32 (https://nullprogram.com/blog/2018/07/31/) to a counter. The
+hash is plain uint32 arithmetic, which MLX fuses into the surrounding kernels. A compiled function can take the index as
+an array, so it is traced once and not once for each index.
 """
 
 import hashlib
@@ -12,18 +13,19 @@ import numpy as np
 
 from mlx_gpt.device.mlx import mx
 
-# The streams of a run. Numbers of different streams are independent.
+# The streams: one for each purpose. Numbers of different streams are independent of each other.
 INIT, WINDOWS, EPOCHS, DROPOUT = "init", "windows", "epochs", "dropout"
 EVALUATION, SAMPLING = "evaluation", "sampling"
 
 
 def key(seed: int, stream: str, index: int | mx.array = 0) -> mx.array:
-    """Returns a key for `bits` and for MLX's own generators.
+    """Returns a key for `bits` and for the functions of mx.random.
 
     Args:
         seed: the seed of the run.
         stream: the name of the stream.
-        index: which key of the stream, for example the step. An array can be traced by mx.compile.
+        index: the number of the key in the stream, for example the step. Inside mx.compile, pass an array: an int
+            would be a constant of the graph.
 
     Returns:
         The key, (2,) uint32.
@@ -41,7 +43,7 @@ def host_key(seed: int, stream: str, index: int) -> np.ndarray:
 def host_bits(seed: int, stream: str, index: int, count: int) -> np.ndarray:
     """Returns bits(key(seed, stream, index), mx.arange(count)) as a NumPy array, (count,) uint32.
 
-    It is computed on the host, so it does not wait for a device that is busy with a training step.
+    The numbers are computed on the host, so the call does not wait for a device that is busy with a training step.
     """
     first, second = host_key(seed, stream, index)
     with np.errstate(over="ignore"):
@@ -49,22 +51,25 @@ def host_bits(seed: int, stream: str, index: int, count: int) -> np.ndarray:
 
 
 def split(key: mx.array, count: int) -> mx.array:
-    """Derives further keys, (count, 2) uint32, that are independent of each other and of `key`."""
+    """Derives `count` new keys, (count, 2) uint32, that are independent of each other and of `key`."""
     first = _hash(key[0] + mx.arange(1, count + 1).astype(mx.uint32))
     return mx.stack([first, mx.broadcast_to(key[1], (count,))], axis=1)
 
 
 def bits(key: mx.array, counter: mx.array) -> mx.array:
-    """Returns random uint32 numbers, one for each element of `counter` and of its shape: a function of both alone."""
+    """Returns one random uint32 number for each element of `counter`, in an array of its shape.
+
+    Each number depends only on `key` and on its element of `counter`.
+    """
     return _hash(_hash(counter.astype(mx.uint32) ^ key[0]) + key[1])
 
 
 def dropout(x: mx.array, rate: float, key: mx.array, first_row: int = 0) -> mx.array:
     """Sets elements of x to zero with probability `rate` and divides the others by 1 - rate.
 
-    The mask depends on the key and on the position of an element in the whole batch: row `first_row` + b, time t,
-    channel c. A batch that is processed in parts, on other lanes or with gradient accumulation, therefore drops the
-    same elements as the batch processed at once:
+    Whether the element x[b, t, c] is dropped depends on the key and on its position in the whole batch: row
+    `first_row` + b, time t, channel c. A batch that is processed in parts (on several CPU streams, or with gradient
+    accumulation) therefore drops the same elements as the batch processed at once:
 
     >>> x, k = mx.ones((2, 2, 4)), key(0, DROPOUT, 3)
     >>> dropout(x, 0.5, k)
@@ -76,18 +81,18 @@ def dropout(x: mx.array, rate: float, key: mx.array, first_row: int = 0) -> mx.a
     array([[[2, 2, 0, 0],
             [2, 0, 2, 2]]], dtype=float32)
 
-    The counters are row * T + t for the B * T tokens and c for the C channels. An element is dropped where
-    hash(bits[row * T + t] ^ bits[c]) < rate * 2^32. `bits` applies the hash twice; hashing tokens and channels
-    separately leaves one hash for each of the B * T * C elements.
+    Each of the B * T tokens gets random bits by the counter row * T + t, and each of the C channels by the counter c.
+    An element is dropped if hash(token_bits ^ channel_bits) < rate * 2^32. This needs one hash for each of the
+    B * T * C elements. Calling `bits` for each element would need two.
 
     Args:
         x: (B, T, C).
         rate: the probability of dropping an element, in [0, 1).
         key: (2,) uint32.
-        first_row: the row of the whole batch that x[0] is.
+        first_row: the index of x[0] among the rows of the whole batch.
 
     Returns:
-        An array of the shape and type of x.
+        An array of the shape and dtype of x.
     """
     B, T, C = x.shape
     tokens = bits(key, mx.arange(first_row * T, (first_row + B) * T)).reshape(B, T, 1)
@@ -103,7 +108,10 @@ def _words(seed: int, stream: str) -> tuple[int, int]:
 
 
 def _hash(x, uint32=lambda constant: mx.array(constant, dtype=mx.uint32)):
-    """Applies lowbias32 to each element of x, uint32. `uint32` makes a constant for MLX, or np.uint32 for NumPy."""
+    """Applies lowbias32 to each element of x, an array of uint32.
+
+    `uint32` converts an int to a uint32 scalar of the library of x: the default for MLX, np.uint32 for NumPy.
+    """
     x = (x ^ (x >> 16)) * uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * uint32(0x846CA68B)
     return x ^ (x >> 16)

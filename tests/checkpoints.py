@@ -1,4 +1,4 @@
-"""A small checkpoint of random tensors."""
+"""Makes and compares small checkpoints of random tensors."""
 
 import dataclasses
 
@@ -12,6 +12,10 @@ MODEL = ModelConfig(n_embd=8, n_head=2, n_layer=1, block_size=4)
 
 
 def checkpoint(seed=0, moments=True, **changes) -> Checkpoint:
+    """Returns a checkpoint of MODEL with 5 token ids. `changes` replaces fields of its header.
+
+    If `moments` is true, it holds the optimizer's first and second moments, "m.NAME" and "v.NAME" for each weight.
+    """
     draw = np.random.default_rng(seed)
 
     def tensors():
@@ -31,6 +35,7 @@ def checkpoint(seed=0, moments=True, **changes) -> Checkpoint:
 
 
 def assert_same(a: Checkpoint, b: Checkpoint):
+    """Asserts that headers, tensors and their dtypes are equal."""
     assert a.header == b.header
     for ours, theirs in ((a.weights, b.weights), (a.optimizer, b.optimizer)):
         assert ours.keys() == theirs.keys()

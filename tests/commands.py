@@ -1,4 +1,7 @@
-"""The command line in this process, for tests that are not about a process of its own."""
+"""Runs the command line for tests: mlxgpt() in this process, process() as a new process.
+
+A new process takes longer to start. It is for tests of signals, servers and other things that need one.
+"""
 
 import contextlib
 import io
@@ -18,7 +21,19 @@ from mlx_gpt.device.lanes import lanes
 
 
 def mlxgpt(*arguments, cwd: Path, **env: str) -> subprocess.CompletedProcess:
-    """Runs `mlxgpt` in `cwd` without a terminal. A fault of ours is raised, where a process ends with a traceback."""
+    """Runs `mlxgpt ARGUMENTS` in this process, with the working folder `cwd` and without a terminal.
+
+    Args:
+        arguments: The arguments, converted to strings.
+        cwd: The working folder.
+        env: Environment variables that are set for the command.
+
+    Returns:
+        The exit code, stdout and stderr.
+
+    Raises:
+        Exception: Any exception that the command does not handle. A process would end with a traceback.
+    """
     out, err, code = io.StringIO(), io.StringIO(), 0
     command = ["mlxgpt", *map(str, arguments)]
     with contextlib.ExitStack() as stack:
@@ -36,9 +51,15 @@ def mlxgpt(*arguments, cwd: Path, **env: str) -> subprocess.CompletedProcess:
 
 
 def process(*arguments, cwd: Path, **options) -> subprocess.Popen:
-    """`mlxgpt` as a process of its own, whose output can be read.
+    """Starts `mlxgpt ARGUMENTS` as a new process with pipes for stdout and stderr.
 
-    It starts with the system's handling of SIGINT and SIGHUP, which a shell or nohup may have set to be ignored.
+    The process starts with the default handling of SIGINT and SIGHUP. Otherwise it would ignore them if the shell or
+    nohup that started the tests ignores them.
+
+    Args:
+        arguments: The arguments, converted to strings.
+        cwd: The working folder.
+        options: Further arguments of Popen. The variables of `env` are added to those of this process.
     """
     command = [sys.executable, "-m", "mlx_gpt", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
@@ -47,18 +68,23 @@ def process(*arguments, cwd: Path, **options) -> subprocess.Popen:
 
 
 def default_signals() -> None:
+    """Restores the default handling of SIGINT and SIGHUP."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def left_as_it_was() -> Iterator[None]:
-    """Puts back what a command changes for good: signal handlers, how warnings are shown, the number of lanes."""
+    """A context that restores what a command changes in this process.
+
+    These are the signal handlers, the display of warnings, and the number of lanes. In the context, warnings are shown
+    or ignored as Python does by default. pytest may turn them into errors.
+    """
     descriptor = signal.set_wakeup_fd(-1)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("default")  # as Python sets them, not as errors
+            warnings.simplefilter("default")  # Python's default filters, instead of those of pytest
             for quiet in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
                 warnings.simplefilter("ignore", quiet)
             yield

@@ -1,4 +1,7 @@
-"""Fixtures: golden vectors, the real corpus, tiny configs. Tests use the CPU, no network, and write under tmp_path."""
+"""Fixtures: golden data, a real corpus, a tiny config, and models with random weights.
+
+The tests run on the CPU, use no network, and write files only under pytest's temporary folders.
+"""
 
 import json
 import os
@@ -17,23 +20,24 @@ from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.gpt import GPT
 
 mx.set_default_device(mx.cpu)
-os.environ["MLXGPT_TUNED"] = "off"  # what was tuned on this machine is its own
+os.environ["MLXGPT_TUNED"] = "off"  # results must not depend on settings that were tuned on this machine
 
 
 @pytest.fixture(scope="session")
 def vectors() -> Path:
-    """Golden data of the public system."""
+    """The folder of golden data, made with the public randyGPT system. Its README.md describes the files."""
     return ROOT / "tests/golden"
 
 
 @pytest.fixture(scope="session")
 def golden(vectors):
+    """The arrays of tiny.npz, and the shape and header in tiny.json."""
     return np.load(vectors / "tiny.npz"), json.loads((vectors / "tiny.json").read_text())
 
 
 @pytest.fixture
 def shakespeare() -> str:
-    """The name of the real corpus, found without a network."""
+    """The name of the corpus tiny Shakespeare. Skips the test if its text is not in MLXGPT_CORPUS_DIR."""
     if not (Path(os.environ.get("MLXGPT_CORPUS_DIR", "")) / "shakespeare.txt").is_file():
         pytest.skip("needs shakespeare.txt in MLXGPT_CORPUS_DIR")
     return "shakespeare"
@@ -41,18 +45,21 @@ def shakespeare() -> str:
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    """A model small enough to train in a test."""
+    """The settings of a run that is small enough for a test: 20 updates of a model of width 32."""
     return resolve(overrides=TINY | {"train.batch_size": 4, "train.iters": 20, "train.eval_every": 5})
 
 
 @pytest.fixture(scope="session")
 def small_run() -> Run:
-    """Random weights, large enough that the text is not one letter."""
+    """A model with random weights over newline, space and the letters a to h, with a context of 12 tokens.
+
+    The weights are scaled up, so that the logits differ enough for greedy text not to repeat one character.
+    """
     config = resolve(overrides={"model.n_embd": 24, "model.n_head": 3, "model.n_layer": 2, "model.block_size": 12})
     tokenizer = CharTokenizer("\n abcdefgh")
     model = GPT(config.model, tokenizer.vocab_size, seed=5)
     model.set_weights({k: w * 12 for k, w in model.weights().items()})
-    model.lm_head.weight[tokenizer.eos_id] = 0  # so that the likeliest token is never the end
+    model.lm_head.weight[tokenizer.eos_id] = 0  # so that greedy text does not end early
     mx.eval(model.weights())
     header = Header(config=config, vocab_size=tokenizer.vocab_size, step=1, num_updates=1)
     return Run(model=model, tokenizer=tokenizer, header=header)
@@ -60,12 +67,12 @@ def small_run() -> Run:
 
 @pytest.fixture(scope="session")
 def ascii_run() -> Run:
-    """Random weights over all of ASCII, large enough that the text is not one letter."""
+    """Like small_run, over all printable ASCII characters and with a context of 64 tokens."""
     config = resolve(overrides={"model.n_embd": 24, "model.n_head": 3, "model.n_layer": 2, "model.block_size": 64})
     tokenizer = CharTokenizer("".join(sorted(string.printable)))
     model = GPT(config.model, tokenizer.vocab_size, seed=5)
     model.set_weights({k: w * 12 for k, w in model.weights().items()})
-    model.lm_head.weight[tokenizer.eos_id] = 0  # so that the likeliest token is never the end
+    model.lm_head.weight[tokenizer.eos_id] = 0  # so that greedy text does not end early
     mx.eval(model.weights())
     header = Header(
         config=config, vocab_size=tokenizer.vocab_size, step=1, num_updates=1, tokenizer=tokenizer.to_dict(), corpus="x"

@@ -1,4 +1,4 @@
-"""Combinations of parameters: few by default, all of them in the slow tests."""
+"""Combinations of test parameters: a covering subset by default, all combinations in the slow tests."""
 
 import itertools
 from collections import Counter
@@ -8,12 +8,23 @@ import pytest
 
 
 def covering(*values: Sequence, together: int = 2) -> list:
-    """Every combination of one value each, for pytest.mark.parametrize.
+    """Returns all combinations of one value per parameter, for pytest.mark.parametrize.
 
-    Few of them run by default: enough that any values of `together` parameters meet in one of them. Where `together`
-    is 1, every value occurs. The others are marked slow. Greedy: the next one has the most new meetings, and among
-    those the values that were used least.
+    A covering subset of them runs by default: any values of any `together` parameters occur together in at least one
+    combination of the subset. With `together=1` every value occurs, with 2 every pair of values. All other combinations
+    are marked slow.
+
+    The subset is chosen greedily. Each next combination covers the most tuples of values that are not covered yet. Of
+    several such combinations, the one is taken whose values were used least often.
+
+    Example: of the eight combinations of covering((0, 1), (0, 1), (0, 1)), (0, 1, 1) and (1, 0, 0) are marked slow. All
+    pairs of their values occur in the other six.
+
+    Args:
+        values: The values of each parameter.
+        together: The size of the tuples that the subset covers.
     """
+    # A combination is a row of indices of values. A tuple of values is a tuple of (parameter, index of its value).
     every = list(itertools.product(*(range(len(v)) for v in values)))
     meetings = {
         row: {tuple((i, row[i]) for i in places) for places in itertools.combinations(range(len(values)), together)}

@@ -1,4 +1,4 @@
-"""The options of the network, each alone and all of them, with weights far from their initial values."""
+"""Small networks with each option beyond randyGPT's network, for tests that must hold for all of them."""
 
 import numpy as np
 
@@ -9,8 +9,7 @@ from mlx_gpt.model.gpt import GPT
 
 SHAPE = {"n_embd": 24, "n_head": 3, "n_layer": 2, "block_size": 16}
 
-
-# Each option beyond randyGPT's network alone, and all of them.
+# The options of the network that randyGPT's network does not have.
 EXTENSIONS = {
     "positions": "rotary",
     "qk_norm": True,
@@ -20,16 +19,21 @@ EXTENSIONS = {
     "ffn": "swiglu",
 }
 
-
+# Settings of the networks: randyGPT's, each option alone, and all options together.
 NETWORKS = [{}, *({k: v} for k, v in EXTENSIONS.items()), EXTENSIONS]
 
 
 def names(settings):
+    """Returns the test id of a row of NETWORKS, such as "positions+qk_norm". None lets pytest choose it."""
     return "+".join(settings) if isinstance(settings, dict) else None
 
 
 def network(settings):
-    """Weights far from their small beginnings, so that attention and norms matter."""
+    """Returns a model of 11 token ids with these settings and with weights far from their initial values.
+
+    The initial weights are so small that attention and norms hardly change the output. Tests would then miss errors in
+    them.
+    """
     model, draw = GPT(ModelConfig(**SHAPE, **settings), 11, seed=3), np.random.default_rng(4)
     weights = {k: w * 8 if w.ndim == 2 else mx.array(draw.uniform(0.5, 2, w.shape)) for k, w in model.weights().items()}
     model.set_weights({k: w.astype(mx.float32) for k, w in weights.items()})
@@ -37,7 +41,7 @@ def network(settings):
 
 
 def likeliest(model, prompts, count):
-    """The likeliest ids after prompts (B, T), decoded side by side, (B, count)."""
+    """Returns the ids (B, count) that greedy decoding generates after the prompts (B, T), as one batch."""
     decoder = Decoder(model, lambda logits, index: mx.argmax(logits, axis=-1))
     ids, state = decoder.read(prompts, mx.array(0))
     found = [ids]

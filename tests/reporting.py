@@ -1,14 +1,16 @@
-"""Reports of a run that never was."""
+"""Made-up training reports, for tests of the code that shows and stores them."""
 
 from mlx_gpt.train.reports import EvalReport, StepReport, StopReport
 
 
 def step(n, **changes):
+    """Returns the report of step `n`. `changes` replaces its fields."""
     facts = {"loss": 3.5, "grad_norm": 1.0, "lr": 1e-3, "seconds": 0.5, "skipped": 0}
     return StepReport(step=n, tokens=n * 100, elapsed=n * 0.5, **facts | changes)
 
 
 def evaluation(n, **changes):
+    """Returns the report of an evaluation at step `n`. `changes` replaces its fields."""
     facts = {"loss": 3.0, "raw_loss": 3.0, "ppl": 20.1, "best_loss": 3.0, "best_step": n, "bits_per_byte": 4.3}
     return EvalReport(
         step=n, eval_tokens=50, tokens=n * 100, seconds=1.0, elapsed=n, bad_evals=0, num_lr_cuts=0, **facts | changes
@@ -16,6 +18,7 @@ def evaluation(n, **changes):
 
 
 def stop(reason):
+    """Returns the report of the end of a run at step 9."""
     return StopReport(
         step=9,
         reason=reason,

@@ -1,4 +1,4 @@
-"""A server in a thread, for tests."""
+"""A server in a thread of the test process, and functions that send requests to it."""
 
 import contextlib
 import re
@@ -16,7 +16,19 @@ CARD = {"id": "tiny", "object": "model", "created": 1, "owned_by": "mlxgpt", "me
 
 
 class Served:
-    """A server in a thread of this process."""
+    """A server on a free port of 127.0.0.1, in a thread of this process.
+
+    The constructor returns when the server accepts connections.
+
+    Args:
+        run: The model and tokenizer that are served.
+        options: Arguments of mlx_gpt.serve.serve().
+
+    Attributes:
+        url: The address of the server.
+        lines: The lines of its log.
+        error: The exception that ended the server, or None.
+    """
 
     def __init__(self, run, **options):
         self.listening = server.bind("127.0.0.1", 0)
@@ -49,15 +61,18 @@ class Served:
         self._ready.set()
 
     def stop(self):
+        """Stops the server and waits until its thread has ended."""
         self._stop()
         self._thread.join(20)
         assert not self._thread.is_alive()
 
     def join(self):
+        """Waits until the server has stopped by itself."""
         self._thread.join(20)
         assert not self._thread.is_alive()
 
     def metric(self, name):
+        """Returns the value of the metric mlxgpt_NAME in /metrics, summed over its labels."""
         text = httpx.get(f"{self.url}/metrics", headers=self._headers()).text
         return sum(float(v) for v in re.findall(rf"^mlxgpt_{name}(?:{{.*}})? (\S+)$", text, re.M))
 
@@ -66,6 +81,7 @@ class Served:
         return {"Authorization": f"Bearer {access.key}"} if access and access.key else {}
 
     def until_idle(self, seconds=10):
+        """Waits until no text is being generated or waits for a slot. Fails after this many seconds."""
         end = time.monotonic() + seconds
         while self.metric("texts_active") + self.metric("texts_waiting"):
             assert time.monotonic() < end
@@ -77,6 +93,7 @@ class Served:
 
 @contextlib.contextmanager
 def serving(run, **options):
+    """A context that yields a Served and stops it on exit."""
     served = Served(run, **options)
     try:
         yield served
@@ -85,21 +102,28 @@ def serving(run, **options):
 
 
 def complete(client, prompt="Hello", **options):
+    """Requests a completion with an OpenAI client."""
     return client.completions.create(model="tiny", prompt=prompt, **{"max_tokens": 20, "seed": 7} | options)
 
 
 def chat(client, text="Hello", **options):
+    """Requests a chat completion with an OpenAI client. `text` is the user's message, or a list of messages."""
     messages = text if isinstance(text, list) else [{"role": "user", "content": text}]
     return client.chat.completions.create(model="tiny", messages=messages, **{"max_tokens": 20, "seed": 7} | options)
 
 
 def connect(served, data=b""):
+    """Returns a TCP connection to the server, over which `data` was sent."""
     sock = socket.create_connection(("127.0.0.1", served.port), timeout=20)
     sock.sendall(data)
     return sock
 
 
 def raw(body=b"", head="POST /v1/completions", headers=()):
+    """Returns the bytes of an HTTP/1.1 request.
+
+    Content-Length is added unless `headers` has a length or a transfer encoding.
+    """
     lines = [f"{head} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *headers]
     if not any("transfer" in h.lower() or "length" in h.lower() for h in headers):
         lines.append(f"Content-Length: {len(body)}")
@@ -107,7 +131,7 @@ def raw(body=b"", head="POST /v1/completions", headers=()):
 
 
 def everything(sock):
-    """All that comes until the other side closes."""
+    """Returns all bytes that arrive until the other side closes the connection."""
     data = b""
     with contextlib.suppress(ConnectionError):
         while part := sock.recv(65536):

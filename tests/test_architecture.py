@@ -1,6 +1,6 @@
-"""The import table, and what no module may do. Imports inside functions count.
+"""Rules of the code: which module may import which, what no module may do, and what the documentation must show.
 
-A module is written as its path in mlx_gpt/ without the suffix: `train/trainer`.
+A module is named by its path in mlx_gpt/ without the suffix: `train/trainer`. Imports inside functions count.
 """
 
 import ast
@@ -17,11 +17,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mlx_gpt"
 ALL_FILES = sorted(PACKAGE.rglob("*.py"))
-TEMPLATES = "formats/huggingface/templates"  # models for transformers and mlx-lm, which run them without mlxgpt
+# Code of models for transformers and mlx-lm. Exports contain it, and these libraries run it without mlxgpt.
+TEMPLATES = "formats/huggingface/templates"
 
-# What modules may import of mlx_gpt, and of other packages than Python's own. A row that ends in / is for every module
-# in that folder without a row of its own. It may import what it names, and what lies in folders that it names; the
-# modules of a folder with one row may import each other. `mlx` is mlx.utils; device/mlx has the rest of it.
+# Module or folder -> (what it may import from mlx_gpt, which packages outside the standard library it may import).
+#
+# A key that ends in / is for every module in that folder that has no row of its own. These modules may import
+# everything in that folder. An entry allows a module, or all modules of a folder. Outside device/mlx, `mlx` stands for
+# mlx.utils, because ALONE forbids mlx.core and mlx.nn there.
 TABLE = {
     "__init__": ("api/__init__ lazy version", ""),
     "__main__": ("cli/main", ""),
@@ -91,14 +94,17 @@ TABLE = {
     "cli/main": ("cli errors version", "click"),
     "cli/serve": ("api cli device errors model run serve web", "click"),
 }
-# Modules of packages that one file alone may import.
+# Module of another package -> the only module of mlx_gpt that may import it.
 ALONE = {"mlx.core": "device/mlx", "mlx.nn": "device/mlx", "pooch": "data/library", "tokenizers": "data/bpe"}
+# Names of modules and folders that say nothing about their content.
 CATCH_ALL = {"base", "common", "helper", "helpers", "misc", "shared", "tools", "util", "utils"}
 MAX_FILE, MAX_FUNCTION = 400, 60  # lines
+# Modules that can run code from a file they read.
 UNPICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
 
 def name_of(path: Path) -> str:
+    """`/.../mlx_gpt/train/trainer.py` -> `train/trainer`"""
     return path.relative_to(PACKAGE).with_suffix("").as_posix()
 
 
@@ -112,7 +118,7 @@ def tree_of(name: str) -> ast.Module:
 
 
 def module_at(dotted: str) -> str | None:
-    """`mlx_gpt.train.trainer` -> `train/trainer`, `mlx_gpt.train` -> `train/__init__`, None for other things."""
+    """`mlx_gpt.train.trainer` -> `train/trainer`, `mlx_gpt.train` -> `train/__init__`; None if it is not our module."""
     head, _, rest = dotted.partition(".")
     path = rest.replace(".", "/")
     names = [path, f"{path}/__init__".lstrip("/")] if head == "mlx_gpt" else []
@@ -120,7 +126,11 @@ def module_at(dotted: str) -> str | None:
 
 
 def imported(nodes):
-    """Dotted names of modules that nodes import; of `from a import b` a.b where that is a module of ours, else a."""
+    """Yields the dotted names of the modules that AST nodes import.
+
+    `from a import b` yields a.b if that is a module of mlx_gpt or a key of ALONE, and a otherwise. A string that is the
+    dotted name of a module also counts as an import, because code may import the module by that name.
+    """
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -130,12 +140,13 @@ def imported(nodes):
                 both = f"{node.module}.{alias.name}"
                 yield both if module_at(both) or both in ALONE else node.module
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if not (module_at(node.value) or "__init__").endswith("__init__"):  # a package's files are read by its name
+            # The name of a package does not count: code uses it to read the files of the package.
+            if not (module_at(node.value) or "__init__").endswith("__init__"):
                 yield node.value
 
 
 def attached(name: str):
-    """Dotted names of modules that a package loads when one of its names is used: attach(__name__, {name: module})."""
+    """Yields the dotted names of the modules that a package loads lazily, from attach(__name__, {name: module})."""
     package = ".".join(["mlx_gpt", *name.split("/")[:-1]])
     for node in ast.walk(tree_of(name)):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "attach":
@@ -146,16 +157,17 @@ def attached(name: str):
 
 @functools.cache
 def imports_of(name: str) -> frozenset[str]:
+    """Returns the dotted names of all modules that a module imports, at its top, in functions or lazily."""
     return frozenset([*imported(ast.walk(tree_of(name))), *attached(name)])
 
 
 def inner(name: str) -> set[str]:
-    """Modules of mlx_gpt that a module imports."""
+    """Returns the modules of mlx_gpt that a module imports."""
     return {found for dotted in imports_of(name) if (found := module_at(dotted))} - {name}
 
 
 def outer(dotted_names) -> set[str]:
-    """Packages beside mlx_gpt and the standard library."""
+    """Returns the top-level packages of these modules, except mlx_gpt and the standard library."""
     return {dotted.split(".")[0] for dotted in dotted_names} - sys.stdlib_module_names - {"mlx_gpt"}
 
 
@@ -166,11 +178,12 @@ def folders_of(name: str) -> list[str]:
 
 
 def row_of(name: str) -> str | None:
+    """Returns the key of TABLE for a module: its own, or that of the innermost folder with a row."""
     return next((row for row in (name, *folders_of(name)) if row in TABLE), None)
 
 
 def is_within(name: str, allowed: str) -> bool:
-    """Whether `allowed` is the module or a folder that it lies in."""
+    """Whether `allowed` is this module or a folder that contains it."""
     return name in (allowed, f"{allowed}/__init__") or name.startswith(f"{allowed}/")
 
 
@@ -202,7 +215,7 @@ def test_every_row_of_the_table_is_for_modules_there_are():
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    """What a lazy package loads later counts too."""
+    """Lazy imports count too."""
     graphlib.TopologicalSorter({name: inner(name) for name in OURS}).prepare()
 
 
@@ -213,13 +226,17 @@ def test_nothing_imports_the_command_line():
 
 def test_templates_import_nothing_of_ours():
     for name in MODULES.keys() - set(OURS):
-        nodes = [n for n in ast.walk(tree_of(name)) if not (isinstance(n, ast.ImportFrom) and n.level)]  # each other
+        # Templates may import each other with relative imports, which have a level above 0.
+        nodes = [n for n in ast.walk(tree_of(name)) if not (isinstance(n, ast.ImportFrom) and n.level)]
         assert outer(imported(nodes)) <= {"mlx", "mlx_lm", "torch", "transformers"}
         assert not any(module_at(dotted) for dotted in imported(nodes))
 
 
 def loads_when_imported(name: str) -> set[str]:
-    """Modules of mlx_gpt that the import of a module runs: those at the top of it, and packages around them."""
+    """Returns the modules of mlx_gpt that run when a module is imported.
+
+    These are the module itself, the packages that contain it, and the same for every module imported at its top.
+    """
     found, waiting = set(), [name]
     while waiting:
         name = waiting.pop()
@@ -232,7 +249,7 @@ def loads_when_imported(name: str) -> set[str]:
 
 
 def test_an_import_changes_no_variable_and_loads_no_library():
-    """`import mlx_gpt` loads nothing else; a module that does not ask for device/mlx leaves the process as it was."""
+    """`import mlx_gpt` loads no other library. Modules that do not import device/mlx change no environment variable."""
     light = [name for name in OURS if name != "__main__" and "device/mlx" not in loads_when_imported(name)]
     assert {"__init__", "cli/main", "cli/train", "cli/serve", "config/schema", "train/reports"} <= set(light)
     dotted = [".".join(["mlx_gpt", *name.removesuffix("__init__").strip("/").split("/")]).strip(".") for name in light]
@@ -248,7 +265,7 @@ for name in {dotted}:
         assert not error.name.startswith("mlx_gpt"), error
 print(json.dumps([first, os.environ == environment, "mlx" in sys.modules]))
 """
-    empty = {"PYTHONPATH": str(ROOT)}  # this process has imported mlxgpt, which may have changed its variables
+    empty = {"PYTHONPATH": str(ROOT)}  # not os.environ, which this process has changed by importing mlx_gpt
     done = subprocess.run([sys.executable, "-c", code], env=empty, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, same_environment, has_mlx = json.loads(done.stdout)
@@ -275,7 +292,7 @@ def test_no_module_does_what_is_forbidden(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_files_and_functions_are_short(name):
-    """A function's lines are counted from `def`, with those of functions in it."""
+    """The lines of a function are counted from `def` on and include nested functions."""
     assert len(MODULES[name].read_text().splitlines()) <= MAX_FILE
     functions = [n for n in ast.walk(tree_of(name)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
     long = {node.name for node in functions if node.end_lineno - node.lineno + 1 > MAX_FUNCTION}
@@ -293,7 +310,7 @@ def test_public_functions_and_classes_are_documented(name):
 
 
 def test_pages_name_files_that_are_there():
-    """As `model/gpt.py`, relative to mlx_gpt/ or to the checkout. NAME is the reader's choice."""
+    """Paths such as `model/gpt.py` are relative to mlx_gpt/, to the checkout or to the page. NAME is a placeholder."""
     pages, missing = [ROOT / "README.md", *ROOT.glob("docs/*.md")], set()
     for page in pages:
         for path in re.findall(r"`([\w.-]+/[\w./-]+\.(?:py|sh|toml|md))`", page.read_text()):
@@ -303,7 +320,10 @@ def test_pages_name_files_that_are_there():
 
 
 def shown_in_tree(text: str) -> set[str]:
-    """Modules in the tree of mlx_gpt/, which has a line for each folder and file, indented by where it lies."""
+    """Returns the modules in the tree of mlx_gpt/ that a page shows.
+
+    The tree has one line for each folder and file. The indentation shows which folder contains it.
+    """
     found, folders = set(), [(0, "")]
     for line in text[text.index("\nmlx_gpt/\n") :].split("```")[0].splitlines()[2:]:
         indent, name = re.match(r"( +)([\w-]+(?:/|\.py))", line).groups()

@@ -1,7 +1,9 @@
-"""What mlxgpt 0.1.0 wrote is read, resumed and printed as before. fixtures/v0.1.0 holds its files.
+"""Compatibility with mlxgpt 0.1.0: its files are read and resumed, and its commands print what they printed.
 
-One CPU wrote the files. Another CPU may round otherwise, so numbers that a network computed are compared with a
-tolerance of 1e-4. Another BLAS or other kernels move the weights of these runs by 3e-7, ten updates by far more.
+The folder fixtures/v0.1.0 holds files that mlxgpt 0.1.0 wrote, and its README.md describes them. They were written on
+one CPU. Another CPU may round differently, so numbers that a network computed are compared with a tolerance of 1e-4. A
+different BLAS or different kernels change the weights of these runs by 3e-7. Ten updates change them by far more than
+the tolerance.
 """
 
 import contextlib
@@ -36,7 +38,7 @@ FLAGS = json.loads((V010 / "flags.json").read_text())
 TOLERANCE = 1e-4
 SIZES = {"n_embd": 8, "n_head": 2, "n_layer": 1, "block_size": 16}
 SHAPE = [f"--set=model.{name}={size}" for name, size in SIZES.items()]
-# The settings of adamw/, as make.py has them.
+# Arguments of `mlxgpt train` for the run adamw/, as in make.py of the fixture.
 ADAMW = ["--corpus=text.txt", "--batch=2", "--iters=20", "--eval-every=5", "--set=speed.lanes=1", *SHAPE, "--accum=2"]
 ADAMW += ["--lr=0.01", "--set=optimizer.name=adamw", "--set=optimizer.schedule=cosine", "--set=train.shuffle=false"]
 ADAMW += ["--set=optimizer.warmup_steps=4", "--set=optimizer.ema_decay=0.0"]
@@ -49,34 +51,39 @@ MEASURED = {
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory):
-    """A copy of the folder."""
+    """A copy of the fixture's folder, which tests may change."""
     return shutil.copytree(V010, tmp_path_factory.mktemp("old") / "v0.1.0")
 
 
 @pytest.fixture(autouse=True)
 def inside(old, monkeypatch):
-    """Runs every test in the copy, to which the paths in the files are relative."""
+    """Runs every test in the copy, because the paths in its files are relative to it."""
     monkeypatch.chdir(old)
 
 
 def mlxgpt(*arguments):
-    """What a command prints."""
+    """Runs a command that must succeed, and returns its stdout."""
     done = commands.mlxgpt(*arguments, cwd=Path())
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def lines(text):
+    """Parses JSON lines."""
     return [json.loads(line) for line in text.splitlines()]
 
 
 def kept(name):
+    """Returns the parsed output of 0.1.0 that json/NAME holds."""
     text = (V010 / "json" / name).read_text()
     return lines(text) if name.endswith(".jsonl") else json.loads(text)
 
 
 def todays(value):
-    """Printed facts of 0.1.0, with current names in text such as 'model.mlp="swiglu"'. Keys keep their old names."""
+    """Returns output of 0.1.0 with the current names of settings in strings such as 'model.mlp="swiglu"'.
+
+    The keys of dictionaries keep their old names, because commands still print them.
+    """
     if isinstance(value, str):
         name, equals, rest = value.partition("=")
         return RENAMED.get(name, name) + equals + rest
@@ -88,7 +95,16 @@ def todays(value):
 
 
 def assert_still_there(new, was, name="", measured=False):
-    """What was there is there, under its name, of its type and with its value. More may stand beside it."""
+    """Asserts that every value of old output is in the new output, with the same key, type and value.
+
+    Dictionaries of the new output may have further keys.
+
+    Args:
+        new: The new output.
+        was: The output of 0.1.0.
+        name: Where the values are in the output, for messages.
+        measured: Whether the values were measured. If so, only their types are compared.
+    """
     if isinstance(was, dict):
         for key, value in was.items():
             assert key in new, f"{name}.{key} is gone"
@@ -106,6 +122,7 @@ def assert_still_there(new, was, name="", measured=False):
 
 
 def assert_close(ours, theirs):
+    """Asserts that two dictionaries of tensors have the same names and values within TOLERANCE."""
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         np.testing.assert_allclose(ours[name], tensor, atol=TOLERANCE, rtol=TOLERANCE, err_msg=name)
@@ -125,7 +142,7 @@ def test_a_run_folder_is_read_with_its_settings_in_their_old_spelling(folder):
 
 
 def test_a_header_of_version_2_keeps_its_numbers():
-    """Its `iteration` is the step today, its `step` the number of updates, its `lr_cuts` the number of cuts."""
+    """Old field -> current field: `iteration` -> step, `step` -> num_updates, `lr_cuts` -> num_lr_cuts."""
     header = store.load(Path("muon/checkpoint.safetensors")).header
     assert (header.step, header.num_updates, header.best_step, header.tokens) == (20, 20, 20, 640)
     assert (header.num_lr_cuts, header.bad_evals, header.last_eval, header.averaged) == (0, 0, 20, False)
@@ -215,13 +232,15 @@ def test_a_vocabulary_gives_the_same_ids(old):
 
 
 def steps(folder):
+    """Returns the steps that are reported in the metrics.jsonl of a run, in order."""
     return [line["step"] for line in lines((Path(folder) / "metrics.jsonl").read_text()) if "grad_norm" in line]
 
 
 @pytest.mark.parametrize("run", ["adamw", "bpe", "version-1/adamw.safetensors"])
 def test_an_interrupted_run_ends_as_the_one_that_was_not(old, tmp_path, monkeypatch, run):
     monkeypatch.chdir(shutil.copytree(old, tmp_path / "copy"))
-    # Version 1 had no lanes: all cores took part. A file is resumed in a new folder.
+    # Version 1 of the format had no setting for lanes and used all cores. A checkpoint file without its run folder is
+    # resumed in a new folder.
     more, folder = (["--set=speed.lanes=1", "--out=resumed"], "resumed") if Path(run).is_file() else ([], run)
     reports = lines(mlxgpt("train", "--resume", run, *more, "--json"))
     assert [r["step"] for r in reports if r["report"] == "step"] == list(range(11, 21))
@@ -234,7 +253,7 @@ def test_an_interrupted_run_ends_as_the_one_that_was_not(old, tmp_path, monkeypa
     for field in ("step", "num_updates", "best_step", "bad_evals", "num_lr_cuts", "last_eval", "tokens", "corpus"):
         assert getattr(ours.header, field) == getattr(whole.header, field), field
     assert ours.header.best_loss == pytest.approx(whole.header.best_loss, abs=TOLERANCE)
-    if folder == run:  # its record goes on
+    if folder == run:  # the resumed run appends to the metrics of the run folder
         before = (V010 / run / "metrics.jsonl").read_text()
         assert Path(run, "metrics.jsonl").read_text().startswith(before) and steps(run) == list(range(1, 21))
         record = json.loads(mlxgpt("compare", run, "--json"))["runs"][0]
@@ -248,7 +267,7 @@ def test_a_run_whose_text_was_fingerprinted_otherwise_is_refused_by_name():
 
 
 def test_texts_are_those_of_their_seeds():
-    """Rounding can turn a draw between two tokens as likely as each other, so one text of the fifteen may differ."""
+    """Rounding can change a draw between two tokens of nearly equal probability, so one of the 15 texts may differ."""
     found = []
     for run in ("muon", "adamw", "bpe"):
         found += lines(mlxgpt("generate", run, "--samples=5", "--seed=0", "--max-tokens=60", "--json"))
@@ -283,16 +302,16 @@ def test_a_command_prints_what_it_printed(name):
 
 
 def test_the_corpora_are_listed_as_they_were():
-    """Whether a text is at hand is the machine's own, and so is the length of what comes with Python."""
+    """Other fields depend on the machine: whether a text is stored, and the length of texts that come with Python."""
     now = {row["name"]: row for row in json.loads(mlxgpt("corpus", "list", "--json"))}
     for row in kept("corpus-list.json"):
         assert row.keys() <= now[row["name"]].keys()
         assert [row[k] for k in ("title", "license")] == [now[row["name"]][k] for k in ("title", "license")]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the fixture tells of a Linux CPU")
+@pytest.mark.skipif(sys.platform != "linux", reason="the fixture was written on a Linux CPU")
 def test_doctor_tells_what_it_told():
-    """Every value is the machine's own."""
+    """Only the keys are compared, because every value depends on the machine."""
     assert json.loads(mlxgpt("doctor", "--json")).keys() >= kept("doctor.json").keys()
 
 
@@ -325,14 +344,15 @@ def test_the_server_answers_what_it_answered():
         now = {name: ask(address + name.split()[1], body) for name, body in asked.items()}
     series = {line.partition(" ")[0] for line in now["GET /metrics"].splitlines()}
     assert series >= set(was.pop("GET /metrics"))
-    assert json.loads(now["POST /"]).keys() >= was.pop("POST /").keys()  # its text has no seed
+    # The request to POST / has no seed, so its text differs each time.
+    assert json.loads(now["POST /"]).keys() >= was.pop("POST /").keys()
     for name, answer in was.items():
         assert_still_there(as_one(parsed(now[name])), as_one(answer), name)
 
 
 @contextlib.contextmanager
 def served(run):
-    """The address of `mlxgpt serve`, which is a process because it answers until a signal ends it."""
+    """A context that runs `mlxgpt serve` in a new process and yields its address."""
     with commands.process("serve", run, "--port=0", "--streams=2", cwd=Path()) as process:
         try:
             yield re.search(r"http://[\d.:]+", process.stdout.readline())[0]
@@ -341,6 +361,7 @@ def served(run):
 
 
 def ask(address, body):
+    """Sends a GET request, or a POST request if there is a body. Returns the response body, also that of an error."""
     request = urllib.request.Request(address, body and json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=30) as response:
@@ -350,7 +371,7 @@ def ask(address, body):
 
 
 def parsed(answer):
-    """JSON, or the JSON of each event of a stream."""
+    """Parses a response as JSON. A stream becomes the list of its parsed events, which ends with "[DONE]"."""
     if not answer.startswith("data: "):
         return json.loads(answer)
     events = [line.removeprefix("data: ") for line in answer.splitlines() if line.startswith("data: ")]
@@ -358,7 +379,10 @@ def parsed(answer):
 
 
 def as_one(answer):
-    """A stream as one answer, because how much text an event brings is a matter of time."""
+    """Merges the events of a stream into one dictionary. Returns other responses unchanged.
+
+    Streams cannot be compared event by event, because the amount of text in an event depends on timing.
+    """
     if not isinstance(answer, list):
         return answer
     *events, end = answer
@@ -376,7 +400,7 @@ def as_one(answer):
 
 
 def parameters(command):
-    """Every option by each of its spellings, and the arguments by their place."""
+    """Returns the properties of a command's parameters: of options by spelling, and of arguments by index."""
     found, arguments = {}, 0
     with click.Context(command, info_name=command.name) as context:
         for p in command.get_params(context):
@@ -401,7 +425,7 @@ def parameters(command):
 
 
 def command_named(name):
-    """`mlxgpt corpus list` -> the command; groups may import theirs when they are asked."""
+    """`mlxgpt corpus list` -> the click command. Groups may import their commands only when these are resolved."""
     command = cli
     for word in name.split()[1:]:
         with click.Context(command) as context:

@@ -1,4 +1,7 @@
-"""Packages that load a module when a name of it is first used: what that saves, and that no name is hidden."""
+"""Packages that load a module only when one of its names is first used.
+
+The tests check that importing them loads nothing else, and that all their names can be used.
+"""
 
 import importlib
 import pkgutil
@@ -8,12 +11,14 @@ import sys
 import pytest
 from constants import ROOT
 
+# The packages that use mlx_gpt.lazy.
 LAZY = ["api", "bench", "data", "device", "generation", "model", "run", "watch"]
+# Python code: the slow or avoidable modules that have been imported.
 HEAVY = "[m for m in ('mlx', 'mlx.core', 'numpy', 'rich', 'tomllib', 'dataclasses') if m in sys.modules]"
 
 
 def python(code: str) -> str:
-    """What the code prints in a fresh interpreter."""
+    """Runs the code in a new interpreter and returns its stdout."""
     done = subprocess.run([sys.executable, "-c", f"import os, sys; {code}"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""Where the cache is, on each system."""
+"""The folder of the cache on each operating system."""
 
 from pathlib import Path
 

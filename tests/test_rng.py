@@ -20,7 +20,7 @@ def test_dropout_keeps_its_share_and_the_mean(rate):
     n = y.size
     assert (y == 0).mean() == pytest.approx(rate, abs=5 * (rate * (1 - rate) / n) ** 0.5)
     assert np.allclose(y[y != 0], 1 / (1 - rate))
-    # No row and no column is dropped more than chance: five sigma of a binomial share.
+    # Each slice along each axis is dropped at this rate, within five standard deviations of a binomial proportion.
     for axis in (0, 1, 2):
         others = tuple(i for i in range(3) if i != axis)
         shares, size = (y == 0).mean(others), n // y.shape[axis]

@@ -1,4 +1,8 @@
-"""Every seam, held by an implementation that the package does not know: toys.py, entered into the tables by a row."""
+"""Tests of the seams with implementations that the package does not know: those of toys.py.
+
+A seam is a typing.Protocol with a table of implementations, see docs/architecture.md. The fixture `toys` adds a row to
+each table of the network.
+"""
 
 import itertools
 
@@ -38,6 +42,7 @@ from mlx_gpt.train.reports import StepReport
 from mlx_gpt.train.step import initial_state, make_step
 from mlx_gpt.train.trainer import LATEST
 
+# Setting of [model] -> (table of the seam, name of the new row, the toy).
 TOYS = {
     "mixers": (MIXERS, "decayed-sum", DecayedSum),
     "ffn": (FFNS, "counted", Counted),
@@ -45,7 +50,7 @@ TOYS = {
     "residual": (RESIDUALS, "two-streams", TwoStreams),
 }
 SHAPE = {"n_embd": 24, "n_head": 3, "n_layer": 3, "block_size": 16}
-# Each toy alone, mixed with attention, and all of them.
+# Networks with each toy alone, with a toy mixer and attention in turns, and with all toys.
 NETWORKS = [
     {"mixers": ("decayed-sum",)},
     {"mixers": ("decayed-sum", "attention")},
@@ -58,6 +63,7 @@ NETWORKS = [
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch):
+    """Adds the toys to the tables, for each test of this file."""
     for table, name, toy in TOYS.values():
         monkeypatch.setitem(table, name, toy)
 
@@ -68,7 +74,7 @@ def network(request):
 
 
 def strong(model):
-    """Weights far from their small beginnings, so that every part matters."""
+    """Multiplies the matrices of a model by 8, so that every part changes the output by far more than rounding."""
     model.set_weights({k: w * 8 if w.ndim == 2 else w for k, w in model.weights().items()})
     mx.eval(model.weights())
     return model
@@ -78,6 +84,7 @@ def strong(model):
 
 
 def settings_of_every_slot():
+    """Yields the settings of each preset, as {"preset": name}, and all combinations of the options of the network."""
     yield from ({"preset": name} for name in names_of("presets"))
     slots = {
         "positions": ("learned", "rotary"),
@@ -146,7 +153,7 @@ def test_a_token_changes_no_logit_before_it(network):
 
 @pytest.mark.parametrize("prefill", [1, 5, 15])
 def test_reading_in_pieces_padded_and_token_by_token_gives_the_full_pass(network, prefill):
-    """Padding leaves no trace: what follows is as without it."""
+    """Padding at the end of a prompt must not change the logits of the tokens that are read later."""
     model = strong(GPT(ModelConfig(**SHAPE, **network), 11, seed=3))
     tokens = np.random.default_rng(2).integers(0, 11, (2, 16))
     full, state = np.array(model(tokens)), model.new_state(2)
@@ -180,6 +187,7 @@ def test_rows_join_and_leave_a_batch(network):
 
 
 def leaves(tree):
+    """Returns the arrays of a tree, without their names."""
     return [a for _, a in tree_flatten(tree)]
 
 
@@ -235,6 +243,7 @@ def test_a_checkpoint_of_a_part_that_is_gone_is_refused_by_name(tmp_path, monkey
 
 
 def steps_of(config, objective, gather, group, arrays, count=3):
+    """Makes `count` updates on the same arrays. Returns the last state, and the output of each step."""
     model = GPT(config.model, V, 1, config.speed)
     optimizer = Optimizer(config.optimizer, roles_of(config.model, V))
     step, state, outputs = make_step(model, optimizer, objective, gather, group, config), None, []
@@ -247,7 +256,7 @@ def steps_of(config, objective, gather, group, arrays, count=3):
 
 @pytest.mark.parametrize("lanes, accum", [(1, 1), (2, 1), (1, 2)])
 def test_an_objective_and_a_source_of_ones_own(tiny_config, lanes, accum):
-    """The loss is the mean over the whole batch, its metrics too, the model's aux reaches it, and it is learned."""
+    """Loss and metrics are means over the whole batch, the loss includes the auxiliary outputs, and it decreases."""
     changes = {"model.ffn": "counted", "model.dropout": 0.0, "speed.lanes": lanes, "train.batch_size": 4 // accum}
     config = tiny_config.replace(changes | {"train.grad_accum_steps": accum})
     source = Repeated(np.random.default_rng(0).integers(2, V, (6, 16)).astype(np.int32), 4)
@@ -295,7 +304,7 @@ def test_the_shipped_objective_and_group_keep_to_the_protocols(tiny_config):
 
 @pytest.fixture
 def recurrent_run(small_run):
-    """A network of decayed sums and attention, all of whose state is foreign to decoder, slots and server."""
+    """A network of decayed sums and attention. Decoder, slots and server know nothing of the state of a decayed sum."""
     model_config = ModelConfig(n_embd=24, n_head=3, n_layer=2, block_size=12, mixers=("decayed-sum", "attention"))
     config = resolve(overrides={f"model.{k}": v for k, v in model_config.architecture().items()})
     tokenizer = CharTokenizer("\n abcdefgh")

@@ -1,4 +1,4 @@
-"""The wheel: presets, recipes and corpora reach an installed package, outside the checkout."""
+"""The wheel: an installed package finds its presets, recipes and corpora without the checkout."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ print(*(len(names_of(folder)) for folder in ("presets", "presets/recipes", "corp
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The wheel's content, as an installer lays it out."""
+    """Builds the wheel and extracts it, as an installer does. Returns the folder with the installed package."""
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder],

@@ -1,4 +1,9 @@
-"""Small implementations of every seam, which live in the tests alone. A test enters them into the tables."""
+"""A small implementation of each seam, for tests only. test_seams.py adds them to the tables of implementations.
+
+A seam is a typing.Protocol with a table of implementations, see docs/architecture.md.
+
+Shapes: B batch, T time, C channels.
+"""
 
 from typing import NamedTuple
 
@@ -11,7 +16,7 @@ from mlx_gpt.model.specs import Constant, Normal, Weight, prefixed
 
 
 class SumState:
-    """The decayed sum of every row so far, (B, C)."""
+    """The state of DecayedSum: the last h of each row, (B, C)."""
 
     def __init__(self, arrays):
         self.arrays = arrays
@@ -22,7 +27,11 @@ class SumState:
 
 
 class DecayedSum(nn.Module):
-    """A mixer: h_t = a h_(t-1) + U x_t, y_t = W h_t, with one learned decay a = sigmoid(decay)."""
+    """A mixer: h_t = a h_(t-1) + U x_t, y_t = W h_t, with one learned decay a = sigmoid(decay).
+
+    Without a state, h_t = sum over s <= t of a^(t - s) U x_s. With a state, a^(t + 1) h is added, where h is the state
+    and t counts from 0.
+    """
 
     State = SumState
 
@@ -46,20 +55,20 @@ class DecayedSum(nn.Module):
 
     def __call__(self, x, state, positions, valid):
         B, T, _ = x.shape
-        log_decay = -mx.logaddexp(mx.zeros(1), -self.decay)
+        log_decay = -mx.logaddexp(mx.zeros(1), -self.decay)  # log sigmoid(decay)
         ages = mx.arange(T)[:, None] - mx.arange(T)  # (T, T)
         powers = mx.where(ages >= 0, mx.exp(mx.maximum(ages, 0) * log_decay), 0.0).astype(x.dtype)
         h = powers @ self.enter(x)  # (B, T, C)
         if state:
             if not positions.at_start:
                 h = h + mx.exp(mx.arange(1, T + 1)[:, None] * log_decay) * state.arrays["sum"][:, None]
-            last = mx.full((B,), T) if valid is None else valid
+            last = mx.full((B,), T) if valid is None else valid  # the number of tokens that are not padding
             state.arrays = {"sum": h[mx.arange(B), last - 1]}
         return self.leave(h)
 
 
 class Counted(nn.Module):
-    """A feed-forward network with an auxiliary output: the mean square of what it adds."""
+    """A feed-forward network with GELU and an auxiliary output: the mean square of its result."""
 
     def __init__(self, config):
         super().__init__()
@@ -80,7 +89,7 @@ class Counted(nn.Module):
 
 
 class Halves(nn.Module):
-    """A linear layer trained as the sum of two matrices and packed into one."""
+    """A linear layer whose matrix is the sum of two trained matrices. pack() replaces them by their sum."""
 
     def __init__(self, config, inputs, outputs):
         super().__init__()
@@ -100,7 +109,7 @@ class Halves(nn.Module):
 
 
 class TwoStreams(nn.Module):
-    """A residual stream in two, (B, T, 2, C), mixed by one learned share before each write."""
+    """A residual stream that consists of two streams, (B, T, 2, C). Before each write, a learned share mixes them."""
 
     def __init__(self, config, unit):
         super().__init__()
@@ -126,14 +135,14 @@ class TwoStreams(nn.Module):
 
 
 class Marked(NamedTuple):
-    """A batch for Squares."""
+    """A batch for the objective Squares: token ids (B, T) and the wanted first logits (B, T)."""
 
     inputs: mx.array
     wanted: mx.array
 
 
 class Squares:
-    """An objective: the squared distance of the first logit from what is wanted, and the model's aux."""
+    """An objective: the mean of (first logit - wanted)^2, plus 0.1 times the auxiliary outputs of the model."""
 
     def __init__(self, config):
         pass
@@ -148,7 +157,7 @@ class Squares:
 
 
 class Repeated:
-    """A source: one batch of rows, moved on by one row at each step."""
+    """A source of batches: a window of `size` rows, which moves on by one row at each step and wraps around."""
 
     def __init__(self, rows, size):
         self.rows, self.size, self.position = rows, size, {"row": 0}
@@ -167,7 +176,7 @@ class Repeated:
 
 
 class Twins:
-    """A group of two processes that hold the same rows, seen from the first."""
+    """Rank 0 of a group of two processes that have the same rows: a sum over the ranks doubles its own value."""
 
     rank, size = 0, 2
 

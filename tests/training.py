@@ -1,4 +1,4 @@
-"""A trainer on tiny data, and what is compared of runs."""
+"""Makes a trainer on random tokens, and compares the reports and states of runs."""
 
 import numpy as np
 
@@ -19,6 +19,7 @@ V = 13
 
 
 def tokens(size, seed):
+    """Returns a document of `size` random ids, from 2 to V - 1."""
     return Tokens.of(np.random.default_rng(seed).integers(2, V, size).astype(np.uint8), [size])
 
 
@@ -28,7 +29,14 @@ def validation(model, config):
 
 
 def trainer(folder, config, checkpoint=None, lag=0):
-    """`lag`: submitted steps that are not read yet, 1 on a GPU."""
+    """Returns a trainer of a new run, or of a run that continues from a checkpoint.
+
+    Args:
+        folder: The run folder.
+        config: The settings of the model, the optimizer and the data, and of a new run.
+        checkpoint: The checkpoint to continue from. The settings of the run are those in its header.
+        lag: The number of submitted steps whose results are not read yet: 0 as on a CPU, 1 as on a GPU.
+    """
     checkpoint = checkpoint and checkpoint.as_trained()
     header = checkpoint.header if checkpoint else Header(config=config, vocab_size=V, step=0, num_updates=0)
     model, block_size = GPT(config.model, V, config.train.seed), config.model.block_size
@@ -50,7 +58,7 @@ def trainer(folder, config, checkpoint=None, lag=0):
 
 
 def timeless(reports):
-    """What is left of reports without clocks, paths and the reason of the stop."""
+    """Returns the fields of step and evaluation reports that do not depend on the clock. Leaves out other reports."""
     keep = {
         StepReport: ("step", "loss", "grad_norm", "lr", "tokens", "skipped"),
         EvalReport: ("step", "loss", "raw_loss", "best_loss", "best_step", "bad_evals", "lr_cuts"),
@@ -59,6 +67,7 @@ def timeless(reports):
 
 
 def assert_same_state(a, b):
+    """Asserts that two checkpoints have equal weights, optimizer states and positions of the run."""
     for ours, theirs in ((a.weights, b.weights), (a.optimizer, b.optimizer)):
         assert ours.keys() == theirs.keys()
         assert all(np.array_equal(t, theirs[k]) for k, t in ours.items())

@@ -1,12 +1,17 @@
-"""Compares each option beyond randyGPT's network at equal tokens: model-s, one million tokens, three seeds."""
+"""Compares the options of the network with randyGPT's network, one at a time.
+
+Each run trains model-s on one million tokens. Each network has three seeds.
+"""
 
 from table import measure
 
 
 def options(**settings: str) -> list[str]:
+    """Returns the arguments of `mlxgpt train` that set these options of the network."""
     return [part for key, value in settings.items() for part in ("--set", f"model.{key}={value}")]
 
 
+# Name of a variant -> how its network differs from randyGPT's.
 EACH = {
     "rotary positions": {"positions": "rotary"},
     "QK-norm": {"qk_norm": "true"},

@@ -1,4 +1,4 @@
-"""Trains model-l on tiny Shakespeare with the settings of its preset. Takes two hours on two cores."""
+"""Trains model-l on tiny Shakespeare with the settings of its preset. Takes 2.6 hours on two shared CPU cores."""
 
 from table import measure
 

@@ -1,4 +1,7 @@
-"""Runs `mlxgpt train` for each row of a table. A finished run is written to results/<table>.json and not repeated."""
+"""Runs `mlxgpt train` for each row of a table of results.
+
+The row of a finished run is written to results/TABLE.json. A run whose row exists is not repeated.
+"""
 
 import json
 import statistics
@@ -15,10 +18,10 @@ def measure(table: str, variants: dict[str, list[str]], seeds: list[int], common
     """Trains each variant with each seed, unless the table has that row, and prints the table.
 
     Args:
-        table: Name of the table.
-        variants: Arguments of `mlxgpt train`, by name of the variant.
-        seeds: The seeds.
-        common: Arguments of all variants.
+        table: The name of the table.
+        variants: {name of a variant: its arguments of `mlxgpt train`}.
+        seeds: The seeds with which each variant is trained.
+        common: Arguments of `mlxgpt train` that all variants share.
     """
     path = RESULTS / f"{table}.json"
     rows = json.loads(path.read_text()) if path.exists() else []
@@ -33,7 +36,14 @@ def measure(table: str, variants: dict[str, list[str]], seeds: list[int], common
 
 
 def train(arguments: list[str]) -> dict:
-    """Trains once. Returns final and best validation loss, tokens, seconds, commit and arguments."""
+    """Trains once and returns the values of a row.
+
+    `val_loss` is the validation loss of the last evaluation, `best_loss` the lowest one, and `train_loss` the mean
+    training loss of the last 20 steps.
+
+    Raises:
+        subprocess.CalledProcessError: The command failed.
+    """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "mlx_gpt", "train", "--json", "--out", f"{folder}/run", *arguments]
         start = time.perf_counter()
@@ -58,7 +68,7 @@ def train(arguments: list[str]) -> dict:
 
 
 def summary(rows: list[dict], name: str) -> str:
-    """One line for a variant: the validation losses of its seeds, and the loss and time of the last run."""
+    """Describes a variant in one line: validation losses over its seeds, and training loss and time of its last run."""
     own = [row for row in rows if row["name"] == name]
     losses = [row["val_loss"] for row in own]
     spread = f" +- {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""

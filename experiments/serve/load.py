@@ -1,9 +1,10 @@
-"""Measures `mlxgpt serve` and a server that handles one request at a time, with the same streams, in turns.
+"""Compares `mlxgpt serve`, which batches requests, with plain.py, which handles one request at a time.
 
     python experiments/serve/load.py CHECKPOINT [--clients 1,4,16] [--tokens 128] [--rounds 3] [--out FILE]
 
-Prints, for each server and number of clients, medians over the rounds: the tokens per second of all streams together,
-and percentiles of the time to the first token and of the time between two tokens.
+Both servers get the same streaming requests, in turns. For each server and number of concurrent clients, the script
+prints medians over the rounds of: the tokens per second of all clients together, percentiles of the time to the first
+token, and percentiles of the time between two tokens. All times are measured at the client.
 """
 
 import argparse
@@ -22,12 +23,14 @@ PROMPT = "ROMEO:\nWhat say you"
 
 
 def free_port() -> int:
+    """Returns a TCP port of the loopback interface that no socket uses."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
 
 def start(kind: str, checkpoint: str) -> tuple[subprocess.Popen, int]:
+    """Starts a server: "batched" is `mlxgpt serve`, "plain" is plain.py. Returns its process and port when ready."""
     port = free_port()
     command = {
         "batched": [sys.executable, "-m", "mlx_gpt", "serve", checkpoint, "--port", str(port)],
@@ -39,7 +42,11 @@ def start(kind: str, checkpoint: str) -> tuple[subprocess.Popen, int]:
 
 
 async def stream(port: int, tokens: int, seed: int) -> list[float]:
-    """Sends a request. Returns the times at which it was sent and at which each frame with text arrived."""
+    """Sends a streaming request and reads its response to the end.
+
+    Returns:
+        The time at which the request was sent, followed by the time at which each event with text arrived, in seconds.
+    """
     asked = {"prompt": PROMPT, "max_tokens": tokens, "seed": seed, "temperature": 0.8, "top_p": 0.9, "stream": True}
     body = json.dumps(asked).encode()
     times = [time.perf_counter()]
@@ -54,6 +61,7 @@ async def stream(port: int, tokens: int, seed: int) -> list[float]:
 
 
 async def load(port: int, clients: int, tokens: int) -> dict:
+    """Runs `clients` concurrent requests of `tokens` tokens each. Returns the rate and the latencies by name."""
     begin = time.perf_counter()
     times = await asyncio.gather(*(stream(port, tokens, seed) for seed in range(clients)))
     seconds = time.perf_counter() - begin
@@ -82,7 +90,7 @@ def main() -> None:
     found = {(kind, n): [] for kind in servers for n in counts}
     try:
         for _, port in servers.values():
-            asyncio.run(load(port, 1, 16))
+            asyncio.run(load(port, 1, 16))  # warm-up
         for _ in range(options.rounds):
             for kind, n in found:
                 found[kind, n].append(asyncio.run(load(servers[kind][1], n, options.tokens)))

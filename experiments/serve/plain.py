@@ -1,6 +1,8 @@
-"""A server that handles one request at a time. load.py compares `mlxgpt serve` with it.
+"""A server that handles one request at a time. load.py compares `mlxgpt serve` with this server.
 
-python experiments/serve/plain.py CHECKPOINT PORT
+    python experiments/serve/plain.py CHECKPOINT PORT
+
+It samples with the defaults of mlx_gpt.generate, temperature 0.8 and top_p 0.9, which are those that load.py requests.
 """
 
 import json

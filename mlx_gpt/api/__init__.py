@@ -1,4 +1,7 @@
-"""The Python interface: a function for each thing that the command line does. `mlx_gpt` exports them all."""
+"""The Python interface: functions to train, load, evaluate, run, convert, export and upload models.
+
+`mlx_gpt` exports all of them except `stream`, which the command line uses.
+"""
 
 from mlx_gpt.lazy import attach
 

@@ -32,17 +32,17 @@ def convert(
         dst: The file to write.
         format: safetensors, rgpt0001, rgpt0002 or rgpt0003. [default: safetensors; if dst ends in .bin, rgpt0003, or
             rgpt0002 without AdamW's moments]
-        preset, n_embd, n_head, n_layer, block_size, corpus, vocab: What an RGPT file does not contain, as for `load`.
-        force: Overwrite dst if it exists.
-        note: Called with one line for each thing the user should know.
+        preset, n_embd, n_head, n_layer, block_size, corpus, vocab: As for `load`; an RGPT file does not contain them.
+        force: Whether dst is overwritten if it exists.
+        note: Called with each message for the user, one line of text.
 
     Returns:
-        The format of dst.
+        The format that was written: safetensors, rgpt0001, rgpt0002 or rgpt0003.
 
     Raises:
-        UserError: dst exists, or the format cannot hold the checkpoint.
+        UserError: src does not exist, dst exists, or the format cannot represent the checkpoint.
         BadFile: src is corrupt, or of an unknown format.
-        ResumeRefused: src has another network or another vocabulary.
+        ResumeRefused: The network or the vocabulary of src differs from the arguments.
     """
     src, dst = Path(src), Path(dst)
     files = {name: row for name, row in FORMATS.items() if not row.is_folder}

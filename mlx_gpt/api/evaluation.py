@@ -27,15 +27,18 @@ def evaluate(
     Args:
         run: A model from `load`.
         corpus: Corpus names, files, folders or patterns. [default: the corpus the model was trained on]
-        split: "val", the last part of the text, which is not trained on; "train", the part before it; or "all".
-        batch_size: Windows computed at once.
-        note: Called with one line for each thing the user should know.
+        split: "val", the last part of each text, as large as the run's setting data.val_fraction; "train", the part
+            before it; or "all". Training on a text does not use its "val" part.
+        batch_size: The number of windows per batch.
+        note: Called with each message for the user, one line of text.
 
     Returns:
-        An Evaluation: `loss` in nats per token, `ppl`, `bits_per_byte`, and the number of predicted `tokens`.
+        An Evaluation: `loss` in nats per token, perplexity `ppl`, `bits_per_byte` (UTF-8), and `tokens`, the number of
+        predicted tokens.
 
     Raises:
-        UserError: The run has no tokenizer, there is no such text, or an argument is out of range.
+        UserError: The run has no tokenizer, a corpus does not exist, or an argument is out of range.
+        BadFile: A corpus cannot be read.
     """
     require_run(run)
     if split not in SPLITS:

@@ -1,4 +1,4 @@
-"""`export` and `push`: exports a model for other libraries, and sends it to the Hugging Face hub."""
+"""`export` writes a model for other libraries. `push` uploads it to the Hugging Face hub."""
 
 import contextlib
 import dataclasses
@@ -32,23 +32,27 @@ def export(
     force: bool = False,
     note: Note = ignore,
 ) -> list[Path]:
-    """Writes a folder that transformers or mlx-lm can load, with code, tokenizer and model card.
+    """Writes a folder that transformers or mlx-lm can load, with code, weights, tokenizer and model card.
 
     Args:
-        src: A checkpoint of any format, or a run folder. The model card lists the evaluations of its run.
-        folder: The folder to write.
-        target: "huggingface" or "mlx-lm".
-        quantize: Bits per weight of the matrices, 8 or 4; for mlx-lm only. None does not quantize.
+        src: A checkpoint of any format, or a run folder. If src is in a run folder, the model card lists the
+            evaluations of the run.
+        folder: The folder to write. It is created if it does not exist.
+        target: "huggingface" for transformers, or "mlx-lm".
+        quantize: 8 or 4, the bits per weight of quantized matrices; for mlx-lm only. None does not quantize.
         license: Name of the model's license, for the model card.
-        corpus: The text whose loss is measured before and after quantizing. [default: the run's own]
-        force: Write into a folder that is not empty.
-        note: Called with one line for each thing the user should know.
+        corpus: The text on whose validation split the loss before and after quantizing is measured. [default: the
+            corpus the model was trained on]
+        force: Whether to write into a folder that is not empty.
+        note: Called with each message for the user, one line of text.
 
     Returns:
-        The files written.
+        The paths of the files written.
 
     Raises:
-        UserError: An argument is not allowed, the checkpoint has no tokenizer, or the target cannot hold its network.
+        UserError: An argument is not allowed, the checkpoint has no tokenizer, or the target has no code for its
+            network.
+        BadFile: src is corrupt, or of an unknown format.
     """
     src, folder = Path(src), Path(folder)
     _require_arguments(folder, target, quantize, license, force)
@@ -62,10 +66,10 @@ def export(
         raise UserError(reason)
     weights, extra, notes = checkpoint.weights, {}, []
     if quantize:
-        weights, meant, group = quantize_weights(weights, quantize)
+        weights, dequantized, group = quantize_weights(weights, quantize)
         extra = {"quantization": {"group_size": group, "bits": quantize}}
         specs = specs_of(corpus or checkpoint.header.config.data.corpus)
-        notes = [f"{quantize} bits per weight, in groups of {group}{_losses(checkpoint, meant, specs, note)}"]
+        notes = [f"{quantize} bits per weight, in groups of {group}{_losses(checkpoint, dequantized, specs, note)}"]
         note(notes[0])
     evaluations = _evaluations(src)
     picture = _curve(src, folder) if evaluations else []
@@ -89,12 +93,17 @@ def _require_arguments(folder: Path, target: str, quantize: int | None, license:
         raise UserError(f"{folder}: is not empty; name another folder, or write into it with --force")
 
 
-def _losses(checkpoint: Checkpoint, quantized: Tensors, specs: tuple[str, ...], note: Note) -> str:
-    """The validation losses before and after quantizing, as text; empty if the corpus cannot be read."""
+def _losses(checkpoint: Checkpoint, dequantized: Tensors, specs: tuple[str, ...], note: Note) -> str:
+    """Measures the validation losses of the original and of the dequantized weights.
+
+    Returns:
+        Both losses as a text that begins with a colon, or an empty string if the loss cannot be measured.
+    """
     note(f"measuring the loss on {', '.join(specs)} before and after quantizing")
     losses = []
     try:
-        for weights, say in ((checkpoint.weights, note), (quantized, ignore)):
+        # The corpus is read twice. The second evaluation would repeat its messages, so they are ignored.
+        for weights, say in ((checkpoint.weights, note), (dequantized, ignore)):
             run = to_run(dataclasses.replace(checkpoint, weights=weights))
             losses.append(evaluate(run, specs, note=say).loss)
     except UserError as error:
@@ -104,7 +113,10 @@ def _losses(checkpoint: Checkpoint, quantized: Tensors, specs: tuple[str, ...], 
 
 
 def _evaluations(src: Path) -> list[dict]:
-    """The evaluations of the run that contains the checkpoint; empty if there is no run."""
+    """Returns the evaluations in the metrics.jsonl of the run folder, or of the folder of a checkpoint.
+
+    The list is empty if there is no such file.
+    """
     lines = read_metrics((src if src.is_dir() else src.parent) / "metrics.jsonl")
     return [
         line for line in lines if isinstance(line, dict) and line.get("val_loss") is not None and line.get("tokens")
@@ -112,7 +124,12 @@ def _evaluations(src: Path) -> list[dict]:
 
 
 def _curve(src: Path, folder: Path) -> list[Path]:
-    """Draws the loss curve of the run. Returns its path, or no path without matplotlib; the card then has a table."""
+    """Draws the loss curve of the run to folder/curve.png.
+
+    Returns:
+        A list of its path. The list is empty if it cannot be drawn, for example because matplotlib is not installed.
+        The model card then has a table instead.
+    """
     make_folder(folder)
     with contextlib.suppress(UserError):
         draw(folder / "curve.png", [read_record(src)])
@@ -123,21 +140,22 @@ def _curve(src: Path, folder: Path) -> list[Path]:
 def push(
     folder: str | Path, repo: str, *, yes: bool = False, private: bool = False, note: Note = ignore
 ) -> dict[str, int]:
-    """Sends an exported folder to the Hugging Face hub.
+    """Uploads an exported folder to the Hugging Face hub.
 
     Args:
-        folder: A folder that `export` wrote. Its other files are not sent.
-        repo: The repository, as OWNER/NAME.
-        yes: Send the files. If False, nothing is sent.
-        private: Create the repository as a private one, if it is new.
-        note: Called with one line for each thing the user should know.
+        folder: A folder that `export` wrote. Files in it that do not belong to an export are not uploaded.
+        repo: The repository, as OWNER/NAME. It is created if it does not exist.
+        yes: Whether the files are uploaded. If False, they are only checked and listed.
+        private: Whether a repository that is created is private.
+        note: Called with each message for the user, one line of text.
 
     Returns:
-        The size of each file that was, or would be, sent.
+        A dict from the name of each file that was uploaded, or would be, to its size in bytes.
 
     Raises:
-        UserError: There is no exported model in the folder, or the hub refused it.
-        BadFile: A file of the folder is damaged.
+        UserError: `repo` is not of the form OWNER/NAME, the folder has no exported model, huggingface_hub is not
+            installed, or the upload failed.
+        BadFile: A file of the folder is corrupt.
     """
     folder = Path(folder)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
@@ -146,9 +164,9 @@ def push(
         raise UserError(f"{folder}: has no exported model; create one with: mlxgpt export CHECKPOINT {folder}")
     require_whole(folder)
     files = sorted(p for p in folder.iterdir() if p.name in FILES and p.is_file() and not p.is_symlink())
-    left = sorted(p.name for p in folder.iterdir() if p not in files)
-    if left:
-        note(f"not part of an export, not sent: {', '.join(left)}")
+    others = sorted(p.name for p in folder.iterdir() if p not in files)
+    if others:
+        note(f"not part of an export, not sent: {', '.join(others)}")
     sizes = {p.name: p.stat().st_size for p in files}
     if yes:
         _send(folder, repo, private, list(sizes))
@@ -163,5 +181,5 @@ def _send(folder: Path, repo: str, private: bool, names: list[str]) -> None:
     try:
         HfApi().create_repo(repo, private=private, exist_ok=True)
         HfApi().upload_folder(repo_id=repo, folder_path=folder, allow_patterns=names)
-    except Exception as error:  # errors of huggingface_hub and of the HTTP library that it uses
+    except Exception as error:  # huggingface_hub raises its own errors and those of its HTTP library
         raise UserError(f"{repo}: the files were not sent: {' '.join(str(error).split())[:300]}") from None

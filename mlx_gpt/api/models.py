@@ -1,4 +1,4 @@
-"""`load` and `generate`: loads models and generates text with them."""
+"""`load` loads a model. `generate` and `stream` generate text with it."""
 
 from collections.abc import Iterator, Sequence
 
@@ -25,19 +25,22 @@ def generate(
 
     Args:
         run: A model from `load`.
-        prompt: The text to continue. After an empty prompt, the text begins like a document.
-        max_tokens: Maximum number of tokens.
-        temperature: Divides the logits. 0 takes the most likely token.
-        top_p: Sample from the most likely tokens whose probabilities add up to this.
-        top_k: Sample from the k most likely tokens; 0 keeps all.
-        seed: The same seed gives the same text.
-        stop: Strings that end the text. They are not part of it.
+        prompt: The text to continue. If it is empty, generation starts from BOS, as at the beginning of a document.
+        max_tokens: Maximum number of tokens to generate.
+        temperature: The logits are divided by this number, 0 to 100. With 0, the most likely token is always taken.
+        top_p: Nucleus sampling, above 0 to 1: sample from the smallest set of most likely tokens whose probabilities
+            add up to top_p or more. 1 keeps all tokens.
+        top_k: Sample from the k most likely tokens; 0 keeps all tokens.
+        seed: Seed of the random numbers. The same arguments and seed give the same text.
+        stop: A string or strings that end the text. The string that ended the text is not part of it.
 
     Returns:
-        An iterator over the pieces of the text. Each is yielded as soon as it is final.
+        An iterator over the pieces of the generated text, without the prompt. A piece is yielded once no later token
+        can change it: a character's last byte may be in a later token, or a stop string may begin in the piece.
 
     Raises:
-        UserError: An argument is out of range, or the prompt has a character that the model does not know.
+        UserError: An argument is out of range, the run has no tokenizer, or the prompt has a character that is not in
+            its vocabulary. The error is raised by the call, before the iterator is returned.
     """
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
     return iter(stream(run, prompt, sampling, max_tokens, stop, seed))
@@ -46,7 +49,12 @@ def generate(
 def stream(
     run: Run, prompt: str, sampling: Sampling, max_tokens: int, stop: str | Sequence[str] = (), seed: int = 0
 ) -> TextStream:
-    """Like `generate`. The TextStream also has the number of tokens and the reason why the text ended."""
+    """Like `generate`, with the sampling arguments as a Sampling.
+
+    Returns:
+        A TextStream, an iterable of the pieces of text. After the last piece, its `num_tokens` is the number of
+        generated tokens, and its `finish_reason` is "stop" (a stop string or EOS) or "length" (max_tokens).
+    """
     require_run(run)
     if not isinstance(prompt, str):
         raise UserError(f"prompt={prompt!r} is not allowed; give a string")

@@ -22,32 +22,32 @@ def train(
     fine_tune: str | Path | None = None,
     note: Note = ignore,
 ) -> Session:
-    """Trains a model in a run folder, as `mlxgpt train` does. Iterating over the result trains and yields reports.
+    """Prepares the training of a model in a run folder, as `mlxgpt train` does. Iterating over the result trains.
 
     No update is made before the first report is requested. Every report is a frozen dataclass of
-    `mlx_gpt.train.reports`. To end the run early, call `stop()` of the result and continue to iterate: the last reports
-    are those of the last save and of the end.
+    `mlx_gpt.train.reports`. To end the run early, call `stop()` of the result and continue to iterate. The last two
+    reports are then those of the last checkpoint and of the end of the run.
 
     Args:
         preset: Name or path of a preset. [default: model-l]
-        corpus: Corpus names, files, folders or patterns.
-        recipe: Name or path of a recipe.
-        vocab: A vocab.json or tokenizer.json to read the corpus with.
+        corpus: Corpus names, files, folders or patterns. [default: pydocs, or the corpus of the checkpoint]
+        recipe: Name or path of a recipe, a file of training settings that override the preset.
+        vocab: A vocab.json or tokenizer.json whose vocabulary encodes the corpus.
         settings: Any settings by dotted name, such as {"train.iters": 100}. They override preset and recipe.
-        out: The run folder. [default: runs/PRESET-CORPUS, numbered if it exists]
+        out: The run folder. [default: the resumed run's, or runs/PRESET-CORPUS, with a number if that exists]
         resume: A run folder or a checkpoint to resume; True for the newest run.
         fine_tune: A checkpoint whose weights a new run starts from.
-        note: Called with one line for each thing the user should know.
+        note: Called with each message for the user, one line of text.
 
     Returns:
         A Session: an iterator over the reports. Its `folder` is the run folder, which it locks until the last report.
-        There are no reports if the run has already reached `train.iters`.
+        It yields no report if the run has already reached `train.iters`.
 
     Raises:
         UserError: A setting, a name or a path is wrong. The classes below are its subclasses.
-        BadFile: A file is damaged.
+        BadFile: A file is corrupt.
         ResumeRefused: A checkpoint does not match the arguments, or another process trains in the folder.
-        OutOfRoom: The memory or the disk is too small.
+        OutOfRoom: Not enough memory or disk space.
 
     Example:
         for report in mlx_gpt.train("model-xs", "shakespeare", settings={"train.minutes": 5}):

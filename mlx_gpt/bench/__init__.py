@@ -1,4 +1,4 @@
-"""The benchmark: mlxgpt, a plain MLX loop and PyTorch do the same work in turns, each in its own process."""
+"""The benchmark: mlxgpt, a plain MLX loop and PyTorch do the same work. They run in turns, each in its own process."""
 
 from mlx_gpt.lazy import attach
 

@@ -1,6 +1,9 @@
-"""The input of all contenders: a model, its initial weights, the token ids of a text, and a first batch.
+"""The case: the input that all contenders of the benchmark share.
 
-Shapes: B batch, T time.
+A contender is one implementation that is measured: mlxgpt, a plain MLX loop, or PyTorch. Every contender trains the
+same network from the same initial weights on the same text.
+
+Shapes: B batch, T time, N tokens.
 """
 
 import json
@@ -16,14 +19,14 @@ LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """Settings, weights and data that all contenders share.
+    """Settings, weights and data that all contenders share. The arrays are NumPy arrays, not those of a framework.
 
     Attributes:
         config: The settings.
         vocab_size: Number of token ids.
-        weights: Initial weights by name.
-        ids: Token ids of the training text.
-        inputs, targets: The first batch (B, T). All contenders must compute the same loss on it.
+        weights: Initial weights by name, float32.
+        ids: Token ids of the training text, (N,).
+        inputs, targets: Token ids of the first batch, (B, T) each. All contenders must compute the same loss on it.
     """
 
     config: Config
@@ -34,21 +37,26 @@ class Case:
     targets: np.ndarray
 
     def ours_alone(self) -> list[str]:
-        """Settings that only mlxgpt supports. The other contenders implement randyGPT's network and AdamW."""
+        """Returns the settings of this case that only mlxgpt supports, such as "optimizer.name=muon".
+
+        The other contenders implement randyGPT's network and AdamW. They cannot run a case for which this list is not
+        empty.
+        """
         name = self.config.optimizer.name
         return self.config.model.extensions() + [f"optimizer.name={name}"] * (name != "adamw")
 
     @property
     def prompt(self) -> int:
-        """Number of prompt tokens in the measurement of decoding."""
+        """The number of prompt tokens when decoding is measured."""
         return min(16, self.config.model.block_size // 2)
 
     @property
     def written(self) -> int:
-        """Number of tokens decoded in that measurement. Prompt and decoded tokens fit into the context."""
+        """The number of tokens generated when decoding is measured. With the prompt, they fit into the context."""
         return min(200, self.config.model.block_size - self.prompt)
 
     def save(self, path: Path) -> None:
+        """Writes the case to an .npz file, from which the processes of the contenders load it."""
         settings = json.dumps({"config": self.config.to_dict(), "vocab_size": self.vocab_size})
         arrays = {"ids": self.ids, "inputs": self.inputs, "targets": self.targets}
         weights = {f"weight.{name}": w for name, w in self.weights.items()}
@@ -56,6 +64,7 @@ class Case:
 
     @classmethod
     def load(cls, path: Path) -> "Case":
+        """Reads a case that save() wrote."""
         with np.load(path) as file:
             settings = json.loads(str(file["settings"]))
             arrays = {name: file[name] for name in ("ids", "inputs", "targets")}

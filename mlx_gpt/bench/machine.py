@@ -1,4 +1,4 @@
-"""Describes the measured machine, with its power and thermal state if the system reports them."""
+"""Describes the machine on which the benchmark runs. On macOS this includes its power and thermal state."""
 
 import os
 import shutil
@@ -10,7 +10,11 @@ from mlx_gpt.device.report import device_report
 
 
 def machine() -> dict:
-    """Returns device_report() with TF32, load, power and thermal state."""
+    """Returns device_report() with four further facts that affect speed.
+
+    These are: whether matrix products may use TF32 (never on a CPU), the load average of the last minute, and on macOS
+    the power source with the low-power mode, and the thermal limits.
+    """
     return device_report() | {
         "tf32": os.environ.get("MLX_ENABLE_TF32", "1") != "0" if on_gpu() else False,
         "load_average": round(os.getloadavg()[0], 2),
@@ -19,7 +23,7 @@ def machine() -> dict:
 
 
 def _mac_power() -> dict[str, str]:
-    """Power source, low-power mode and thermal limits, as macOS reports them."""
+    """Returns the power source, the low-power mode and the thermal limits as the command `pmset` prints them."""
     settings = _output("pmset", "-g").splitlines()
     return {
         "power_source": next(iter(_output("pmset", "-g", "ps").splitlines()), "unknown"),
@@ -29,7 +33,7 @@ def _mac_power() -> dict[str, str]:
 
 
 def _output(*command: str) -> str:
-    """The stdout of a system command; empty if the command does not exist."""
+    """Returns what a system command writes to stdout, or "" if the command does not exist."""
     if not shutil.which(command[0]):
         return ""
     return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()

@@ -1,4 +1,7 @@
-"""The contender mlxgpt: its compiled training step, its generation, and the parts of a step."""
+"""The contender "mlxgpt": measures its compiled training step, the parts of that step, and generation.
+
+Shapes: B batch, H heads, T time, D head width.
+"""
 
 import time
 from collections.abc import Callable
@@ -25,7 +28,7 @@ from mlx_gpt.train.step import initial_state, make_gradients, make_loss, make_st
 
 
 class Contender:
-    """The compiled step that the trainer runs, without the trainer."""
+    """Runs the same compiled step as the trainer, without evaluations, reports and checkpoints."""
 
     def __init__(self, case: Case):
         self.version = f"MLX {version('mlx')}"
@@ -40,7 +43,10 @@ class Contender:
         self.state, self.index = self._first_state(), 0
 
     def losses(self, rows: int) -> list[float]:
-        """The losses of the first `rows` sequences of the case's batch, before and after one update on them."""
+        """Returns the losses of the first `rows` sequences of the case's batch, before and after one update on them.
+
+        The windows of index 0 are those from which make_case() built the batch. Fewer rows are a prefix of them.
+        """
         config = self.config
         step, state, found = self.step, self._first_state(), []
         if rows != config.train.sequences_per_step:
@@ -52,7 +58,7 @@ class Contender:
         return found
 
     def steps(self, count: int) -> float:
-        """Seconds of `count` updates. Each is submitted as soon as the device accepts it."""
+        """Runs `count` updates and returns their time in seconds. No loss is read on the host between them."""
         start = time.perf_counter()
         for _ in range(count):
             self.index += 1
@@ -66,14 +72,15 @@ class Contender:
         return peak_memory()
 
     def parts(self, seconds: float) -> dict[str, float]:
-        """Times the parts of a step.
+        """Times the parts of a training step, each by itself.
 
         Args:
-            seconds: Total time of the measurements, about.
+            seconds: Approximate total time of the measurements.
 
         Returns:
-            The seconds of each part, the shortest of repeated runs. `backward` is the time of the forward and backward
-            pass less that of `forward`. `attention` is a part of `forward` and `backward`.
+            The seconds of each part, each the minimum of repeated runs. `forward` computes the loss alone. `backward`
+            is the time of the combined forward and backward pass minus `forward`. `attention` is the forward and
+            backward time of the attention function in all layers. It is contained in `forward` and `backward`.
         """
         config, weights = self.config, self.state["weights"]
         rows, T = config.train.sequences_per_step, config.model.block_size
@@ -88,7 +95,7 @@ class Contender:
             return over_lanes(lambda part, first: part_loss(weights, Batch(*part), total, key, first)[0], data, config)
 
         def attention(q, k, v):
-            def part(qkv, first):
+            def part(qkv, first):  # the sum of the gradients; it makes MLX compute all of them
                 scale, ones = D**-0.5, mx.ones_like(qkv[0])
                 grads = mx.vjp(lambda *qkv: attend(*qkv, scale), list(qkv), [ones])[1]
                 return sum(g.sum() for g in grads)
@@ -116,12 +123,15 @@ class Contender:
         }
 
     def matmul_rate(self) -> float:
-        """GFLOP/s of a square matrix product in the compute type, on all cores."""
+        """Returns the rate of a square matrix product in GFLOP/s, in the compute type of the case.
+
+        On a CPU the product uses all cores.
+        """
         with one_at_a_time():
             return matmul_rate(dtype=self.config.train.dtype)
 
     def prefill(self, rows: int) -> float:
-        """Seconds to read `rows` prompts that fill the context."""
+        """Returns the seconds of reading `rows` prompts that fill the context, after a call that compiles."""
         decoder, tokens = self._decoder(), np.ones((rows, self.config.model.block_size), np.int32)
         mx.eval(decoder.read(tokens, mx.array(0)))
         start = time.perf_counter()
@@ -129,16 +139,16 @@ class Contender:
         return time.perf_counter() - start
 
     def decode(self, rows: int) -> tuple[float, list[int]]:
-        """Decodes `case.written` tokens after a prompt, in `rows` sequences.
+        """Generates `case.written` tokens in each of `rows` sequences, after a prompt, with greedy decoding.
 
-        Each token is read back while the next one is computed, as in streaming.
+        As in streaming, the host reads each token while the device computes the next one.
 
         Returns:
-            The seconds of decoding, and the ids of the first sequence.
+            The seconds of decoding, without the prefill of the prompt, and the generated ids of the first sequence.
         """
         decoder, tokens = self._decoder(), np.ones((rows, self.case.prompt), np.int32)
         ids, state = decoder.read(tokens, mx.array(0))
-        mx.eval(decoder.step(ids, mx.array(1), state))
+        mx.eval(decoder.step(ids, mx.array(1), state))  # compiles
         ids, state = decoder.read(tokens, mx.array(0))
         mx.eval(ids, state)
         start, text = time.perf_counter(), []
@@ -151,10 +161,12 @@ class Contender:
         return time.perf_counter() - start, text
 
     def _decoder(self) -> Decoder:
+        """Returns a greedy decoder with the initial weights."""
         self.model.set_weights(self.weights)
         return Decoder(self.model, lambda logits, place: mx.argmax(logits, axis=-1))
 
     def _spans(self, index: int, rows: int | None = None) -> list[mx.array]:
+        """Returns the arrays from which Windows.gather builds the batch of update `index`."""
         train = self.config.train
         windows = self.windows.draw(train.seed, rng.WINDOWS, index, rows or train.sequences_per_step)
         return [mx.array(a) for a in self.windows.read(windows)]
@@ -167,7 +179,10 @@ class Contender:
 
 
 def _best(run: Callable, arguments: tuple, seconds: float) -> float:
-    """The shortest time of repeated runs, at least two. A run before them compiles."""
+    """Repeats run(*arguments) for some seconds, at least twice. Returns the shortest time in seconds.
+
+    A call that is not timed compiles first.
+    """
     mx.eval([a for _, a in tree_flatten(run(*arguments))])
     times, until = [], time.perf_counter() + seconds
     while len(times) < 2 or time.perf_counter() < until:

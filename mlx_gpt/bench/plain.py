@@ -1,7 +1,10 @@
 """The contender "plain MLX": a training loop as MLX code is usually written.
 
-It runs eagerly, builds the causal mask in every step, and reads each loss before the next step. race.py starts its
-process with MLX's own BLAS, kernels and settings, instead of those that mlxgpt prepares.
+It does not use mx.compile, builds the causal mask in every step, and reads each loss on the host before the next step.
+race.py starts this contender's process with the BLAS, kernels and settings of the MLX wheel, instead of those that
+mlxgpt prepares.
+
+Shapes: B batch, T time, C channels, H heads.
 """
 
 import time
@@ -16,7 +19,7 @@ from mlx_gpt.device.mlx import mx, nn
 
 
 class Block(nn.Module):
-    """A transformer block built from MLX's own layers."""
+    """A transformer block built from layers of mlx.nn. Attribute names give its weights the same names as in mlxgpt."""
 
     def __init__(self, C: int, H: int):
         super().__init__()
@@ -42,7 +45,7 @@ class Block(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """randyGPT's network, built from MLX's own layers."""
+    """randyGPT's network, built from layers of mlx.nn."""
 
     def __init__(self, case: Case):
         super().__init__()
@@ -62,7 +65,7 @@ class PlainGPT(nn.Module):
 
 
 class Contender:
-    """A training loop with value_and_grad, AdamW and .item()."""
+    """A training loop with nn.value_and_grad, AdamW, and one loss.item() per update."""
 
     def __init__(self, case: Case):
         self.version = f"MLX {version('mlx')}, stock"
@@ -71,13 +74,14 @@ class Contender:
         self._reset()
 
     def losses(self, rows: int) -> list[float]:
+        """Returns the losses of the case's first `rows` sequences, before and after one update on them."""
         self._reset()
         found = [self._update(mx.array(self.case.inputs[:rows]), mx.array(self.case.targets[:rows])) for _ in range(2)]
         self._reset()
         return found
 
     def steps(self, count: int, rows: int) -> float:
-        """Seconds of `count` updates on `rows` sequences each."""
+        """Runs `count` updates on `rows` sequences each and returns their time in seconds."""
         T, start = self.config.model.block_size, time.perf_counter()
         for _ in range(count):
             starts = self.draw.integers(0, len(self.case.ids) - T, rows)
@@ -89,6 +93,7 @@ class Contender:
         return mx.get_peak_memory()
 
     def _reset(self) -> None:
+        """Makes a model with the initial weights, and a new optimizer."""
         optimizer = self.config.optimizer
         self.model = PlainGPT(self.case)
         self.model.update(tree_unflatten([(name, mx.array(w)) for name, w in self.case.weights.items()]))

@@ -1,6 +1,8 @@
-"""The PyTorch contenders: the same model and batch, eager or with torch.compile, on a CPU, MPS or CUDA.
+"""The contenders "PyTorch" (eager) and "torch.compile": the same model and batch on a CPU, MPS or CUDA device.
 
-Attention and AdamW are PyTorch's fused implementations.
+Attention is F.scaled_dot_product_attention, and the optimizer is the fused AdamW.
+
+Shapes: B batch, T time, C channels, V vocabulary.
 """
 
 import contextlib
@@ -15,7 +17,11 @@ from mlx_gpt.bench.case import LEARNING_RATE, Case
 
 
 class Block(nn.Module):
-    """A transformer block. If a cache is given, keys and values are written into it at `position`."""
+    """A transformer block.
+
+    If a cache is given, the new keys and values are written into it from `position` on, and the queries attend to all
+    positions up to the last new one.
+    """
 
     def __init__(self, C: int, H: int, dropout: float):
         super().__init__()
@@ -32,6 +38,7 @@ class Block(nn.Module):
             for known, new in zip(cache, (k, v), strict=True):
                 known[:, :, position : position + T] = new
             k, v = (known[:, :, : position + T] for known in cache)
+        # A prompt starts at position 0, so the causal mask is square. A single token may attend to the whole cache.
         y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1).transpose(1, 2).reshape(B, T, C)
         x = x + F.dropout(self.attn["wo"](y), self.dropout, self.training)
         h = F.relu(self.mlp["fc1"](F.rms_norm(x, (C,), eps=1e-5))).square()
@@ -61,7 +68,7 @@ class TorchGPT(nn.Module):
 
 
 class Contender:
-    """A usual PyTorch training loop. For bfloat16 it uses autocast; the weights stay float32."""
+    """A training loop as PyTorch code is usually written. With dtype bfloat16 it uses autocast on float32 weights."""
 
     def __init__(self, case: Case, compiled: bool):
         self.case, self.config, self.compiled = case, case.config, compiled
@@ -72,6 +79,7 @@ class Contender:
         self._reset()
 
     def losses(self, rows: int) -> list[float]:
+        """Returns the losses of the case's first `rows` sequences, before and after one update on them."""
         batch = (
             torch.from_numpy(a[:rows].astype(np.int64)).to(self.device) for a in (self.case.inputs, self.case.targets)
         )
@@ -81,7 +89,7 @@ class Contender:
         return found
 
     def steps(self, count: int) -> float:
-        """Seconds of `count` updates. No loss is read between them."""
+        """Runs `count` updates and returns their time in seconds. No loss is read on the host between them."""
         rows, T = self.config.train.sequences_per_step, self.config.model.block_size
         span = torch.arange(T + 1, device=self.device)
         self._wait()
@@ -97,6 +105,7 @@ class Contender:
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
 
     def prefill(self, rows: int) -> float:
+        """Returns the seconds of reading `rows` prompts that fill the context, after a call that is not timed."""
         tokens = torch.ones(rows, self.config.model.block_size, dtype=torch.long, device=self.device)
         with self._writing():
             cache = self._cache(rows)
@@ -108,6 +117,7 @@ class Contender:
         return time.perf_counter() - start
 
     def decode(self, rows: int) -> tuple[float, list[int]]:
+        """Like decode() of ours.py: the seconds of greedy decoding, and the generated ids of the first sequence."""
         with self._writing():
             cache = self._cache(rows)
             read, written = self.case.prompt, self.case.written
@@ -122,7 +132,7 @@ class Contender:
         return time.perf_counter() - start, text
 
     def recompute(self, count: int) -> float:
-        """Seconds to generate `count` tokens without a cache: each reads the full context again."""
+        """Returns the seconds of generating `count` tokens without a cache. Each token reads the full context again."""
         window = torch.ones(1, self.config.model.block_size, dtype=torch.long, device=self.device)
         with self._writing():
             self.model(window)
@@ -136,12 +146,14 @@ class Contender:
 
     @contextlib.contextmanager
     def _writing(self):
+        """A context for generation: evaluation mode, and no gradients."""
         self.model.eval()
         with torch.inference_mode():
             yield
         self.model.train()
 
     def _cache(self, rows: int):
+        """Returns empty keys and values of each layer, (rows, n_head, block_size, head_dim) each."""
         shape = self.config.model
         size = (rows, shape.n_head, shape.block_size, shape.head_dim)
         return [[torch.zeros(size, device=self.device) for _ in range(2)] for _ in range(shape.n_layer)]
@@ -165,8 +177,9 @@ class Contender:
         )
 
     def _update(self, inputs, targets):
-        half = self.config.train.dtype
-        cast = torch.autocast(self.device.type, getattr(torch, half), enabled=half != "float32")
+        """Makes one update. Returns the loss before it, as a tensor on the device."""
+        dtype = self.config.train.dtype
+        cast = torch.autocast(self.device.type, getattr(torch, dtype), enabled=dtype != "float32")
         with cast:
             loss = self.forward(inputs, targets)
         loss.backward()
@@ -176,5 +189,6 @@ class Contender:
         return loss.detach()
 
     def _wait(self) -> None:
+        """Waits until the device has finished all submitted work, so that times include it."""
         if self.device.type != "cpu":
             torch.accelerator.synchronize()

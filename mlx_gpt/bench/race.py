@@ -1,7 +1,8 @@
 """Runs the contenders in turns on one case, checks that they compute the same losses, and collects their times.
 
-Each contender has its own process, so that libraries and peak memory are separate. Only one computes at a time, so that
-they do not slow each other down. All take a turn in every round, so that a change in the machine's speed affects all.
+Each contender has its own process, so that libraries and peak memory are separate. Only one contender computes at a
+time, so that they do not slow each other down. Every contender takes a turn in every round, so that a change in the
+machine's speed affects all of them.
 """
 
 import contextlib
@@ -20,14 +21,18 @@ from mlx_gpt.errors import Disagreement, UserError
 from mlx_gpt.model.cost import flops_per_token
 
 OURS, PLAIN = "mlxgpt", "plain MLX"
-ROUND_SECONDS = 2.0  # of a contender's turn: as many updates as fit, at least one
-MAX_STEPS = 100
+ROUND_SECONDS = 2.0  # intended time of one turn: it makes as many updates as fit, at least one
+MAX_STEPS = 100  # updates of a turn
 BATCHES = (1, 16)  # numbers of sequences for which generation is timed
-COMPARED = 16  # generated tokens that must be equal in all contenders
-RECOMPUTED = 10  # tokens generated without a cache
-PLAIN_CPU_ROWS = 2  # on a CPU the plain loop needs minutes for a whole batch; its tokens/s hardly depend on the rows
-# Largest allowed difference between two losses: before an update, and after it.
+COMPARED = 16  # this many generated tokens must be equal in all contenders
+RECOMPUTED = 10  # tokens generated when generation without a cache is measured
+# Sequences per update of the plain loop on a CPU, where a whole batch takes minutes. Its tokens per second hardly
+# depend on the number of sequences.
+PLAIN_CPU_ROWS = 2
+# Compute type -> largest allowed difference between the losses of two contenders, before an update and after it.
 TOLERANCES = {"float32": (1e-4, 2e-3), "bfloat16": (3e-2, 1e-1), "float16": (1e-2, 1e-1)}
+# Environment of the plain loop. The loop imports mlx_gpt.device.mlx, which would otherwise load a tuned BLAS, install
+# vectorized kernels and set another MLX_BFS_MAX_WIDTH. 20 is MLX's default width.
 STOCK = {"MLXGPT_BLAS": "off", "MLXGPT_KERNELS": "off", "MLX_BFS_MAX_WIDTH": "20"}
 
 
@@ -36,16 +41,23 @@ class Failed(UserError):
 
 
 class Racer:
-    """The process of a contender. Calling it runs a method of the contender and returns the result.
+    """The process of one contender: `racer("steps", 10)` calls steps(10) of the contender and returns its result.
+
+    Args:
+        name: A key of CONTENDERS.
+        case: The file of the case.
+        speed: Its limits of the command buffers are set in the environment of mlxgpt's process.
 
     Raises:
-        Failed: The contender cannot be built, or its method raised an error, or its process ended.
+        Failed: By the constructor if the contender cannot be built, and by a call if the method raised an error or the
+            process ended.
     """
 
     def __init__(self, name: str, case: Path, speed: SpeedConfig):
         command = [sys.executable, "-m", "mlx_gpt.bench.worker", name, str(case)]
         own = {PLAIN: STOCK, OURS: buffer_variables(speed)}
         environment = STOCK_ENVIRONMENT | own.get(name, {})
+        # A file, because a pipe that nobody reads would block the process once it is full.
         self._name, self._complaints = name, tempfile.TemporaryFile("w+", errors="replace")
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
@@ -87,20 +99,26 @@ class Racer:
 
 
 def race(case: Case, names: list[str], rounds: int, note: Callable[[str], None]) -> dict:
-    """Measures the contenders.
+    """Measures training with all contenders, then generation with "mlxgpt" and "PyTorch".
 
     Args:
-        case: What they compute.
-        names: The contenders, mlxgpt among them. One that cannot run is left out, and a note gives the reason.
-        rounds: Turns per contender.
+        case: The input of all contenders.
+        names: The contenders, keys of CONTENDERS. "mlxgpt" must be among them. A contender that cannot run is left out,
+            and a note gives the reason.
+        rounds: The number of turns per contender.
         note: Called with one line for each thing the user should know.
 
     Returns:
-        {"training": {name: facts}, "matmul_gflops": rate, "parts": {part: ms}, "writing": {name: {what: tokens/s}}}
+        A dictionary of:
+            "training": {contender: measurements, see _summary}.
+            "matmul_gflops": the rate of MLX's matrix product.
+            "parts": {part of mlxgpt's step: milliseconds}.
+            "writing": {contender: {measurement: tokens/s}}; the measurements are "prefill 1", "prefill 16", "decode 1",
+                "decode 16" and "recompute", where the number is that of sequences.
 
     Raises:
-        Disagreement: The losses or the generated tokens of two contenders differ.
-        UserError: mlxgpt cannot run.
+        Disagreement: The losses or the generated tokens of a contender differ from those of mlxgpt.
+        UserError: mlxgpt itself cannot run.
     """
     rows = {name: _rows(case, name) for name in names}
     with tempfile.TemporaryDirectory() as folder:
@@ -116,20 +134,22 @@ def race(case: Case, names: list[str], rounds: int, note: Callable[[str], None])
                 "matmul_gflops": round(racers[OURS]("matmul_rate"), 1),
                 "parts": {k: round(1000 * v, 2) for k, v in racers[OURS]("parts", 5 * ROUND_SECONDS).items()},
             }
-        # Generation is timed in new processes, as users run it: a process that has trained still holds memory.
+        # Generation is timed in new processes, because users do not generate in the process that has trained: such a
+        # process still holds the memory of training.
         writers = [name for name in times if name in (OURS, "PyTorch")]
         with _started(writers, path, case.config.speed, note) as racers:
             return result | {"writing": _writing(racers, case, rounds)}
 
 
 def _rows(case: Case, name: str) -> int:
+    """Returns the number of sequences per update of a contender."""
     rows = case.config.train.sequences_per_step
     return min(rows, PLAIN_CPU_ROWS) if name == PLAIN and not on_gpu() else rows
 
 
 @contextlib.contextmanager
 def _started(names: Iterable[str], path: Path, speed: SpeedConfig, note) -> Iterator[dict[str, Racer]]:
-    """A context with the processes of the contenders that can run. They end with the context."""
+    """A context that starts the processes of the contenders and yields those that can run. It ends them on exit."""
     with contextlib.ExitStack() as stack:
         racers = {}
         for name in names:
@@ -141,16 +161,23 @@ def _started(names: Iterable[str], path: Path, speed: SpeedConfig, note) -> Iter
 
 
 def _leave_out(name: str, failure: Failed, note) -> None:
-    """Notes why a contender is left out. Raises UserError for mlxgpt, which the others are compared with."""
+    """Notes why a contender is left out.
+
+    Raises:
+        UserError: The contender is mlxgpt, which all others are compared with.
+    """
     if name == OURS:
         raise UserError(f"bench: {failure}") from None
     note(f"{name} left out: {failure}")
 
 
 def compare_losses(racers: dict[str, Racer], rows: dict[str, int], dtype: str, note) -> dict[str, list[float]]:
-    """Each contender's losses on the same batch, before and after an update.
+    """Returns each contender's two losses on the same batch: before and after an update.
 
-    Raises Disagreement if they differ from mlxgpt's by more than TOLERANCES.
+    A contender that uses fewer sequences is compared with mlxgpt on as many sequences.
+
+    Raises:
+        Disagreement: A loss differs from mlxgpt's by more than TOLERANCES allows, or is not finite.
     """
     found, ours = {}, {}
     for name, racer in racers.items():
@@ -163,7 +190,7 @@ def compare_losses(racers: dict[str, Racer], rows: dict[str, int], dtype: str, n
         if rows[name] not in ours:
             ours[rows[name]] = found[name] if name == OURS else racers[OURS]("losses", rows[name])
         for a, b, tolerance in zip(found[name], ours[rows[name]], TOLERANCES[dtype], strict=True):
-            if not abs(a - b) <= tolerance:
+            if not abs(a - b) <= tolerance:  # true for NaN as well
                 raise Disagreement(
                     f"bench: {name} has losses {found[name]} on the first batch before and after an update, {OURS} has "
                     f"{ours[rows[name]]}; times of different computations cannot be compared"
@@ -172,9 +199,9 @@ def compare_losses(racers: dict[str, Racer], rows: dict[str, int], dtype: str, n
 
 
 def compare_texts(texts: dict[str, list[int]]) -> None:
-    """Raises Disagreement unless the first COMPARED greedy tokens are equal.
+    """Raises Disagreement unless all contenders generate the same first COMPARED tokens with greedy decoding.
 
-    Later ones may differ: rounding can decide between two tokens of equal probability.
+    Later tokens may differ: rounding can decide between two tokens of nearly equal probability.
     """
     for name, text in texts.items():
         if text[:COMPARED] != texts[OURS][:COMPARED]:
@@ -185,9 +212,10 @@ def compare_texts(texts: dict[str, list[int]]) -> None:
 
 
 def _times(racers, rows, rounds: int, names, note) -> dict[str, list[float]]:
-    """Seconds per update, one number per round.
+    """Measures the contenders `names` in turns. Returns seconds per update, one number per round.
 
-    After the two updates of the loss check, one more update of each contender decides how many updates a turn has.
+    The two updates of the loss check have warmed up each contender. The time of one more update determines how many
+    updates a turn has.
     """
 
     def run(name: str, count: int) -> float:
@@ -204,6 +232,15 @@ def _times(racers, rows, rounds: int, names, note) -> dict[str, list[float]]:
 
 
 def _summary(case: Case, racer: Racer, rows: int, times: list[float], losses: list[float]) -> dict:
+    """Returns what the record holds of a contender's training: times, rates, losses and peak memory.
+
+    Args:
+        case: The input of all contenders.
+        racer: The contender.
+        rows: The number of sequences of an update.
+        times: Seconds per update, one number per round. Rates are computed from their median.
+        losses: The losses before and after an update.
+    """
     model, tokens = case.config.model, rows * case.config.model.block_size
     seconds = statistics.median(times)
     low, _, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
@@ -222,7 +259,7 @@ def _summary(case: Case, racer: Racer, rows: int, times: list[float], losses: li
 
 
 def _writing(racers: dict[str, Racer], case: Case, rounds: int) -> dict[str, dict[str, float]]:
-    """Tokens per second of prefill and decoding, by contender and batch: medians of interleaved rounds."""
+    """Measures generation in turns. Returns tokens per second by contender and measurement, medians of the rounds."""
     seconds: dict[str, dict[str, list[float]]] = {name: {} for name in racers}
     tokens = {"recompute": RECOMPUTED}
     counts = {"prefill": case.config.model.block_size, "decode": case.written}

@@ -1,6 +1,6 @@
-"""The benchmark of a preset: its case, its measurement, and the files that record it.
+"""The benchmark of a preset: builds its case, measures it, and writes the files that record the result.
 
-This is not in case.py because the processes of all contenders import that module, and this one loads MLX.
+make_case() is not in case.py because it needs MLX, and case.py is also imported by the processes that run PyTorch.
 """
 
 import json
@@ -26,12 +26,25 @@ from mlx_gpt.model.gpt import GPT
 from mlx_gpt.run.build import require_memory
 from mlx_gpt.run.start import resolved
 
-# Every contender has AdamW, and keeps no average of the weights.
+# Defaults of every case: all contenders implement AdamW, and only mlxgpt can average weights.
 COMMON = {"optimizer.name": "adamw", "optimizer.ema_decay": 0.0}
 
 
 def make_case(preset: str, settings: dict[str, Any], note: Callable[[str], None], use_tuned: bool = True) -> Case:
-    """Builds the case of a preset: its network, and the training text as one document."""
+    """Builds the case of a preset: its network with initial weights, and the training split of its text.
+
+    The split is treated as one document, because the other contenders know no boundaries between documents.
+
+    Args:
+        preset: Name or TOML file of the preset.
+        settings: Dotted settings, which take precedence over COMMON. Both take precedence over the preset.
+        note: Called with one line for each thing the user should know.
+        use_tuned: Whether to use the settings that `mlxgpt bench --tune` found for this device.
+
+    Raises:
+        UserError: A setting or a name is wrong.
+        OutOfRoom: A step does not fit into memory.
+    """
     settings = COMMON | settings
     config = resolved(preset, None, settings, note) if use_tuned else resolve(preset, None, settings)
     corpus = open_corpus(config.data.corpus)
@@ -52,7 +65,10 @@ def make_case(preset: str, settings: dict[str, Any], note: Callable[[str], None]
 
 
 def measure(case: Case, names: list[str], rounds: int, note: Callable[[str], None]) -> dict[str, Any]:
-    """Runs race() on a case. Returns its result with the settings and sizes of the case."""
+    """Runs race() on a case. Returns its result, together with the settings and the size of the case.
+
+    The arguments are those of race().
+    """
     config = case.config
     return {
         "config": with_old_names(config.to_dict()),
@@ -64,7 +80,7 @@ def measure(case: Case, names: list[str], rounds: int, note: Callable[[str], Non
 
 
 def write_record(record: dict[str, Any], folder: Path, note: Callable[[str], None]) -> list[Path]:
-    """Writes bench.json and, with matplotlib, bench.png. Returns the files written."""
+    """Writes bench.json and, if matplotlib is installed, bench.png. Returns the paths of the files written."""
     written = [folder / "bench.json"]
     write_atomic(written[0], [json.dumps(record, indent=1).encode()])
     try:

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-# ms/iter that randyGPT's authors published for 64 x 256 tokens, on a Mac that they do not name.
+# Preset -> milliseconds per update that randyGPT's authors published for 64 x 256 tokens, on a Mac of unknown model.
 PUBLISHED = {"model-l": 1835, "model-m": 1370, "model-s": 592}
 
 
 def machine_line(machine: dict) -> str:
-    """The machine in one line."""
+    """Describes the machine in one line. `machine` is the result of machine.machine()."""
     parts = [machine["chip"] or machine["name"]]
     if machine["backend"] != "cpu":
         parts.append(f"{machine['name']} ({machine['backend']})")
@@ -23,7 +23,7 @@ def machine_line(machine: dict) -> str:
 
 
 def lines(name: str, result: dict) -> list[str]:
-    """The tables of one preset, as lines."""
+    """Returns the lines of the report on one preset. `result` is that of record.measure()."""
     config, training, ours = result["config"], result["training"], result["training"]["mlxgpt"]
     rows, block_size = ours["rows"], config["model"]["block_size"]
     rate = result["matmul_gflops"]
@@ -62,7 +62,7 @@ def lines(name: str, result: dict) -> list[str]:
 
 
 def text_line(text: dict) -> str:
-    """The time and memory of byte-pair encoding, in one line."""
+    """Describes the time and memory of byte-pair encoding in one line. `text` is the result of text.measure()."""
     return (
         f"text             {text['bytes'] / 1e6:.1f} MB: a vocabulary of {text['vocab_size']:,} trained in "
         f"{text['train_seconds']} s, {text['tokens']:,} tokens encoded in {text['encode_seconds']} s; resident "
@@ -71,7 +71,11 @@ def text_line(text: dict) -> str:
 
 
 def draw(path: Path, results: dict[str, dict], machine: dict) -> None:
-    """Draws training tokens per second as bars, one panel per preset. Needs matplotlib."""
+    """Draws training tokens per second as bars, one panel per preset, into an image file.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

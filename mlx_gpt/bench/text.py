@@ -1,4 +1,8 @@
-"""Measures byte-pair encoding in its own process: training a vocabulary on a text, and encoding that text."""
+"""Measures byte-pair encoding: training a vocabulary on a text, and encoding that text.
+
+`python -m mlx_gpt.bench.text CHARACTERS` prints the result as JSON. The benchmark runs it as a process of its own, so
+that peak memory is that of this work alone.
+"""
 
 import json
 import subprocess
@@ -14,9 +18,11 @@ VOCAB_SIZE = 2000
 
 
 def measure(size: int) -> dict:
-    """Trains and encodes on the first `size` characters of Python's standard library.
+    """Trains a vocabulary on the first `size` characters of the corpus `stdlib`, and encodes the same characters.
 
-    Returns sizes, the seconds of both, and the peak resident memory.
+    Returns:
+        The size of the text in bytes and in tokens, the size of the vocabulary, the seconds of training and of
+        encoding, and the peak resident memory of this process in bytes.
     """
     text = "\n".join(open_corpus(["stdlib"]).documents)[:size]
     start = time.perf_counter()
@@ -34,7 +40,11 @@ def measure(size: int) -> dict:
 
 
 def measure_apart(size: int) -> dict:
-    """Runs measure() in a new process."""
+    """Runs measure() in a new process and returns its result.
+
+    Raises:
+        subprocess.CalledProcessError: The process failed.
+    """
     done = subprocess.run([sys.executable, "-m", "mlx_gpt.bench.text", str(size)], stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
 

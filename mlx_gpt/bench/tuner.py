@@ -1,8 +1,8 @@
 """Finds the fastest settings for this device and network by measuring them.
 
-All candidates compute the same function; a compute type with fewer bits rounds more. They are tried one after another,
-and one is kept if its gain exceeds the noise. Settings that the user has given are not changed. `mlx_gpt.run.tuned`
-stores the result for `train`.
+All candidates compute the same function, but a compute type with fewer bits rounds more. Each candidate is compared
+with the best settings so far, and replaces them if its gain exceeds the noise of the measurement. Settings that the
+user has given are not changed. `mlx_gpt.run.tuned` stores the result, and `mlxgpt train` uses it.
 """
 
 import dataclasses
@@ -18,23 +18,32 @@ from mlx_gpt.device.lanes import num_cores
 from mlx_gpt.device.mlx import on_gpu
 from mlx_gpt.model.mixers.kernels import FUSED_HEAD_DIMS
 
-LIMIT_SECONDS = 280
-NOISE = 0.98  # a candidate must take less than this share of the time of the best so far
-TURNS, TURN_SECONDS = 3, 1.5
-Settings = dict[str, object]
+LIMIT_SECONDS = 280  # after this time no further candidate is started
+NOISE = 0.98  # a candidate must take less than this fraction of the time of the best so far
+TURNS, TURN_SECONDS = 3, 1.5  # turns of each side in a comparison, and the intended time of a turn
+Settings = dict[str, object]  # dotted settings, such as {"speed.lanes": 2}
 
 
 def tune(case: Case, given: Settings, note: Callable[[str], None]) -> dict:
-    """Measures candidates in turns with the best so far, so that a change in the machine's speed affects both.
+    """Finds the fastest settings for a case.
+
+    Each candidate and the best settings so far are measured in turns, so that a change in the machine's speed affects
+    both.
 
     Args:
         case: The model and data.
-        given: Settings that the user has given.
+        given: Settings that the user has given. Candidates that would change one of them are skipped.
         note: Called with one line per candidate.
 
     Returns:
-        {"settings": the fastest, "ms_per_iter": their pace, "gain": their speed relative to the defaults, "tried": the
-        relative speeds of all candidates}
+        A dictionary of:
+            "settings": the fastest settings, {} if no candidate was faster than the defaults.
+            "ms_per_iter": their milliseconds per update.
+            "gain": their speed divided by that of the defaults.
+            "tried": {candidate: its speed divided by that of the defaults}.
+
+    Raises:
+        Failed: The step cannot run with the default settings, or a process ended while it was measured.
     """
     until, best, gain, tried = time.perf_counter() + LIMIT_SECONDS, {}, 1.0, {}
     champion = Candidate(case, best)
@@ -42,7 +51,7 @@ def tune(case: Case, given: Settings, note: Callable[[str], None]) -> dict:
         fastest = champion.seconds()
         note(f"defaults: {1000 * fastest:,.1f} ms/iter")
         for options in _stages(case.config.model):
-            start = best
+            start = best  # of the stages before: options of one stage exclude each other, so they are not combined
             for option in options:
                 if option.keys() & given.keys() or time.perf_counter() > until:
                     continue
@@ -53,6 +62,8 @@ def tune(case: Case, given: Settings, note: Callable[[str], None]) -> dict:
                     note(f"{name}: {failure}")
                     continue
                 now, seconds = time_in_turns(champion, other)
+                # gain: speed of the best so far, relative to the defaults. now / seconds: speed of the candidate,
+                # relative to the best so far.
                 tried[name] = round(gain * now / seconds, 3)
                 note(f"{name}: {1000 * seconds:,.1f} ms/iter, in turns with the best so far at {1000 * now:,.1f}")
                 if other.loss_differs(champion):
@@ -70,7 +81,11 @@ def tune(case: Case, given: Settings, note: Callable[[str], None]) -> dict:
 
 
 class Candidate:
-    """A training step with given settings, in its own process, compiled and warmed up.
+    """A process with a training step that has these settings, compiled and warmed up.
+
+    Args:
+        case: The model and data.
+        settings: Dotted settings that replace those of the case.
 
     Raises:
         Failed: The step cannot run with these settings.
@@ -90,11 +105,11 @@ class Candidate:
             raise
 
     def seconds(self) -> float:
-        """Seconds per update, measured in one turn."""
+        """Runs one turn and returns the seconds per update."""
         return self._racer("steps", self._count) / self._count
 
     def loss_differs(self, other: "Candidate") -> bool:
-        """Whether two losses differ by more than the rounding of the coarser of their compute types."""
+        """Whether the losses before the first update differ by more than the less precise compute type allows."""
         tolerance = max(TOLERANCES[c.config.train.dtype][0] for c in (self, other))
         return not abs(self.loss - other.loss) <= tolerance
 
@@ -103,13 +118,16 @@ class Candidate:
 
 
 def time_in_turns(one: Candidate, other: Candidate) -> tuple[float, float]:
-    """The shortest time of each candidate over TURNS alternating turns."""
+    """Runs TURNS alternating turns. Returns the shortest seconds per update of each candidate."""
     turns = [(one.seconds(), other.seconds()) for _ in range(TURNS)]
     return tuple(map(min, zip(*turns, strict=True)))
 
 
 def _stages(model: ModelConfig) -> list[list[Settings]]:
-    """The candidates in stages, those with the largest expected gain first. At most one of each stage is kept."""
+    """Returns the candidates in stages, those with the largest expected gain first.
+
+    At most one candidate of each stage is kept. The candidates of the next stage are added to it.
+    """
     blocks = [{"speed.attention": "blocks", "speed.query_blocks": n} for n in (2, 4, 8)]
     if not on_gpu():
         cores = num_cores()

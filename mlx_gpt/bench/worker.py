@@ -1,7 +1,8 @@
 """Runs a contender in its own process: reads requests from stdin and writes responses to stdout, one per line.
 
-`python -m mlx_gpt.bench.worker NAME CASE.npz`. A request is ["method", argument, ...] in JSON. A response is
-{"ok": result} or {"error": one line}.
+The command is `python -m mlx_gpt.bench.worker NAME CASE.npz`. The process first writes one response: {"ok": version} if
+the contender can run. A request is a JSON array, ["method", argument, ...]. Its response is {"ok": result} or
+{"error": one line}.
 """
 
 import importlib
@@ -15,7 +16,10 @@ from mlx_gpt.bench.contenders import CONTENDERS
 
 
 def serve(name: str, path: Path) -> None:
-    """Builds the contender, then answers requests until stdin ends."""
+    """Builds a contender and answers requests until stdin ends. Returns at once if the contender cannot run.
+
+    Besides the methods of the contender, a request may name "peak_resident".
+    """
     (module, arguments), case = CONTENDERS[name], Case.load(path)
     if name != "mlxgpt" and (lacking := case.ours_alone()):
         _answer(error=f"does not support {', '.join(lacking)}")
@@ -35,7 +39,8 @@ def serve(name: str, path: Path) -> None:
 
 
 def peak_resident() -> int:
-    """Peak resident memory of this process so far, in bytes."""
+    """Returns the peak resident memory of this process so far, in bytes."""
+    # ru_maxrss is in bytes on macOS and in KiB on Linux.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

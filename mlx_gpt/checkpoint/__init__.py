@@ -1,1 +1,1 @@
-"""The state of a run on disk."""
+"""Checkpoints: the state of a run in a file."""

@@ -1,4 +1,13 @@
-"""A strict reader of the safetensors container. The header is checked in full before any tensor is read."""
+"""A strict reader of safetensors files. The header is checked in full before any tensor is read.
+
+A safetensors file consists of the length of its header (u64, little-endian), the header (JSON) and the tensors' bytes.
+The header maps each tensor's name to {"dtype", "shape", "data_offsets"}, and "__metadata__" to a map of strings. The
+offsets count from the end of the header.
+
+Example: a file has one float32 tensor "x" of shape (2,). It consists of the number 54 in 8 bytes, the 54 bytes of the
+header {"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}, and the 8 bytes of the tensor. read_header() returns
+{"x": Entry(dtype="F32", shape=(2,), first=62, end=70)} and no metadata.
+"""
 
 import json
 import math
@@ -10,16 +19,17 @@ import numpy as np
 
 from mlx_gpt.errors import BadFile
 
-MAX_HEADER = 100_000_000
-# Bytes of an element of each type that is read.
+MAX_HEADER = 100_000_000  # bytes
+# Bytes per element of each dtype that a header may contain.
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}
+# NumPy types of the dtypes that read_tensors() can read. NumPy has no bfloat16, so its bits are read as integers.
 NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 MAX_DIMS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One tensor: its type, its shape, and its bytes [first, end) in the file."""
+    """One tensor: its dtype, its shape, and the range [first, end) of its bytes, counted from the start of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -28,15 +38,18 @@ class Entry:
 
 
 def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Reads the header of a file and nothing else.
+    """Reads and checks the header of a file. Does not read the tensors.
+
+    Args:
+        path: An existing safetensors file.
 
     Returns:
-        The tensors by name, and the metadata.
+        The entries of the tensors by name, and the metadata.
 
     Raises:
-        BadFile: The file is not what the format allows. The length of the header must be possible, names must be
-            distinct, types known and lengths those of the shapes. Tensors must follow each other without gap or
-            overlap up to the last byte of the file.
+        BadFile: The file is not a valid safetensors file. The checks are: the header fits into the file, is a JSON
+            object and has no name twice; every dtype is one of WIDTHS; the byte length of every tensor is that of its
+            shape and dtype; the tensors follow each other without gap or overlap, up to the last byte of the file.
     """
 
     def bad(what: str) -> BadFile:
@@ -44,11 +57,11 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size < 10:
+        if size < 10:  # the length of the header, 8 bytes, and the shortest header, "{}"
             raise bad(f"it has {size} bytes")
         length = int.from_bytes(file.read(8), "little")
         if length > min(size - 8, MAX_HEADER):
-            raise bad(f"its header has {length} bytes, and the file {size}")
+            raise bad(f"its header should have {length} bytes, but the file has {size}")
         text = file.read(length)
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
@@ -63,12 +76,12 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     for name, facts in header.items():
         entry = _entry(facts, 8 + length)
         if not entry:
-            raise bad(f"{name!r} is not a tensor of {', '.join(WIDTHS)} with a shape and offsets")
+            raise bad(f"{name!r} is not a tensor of dtype {', '.join(WIDTHS)} with a shape and offsets that match it")
         entries[name] = entry
     end = 8 + length
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].first, item[1].end)):
         if entry.first != end:
-            raise bad(f"{name!r} begins at byte {entry.first}, expected {end}")
+            raise bad(f"{name!r} begins at byte {entry.first}, but what precedes it ends at byte {end}")
         end = entry.end
     if end != size:
         raise bad(f"its tensors end at byte {end}, and the file at byte {size}")
@@ -76,20 +89,31 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def read_tensors(path: Path, entries: dict[str, Entry]) -> dict[str, np.ndarray]:
-    """The F32, F16 and BF16 tensors that read_header() found, as float32, in order of name."""
+    """Reads tensors and converts them to float32.
+
+    Args:
+        path: The file.
+        entries: Entries that read_header() returned. Their dtypes must be keys of NUMPY: F32, F16 or BF16.
+
+    Returns:
+        The arrays by name, in the order of the names.
+    """
     tensors = {}
     with open(path, "rb") as file:
         for name, entry in sorted(entries.items()):
             file.seek(entry.first)
             data = np.fromfile(file, NUMPY[entry.dtype], math.prod(entry.shape))
-            if entry.dtype == "BF16":  # the upper half of a float32
+            if entry.dtype == "BF16":  # a bfloat16 is the upper 16 bits of a float32: 0x3F80 is 0x3F800000, 1.0
                 data = (data.astype("<u4") << 16).view("<f4")
             tensors[name] = data.astype(np.float32, copy=False).reshape(entry.shape)
     return tensors
 
 
 def _entry(facts, start: int) -> Entry | None:
-    """An entry of the header, if it is one."""
+    """Converts the JSON value of one name in the header to an Entry. Returns None if the value is not valid.
+
+    `start` is the first byte after the header, from which the offsets count.
+    """
     if not isinstance(facts, dict) or facts.keys() != {"dtype", "shape", "data_offsets"}:
         return None
     dtype, shape, offsets = facts["dtype"], facts["shape"], facts["data_offsets"]
@@ -101,11 +125,12 @@ def _entry(facts, start: int) -> Entry | None:
 
 
 def _counts(values) -> bool:
-    """Whether this is a list of whole numbers from 0 to 2^63."""
+    """Whether `values` is a list of whole numbers of at least 0 and less than 2^63."""
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in values)
 
 
 def _without_duplicates(pairs: list[tuple]) -> dict:
+    """Builds a JSON object from its pairs. Raises ValueError if a name occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name occurs twice")

@@ -1,7 +1,9 @@
 """The checkpoint: one safetensors file with a header in its metadata.
 
-Tensors are the weights by name and the optimizer's state as `optimizer.<part>.<weight>`, all float32. The metadata
-holds `format`, `format_version`, `header` (JSON) and `sha256`, of the header and of every tensor in order of name.
+All tensors are float32. They are the weights, under their own names, and the state of the optimizer, under the names
+`optimizer.<part>.<weight>`, such as `optimizer.m.wte.weight`. The parts are `m` and `v`, the moments, and `ema`, the
+exponential moving average of the weights. The metadata holds `format`, `format_version`, `header` (a `Header` as JSON)
+and `sha256`, the hash of the header and of the names and the bytes of all tensors, in the order of the names.
 """
 
 import dataclasses
@@ -24,18 +26,34 @@ from mlx_gpt.model.gpt import shapes_of
 
 FORMAT, FORMAT_VERSION = "mlxgpt", 3
 OPTIMIZER = "optimizer."
-MAX_VOCAB = 1 << 21  # above every code point and every published vocabulary
+# The largest vocabulary that is read: more ids than Unicode has code points, or than any published vocabulary has.
+MAX_VOCAB = 1 << 21
 
 Tensors = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """Everything of a run that is not a tensor.
+    """Everything in a checkpoint that is not a tensor: the settings and the progress of a run.
 
-    `step` counts finished steps, `num_updates` those of them that were not skipped. Losses are in nats per token.
-    Where `averaged`, the weights are the average and optimizer.ema the trained weights. `source` is the
-    position of the source that trained them, None where it starts from its beginning.
+    Attributes:
+        config: The settings.
+        vocab_size: The number of token ids, V.
+        step: The number of finished training steps.
+        num_updates: How many of these steps updated the weights. A step whose loss or gradient is not finite does not.
+        best_loss: The lowest validation loss so far, in nats per token; infinity before the first evaluation.
+        best_step: The step of the evaluation that found it.
+        bad_evals: Evaluations since the last new best loss or the last cut of the learning rate.
+        num_lr_cuts: How often the learning rate has been cut because `train.patience` ran out.
+        last_eval: The step of the last evaluation; -1 before the first one.
+        planned: Whether `train.iters` has been computed from the time budget, `train.minutes`.
+        averaged: Whether the checkpoint's weights are the average of the weights. If so, the optimizer tensors
+            ema.<weight> are the trained weights. Otherwise it is the other way round.
+        tokens: The number of training tokens so far.
+        elapsed: Seconds of training so far, including those before the run was resumed.
+        tokenizer: The result of the tokenizer's to_dict(); None if the checkpoint contains no tokenizer.
+        corpus: The SHA-256 fingerprint of the corpus; None if it is not known.
+        source: The position of the source of batches; None to start from its beginning.
     """
 
     config: Config
@@ -61,12 +79,17 @@ class Header:
         return self.step
 
     def to_json(self) -> str:
+        """The header as JSON, with sorted keys. A best loss that is not finite becomes a string, such as "inf"."""
         data = dataclasses.asdict(self) | {"best_loss": _json_float(self.best_loss)}
         return json.dumps(data, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, version: int = FORMAT_VERSION) -> "Header":
-        """Reads the header of a file of any format version."""
+        """Reads the header of a file with the given format version, and converts it to the current version.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: The text is not a valid header of this version.
+        """
         data = json.loads(text)
         for migrate in MIGRATIONS[version - 1 :]:
             data = migrate(data)
@@ -74,32 +97,46 @@ class Header:
 
 
 def _from_version_1(data: dict) -> dict:
-    """Version 1 did not write settings whose defaults changed afterwards."""
+    """Converts a header of version 1 to version 2.
+
+    Version 1 did not write settings that had their defaults. Some of these defaults have changed since, so the old ones
+    are filled in.
+    """
     before = {"optimizer": {"name": "adamw", "schedule": "cosine"}, "train": {"shuffle": False}}
     return data | {"config": merge(before, data["config"])}
 
 
 def _from_version_2(data: dict) -> dict:
-    """Version 2 called the step `iteration` and the number of updates `step`; its source was windows of a text."""
+    """Converts a header of version 2 to version 3.
+
+    Version 2 called the step `iteration` and the number of updates `step`. It had no `source`: the position is the
+    number of windows that its tokens make up, block_size tokens each.
+    """
     names = {"step": "num_updates", "iteration": "step", "best_iteration": "best_step", "lr_cuts": "num_lr_cuts"}
     windows = data.get("tokens", 0) // Config.from_dict(data["config"]).model.block_size
     return {names.get(key, key): value for key, value in data.items()} | {"source": {"windows": windows}}
 
 
-# Each takes a header of version 1, 2, ... to the next one.
+# MIGRATIONS[i] converts a header of version i + 1 to version i + 2.
 MIGRATIONS = (_from_version_1, _from_version_2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A run at one moment: its header, its weights, and the optimizer's tensors as {"m.wte.weight": ...}."""
+    """The state of a run after one of its steps.
+
+    Attributes:
+        header: Settings and progress.
+        weights: float32 arrays by name.
+        optimizer: float32 arrays by name, such as "m.wte.weight": the part, then the weight.
+    """
 
     header: Header
     weights: Tensors
     optimizer: Tensors
 
     def as_trained(self) -> "Checkpoint":
-        """The same moment with the trained weights as `weights` and the average as optimizer tensors."""
+        """The same state with the trained weights as `weights`, and their average, if any, as optimizer tensors."""
         if not self.header.averaged:
             return self
         trained = {name: self.optimizer[f"ema.{name}"] for name in self.weights}
@@ -108,7 +145,10 @@ class Checkpoint:
         return Checkpoint(header=header, weights=trained, optimizer=self.optimizer | average)
 
     def as_averaged(self) -> "Checkpoint":
-        """The same moment with the average as `weights`: the inverse of as_trained()."""
+        """The same state with the average as `weights`, and the trained weights as the optimizer tensors ema.<weight>.
+
+        This is the inverse of as_trained(). The checkpoint must have the optimizer tensors ema.<weight>.
+        """
         average = {name: self.optimizer[f"ema.{name}"] for name in self.weights}
         trained = {f"ema.{name}": w for name, w in self.weights.items()}
         header = dataclasses.replace(self.header, averaged=True)
@@ -116,9 +156,14 @@ class Checkpoint:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes the checkpoint atomically. Raises OutOfRoom on a full disk; what was there stays."""
+    """Writes a checkpoint atomically: if writing fails, an earlier file at `path` stays unchanged.
+
+    Raises:
+        OutOfRoom: The disk is full.
+        UserError: The file cannot be written.
+    """
     tensors = checkpoint.weights | {OPTIMIZER + k: t for k, t in checkpoint.optimizer.items()}
-    tensors = {k: np.ascontiguousarray(t) for k, t in tensors.items()}  # as they are written, whatever their layout
+    tensors = {k: np.ascontiguousarray(t) for k, t in tensors.items()}  # the hash reads memory in C order
     header = checkpoint.header.to_json()
     metadata = {
         "format": FORMAT,
@@ -130,9 +175,14 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Reads and verifies a checkpoint: container, header, names, shapes, types, checksum, finiteness.
+    """Reads and verifies a checkpoint.
 
-    Raises BadFile, naming what is wrong, or UserError where there is no such file.
+    Verifies the container, the header, the names, shapes and dtypes of the tensors, and the hash. All values must be
+    finite.
+
+    Raises:
+        BadFile: One of these checks fails. The message names the file and the failure.
+        UserError: There is no such file.
     """
     header, tensors = _read(path)
     weights = {k: t for k, t in tensors.items() if not k.startswith(OPTIMIZER)}
@@ -141,13 +191,13 @@ def load(path: Path) -> Checkpoint:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether the file begins as a safetensors file does: a length and an opening brace."""
+    """Whether the file begins like a safetensors file: 8 bytes for the length of the header, then "{"."""
     with open(path, "rb") as f:
         return f.read(9)[8:] == b"{"
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a safetensors file says that it is an mlxgpt checkpoint."""
+    """Whether the metadata of a safetensors file say that it is an mlxgpt checkpoint. Raises BadFile."""
     return read_header(path)[1].get("format") == FORMAT
 
 
@@ -159,7 +209,7 @@ def require_finite(path: Path, tensors: Tensors) -> None:
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """ "n_embd 256, the file has 128", for the keys whose values differ."""
+    """Describes the keys of `ours` whose values differ in `theirs`, as "n_embd 256, the file has 128; ..."."""
     return "; ".join(f"{k} {ours[k]}, the file has {theirs[k]}" for k in ours if ours[k] != theirs[k])
 
 
@@ -171,17 +221,19 @@ def _read(path: Path) -> tuple[Header, Tensors]:
     _require_layout(path, header, entries)
     tensors = read_tensors(path, entries)
     if metadata.get("sha256") != _digest(metadata["header"], tensors):
-        raise BadFile(f"{path}: its contents don't match their SHA-256, the file is corrupt; use an earlier checkpoint")
+        raise BadFile(f"{path}: its content doesn't match its SHA-256, the file is corrupt; use an earlier checkpoint")
     require_finite(path, tensors)
     return header, tensors
 
 
 def _header(path: Path, metadata: dict[str, str]) -> Header:
     if metadata.get("format") != FORMAT or "header" not in metadata:
-        raise BadFile(f"{path}: a safetensors file, but not an mlxgpt checkpoint")
+        raise BadFile(f"{path}: is a safetensors file, but not an mlxgpt checkpoint")
     version = metadata.get("format_version", "")
     if version not in map(str, range(1, FORMAT_VERSION + 1)):
-        raise BadFile(f"{path}: format version {version!r}, this mlxgpt reads 1 to {FORMAT_VERSION}; upgrade mlxgpt")
+        raise BadFile(
+            f"{path}: has format version {version!r}, but this mlxgpt reads 1 to {FORMAT_VERSION}; upgrade mlxgpt"
+        )
     try:
         header = Header.from_json(metadata["header"], int(version))
         if not 1 <= header.vocab_size <= MAX_VOCAB:
@@ -192,10 +244,14 @@ def _header(path: Path, metadata: dict[str, str]) -> Header:
 
 
 def _require_layout(path: Path, header: Header, entries: dict[str, Entry]) -> None:
-    """Every weight with its shape; each optimizer tensor shaped as its weight; float32 throughout."""
+    """Raises BadFile unless the tensors are those of the header's network.
+
+    Every weight must be there with its shape, and every ema.<weight> if the header says that the weights are averaged.
+    Every other tensor must be an optimizer tensor with the shape of its weight. All tensors must be float32.
+    """
     try:
         expected = shapes_of(header.config.model, header.vocab_size)
-    except UserError as error:  # a part that this version does not have
+    except UserError as error:  # a setting names a mixer or another part that this version does not have
         raise BadFile(f"{path}: {error}; upgrade mlxgpt, or use an earlier checkpoint") from None
     needed = [*expected] + [f"{OPTIMIZER}ema.{name}" for name in expected if header.averaged]
     for name in set(needed) - entries.keys():
@@ -209,6 +265,7 @@ def _require_layout(path: Path, header: Header, entries: dict[str, Entry]) -> No
 
 
 def _digest(header: str, tensors: Tensors) -> str:
+    """The SHA-256, in hexadecimal, of the header and of each tensor's name and bytes, in the order of the names."""
     digest = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
@@ -217,5 +274,8 @@ def _digest(header: str, tensors: Tensors) -> str:
 
 
 def _json_float(x: float) -> float | str:
-    """JSON has no infinity and no NaN; their names read back as floats."""
+    """Returns x if it is finite. Otherwise returns "inf", "-inf" or "nan", since JSON has no such numbers.
+
+    float() converts each of these strings back.
+    """
     return x if math.isfinite(x) else str(x)

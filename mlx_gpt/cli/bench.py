@@ -1,4 +1,8 @@
-"""`mlxgpt bench`: measures training and generation, beside PyTorch and a plain MLX loop; `--tune` finds settings."""
+"""`mlxgpt bench`: measures training and generation, and finds the fastest settings with `--tune`.
+
+The implementations that are measured are called contenders: mlxgpt, PyTorch with and without torch.compile, and a plain
+MLX loop.
+"""
 
 import signal
 import sys
@@ -32,16 +36,25 @@ from mlx_gpt.files import make_folder
 )
 @corpus_option
 @click.option("--batch", type=int, default=64, help="Sequences per update.")
-@click.option("--dtype", help="Compute type: float32, bfloat16 or float16.")
+@click.option("--dtype", help="Compute dtype: float32, bfloat16 or float16.")
 @heads_option
-@click.option("--rounds", type=click.IntRange(1, 1000), default=3, help="Turns per contender, after a warm-up.")
+@click.option("--rounds", type=click.IntRange(1, 1000), default=3, help="Measurements per contender, after a warm-up.")
 @click.option(
-    "--only", multiple=True, type=click.Choice(list(CONTENDERS)), help="Measure only this and mlxgpt; repeatable."
+    "--only",
+    multiple=True,
+    type=click.Choice(list(CONTENDERS)),
+    help="Measure only mlxgpt and this contender; repeatable.",
 )
-@click.option("--quick", is_flag=True, help="At most 16 sequences, and no torch.compile.")
-@click.option("--tune", is_flag=True, help="Find the fastest settings for this device and preset, for train to use.")
+@click.option("--quick", is_flag=True, help="Use at most 16 sequences and 3 rounds, and leave out torch.compile.")
 @click.option(
-    "--out", metavar="DIR", callback=folder_option, default="runs/bench", help="Folder for the record and the picture."
+    "--tune", is_flag=True, help="Find the fastest settings for this device and preset, and store them for train."
+)
+@click.option(
+    "--out",
+    metavar="DIR",
+    callback=folder_option,
+    default="runs/bench",
+    help="Folder for bench.json and the chart bench.png.",
 )
 @set_option
 @json_option
@@ -53,10 +66,13 @@ def bench_command(presets, rounds, only, quick, tune, out, sets, as_json, **flag
     mlxgpt bench --preset model-s --preset model-l --only PyTorch
     mlxgpt bench --tune --preset model-l
 
-    All contenders train the same model, in turns. Each must first compute the same loss on the same batch. PyTorch
-    takes part if it is installed. Dropout is off, so that losses can be compared.
+    The contenders are mlxgpt, PyTorch if it is installed, and a plain MLX loop. They take turns in training the same
+    model. Before that, each must compute the same loss on the same batch. Dropout is off, so that losses can be
+    compared.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the contenders' processes too
+    # The default action of SIGTERM would leave the contenders' processes running. sys.exit() raises SystemExit instead,
+    # so that their cleanup runs.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
     def note(line: str) -> None:
         click.echo(f"  {line}", err=True)
@@ -79,7 +95,7 @@ def bench_command(presets, rounds, only, quick, tune, out, sets, as_json, **flag
         record["presets"][preset] = result
         if not as_json:
             click.echo("\n" + "\n".join(bench.report.lines(preset, result)))
-    note("byte pairs: training a vocabulary, encoding a text")
+    note("byte pairs: measuring vocabulary training and text encoding")
     record["text"] = bench.text.measure_apart(bench.text.QUICK if quick else bench.text.FULL)
     if not as_json:
         click.echo("\n" + bench.report.text_line(record["text"]))
@@ -91,6 +107,7 @@ def bench_command(presets, rounds, only, quick, tune, out, sets, as_json, **flag
 
 
 def _tune(presets, settings: dict, note, as_json: bool) -> None:
+    """Finds, stores and prints the fastest settings for each preset."""
     for preset in presets:
         case = bench.make_case(preset, settings, note, use_tuned=False)
         found = bench.tune(case, settings, note)

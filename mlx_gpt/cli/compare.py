@@ -1,4 +1,4 @@
-"""`mlxgpt compare`: compares runs."""
+"""`mlxgpt compare`: compares settings, losses and speed of runs."""
 
 from pathlib import Path
 
@@ -11,19 +11,21 @@ from mlx_gpt.watch.compare import differences, draw, read_record, table, thresho
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@click.option("--at", "levels", type=float, multiple=True, help="Show the tokens until this loss; repeatable.")
 @click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves to a .png, .svg or .pdf."
+    "--at", "levels", type=float, multiple=True, help="Show the tokens each run needed to reach this loss; repeatable."
+)
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the loss curves to a .png, .svg or .pdf file."
 )
 @json_option
 def compare_command(runs, levels, plot, as_json):
-    """Compare runs: settings that differ, losses, tokens until a loss, and speed.
+    """Compare runs: settings that differ, losses, tokens needed to reach a loss, and speed.
 
     \b
     mlxgpt compare runs/model-l-shakespeare runs/model-l-shakespeare-2
     mlxgpt compare runs/* --at 2.0 --plot curves.svg
 
-    A RUN is a run folder, or a checkpoint in one.
+    A RUN is a run folder, or a checkpoint in a run folder.
     """
     records = [read_record(path) for path in runs]
     levels = levels or thresholds(records)
@@ -33,7 +35,8 @@ def compare_command(runs, levels, plot, as_json):
         reached = [{f"{level:g}": record.tokens_to(level) for level in levels} for record in records]
         facts = [{"run": r.name, **r.facts(), "tokens_to": to} for r, to in zip(records, reached, strict=True)]
         differing = differences(records)
-        differing |= {old: differing[new] for old, new in RENAMED.items() if new in differing}  # for older scripts
+        # Renamed settings are also listed under their old names, for scripts of earlier versions.
+        differing |= {old: differing[new] for old, new in RENAMED.items() if new in differing}
         echo_json({"differences": differing, "runs": facts})
         return
     rows = [("", [record.name for record in records]), *table(records, levels)]

@@ -1,4 +1,4 @@
-"""`mlxgpt convert` and `mlxgpt inspect`: converts checkpoints between formats, and describes them."""
+"""`mlxgpt convert` converts a checkpoint to another format. `mlxgpt inspect` prints what a checkpoint contains."""
 
 import math
 from pathlib import Path
@@ -29,7 +29,8 @@ FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003"]
     "--format",
     "format",
     type=click.Choice(FORMATS),
-    help="Format of DST.  [default: safetensors; if DST ends in .bin, rgpt0003, or rgpt0002 without AdamW's moments]",
+    help="Format of DST.  [default: safetensors; for a DST that ends in .bin: rgpt0003 if SRC has AdamW's moments, "
+    "otherwise rgpt0002]",
 )
 @click.option("--force", is_flag=True, help="Overwrite DST.")
 @preset_option
@@ -41,9 +42,13 @@ def convert_command(src, dst, format, force, preset, corpus, vocab, sets):
 
     \b
     mlxgpt convert model.bin model.safetensors --preset model-l --corpus shakespeare
-    mlxgpt convert runs/model-l-shakespeare/best.safetensors model.bin --format rgpt0003
+    mlxgpt convert runs/model-l-shakespeare/best.safetensors model.bin --format rgpt0002
 
-    An RGPT file contains no tokenizer. --corpus builds one from the characters of the training text, --vocab reads one.
+    RGPT0001 to RGPT0003 are randyGPT's checkpoint formats. RGPT0001 and RGPT0003 also hold the moments of AdamW, so
+    they need a checkpoint of a run with --set optimizer.name=adamw.
+
+    An RGPT file contains no tokenizer. --corpus builds one from the characters of the training text. --vocab reads one
+    from a file.
     """
     written = api.convert(
         src, dst, format, preset=preset, corpus=corpus, vocab=vocab, force=force, note=note, **sizes_from(sets)
@@ -57,7 +62,7 @@ def convert_command(src, dst, format, force, preset, corpus, vocab, sets):
 @set_option
 @json_option
 def inspect_command(file, preset, sets, as_json):
-    """Print the header, shape, tensors and checks of a checkpoint, without building the model."""
+    """Print a checkpoint's header, sizes, tensors and passed checks, without building the model."""
     file = run.checkpoint_in(file)
     checkpoint = run.read_checkpoint(file, preset, sizes_from(sets))
     header, shape = checkpoint.header, checkpoint.header.config.model
@@ -72,7 +77,8 @@ def inspect_command(file, preset, sets, as_json):
         **shape.shape(),
         "network": shape.extensions() or ["randyGPT's"],
         "parameters": model.cost.num_params(shape, header.vocab_size),
-        "iteration": header.step,  # these two have the names of mlxgpt 0.1
+        # Scripts for mlxgpt 0.1 read these two names. There, "step" was the number of updates of the optimizer.
+        "iteration": header.step,
         "step": header.num_updates,
         "num_updates": header.num_updates,
         "best_loss": header.best_loss if math.isfinite(header.best_loss) else None,

@@ -31,10 +31,16 @@ def list_command(as_json):
 
 @corpus_command.command("stats")
 @click.argument("specs", nargs=-1, required=True, metavar="NAME|PATH...")
-@click.option("--vocab", metavar="FILE", help="Count tokens of this vocab.json or tokenizer.json, not characters.")
+@click.option(
+    "--vocab", metavar="FILE", help="Count tokens of this vocab.json or tokenizer.json instead of characters."
+)
 @json_option
 def stats_command(specs, vocab, as_json):
-    """Print size, documents and most common tokens of a text, and the loss of an order-2 model on its last tenth."""
+    """Print statistics of a text: its size, its documents, its most common tokens, and a baseline loss.
+
+    The baseline is a model of order 2, which predicts each token from the two tokens before it. It counts tokens in the
+    first nine tenths of the text, and its loss is measured on the last tenth. Large vocabularies have no baseline.
+    """
     settings, text = DataConfig(corpus=specs, vocab=str(Path(vocab)) if vocab else ""), data.open_corpus(specs)
     for line in text.notes:
         note(line)
@@ -52,5 +58,5 @@ def stats_command(specs, vocab, as_json):
     if "order2_bits" in facts:
         click.echo(
             f"a model of order 2 has a loss of {facts['order2_nats']} nats ({facts['order2_bits']} bits) per token on "
-            f"the last {settings.val_fraction:.0%}; training should reach a lower one"
+            f"the last {settings.val_fraction:.0%}; training should reach a lower loss"
         )

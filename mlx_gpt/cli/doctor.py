@@ -1,4 +1,4 @@
-"""`mlxgpt doctor`: describes this machine and its libraries, and finds what makes them slow."""
+"""`mlxgpt doctor`: describes this machine and its libraries, and finds problems that make training slow."""
 
 import click
 
@@ -9,7 +9,7 @@ from mlx_gpt.cli.options import echo_json, json_option
 @click.command()
 @json_option
 def doctor_command(as_json):
-    """Print device, versions, BLAS, memory limits, and the measured rate of a matrix product."""
+    """Print device, versions, BLAS, memory limits, and the measured speed of a matrix product."""
     facts = device.device_report() | {"matmul_gflops": round(device.matmul_rate(), 1)}
     if facts["backend"] == "cpu":
         facts["numpy_matmul_gflops"] = round(device.numpy_matmul_rate(), 1)

@@ -1,4 +1,4 @@
-"""`mlxgpt eval`: measures how well a checkpoint predicts a text, by default one that it was not trained on."""
+"""`mlxgpt eval`: measures how well a checkpoint predicts a text, by default the validation split of its own corpus."""
 
 from pathlib import Path
 
@@ -21,8 +21,10 @@ from mlx_gpt.errors import UserError
 @click.command()
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @corpus_option
-@click.option("--split", type=click.Choice(["val", "train", "all"]), default="val", help="Which part of the corpus.")
-@click.option("--batch", type=click.IntRange(1, 4096), default=16, help="Windows computed at once.")
+@click.option(
+    "--split", type=click.Choice(["val", "train", "all"]), default="val", help="Part of the corpus to evaluate."
+)
+@click.option("--batch", type=click.IntRange(1, 4096), default=16, help="Sequences per forward pass.")
 @preset_option
 @vocab_option
 @set_option
@@ -30,8 +32,8 @@ from mlx_gpt.errors import UserError
 def eval_command(checkpoint, corpus, split, batch, preset, vocab, sets, as_json):
     """Measure loss, perplexity and bits per byte over a whole split.
 
-    By default, CHECKPOINT is the best of the newest run, and the corpus is the one it was trained on. A randyGPT .bin
-    needs --corpus.
+    By default, CHECKPOINT is the best checkpoint of the newest run, and the corpus is the corpus of that run. A .bin
+    file of randyGPT contains neither corpus nor tokenizer. Give its training text with --corpus.
     """
     path = checkpoint or run.newest_checkpoint()
     checkpoint = run.read_checkpoint(path, preset, sizes_from(sets))
@@ -40,7 +42,8 @@ def eval_command(checkpoint, corpus, split, batch, preset, vocab, sets, as_json)
             f"{path}: the checkpoint has no tokenizer; give the text it was trained on with --corpus, or its "
             "vocabulary with --vocab"
         )
-    # A checkpoint with a tokenizer can read any corpus; otherwise the corpus defines the tokenizer.
+    # If the checkpoint has a tokenizer, --corpus is only the text to evaluate. If it has none, with_text() also builds
+    # the tokenizer from the characters of --corpus.
     model = run.to_run(run.with_text(checkpoint, None if checkpoint.header.tokenizer else corpus, vocab))
     result = api.evaluate(model, corpus or None, split, batch, note)
     name = data.corpus_name(corpus or model.config.data.corpus)

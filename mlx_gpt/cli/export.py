@@ -1,4 +1,4 @@
-"""`mlxgpt export` and `mlxgpt push`: exports a model for other libraries, and sends it to the Hugging Face hub."""
+"""`mlxgpt export` writes a model for other libraries. `mlxgpt push` sends the result to the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -18,8 +18,14 @@ from mlx_gpt.cli.options import corpus_option, echo_json, json_option, note
     default="huggingface",
     help="Library that will load the model.",
 )
-@click.option("--quantize", "bits", type=click.Choice(["8", "4"]), help="For mlx-lm: bits per weight of the matrices.")
-# The parameter is named after MLXGPT_EXPORT_LICENCE, the environment variable of this option since mlxgpt 0.1.0.
+@click.option(
+    "--quantize",
+    "bits",
+    type=click.Choice(["8", "4"]),
+    help="Quantize the matrices to this many bits per weight; for mlx-lm only.",
+)
+# click derives the environment variable of an option from its parameter name. The spelling "licence" keeps the variable
+# MLXGPT_EXPORT_LICENCE of mlxgpt 0.1.0.
 @click.option("--license", "licence", default="other", metavar="NAME", help="License of the model, for the model card.")
 @click.option("--force", is_flag=True, help="Write into DIR even if it is not empty.")
 @corpus_option
@@ -30,7 +36,8 @@ def export_command(checkpoint, folder, target, bits, licence, force, corpus):
     mlxgpt export runs/model-l-shakespeare/best.safetensors shakespeare
     mlxgpt export best.safetensors small --to mlx-lm --quantize 4
 
-    With --quantize, the validation loss is measured before and after, on the text of the run or on --corpus.
+    With --quantize, the validation loss is measured before and after quantizing. Its text is the corpus of the run, or
+    --corpus.
     """
     quantize = int(bits) if bits else None
     paths = api.export(
@@ -43,7 +50,7 @@ def export_command(checkpoint, folder, target, bits, licence, force, corpus):
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("repo", metavar="OWNER/NAME")
 @click.option("--yes", is_flag=True, help="Send the files. Without --yes nothing is sent.")
-@click.option("--private", is_flag=True, help="Create the repository as a private one, if it is new.")
+@click.option("--private", is_flag=True, help="If the repository does not exist, create it as a private one.")
 @json_option
 def push_command(folder, repo, yes, private, as_json):
     """Send an exported folder to the Hugging Face hub; without --yes, list what would be sent."""

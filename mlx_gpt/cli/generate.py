@@ -23,13 +23,28 @@ from mlx_gpt.errors import BadFile
 @click.command()
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option("--prompt", "-p", default="", help='Text to continue; "-" reads it from stdin.')
-@click.option("--max-tokens", type=int, default=200, help="Tokens to generate.")
-@click.option("--temp", "--temperature", "temperature", type=float, default=0.8, help="0 takes the most likely token.")
-@click.option("--top-p", type=float, default=0.9, help="Sample from the most likely tokens that add up to this.")
+@click.option("--max-tokens", type=int, default=200, help="Maximum number of tokens to generate.")
+@click.option(
+    "--temp",
+    "--temperature",
+    "temperature",
+    type=float,
+    default=0.8,
+    help="Sampling temperature; 0 takes the most likely token.",
+)
+@click.option(
+    "--top-p", type=float, default=0.9, help="Sample from the most likely tokens whose probabilities add up to this."
+)
 @click.option("--top-k", type=int, default=0, help="Sample from the k most likely tokens; 0 keeps all.")
-@click.option("--seed", type=int, help="The same seed gives the same text.  [default: random]")
-@click.option("--stop", multiple=True, help="End the text before this string; repeatable.")
-@click.option("--samples", "-n", type=click.IntRange(1), default=1, help="Texts to generate.")
+@click.option("--seed", type=int, help="Random seed; the same seed gives the same text.  [default: random]")
+@click.option("--stop", multiple=True, help="End the text before the first occurrence of this string; repeatable.")
+@click.option(
+    "--samples",
+    "-n",
+    type=click.IntRange(1),
+    default=1,
+    help="Number of texts to generate; text i has the seed SEED + i - 1.",
+)
 @preset_option
 @corpus_option
 @vocab_option

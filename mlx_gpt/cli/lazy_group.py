@@ -1,4 +1,4 @@
-"""A click group whose commands are imported when they are invoked."""
+"""A click group that imports the module of a command only when the command is invoked."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -7,33 +7,47 @@ import click
 
 
 class PipeClosed(Exception):
-    """The reader of the output has closed it."""
+    """The reader of the output has closed the pipe. Replaces BrokenPipeError; see LazyGroup.invoke."""
 
 
 class LazyGroup(click.Group):
-    """A click group that is built from a table, so that its help imports no command.
+    """A click group that is built from a table of commands, so that `--help` imports none of them.
 
-    The command `x` is the function `x_command` of its module. The group holds a placeholder for each command, with its
-    name and a line of help. click uses the placeholders for help, shell completion and suggestions of names.
+    The command `x` is the function `x_command` of its module. Until it is invoked, the group has a placeholder with the
+    name of the command and its one-line help. click reads the placeholders for the help, for shell completion, and for
+    suggestions after a misspelled name.
     """
 
     def __init__(self, *args, table: Mapping[str, tuple[str, str]], **kwargs):
-        """`table`: command name -> (module, the command's short help)."""
+        """Makes the placeholders.
+
+        Args:
+            table: Maps the name of each command to its module and its one-line help.
+            *args, **kwargs: Arguments of click.Group.
+        """
         super().__init__(*args, **kwargs)
         self.table = table
         self.commands = {name: click.Command(name, help=line) for name, (_, line) in table.items()}
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
+        """Resolves the name of a command, and imports the command in place of its placeholder."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, command and self.load(name), rest
 
     def invoke(self, ctx: click.Context):
-        """Runs the command. click would end the process with code 1 where a pipe is closed; main() decides that."""
+        """Runs the command.
+
+        click handles BrokenPipeError itself and ends the process with exit code 1, even with standalone_mode=False.
+        PipeClosed is not known to click and therefore reaches main(), which chooses the exit code.
+
+        Raises:
+            PipeClosed: The reader of the output has closed the pipe.
+        """
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
             raise PipeClosed from error
 
     def load(self, name: str) -> click.Command:
-        """Imports a command."""
+        """Imports the command `name` and returns it."""
         return getattr(import_module(self.table[name][0]), f"{name}_command")

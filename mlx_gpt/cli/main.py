@@ -1,4 +1,4 @@
-"""The `mlxgpt` command: the table of its commands, and its exit codes. Every error is one line."""
+"""The `mlxgpt` command: the table of its subcommands, and the conversion of exceptions to messages and exit codes."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from mlx_gpt.cli.lazy_group import LazyGroup, PipeClosed
 from mlx_gpt.errors import OutOfRoom, UserError
 from mlx_gpt.version import __version__
 
-# Command -> its module, and its line in the help.
+# Command -> its module, and its line in the help, which repeats the first sentence of the command's docstring.
 COMMANDS = {
     "train": ("mlx_gpt.cli.train", "Train a model; by default model-l on Python's help topics."),
     "generate": (
@@ -26,7 +26,7 @@ COMMANDS = {
     "eval": ("mlx_gpt.cli.evaluate", "Measure loss, perplexity and bits per byte over a whole split."),
     "compare": (
         "mlx_gpt.cli.compare",
-        "Compare runs: settings that differ, losses, tokens until a loss, and speed.",
+        "Compare runs: settings that differ, losses, tokens needed to reach a loss, and speed.",
     ),
     "convert": (
         "mlx_gpt.cli.convert",
@@ -42,7 +42,7 @@ COMMANDS = {
     ),
     "inspect": (
         "mlx_gpt.cli.convert",
-        "Print the header, shape, tensors and checks of a checkpoint, without building the model.",
+        "Print a checkpoint's header, sizes, tensors and passed checks, without building the model.",
     ),
     "corpus": ("mlx_gpt.cli.corpus", "List the named corpora, or describe a text."),
     "tokenizer": (
@@ -51,12 +51,12 @@ COMMANDS = {
     ),
     "doctor": (
         "mlx_gpt.cli.doctor",
-        "Print device, versions, BLAS, memory limits, and the measured rate of a matrix product.",
+        "Print device, versions, BLAS, memory limits, and the measured speed of a matrix product.",
     ),
     "bench": ("mlx_gpt.cli.bench", "Measure training and generation on this machine."),
 }
 
-# Words in the messages of MLX's errors for lack of memory.
+# MLX raises RuntimeError if memory runs out. Its message then contains one of these.
 MEMORY_WORDS = ("malloc", "allocate", "resource limit", "insufficient memory", "out of memory")
 
 
@@ -73,14 +73,16 @@ def cli():
     mlxgpt train --preset model-l --corpus shakespeare
     mlxgpt generate --top-p 0.9 --temp 0.8
 
-    Every option can also be set by an environment variable, such as MLXGPT_TRAIN_PRESET for train --preset. Exit codes:
-    1 internal error, 2 wrong usage, 3 bad file, 4 checkpoint that does not match the request, 5 diverged, 6 out of disk
-    space or memory, 130, 143 and 129 interrupted by a signal, 141 output closed by its reader.
+    Every option can also be set by an environment variable, such as MLXGPT_TRAIN_PRESET for train --preset.
+
+    Exit codes: 1 internal error, 2 wrong usage, 3 bad file, 4 checkpoint does not match the request or run folder is in
+    use, 5 training diverged, 6 out of disk space or memory, 130, 143 or 129 interrupted by SIGINT, SIGTERM or SIGHUP,
+    141 output closed by its reader.
     """
 
 
 def main() -> None:
-    """Runs the command line, and ends the process with its exit code. Errors are one line on stderr."""
+    """Runs the command line, and ends the process with an exit code. Prints each error as one line on stderr."""
     warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
     try:
         sys.exit(cli(standalone_mode=False))
@@ -95,7 +97,8 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
     except (PipeClosed, BrokenPipeError):
-        # The reader of stdout has closed it. The interpreter would try to flush stdout when it exits.
+        # The reader of stdout has closed the pipe. The interpreter flushes stdout when it exits, which would fail with
+        # another message. Therefore stdout is redirected to the null device.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:

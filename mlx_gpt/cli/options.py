@@ -1,4 +1,4 @@
-"""Options that several commands share, and the settings that they give."""
+"""Options that several commands share, and their conversion to settings."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from mlx_gpt.config.schema import SHAPE_KEYS
 from mlx_gpt.errors import UserError
 from mlx_gpt.run.request import network_of, settings_of
 
-# Flags and their settings. --set reaches every other setting.
+# Option -> the setting that it changes. Every other setting can be changed with --set.
 FLAGS = {
     "iters": "train.iters",
     "minutes": "train.minutes",
@@ -28,36 +28,45 @@ FLAGS = {
 }
 
 set_option = click.option(
-    "--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="Any setting, such as model.n_head=4; repeatable."
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE",
+    help="Change any setting, such as model.n_head=4; repeatable.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output on stdout.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 preset_option = click.option(
     "--preset", metavar="NAME|FILE", help=f"{', '.join(names_of('presets'))}, or a TOML file of your own."
 )
-heads_option = click.option("--heads", type=int, help="Attention heads; heads of width 64 have fused kernels on Metal.")
+heads_option = click.option(
+    "--heads", type=int, help="Number of attention heads; heads of width 64 have fused kernels on Metal."
+)
 corpus_option = click.option(
     "--corpus",
     multiple=True,
     metavar="NAME|PATH",
-    help="A named corpus, or a file, folder or pattern of UTF-8 text; repeatable. NAME:2 is read twice per epoch.",
+    help="A named corpus, or a file, folder or glob pattern of UTF-8 text; repeatable. NAME:2 is read twice per epoch.",
 )
-vocab_option = click.option("--vocab", metavar="FILE", help="A vocab.json or tokenizer.json to encode text with.")
+vocab_option = click.option("--vocab", metavar="FILE", help="A vocab.json or tokenizer.json that encodes the text.")
 
 
 def settings_from(sets: tuple[str, ...], flags: dict) -> dict:
-    """Collects the settings given by --set and by other options, by dotted name.
+    """Collects the settings that --set and other options give.
 
     Args:
         sets: The values of --set.
-        flags: The values of the other options, by the names in FLAGS; those of --bpe and --byte-level too. None and ()
-            stand for options that were not given.
+        flags: The values of other options: the keys of FLAGS, "bpe" and "byte_level". None or () means that an option
+            was not given. "bpe" and "byte_level" are removed from the dictionary.
+
+    Returns:
+        The settings by dotted name, as {"train.iters": 500}.
 
     Raises:
-        UserError: A setting is given twice, or options contradict each other.
+        UserError: A setting is unknown or given twice, or options contradict each other.
     """
     bpe, byte_level = flags.pop("bpe", None), flags.pop("byte_level", False)
     if byte_level and bpe is None:
-        raise UserError("--byte-level needs --bpe, whose merges it changes; add --bpe [N]")
+        raise UserError("--byte-level changes what --bpe merges and has no effect alone; add --bpe [N]")
     if bpe is not None and not bpe.isdigit():
         raise UserError(f"--bpe {bpe!r} is not a number of ids; give a whole number, as in --bpe 2000")
     if bpe is not None and flags.get("vocab"):
@@ -70,7 +79,10 @@ def settings_from(sets: tuple[str, ...], flags: dict) -> dict:
 
 
 def sizes_from(sets: tuple[str, ...]) -> dict[str, int]:
-    """The sizes of the network given by --set. Raises UserError for any other setting."""
+    """Returns the sizes of the network that --set gives, as {"n_head": 4}.
+
+    Raises UserError for a setting that is not in SHAPE_KEYS.
+    """
     settings = settings_from(sets, {})
     for key in settings.keys() - {f"model.{k}" for k in SHAPE_KEYS}:
         raise UserError(
@@ -81,17 +93,23 @@ def sizes_from(sets: tuple[str, ...]) -> dict[str, int]:
 
 
 def folder_option(context, parameter, value: str | None) -> Path | None:
-    """Reads the name of a folder. An empty name, as from an unset shell variable, is an error."""
+    """A click callback that converts the name of a folder to a Path, and no name to None.
+
+    Raises UserError for an empty name, which an unset shell variable gives.
+    """
     if value == "":
         raise UserError(f"{parameter.opts[0]} is empty; name a folder")
     return Path(value) if value else None
 
 
 def echo_json(data) -> None:
-    """Prints one line of JSON on stdout."""
+    """Prints one line of JSON on stdout. Values that JSON does not have, such as paths, are printed as str(value).
+
+    Raises ValueError for NaN and infinity.
+    """
     click.echo(json.dumps(data, allow_nan=False, default=str))
 
 
 def note(text: str) -> None:
-    """Prints a line on stderr, so that stdout has only a command's result."""
+    """Prints a line on stderr, so that stdout contains only the result of a command."""
     click.echo(text, err=True)

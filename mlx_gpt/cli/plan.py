@@ -8,7 +8,7 @@ from mlx_gpt.cli.options import echo_json
 
 
 def print_plan(facts: dict[str, int | float], as_json: bool) -> None:
-    """Prints the result of mlx_gpt.run.plan()."""
+    """Prints the dictionary that mlx_gpt.run.plan() returned, as a table or as JSON."""
     if as_json:
         echo_json(facts)
         return

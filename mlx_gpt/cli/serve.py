@@ -15,33 +15,52 @@ from mlx_gpt.errors import BadFile, OutOfRoom, UserError
 
 @click.command()
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
-@click.option("--host", default="127.0.0.1", help="Address to listen on; beyond loopback it needs an API key.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, help="Port to listen on; 0 chooses a free one.")
-@click.option("--name", help="Id of the model.  [default: name of the run]")
-@click.option("--api-key-file", type=click.Path(path_type=Path), help="File with the key that requests must send.")
-@click.option("--api-key", envvar="MLXGPT_API_KEY", hidden=True)
-@click.option("--insecure", is_flag=True, help="Allow listening beyond loopback without an API key.")
-@click.option("--allow-host", "hosts", multiple=True, help="Accept this host name too; repeatable.")
-@click.option("--allow-origin", "origins", multiple=True, help="Accept this web origin too; repeatable.")
 @click.option(
-    "--streams", type=click.IntRange(1, 256), default=16, help="Texts generated at once; 1 is fastest for one client."
+    "--host", default="127.0.0.1", help="Address to listen on; any but a loopback address requires an API key."
 )
-@click.option("--queue", type=click.IntRange(0), default=64, help="Texts that may wait; further ones get status 429.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, help="Port to listen on; 0 chooses a free one.")
+@click.option("--name", help="Model id in the API.  [default: name of the run folder or file]")
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path),
+    help="File that contains the API key; requests must then send it.",
+)
+@click.option("--api-key", envvar="MLXGPT_API_KEY", hidden=True)
+@click.option("--insecure", is_flag=True, help="Allow an address other than loopback without an API key.")
+@click.option("--allow-host", "hosts", multiple=True, help="Accept requests for this host name too; repeatable.")
+@click.option(
+    "--allow-origin", "origins", multiple=True, help="Accept requests from web pages of this origin too; repeatable."
+)
+@click.option(
+    "--streams",
+    type=click.IntRange(1, 256),
+    default=16,
+    help="Texts generated concurrently; 1 is fastest for one client.",
+)
+@click.option(
+    "--queue", type=click.IntRange(0), default=64, help="Texts that may wait; further requests get status 429."
+)
 @click.option("--max-tokens", type=click.IntRange(1), default=4096, help="Maximum tokens per text.")
-@click.option("--max-choices", type=click.IntRange(1), default=16, help="Maximum texts per request: n times prompts.")
+@click.option("--max-choices", type=click.IntRange(1), default=16, help="Maximum texts per request (n x prompts).")
 @click.option("--max-prompt", type=click.IntRange(1), default=100_000, help="Maximum characters per prompt.")
 @click.option("--max-body", type=click.IntRange(1), default=1 << 20, help="Maximum bytes per request.")
 @click.option(
-    "--receive-timeout", type=click.FloatRange(0.1), default=15.0, help="Seconds in which a request must arrive."
+    "--receive-timeout",
+    type=click.FloatRange(0.1),
+    default=15.0,
+    help="Seconds within which a request must arrive completely.",
 )
 @click.option(
-    "--send-timeout", type=click.FloatRange(0.1), default=10.0, help="Seconds in which a client must read what is sent."
+    "--send-timeout",
+    type=click.FloatRange(0.1),
+    default=10.0,
+    help="Seconds within which a client must read the data sent to it.",
 )
 @click.option(
     "--context-policy",
     type=click.Choice(["slide", "error"]),
     default="slide",
-    help="At the end of the context: slide continues from its newer half, error refuses requests that do not fit.",
+    help="When the context is full, slide drops its older half and continues. error refuses requests that do not fit.",
 )
 @preset_option
 @corpus_option
@@ -58,9 +77,9 @@ def serve_command(
     mlxgpt serve runs/long --port 8000 --context-policy error
     curl localhost:8080/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "ROMEO:"}'
 
-    The page is at /. The API key can also be set by the environment variable MLXGPT_API_KEY. The log has one line per
-    request, without its text. After a first signal, texts have four seconds to finish. A second signal ends them at
-    once.
+    The web page is at /. The API key can also be set by the environment variable MLXGPT_API_KEY. The log has one line
+    per request, without the text of the request. After a first SIGINT, SIGTERM or SIGHUP, texts in progress have four
+    seconds to finish. A second signal ends them at once.
     """
     try:
         from mlx_gpt import serve
@@ -107,7 +126,15 @@ def serve_command(
 
 
 def model_card(loaded, path: Path, name: str | None, max_tokens: int) -> dict:
-    """The description of a checkpoint that /v1/models returns."""
+    """Returns the description of a checkpoint that the route /v1/models sends.
+
+    Args:
+        loaded: The loaded checkpoint.
+        path: The path it was loaded from.
+        name: The id of the model. None takes the name of the run folder for best.safetensors and
+            checkpoint.safetensors, and otherwise the name of the file.
+        max_tokens: The limit of --max-tokens.
+    """
     from mlx_gpt.serve.schema import TURN
 
     header, config = loaded.header, loaded.config
@@ -135,7 +162,7 @@ def model_card(loaded, path: Path, name: str | None, max_tokens: int) -> dict:
 
 
 def _access(host: str, key: str | None, insecure: bool, hosts: tuple[str, ...], origins: tuple[str, ...]):
-    """Builds the access rules from the options. Raises UserError for a public address without a key."""
+    """Builds the access rules. Raises UserError for an invalid option, or a public address without a key."""
     from mlx_gpt.web.guard import Access, is_loopback
 
     if not host:
@@ -157,29 +184,38 @@ def _access(host: str, key: str | None, insecure: bool, hosts: tuple[str, ...], 
 
 
 def _address(listening: socket.socket, host: str) -> str:
-    """The server's URL. If the server listens on all addresses, it contains the machine's name."""
+    """Returns the server's URL. Its host is `host`, or the machine's name if the server listens on all addresses."""
     shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     return f"http://{shown}:{listening.getsockname()[1]}"
 
 
 def _require_memory(shape, streams: int) -> None:
-    """Raises OutOfRoom if the layer states of `streams` texts need more memory than MLX may use."""
+    """Raises OutOfRoom if the key-value caches of `streams` texts need more memory than MLX may use."""
     needed, limit = model.cost.state_bytes(shape, streams), device.mlx.mx.get_memory_limit()
     if needed > limit:
         raise OutOfRoom(
-            f"--streams {streams} needs {needed / 1e9:.1f} GB for keys and values, MLX may use {limit / 1e9:.1f} GB "
-            "here; lower --streams"
+            f"--streams {streams} needs {needed / 1e9:.1f} GB for keys and values, but MLX may use only "
+            f"{limit / 1e9:.1f} GB here; lower --streams"
         )
 
 
 def _key(path: Path | None, key: str | None) -> str | None:
-    """The API key from the file if one is given, otherwise from the environment; None without a key."""
+    """Returns the API key, or None if there is none.
+
+    Args:
+        path: The file of --api-key-file, which takes precedence.
+        key: The value of MLXGPT_API_KEY.
+
+    Raises:
+        BadFile: The file cannot be read, or is empty.
+        UserError: The key is empty, or an HTTP header cannot hold it.
+    """
     if path:
         try:
             key = path.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise BadFile(
-                f"--api-key-file {path}: {getattr(error, 'strerror', None) or 'not text'}; name a file that has the key"
+                f"--api-key-file {path}: {getattr(error, 'strerror', None) or 'not text'}; give a text file"
             ) from None
         if not key:
             raise BadFile(f"--api-key-file {path}: the file is empty; write a key into it")

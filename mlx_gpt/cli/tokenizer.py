@@ -18,7 +18,7 @@ from mlx_gpt.files import write_atomic
 def tokenizer_command():
     """Train, use, inspect and convert byte-pair vocabularies.
 
-    A vocabulary is a tokenizer.json, of mlxgpt or of another library, or a vocab.json of randyGPT.
+    A vocabulary is a file: a tokenizer.json of mlxgpt or of another library, or a vocab.json of randyGPT.
     """
 
 
@@ -30,13 +30,16 @@ force_option = click.option("--force", is_flag=True, help="Overwrite DST.")
 @click.argument("dst", type=click.Path(path_type=Path))
 @corpus_option
 @click.option("--bpe", "size", type=int, default=2000, metavar="N", help="Size of the vocabulary.")
-@click.option("--byte-level", is_flag=True, help="Merge bytes within words, as GPT-2, not characters within lines.")
+@click.option(
+    "--byte-level", is_flag=True, help="Merge bytes within words, as GPT-2 does, instead of characters within lines."
+)
 @force_option
 def train_command(dst, corpus, size, byte_level, force):
     """Train a vocabulary on a corpus and write it to DST.
 
-    If the name of DST begins with vocab, it is a vocab.json, otherwise a tokenizer.json. The most frequent pair is
-    merged first; among equally frequent pairs, the one with the lower ids.
+    If the name of DST begins with "vocab", DST is written in randyGPT's vocab.json format, otherwise in the
+    tokenizer.json format. The most frequent pair is merged first. Among equally frequent pairs, the pair with the lower
+    ids is merged first.
     """
     settings = {"corpus": corpus} if corpus else {}
     wanted = DataConfig(tokenizer="byte-bpe" if byte_level else "bpe", vocab_size=size, **settings)
@@ -52,7 +55,7 @@ def train_command(dst, corpus, size, byte_level, force):
 @vocab_option
 @json_option
 def encode_command(textfile, vocab, as_json):
-    """Print the ids of a text file; - reads stdin."""
+    """Print the token ids of TEXTFILE; - reads stdin."""
     unknown = Counter()
     ids = data.open_vocab(Path(vocab)).encode(_read(textfile), unknown).tolist()
     if unknown:
@@ -68,7 +71,10 @@ def encode_command(textfile, vocab, as_json):
 @vocab_option
 @json_option
 def decode_command(idsfile, vocab, as_json):
-    """Print the text of ids, given as `encode` prints them; - reads stdin."""
+    """Print the text of the token ids in IDSFILE; - reads stdin.
+
+    IDSFILE has the form that `encode` prints, with or without --json.
+    """
     text, known = _read(idsfile), data.open_vocab(Path(vocab))
     try:
         ids = json.loads(text)["ids"] if text.lstrip().startswith("{") else [int(word) for word in text.split()]
@@ -76,7 +82,7 @@ def decode_command(idsfile, vocab, as_json):
         raise BadFile(f'{idsfile}: does not contain ids; give whole numbers, or {{"ids": [...]}}') from None
     for i in ids:
         if type(i) is not int or not 0 <= i < known.vocab_size:
-            raise BadFile(f"{idsfile}: id {i!r} is not in the vocabulary, which has 0 to {known.vocab_size - 1}")
+            raise BadFile(f"{idsfile}: id {i!r} is not in the vocabulary, whose ids are 0 to {known.vocab_size - 1}")
     if as_json:
         echo_json({"text": known.decode(ids)})
     else:
@@ -87,7 +93,7 @@ def decode_command(idsfile, vocab, as_json):
 @click.argument("file", type=click.Path(path_type=Path))
 @json_option
 def inspect_command(file, as_json):
-    """Print kind, size, special tokens and longest pieces of a vocabulary."""
+    """Print the kind, the size, the special tokens and the longest tokens of a vocabulary."""
     known = data.open_vocab(file)
     longest = sorted(known.pieces, key=len, reverse=True)[:10]
     facts = {
@@ -113,7 +119,8 @@ def inspect_command(file, as_json):
 def convert_command(src, dst, force):
     """Convert between randyGPT's vocab.json and tokenizer.json.
 
-    If the name of DST begins with vocab, it is a vocab.json, otherwise a tokenizer.json.
+    If the name of DST begins with "vocab", DST is written in the vocab.json format, otherwise in the tokenizer.json
+    format.
     """
     _refuse_existing(dst, force)
     _write(dst, data.open_vocab(src))
@@ -129,8 +136,9 @@ def _refuse_existing(dst: Path, force: bool) -> None:
 
 
 def _require_name(dst: Path, kind: str) -> None:
+    """Raises UserError if the name of `dst` asks for a vocab.json, whose format has only merges of characters."""
     if dst.name.startswith("vocab") and kind != "bpe":
-        raise UserError(f"{dst}: a vocab.json cannot represent merges of bytes; name it tokenizer.json")
+        raise UserError(f"{dst}: a vocab.json cannot hold a vocabulary of kind {kind}; name it tokenizer.json")
 
 
 def _write(dst: Path, known) -> None:
@@ -141,6 +149,7 @@ def _write(dst: Path, known) -> None:
 
 
 def _read(path: Path) -> str:
+    """Reads a UTF-8 file, or stdin for "-". Raises UserError if it cannot be read, BadFile if it is not UTF-8."""
     try:
         text = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:

@@ -31,47 +31,56 @@ from mlx_gpt.train.reports import SampleDue, StopReport, kind, to_dict
 
 EXIT_OF_SIGNAL = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SAMPLE_TOKENS = 300
-SAME_SIGNAL_SECONDS = 0.3  # timeout(1) and some shells signal both the process and its group
+# timeout(1) and some shells signal both the process and its group, so one signal can arrive twice. Signals that follow
+# the first one this soon are ignored.
+SAME_SIGNAL_SECONDS = 0.3
 
 
 @click.command()
 @preset_option
-@click.option("--recipe", metavar="NAME", help="Hyperparameters: default, randygpt, randygpt-0.9.5, or a TOML file.")
+@click.option("--recipe", metavar="NAME", help="Training settings: default, randygpt, randygpt-0.9.5, or a TOML file.")
 @corpus_option
 @click.option(
     "--bpe",
     is_flag=False,
     flag_value="2000",
     metavar="[N]",
-    help="Train a vocabulary of N ids by merging pairs of characters; 2000 without N.",
+    help="Train a vocabulary of N ids by merging pairs of characters; N is 2000 by default.",
 )
-@click.option("--byte-level", is_flag=True, help="With --bpe: merge bytes, as GPT-2, so that any text can be encoded.")
+@click.option(
+    "--byte-level", is_flag=True, help="With --bpe: merge bytes, as GPT-2 does, so that any text can be encoded."
+)
 @vocab_option
 @click.option(
     "--out",
     metavar="DIR",
     callback=folder_option,
-    help="Run folder.  [default: runs/PRESET-CORPUS, numbered if it exists]",
+    help="Run folder.  [default: runs/PRESET-CORPUS, with a number added if it exists]",
 )
 @click.option(
     "--resume",
     is_flag=False,
     flag_value=NEWEST,
     metavar="[FILE|DIR]",
-    help="Resume a run folder in place, or a checkpoint or .bin in a new folder; without a value, the newest run.",
+    help="Run folder to continue, or its checkpoint.safetensors. Another checkpoint or a .bin file is continued in a "
+    "new folder.  [without a value: the newest run]",
 )
-@click.option("--fine-tune", type=click.Path(path_type=Path), help="Start a new run from a checkpoint's weights.")
+@click.option(
+    "--fine-tune",
+    type=click.Path(path_type=Path),
+    help="Start a new run with the weights and the tokenizer of a checkpoint.",
+)
 @click.option("--iters", type=int, help="Total number of updates, counted from the run's start.")
-@click.option("--minutes", type=float, help="Time budget; the schedule is fitted to it.")
+@click.option("--minutes", type=float, help="Time limit in minutes; the learning-rate schedule is fitted to it.")
 @click.option("--batch", type=int, help="Sequences per micro-batch.")
 @click.option("--accum", type=int, help="Micro-batches per update.")
 @click.option("--lr", type=float, help="Peak learning rate.")
 @click.option("--min-lr", type=float, help="Final learning rate.")
-@click.option("--dtype", help="Compute type: float32, bfloat16 or float16.")
+@click.option("--dtype", help="Compute dtype: float32, bfloat16 or float16.")
 @heads_option
-@click.option("--seed", type=int, help="Seed of weights, batches and dropout.")
+@click.option("--seed", type=int, help="Random seed of initial weights, batches and dropout.")
 @click.option("--eval-every", type=int, help="Updates between evaluations.")
-@click.option("--sample-every", type=int, help="Updates between samples of text; 0: none, -1: at each evaluation.")
+@click.option("--sample-every", type=int, help="Updates between text samples; 0: none, -1: at each evaluation.")
 @set_option
 @click.option("--plan", is_flag=True, help="Time a few steps, print size, memory, tokens, FLOPs and ETA, and stop.")
 @json_option
@@ -102,7 +111,15 @@ def train_command(preset, recipe, out, resume, fine_tune, sets, plan, as_json, *
 
 
 def _train(session, as_json: bool) -> int:
-    """Trains and shows the reports. Returns the exit code."""
+    """Trains, and shows the reports of the run as they arrive.
+
+    Returns:
+        The exit code: 0, or that of the signal which ended the run.
+
+    Raises:
+        BrokenPipeError: The reader of stdout has closed the pipe. The run is saved.
+        Diverged, OutOfRoom: See _exit_code().
+    """
     with contextlib.ExitStack() as stack:
         stack.callback(session.close)
         view = stack.enter_context(contextlib.closing(JsonView() if as_json else TextView(session)))
@@ -111,7 +128,7 @@ def _train(session, as_json: bool) -> int:
         for report in session:
             try:
                 view.show(report)
-            except BrokenPipeError:  # the reader of stdout has closed it: save, and let main() end the process
+            except BrokenPipeError:  # raised again below, after the session has saved the run
                 session.stop()
                 view, gone = SilentView(), True
     if gone:
@@ -120,6 +137,17 @@ def _train(session, as_json: bool) -> int:
 
 
 def _exit_code(report: StopReport, received: list[int], folder: Path) -> int:
+    """The exit code of a run.
+
+    Args:
+        report: The last report of the run.
+        received: The number of the signal that ended the run; empty without one.
+        folder: The run folder.
+
+    Raises:
+        Diverged: Training diverged.
+        OutOfRoom: The last checkpoint could not be saved.
+    """
     if report.reason == "diverged":
         kept = any(folder.glob("*.safetensors"))
         raise Diverged(
@@ -128,15 +156,18 @@ def _exit_code(report: StopReport, received: list[int], folder: Path) -> int:
             + (f"resume with --resume {folder}, whose checkpoints are intact" if kept else "start a new run")
         )
     if not report.saved:
-        raise OutOfRoom(f"{folder}: the last state could not be saved; free some space; earlier checkpoints are intact")
+        raise OutOfRoom(
+            f"{folder}: the last checkpoint could not be saved; free some disk space; earlier checkpoints are intact"
+        )
     return EXIT_OF_SIGNAL[received[0]] if report.reason == "signal" else 0
 
 
 def _stop_on_signals(session, view) -> list[int]:
     """Handles signals: the first ends the run after its current step, the second ends the process at once.
 
-    Python runs signal handlers between bytecodes, not while a step is computed. Python also writes the number of each
-    signal to the wakeup descriptor at once. A thread reads it from there.
+    Python runs signal handlers in the main thread between bytecode instructions, so not while MLX computes a step.
+    The interpreter also writes the number of each signal to the file descriptor of set_wakeup_fd(), and does so at
+    once. A thread reads the numbers from there. The handlers themselves do nothing.
 
     Returns:
         A list that receives the number of the first signal.
@@ -168,7 +199,7 @@ def _stop_on_signals(session, view) -> list[int]:
 
 
 class SilentView:
-    """Shows nothing, because the reader of stdout has closed it."""
+    """Shows nothing. Takes the place of another view when the reader of stdout has closed the pipe."""
 
     def show(self, report) -> None:
         pass
@@ -178,7 +209,7 @@ class SilentView:
 
 
 class JsonView(SilentView):
-    """Prints one JSON object per report."""
+    """Prints one JSON object per report on stdout, and notes on stderr."""
 
     def show(self, report) -> None:
         echo_json({"report": kind(report), **to_dict(report)})
@@ -188,7 +219,7 @@ class JsonView(SilentView):
 
 
 class TextView:
-    """Shows reports on the terminal, with samples of text."""
+    """Shows reports as text, with samples of generated text."""
 
     def __init__(self, session):
         config = session.start.header.config

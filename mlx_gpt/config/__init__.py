@@ -1,1 +1,1 @@
-"""What a run is: its settings, their ranges, and the TOML files that hold them."""
+"""The settings of a run: their defaults, their ranges, and the TOML files that contain them."""

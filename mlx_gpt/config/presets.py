@@ -1,6 +1,7 @@
-"""Presets and recipes: TOML files that hold what differs from the defaults, and `--set`.
+"""Presets and recipes, which are TOML files with the settings that differ from the defaults, and the option `--set`.
 
-Values are laid over each other in this order: defaults, preset, recipe, command line.
+A preset describes a network, a recipe describes training. Later layers override earlier ones: defaults, preset, recipe,
+command line.
 """
 
 import tomllib
@@ -20,7 +21,18 @@ def resolve(
     overrides: dict[str, Any] | None = None,
     base: dict[str, Any] | None = None,
 ) -> Config:
-    """Lays base (dotted settings, as overrides), preset, recipe and overrides over the defaults, in this order."""
+    """Resolves the settings of a run. Each argument overrides those above it in this list.
+
+    Args:
+        base: Values that replace the defaults, by dotted name, as {"optimizer.name": "adamw"}.
+        preset: Name of a preset, or path of a TOML file.
+        recipe: Name of a recipe, or path of a TOML file.
+        overrides: Values by dotted name.
+
+    Raises:
+        UserError: A name is unknown, a value is not allowed, or a file does not exist.
+        BadFile: A file is not valid TOML.
+    """
     tables = nest(base or {})
     if preset is not None:
         tables = merge(tables, load_toml("presets", preset))
@@ -30,7 +42,14 @@ def resolve(
 
 
 def parse_set(text: str) -> tuple[str, Any]:
-    """Reads one `--set`, as "model.n_head=4" -> ("model.n_head", 4)."""
+    """Parses the value of one `--set`: "model.n_head=4" gives ("model.n_head", 4).
+
+    The value is parsed as TOML, but text needs no quotes, and a list of text can be given as "a,b". Only the table and
+    the name of the setting are checked here. Types and ranges are checked when the config is made.
+
+    Raises:
+        UserError: The text is not TABLE.KEY=VALUE, there is no such setting, or the value is not TOML.
+    """
     key, equals, value = text.partition("=")
     key, value = key.strip(), value.strip()
     key = RENAMED.get(key, key)
@@ -55,7 +74,16 @@ def names_of(folder: str) -> list[str]:
 
 
 def load_toml(folder: str, name: str) -> dict[str, Any]:
-    """Reads `name` from a resource folder, or a path that ends in .toml."""
+    """Reads a preset or a recipe. Settings have their current names in the result.
+
+    Args:
+        folder: The resource folder, "presets" or "presets/recipes".
+        name: The name of a file in this folder, without ".toml". Any other name is the path of a TOML file.
+
+    Raises:
+        UserError: There is no such name or file.
+        BadFile: The file cannot be read, or is not valid TOML.
+    """
     path = Path(name)
     known = {n: resource_dir(folder) / f"{n}.toml" for n in names_of(folder)}
     if name in known or not (path.suffix == ".toml" or path.is_file()):
@@ -70,7 +98,7 @@ def load_toml(folder: str, name: str) -> dict[str, Any]:
 
 
 def preset_of(config: ModelConfig) -> str | None:
-    """The name of the preset with this architecture, if there is one."""
+    """The name of the first preset with this architecture, or None. Dropout is not compared."""
     for name in names_of("presets"):
         if ModelConfig(**load_toml("presets", name)["model"]).architecture() == config.architecture():
             return name

@@ -14,16 +14,23 @@ from mlx_gpt.errors import UserError
 
 
 def setting(default, help: str, *, low=None, high=None, choices=None):
-    """A field of a Table: its default, its meaning with its unit, and the values it takes."""
+    """Declares a setting: a field of a Table.
+
+    Args:
+        default: The default value.
+        help: The meaning of the setting and its unit.
+        low, high: The range of a number, both ends included. None is no limit.
+        choices: The allowed values of a text.
+    """
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """A group of settings. Types and ranges are checked when it is made.
+    """A group of settings. Types and ranges are checked when an instance is made.
 
     Raises:
-        UserError: A value has another type, or is out of its range.
+        UserError: A value has the wrong type, or is out of range.
     """
 
     def __post_init__(self):
@@ -32,20 +39,21 @@ class Table:
 
     @classmethod
     def table_name(cls) -> str:
+        """The name of the table in TOML files and dotted names: "model" for ModelConfig."""
         return cls.__name__.removesuffix("Config").lower()
 
 
 def lookup(known: dict, name: str, kind: str, prefix: str = ""):
-    """known[name].
+    """Returns known[name], with a helpful error for an unknown name.
 
     Args:
-        known: The rows of a table by name.
-        name: What was asked for.
-        kind: What the table holds, for the error.
-        prefix: What precedes a name where it is written, as "model.ffn=".
+        known: Values by name.
+        name: The requested name.
+        kind: What the values are, for the error message, as "preset".
+        prefix: Text that the error message puts before each name, as "model.ffn=".
 
     Raises:
-        UserError: There is no such name. The error names the nearest one, or all.
+        UserError: There is no such name. The message suggests the most similar name, or lists all names.
     """
     if name in known:
         return known[name]
@@ -55,7 +63,7 @@ def lookup(known: dict, name: str, kind: str, prefix: str = ""):
 
 
 def allowed(f: dataclasses.Field) -> str:
-    """The values that a setting takes, in words."""
+    """Describes the allowed values of a setting, for error messages."""
     low, high, choices = f.metadata["low"], f.metadata["high"], f.metadata["choices"]
     if choices:
         return f"choose from {', '.join(choices)}"
@@ -66,7 +74,11 @@ def allowed(f: dataclasses.Field) -> str:
 
 
 def _checked(name: str, value, f: dataclasses.Field):
-    """`value` in the field's own type, or a UserError that names the key, the value and what is allowed."""
+    """Returns `value` in the type of the field. An int is accepted for a float, and a list for a tuple.
+
+    Raises:
+        UserError: The value is not allowed. The message has the key, the value and the allowed values.
+    """
     shown = ",".join(map(str, value)) if isinstance(value, (tuple, list)) and value else repr(value)
     wrong = UserError(f"{name}={shown} is not allowed; {allowed(f)}")
     if f.type == tuple[str, ...]:
@@ -75,6 +87,7 @@ def _checked(name: str, value, f: dataclasses.Field):
         return tuple(value)
     if f.type is float and type(value) is int:
         value = float(value)
+    # isinstance() would accept True for an int, because bool is a subclass of int.
     if type(value) is not f.type or (f.type is float and not math.isfinite(value)):
         raise wrong
     low, high, choices = f.metadata["low"], f.metadata["high"], f.metadata["choices"]
@@ -84,14 +97,18 @@ def _checked(name: str, value, f: dataclasses.Field):
 
 
 def toml_value(value) -> str:
-    """A setting's value as TOML writes it."""
+    """Formats a value as TOML. The JSON forms of text, numbers and booleans are valid TOML."""
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(map(toml_value, value)) + "]"
     return json.dumps(value, ensure_ascii=False)
 
 
 def merge(under: dict, over: dict) -> dict:
-    """`under`, with keys of `over` replaced table by table."""
+    """Returns `under` with the values of `over` added or replaced, one key at a time within each table.
+
+    >>> merge({"model": {"n_head": 8, "n_layer": 6}}, {"model": {"n_head": 4}})
+    {'model': {'n_head': 4, 'n_layer': 6}}
+    """
     merged = dict(under)
     for name, values in over.items():
         both = isinstance(values, dict) and isinstance(merged.get(name), dict)
@@ -100,7 +117,7 @@ def merge(under: dict, over: dict) -> dict:
 
 
 def nest(dotted: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """{"a.b": 1} -> {"a": {"b": 1}}"""
+    """Converts dotted names to nested dictionaries: {"a.b": 1} gives {"a": {"b": 1}}."""
     tables: dict[str, dict[str, Any]] = {}
     for key, value in dotted.items():
         table, _, name = key.partition(".")

@@ -1,6 +1,7 @@
-"""Byte-pair encodings: randyGPT's, of characters, and GPT-2's, of bytes.
+"""Byte-pair encodings (BPE): randyGPT's encoding merges characters, and GPT-2's merges bytes.
 
-Text is encoded by the `tokenizers` library wherever it gives the ids of randyGPT's rule, and otherwise in Python.
+The Hugging Face `tokenizers` library ("the library" below) encodes text. For a randyGPT vocabulary that the library
+would encode to other ids than randyGPT does, the text is encoded in Python instead.
 """
 
 import json
@@ -17,29 +18,30 @@ from mlx_gpt.data.merges import Merge, learn_merges
 from mlx_gpt.data.tokenizer import SPECIALS, CharTokenizer, Tokenizer, count_unknown
 from mlx_gpt.errors import BadFile, UserError
 
-CHUNK = 1 << 16  # minimum characters of a chunk, which one thread of the library encodes
-BATCH = 64  # chunks of one call of the library
-# A text can be cut here without changing its tokens: before a newline, or, for bytes, between a word and a space.
+CHUNK = 1 << 16  # minimum length of a chunk in characters; each chunk is encoded by one thread of the library
+BATCH = 64  # chunks per call of the library
+# Places where a text can be cut without changing its tokens. LINE_END is for the BPE of characters: before a newline.
+# WORD_END is for GPT-2's BPE of bytes: between a non-space character and the whitespace after it.
 LINE_END, WORD_END = re.compile(r"(?=\n)"), re.compile(r"(?<=\S)(?=\s)")
 
 
 class BPETokenizer(Tokenizer):
     """randyGPT's byte-pair encoding of characters.
 
-    Each line is encoded separately, and a newline is a separate token. A line starts as one token per character. Of
-    all adjacent pairs that can be merged, those with the lowest merged id are merged, from left to right. This repeats
-    until no pair can be merged. With the ids a = 2, b = 3, ab = 4 and aba = 5:
+    Each line is encoded separately, and a newline is a separate token. A line starts as one token per character. Then
+    the following step repeats until no adjacent pair of tokens has a merge: find the merge with the lowest resulting
+    id, and apply it to all its pairs in the line, from left to right. With the ids a = 2, b = 3, ab = 4 and aba = 5:
 
     >>> tokenizer = BPETokenizer(["<|bos|>", "<|eos|>", "a", "b", "ab", "aba"], [("a", "b"), ("ab", "a")])
     >>> tokenizer.encode("ababa").tolist()  # a b a b a, then ab ab a, then ab aba
     [4, 5]
 
-    A string that occurs twice in the vocabulary is encoded as the last of its ids. Merges whose parts or result are not
-    in the vocabulary have no effect. Of two merges of the same pair the first counts.
+    If a string occurs more than once in the vocabulary, text is encoded to its last id. A merge has no effect if its
+    left part, its right part or its result is not in the vocabulary, or if it is listed again.
 
     Args:
-        vocab: the string of each id, V items: two special tokens, then characters and merged strings.
-        merges: the pairs of strings that are merged.
+        vocab: the string of each id, V items: BOS and EOS, then characters and merged strings.
+        merges: the pairs of strings (left, right) that are merged.
     """
 
     kind = "bpe"
@@ -51,7 +53,7 @@ class BPETokenizer(Tokenizer):
         self._ids = {s: i for i, s in enumerate(vocab)}
         self._characters = {s for s in self._ids if len(s) == 1}
         known = [(a, b) for a, b in merges if {a, b, a + b} <= self._ids.keys()]
-        # Maps a pair of ids to the merged id; reversed, so that the first of equal pairs is the one that remains.
+        # Maps a pair of ids to the id of the merged string.
         self._merged = {(self._ids[a], self._ids[b]): self._ids[a + b] for a, b in reversed(known)}
         self._engine = _engine(self._ids, self._merges_by_id()) if self._library_agrees() else None
 
@@ -60,25 +62,26 @@ class BPETokenizer(Tokenizer):
         """Trains a vocabulary with learn_merges.
 
         Args:
-            texts: the texts.
-            vocab_size: the number of ids: special tokens, characters and merged strings.
-            characters: all characters of the vocabulary, which include those of `texts`.
+            texts: the texts that pairs are counted in.
+            vocab_size: the number of ids to reach: two special tokens, the characters and the merged strings. The
+                result has fewer ids if the texts run out of pairs.
+            characters: the characters of the vocabulary. They must include every character of `texts`.
 
         Raises:
-            UserError: if special tokens and characters leave no id for a merge.
+            UserError: if the special tokens and the characters alone take `vocab_size` ids or more.
         """
         vocab = [*SPECIALS, *sorted(characters)]
         if vocab_size <= len(vocab):
             raise UserError(
-                f"a vocabulary of {vocab_size} is too small: the text has {len(characters)} characters, which with two "
-                f"special tokens take {len(vocab)} ids before the first merge; choose a larger size"
+                f"a vocabulary of {vocab_size} is too small: the {len(characters)} distinct characters of the text and "
+                f"two special tokens take {len(vocab)} ids before the first merge; choose a larger size"
             )
         merges = learn_merges(texts, vocab, len(SPECIALS), vocab_size)
         return cls([*vocab, *(left + right for left, right in merges)], merges)
 
     @classmethod
     def from_json(cls, text: str) -> "BPETokenizer":
-        """Reads a tokenizer.json that to_json() wrote."""
+        """Reads the text of a tokenizer.json that to_json() or character_json() returned."""
         model = json.loads(text)["model"]
         ids = model["vocab"]
         vocab = [""] * (max(ids.values()) + 1)
@@ -107,12 +110,13 @@ class BPETokenizer(Tokenizer):
     def to_json(self) -> str:
         """Returns the text of a tokenizer.json, with the special tokens.
 
-        Raises UserError if the library would not give the same ids for this vocabulary.
+        Raises:
+            UserError: if a string occurs twice in the vocabulary, or if the library would encode text to other ids.
         """
         if not self._has_json():
             raise UserError(
-                "a tokenizer.json cannot represent this vocabulary: a string occurs twice, or its merges are not in "
-                "the order of their ids; save it as vocab.json"
+                "a tokenizer.json cannot represent this vocabulary: a string occurs twice, two merges give the same "
+                "string, or a merged string has a lower id than one of its parts; save it as vocab.json"
             )
         return _with_specials(self._ids, self._merges_by_id(), self.special_names)
 
@@ -126,15 +130,19 @@ class BPETokenizer(Tokenizer):
         return self.to_json() if self._has_json() else self.to_vocab_json()
 
     def _has_json(self) -> bool:
-        """Whether a tokenizer.json can represent this vocabulary: the library agrees, and no string occurs twice."""
+        """Whether a tokenizer.json can represent the vocabulary: _library_agrees(), and no string occurs twice."""
         return self._engine is not None and len(self._ids) == len(self.vocab)
 
     def _library_agrees(self) -> bool:
-        """Whether the library gives the ids of the class docstring's rule.
+        """Whether the library is certain to give the ids that the rule in the class docstring gives.
 
-        The library merges one pair at a time: that of the lowest rank, and of these the leftmost. The rule merges all
-        pairs of one id before it looks again. They agree if each id is merged from one pair only and from lower ids:
-        then a merge creates no pair that would have to be merged before the remaining pairs of the same id.
+        The library applies one merge at one place at a time: the merge with the lowest rank, at its leftmost place. The
+        rule applies a merge at all its places before it looks for the next merge. The results are equal if every merged
+        id results from a single pair, and if both ids of that pair are lower. Then a merge never creates a pair with a
+        lower merged id, which the library would merge before the remaining places.
+
+        Example of a difference: (a, b) -> 5 and (ab, a) -> 4, where 4 is lower than the id 5 of its part ab. The rule
+        encodes "ababa" as ab ab a, then ab aba. The library merges ab a b a, then aba b a, and finds no other pair.
         """
         merged = list(self._merged.values())
         return len(set(merged)) == len(merged) and all(max(pair) < m for pair, m in self._merged.items())
@@ -145,7 +153,7 @@ class BPETokenizer(Tokenizer):
         return [(self.vocab[a], self.vocab[b]) for (a, b), _ in pairs]
 
     def _encode_line(self, line: str) -> list[int]:
-        """Encodes a line by the rule, for vocabularies for which the library gives other ids."""
+        """Encodes one line, or a newline alone, by the rule in the class docstring, without the library."""
         ids = [self._ids[c] for c in line if c in self._ids]
         while found := [self._merged[pair] for pair in zip(ids, ids[1:], strict=False) if pair in self._merged]:
             best, merged, i = min(found), [], 0
@@ -158,15 +166,17 @@ class BPETokenizer(Tokenizer):
 
 
 class ByteBPETokenizer(Tokenizer):
-    """GPT-2's byte-level byte-pair encoding: merges bytes within words, so no character is unknown.
+    """GPT-2's byte-level byte-pair encoding: merges bytes within words.
 
-    Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.2.
+    No character is unknown, since every byte has an id. Source: Radford et al., "Language Models are Unsupervised
+    Multitask Learners", 2019, section 2.2.
 
     Args:
-        text: the text of a tokenizer.json: a byte-level BPE with an end-of-text token, without a normalizer.
+        text: the text of a tokenizer.json: a byte-level BPE without a normalizer. One of its tokens must be <|eos|>,
+            <|endoftext|> or </s>, which becomes EOS. BOS is <|bos|> or <s>, or the EOS token if it has neither.
 
     Raises:
-        BadFile: if it is not such a file.
+        BadFile: if the text is not such a file.
     """
 
     kind = "byte-bpe"
@@ -177,7 +187,7 @@ class ByteBPETokenizer(Tokenizer):
         facts = json.loads(text)
         kinds = {part.get("type") for part in _parts(facts.get("pre_tokenizer"))}
         if facts["model"].get("type") != "BPE" or "ByteLevel" not in kinds or facts.get("normalizer"):
-            raise BadFile("tokenizer.json: not supported; give a byte-level BPE without a normalizer, as GPT-2's")
+            raise BadFile("tokenizer.json: not supported; give a byte-level BPE without a normalizer, such as GPT-2's")
         ids = engine.get_vocab(with_added_tokens=True)
         specials = {token["content"] for token in facts.get("added_tokens", []) if token.get("special")}
         ends = [name for name in ("<|eos|>", "<|endoftext|>", "</s>") if name in ids]
@@ -190,26 +200,26 @@ class ByteBPETokenizer(Tokenizer):
         begins = [name for name in ("<|bos|>", "<s>") if name in ids]
         self.special_names = ([*begins, ends[0]][0], ends[0])
         self.bos_id, self.eos_id = (ids[name] for name in self.special_names)
-        engine.encode_special_tokens = True  # "<|eos|>" in a text is encoded as its characters, not as EOS
+        engine.encode_special_tokens = True  # the characters <|eos|> in a text are encoded as text, not as EOS
         self._engine = engine
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, characters: set[str]) -> "ByteBPETokenizer":
-        """Trains a vocabulary of byte pairs within words with the library.
+        """Trains a vocabulary with the library, which merges bytes within words.
 
         Args:
-            texts: the texts.
-            vocab_size: the number of ids: special tokens, 256 bytes and merged strings.
-            characters: not used; it makes the signature that of BPETokenizer.train.
+            texts: the texts that pairs are counted in.
+            vocab_size: the number of ids to reach: two special tokens, 256 bytes and the merged strings.
+            characters: ignored. BPETokenizer.train has the same arguments.
 
         Raises:
-            UserError: if special tokens and bytes leave no id for a merge.
+            UserError: if the special tokens and the bytes alone take `vocab_size` ids or more.
         """
         smallest = len(SPECIALS) + len(BYTES)
         if vocab_size <= smallest:
             raise UserError(
-                f"a vocabulary of {vocab_size} is too small: the bytes and special tokens take {smallest} ids; "
-                "choose a larger size"
+                f"a vocabulary of {vocab_size} is too small: 256 bytes and two special tokens take {smallest} ids "
+                "before the first merge; choose a larger size"
             )
         engine = tokenizers.Tokenizer(models.BPE())
         engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -222,7 +232,7 @@ class ByteBPETokenizer(Tokenizer):
         return cls(engine.to_str())
 
     def encode(self, text: str, unknown: Counter | None = None) -> np.ndarray:
-        # Lone surrogates, which Python makes of a terminal's invalid bytes, have no UTF-8 form and become "?".
+        # Python decodes invalid bytes of a command line to lone surrogates, which UTF-8 cannot encode. They become "?".
         text = text.encode("utf-8", "replace").decode()
         return _encode(self._engine, _chunks(text, WORD_END), self.dtype)
 
@@ -236,7 +246,7 @@ class ByteBPETokenizer(Tokenizer):
 
 
 def tokenizer_from_dict(data: dict) -> Tokenizer:
-    """Restores a tokenizer from the dict that its to_dict() returned. Raises BadFile if the dict is invalid."""
+    """Restores a tokenizer from the dict that to_dict() returned. Raises BadFile if the dict is invalid."""
     try:
         match data["kind"]:
             case CharTokenizer.kind:
@@ -258,10 +268,11 @@ def character_json(characters: str) -> str:
 
 
 def character_specials(characters: str) -> tuple[str, ...]:
-    """Returns the names of the special tokens in the tokenizer.json of a character tokenizer.
+    """Returns the names of BOS and EOS in the tokenizer.json of a character tokenizer.
 
-    The library encodes a special token's name in a text as that token. If the alphabet has all characters of a name, a
-    private-use character is therefore added on both sides, which no text of the alphabet contains.
+    Where a text contains the name of a special token, the library encodes the name as that token. The names are
+    <|bos|> and <|eos|>, unless `characters` can spell one of them. In that case both names are enclosed in a Unicode
+    private-use character that is not in `characters`, so that no text can contain a name.
     """
     if not any(set(name) <= set(characters) for name in SPECIALS):
         return SPECIALS
@@ -270,15 +281,18 @@ def character_specials(characters: str) -> tuple[str, ...]:
 
 
 def open_vocab(path: Path) -> Tokenizer:
-    """Reads a vocabulary.
+    """Reads a vocabulary file.
 
     Args:
         path: a vocab.json of randyGPT, a tokenizer.json of mlxgpt or of any byte-level BPE, or a folder that contains
             a tokenizer.json.
 
+    Returns:
+        A BPETokenizer, a ByteBPETokenizer, or, for a BPE of characters without merges, a CharTokenizer.
+
     Raises:
         UserError: if there is no such file.
-        BadFile: if the file is none of these.
+        BadFile: if the file cannot be read or is none of these.
     """
     path = path / "tokenizer.json" if path.is_dir() else path
     try:
@@ -292,7 +306,7 @@ def open_vocab(path: Path) -> Tokenizer:
         if isinstance(data, dict) and {"vocab", "merges"} <= data.keys():
             return _from_vocab_json(data)
         if isinstance(data, dict) and isinstance(data.get("model"), dict):
-            # A BPE of characters, as _engine makes it, has one pre-tokenization step, of type Split.
+            # The files of BPETokenizer and character_json have a single pre-tokenization step, of type Split (_engine).
             is_bpe = data["model"].get("type") == "BPE"
             if not is_bpe or [step.get("type") for step in _parts(data["pre_tokenizer"])] != ["Split"]:
                 return ByteBPETokenizer(text)
@@ -308,7 +322,7 @@ def open_vocab(path: Path) -> Tokenizer:
 def _from_vocab_json(data: dict) -> BPETokenizer:
     vocab, merges = data["vocab"], data["merges"]
     if not isinstance(vocab, list) or not all(isinstance(s, str) for s in vocab) or len(vocab) <= len(SPECIALS):
-        raise BadFile("its vocab is not a list of two special tokens and further strings")
+        raise BadFile("its vocab is not a list of two special tokens and at least one further string")
     pairs = [tuple(m) if isinstance(m, list) else m for m in merges] if isinstance(merges, list) else [None]
     if not all(isinstance(m, tuple) and len(m) == 2 and all(isinstance(s, str) for s in m) for m in pairs):
         raise BadFile("its merges are not a list of pairs of strings")
@@ -316,22 +330,22 @@ def _from_vocab_json(data: dict) -> BPETokenizer:
 
 
 def _engine(ids: dict[str, int], merges: list[Merge]) -> tokenizers.Tokenizer:
-    """Returns the library's tokenizer for a BPE of characters within lines."""
+    """Returns a tokenizer of the library that merges characters within lines. `merges` is in order of rank."""
     engine = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges))
     engine.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
     return engine
 
 
 def _with_specials(ids: dict[str, int], merges: list[Merge], specials: Sequence[str]) -> str:
-    """Returns the text of a tokenizer.json with special tokens. It decodes without spaces between tokens."""
+    """Returns the text of a tokenizer.json for a BPE of characters, with special tokens."""
     engine = _engine(ids, merges)
-    engine.decoder = decoders.Fuse()
+    engine.decoder = decoders.Fuse()  # joins the decoded tokens without spaces
     engine.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in specials])
     return engine.to_str(pretty=True)
 
 
 def _encode(engine: tokenizers.Tokenizer, chunks: Iterator[str], dtype) -> np.ndarray:
-    """Encodes chunks of text in parallel. Returns their ids, (N,)."""
+    """Encodes chunks of text in parallel. Returns the ids of all chunks in order, (N,) `dtype`."""
     ids, chunks = [np.empty(0, dtype)], list(chunks)
     for first in range(0, len(chunks), BATCH):
         encoded = engine.encode_batch_fast(chunks[first : first + BATCH], add_special_tokens=False)
@@ -340,7 +354,7 @@ def _encode(engine: tokenizers.Tokenizer, chunks: Iterator[str], dtype) -> np.nd
 
 
 def _chunks(text: str, border: re.Pattern) -> Iterator[str]:
-    """Cuts a text at matches of `border` into chunks of at least CHUNK characters; the last may be shorter."""
+    """Cuts a text at empty matches of `border` into chunks of at least CHUNK characters. The last may be shorter."""
     first = 0
     while first < len(text):
         found = border.search(text, first + CHUNK)
@@ -350,7 +364,7 @@ def _chunks(text: str, border: re.Pattern) -> Iterator[str]:
 
 
 def _parse(text: str) -> tokenizers.Tokenizer:
-    """Parses a tokenizer.json with the library. Raises BadFile."""
+    """Parses the text of a tokenizer.json with the library. Raises BadFile if the library rejects it."""
     try:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises Exception itself, no subclass
@@ -358,16 +372,17 @@ def _parse(text: str) -> tokenizers.Tokenizer:
 
 
 def _parts(pre_tokenizer: dict | None) -> list[dict]:
-    """Returns the steps of a pre-tokenizer, which is a single step or a sequence of steps."""
+    """Returns the steps of the pre_tokenizer in a tokenizer.json: none, a single step, or those of a Sequence."""
     if not pre_tokenizer:
         return []
     return pre_tokenizer["pretokenizers"] if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
 
 
 def _byte_characters() -> dict[str, int]:
-    """Maps GPT-2's character for each byte to the byte.
+    """Maps each character that stands for a byte in GPT-2's vocabularies to that byte, 256 items.
 
-    A printable byte is represented by its Latin-1 character, and the others by U+0100, U+0101, ... in order.
+    A byte that is printable in Latin-1 is represented by its Latin-1 character. The other bytes are represented by
+    U+0100, U+0101, ... in order: byte 0x00 by U+0100, and the space, 0x20, by U+0120.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]

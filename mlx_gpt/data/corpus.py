@@ -1,8 +1,8 @@
 """Corpora: named texts, files, folders and glob patterns, read as a stream of documents.
 
-A spec is a name, a path or a pattern, optionally followed by a weight, as in `shakespeare:2`. A file is one document,
-or several if it contains `<|eos|>`. Each line of a JSON Lines file is a document. Text is UTF-8 and is read in pieces,
-so a corpus may be larger than memory.
+A user selects each text by a string, the spec: a name, a path or a glob pattern, optionally followed by a weight, as in
+`shakespeare:2`. A file is one document, or several if it contains `<|eos|>`, which separates documents. Each line of a
+JSON Lines file is a document too. Text is UTF-8. Files are read in pieces, so a corpus may be larger than memory.
 """
 
 import codecs
@@ -26,12 +26,12 @@ from mlx_gpt.errors import BadFile, UserError
 
 # Folders of the standard library that contain tests, programs or installed packages rather than library source.
 NOT_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
-SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".jsonl.gz")  # of the files that are read from a folder
-PIECE = 1 << 20  # approximate size of a piece in characters; also the read size in bytes
+SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".jsonl.gz")  # other files in a folder are skipped
+PIECE = 1 << 20  # approximate size of a piece in characters; also the number of bytes per read of a file
 
 
 class Piece(NamedTuple):
-    """A part of a document. `ends` is true for the document's last part."""
+    """A whole document or a part of one. `ends` is true for the last part of a document."""
 
     text: str
     ends: bool
@@ -43,9 +43,11 @@ class Source:
 
     Attributes:
         name: the spec without its weight.
-        weight: how often the source is read, relative to the others.
-        num_bytes: the approximate size of its text.
-        read: opens the source; yields its files (or JSON lines), each as a stream of strings.
+        weight: how often the source is read, relative to the others. An epoch reads a source of weight 2 twice, and
+            half of a source of weight 0.5.
+        num_bytes: the approximate size of its text in bytes. For gzip files it is the compressed size.
+        read: opens the source and yields its texts, one for each file or JSON line. A text is an iterable of strings
+            whose concatenation is the text.
     """
 
     name: str
@@ -56,10 +58,11 @@ class Source:
     def pieces(self) -> Iterator[Piece]:
         """Yields the nonempty documents in pieces.
 
-        A piece is much larger than PIECE only if one of its lines is, or if it comes from a long JSON line.
+        A piece can be much longer than PIECE in two cases: if one of its lines is, or if `read` yields a long document
+        as a single string, as it does for a JSON line.
         """
-        for file in self.read():
-            yield from _documents(file)
+        for text in self.read():
+            yield from _documents(text)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Corpus:
 
     @property
     def num_bytes(self) -> int:
-        """The approximate size of the text."""
+        """The approximate size of the text in bytes, see Source."""
         return sum(source.num_bytes for source in self.sources)
 
     @property
@@ -80,7 +83,7 @@ class Corpus:
         return tuple(source.weight for source in self.sources)
 
     def texts(self) -> Iterator[str]:
-        """Yields all text in pieces."""
+        """Yields the text of all documents in pieces, without marking where documents end."""
         return (piece.text for source in self.sources for piece in source.pieces())
 
     @property
@@ -96,9 +99,12 @@ class Corpus:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A SHA-256 that depends on the documents' text and borders, but not on how they are spread over files.
+        """The SHA-256 of the documents' SHA-256 digests, in order, as a hexadecimal string.
 
-        Raises BadFile if the corpus has no text.
+        It depends on the text, borders and order of the documents, but not on the files or sources that contain them.
+
+        Raises:
+            BadFile: if the corpus has no text.
         """
         whole, document, empty = hashlib.sha256(), hashlib.sha256(), True
         for source in self.sources:
@@ -113,14 +119,19 @@ class Corpus:
 
 
 def open_corpus(specs: Sequence[str]) -> Corpus:
-    """Resolves specs to sources, in the order given. Files are listed here and read later.
+    """Resolves specs to sources, in the order given.
 
-    A named corpus that is neither in MLXGPT_CORPUS_DIR nor in the cache is downloaded.
+    Files are found here, but are not read before the sources are. A named corpus that is neither in the folder
+    MLXGPT_CORPUS_DIR nor in the user's cache is downloaded.
+
+    Args:
+        specs: names, paths or patterns, each optionally followed by a weight.
 
     Raises:
-        UserError: if a name, path or weight is invalid, if a pattern matches nothing, if a name occurs twice, or if a
-            download fails.
-        BadFile: if a file or folder has no text, or if a named corpus has the wrong SHA-256.
+        UserError: if a name, path or weight is invalid, if a pattern matches no file, if two specs have the same name,
+            or if a download fails.
+        BadFile: if a file is empty or a device, if a folder has no file with one of SUFFIXES, or if a named corpus has
+            the wrong SHA-256.
     """
     parsed = [_parse(spec) for spec in specs]
     for name, _ in parsed:
@@ -132,7 +143,10 @@ def open_corpus(specs: Sequence[str]) -> Corpus:
 
 
 def corpus_name(specs: Sequence[str]) -> str:
-    """Returns a short name for a run folder, such as `shakespeare` or `notes-and-1`."""
+    """Returns a short name for a run folder: that of the first spec, and the number of further specs.
+
+    Examples are `shakespeare`, and `notes-and-1` for two specs.
+    """
     first = _parse(specs[0])[0]
     if first not in names_of("corpus"):
         first = re.sub(r"[^\w.-]+", "-", Path(first).name if glob.has_magic(first) else Path(first).resolve().stem)
@@ -143,8 +157,8 @@ def list_corpora() -> list[dict]:
     """Describes the named corpora.
 
     Returns:
-        For each corpus a dict of `name`, `title`, `license`, `bytes`, `state` (where its file is, in words) and
-        `network` (whether the first use downloads it).
+        A dict for each corpus, with the keys `name`, `title`, `license`, `bytes`, `state` (a phrase that says where the
+        file is) and `network` (whether the next use downloads the file).
     """
     rows = []
     for name in names_of("corpus"):
@@ -168,7 +182,11 @@ def list_corpora() -> list[dict]:
 
 
 def _parse(spec: str) -> tuple[str, float]:
-    """Splits a spec into name and weight. A spec that is the path of an existing file, as `odd:2`, has no weight."""
+    """Splits a spec into name and weight. The default weight is 1.
+
+    A number after the last colon is the weight, with two exceptions. If the whole spec is the path of an existing file,
+    such as `odd:2`, it has no weight. In `markov:2` the number is the order of the chain; `markov:2:3` has weight 3.
+    """
     name, colon, tail = spec.rpartition(":")
     if not colon or Path(spec).expanduser().exists() or name == "markov":
         return spec, 1.0
@@ -182,6 +200,7 @@ def _parse(spec: str) -> tuple[str, float]:
 
 
 def _source(name: str, weight: float, notes: list[str]) -> Source:
+    """Finds the source of a name, path or pattern. Appends messages for the user to `notes`."""
     if name.startswith("markov:"):
         chain = markov.Chain.parse(name)
         notes.append(chain.note())
@@ -194,7 +213,7 @@ def _source(name: str, weight: float, notes: list[str]) -> Source:
 
 
 def _files(name: str, notes: list[str]) -> list[Path]:
-    """Returns the files of a path, folder or pattern, sorted by path. Appends a note on skipped files."""
+    """Returns the files of a path, folder or pattern, sorted by path. Appends a message on skipped files to `notes`."""
     path = Path(name).expanduser()
     if path.is_dir():
         inside = sorted(p for p in path.rglob("*") if p.is_file() and not _is_dotted(p.relative_to(path)))
@@ -202,8 +221,8 @@ def _files(name: str, notes: list[str]) -> list[Path]:
         if skipped := len(inside) - len(files):
             suffixes = Counter(p.suffix for p in inside if p not in files).most_common(5)
             notes.append(
-                f"corpus {name}: {skipped} files left out, since only {', '.join(SUFFIXES)} are read; they end in "
-                f"{', '.join(suffix or 'no suffix' for suffix, _ in suffixes)}"
+                f"corpus {name}: {skipped} files left out, since only {', '.join(SUFFIXES)} are read; the most common "
+                f"suffixes of these files: {', '.join(suffix or 'none' for suffix, _ in suffixes)}"
             )
         if not files:
             raise BadFile(f"corpus {name}: no {', '.join(SUFFIXES)} file in this folder; add one, or give a pattern")
@@ -226,12 +245,12 @@ def _files(name: str, notes: list[str]) -> list[Path]:
 
 
 def _is_dotted(path: Path) -> bool:
-    """Whether a name in the path begins with a dot."""
+    """Whether the file, or a folder in its path, is hidden: its name begins with a dot."""
     return any(part.startswith(".") for part in path.parts)
 
 
 def _contents(paths: Sequence[Path]) -> Iterator[Iterable[str]]:
-    """Yields the text of each file as a stream of strings; for JSON Lines, the text of each line."""
+    """Yields one text for each file, or for each line of a JSON Lines file, as described for `Source.read`."""
     for path in paths:
         name = path.name.lower()
         if name.endswith((".jsonl", ".jsonl.gz")):
@@ -241,17 +260,17 @@ def _contents(paths: Sequence[Path]) -> Iterator[Iterable[str]]:
 
 
 def _text(path: Path) -> Iterator[str]:
-    """Yields a file's text in blocks. Raises BadFile with the offset of the first byte that is not UTF-8."""
+    """Yields the text of a file in blocks. Raises BadFile at the first byte that is not UTF-8, and names its offset."""
     decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
     with _opened(path) as file:
         while True:
             block = file.read(PIECE)
-            pending = len(decoder.getstate()[0])  # bytes of an incomplete character at the end of the last block
+            pending = len(decoder.getstate()[0])  # bytes of a character that began at the end of the previous block
             try:
                 text = decoder.decode(block, final=not block)
                 yield text if offset else text.removeprefix("\ufeff")  # a byte order mark
             except UnicodeDecodeError as error:
-                position = offset - pending + error.start
+                position = offset - pending + error.start  # the decoder counts error.start from the first pending byte
                 raise BadFile(
                     f"corpus {path}: byte {position} is 0x{error.object[error.start]:02x}, not UTF-8 text; convert the "
                     "file to UTF-8"
@@ -262,7 +281,11 @@ def _text(path: Path) -> Iterator[str]:
 
 
 def _json_lines(path: Path) -> Iterator[Iterable[str]]:
-    """Yields the field `text` of each line, each as a stream of one string. Blank lines are skipped."""
+    """Yields the field `text` of each line as a list of one string. Blank lines are skipped.
+
+    Raises:
+        BadFile: if a line is not a JSON object with a string `text`, or if the file cannot be read.
+    """
     with _opened(path) as file:
         for number, line in enumerate(_lines(path, file), 1):
             if not line.strip():
@@ -273,12 +296,12 @@ def _json_lines(path: Path) -> Iterator[Iterable[str]]:
                     raise TypeError
             except (ValueError, KeyError, TypeError):
                 raise BadFile(f'corpus {path}: line {number} is not a JSON object with a string under "text"') from None
-            # JSON can escape lone surrogates, which have no UTF-8 form and become "?".
+            # JSON can contain escaped lone surrogates, such as "\ud800". UTF-8 cannot encode them; they become "?".
             yield [text.encode("utf-8", "replace").decode()]
 
 
 def _lines(path: Path, file) -> Iterator[bytes]:
-    """Yields the lines of a file. Raises BadFile where decompression fails."""
+    """Yields the lines of an open file. Raises BadFile if a gzip file is truncated or has a wrong checksum."""
     try:
         yield from file
     except (OSError, EOFError) as error:
@@ -286,7 +309,7 @@ def _lines(path: Path, file) -> Iterator[bytes]:
 
 
 def _opened(path: Path):
-    """Opens a file, decompressed if its name ends in .gz. Raises BadFile."""
+    """Opens a file for reading bytes, decompressed if its name ends in .gz. Raises BadFile if that fails."""
     try:
         return gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")
     except OSError as error:
@@ -294,15 +317,16 @@ def _opened(path: Path):
 
 
 def _documents(stream: Iterable[str]) -> Iterator[Piece]:
-    """Splits a stream of text into documents at DOCUMENT_END, and long documents into pieces.
+    """Splits a text, given as a stream of strings, into documents at DOCUMENT_END, and long documents into pieces.
 
-    Empty documents are dropped. A long document is cut where no tokenizer merges across the cut (_last_border).
+    Empty documents are dropped. A long document is cut only where the cut changes no token, see _last_border.
     """
-    # `rest` is the text read but not yet yielded; `begun` says that a part of its document was already yielded.
+    # `rest` is the text that was read but not yet yielded. `begun` is true if a part of its document was yielded.
     rest, begun = "", False
     for text in stream:
         rest += text
-        *ended, rest = rest.split(DOCUMENT_END)  # a mark cut in two by the stream stays in `rest` and is found later
+        # A DOCUMENT_END that lies across two strings of the stream is found when the second one is appended to `rest`.
+        *ended, rest = rest.split(DOCUMENT_END)
         for document in ended:
             if document or begun:
                 yield Piece(document, True)
@@ -317,8 +341,9 @@ def _documents(stream: Iterable[str]) -> Iterator[Piece]:
 def _last_border(text: str) -> int:
     """Returns the index of the last newline that follows a non-space character, or 0 if there is none.
 
-    A cut there changes no token: character BPE merges within lines only, and GPT-2's pattern never joins a word to the
-    whitespace after it. A cut inside a run of whitespace could change tokens, since the pattern matches such runs.
+    A cut before that newline changes no token. The BPE of characters merges within lines only. The regular expression
+    with which GPT-2 splits a text into words never joins a non-space character to the whitespace after it. It does
+    match runs of whitespace, so a cut inside a run could change tokens.
 
     >>> _last_border("one\\ntwo\\n\\n")
     7
@@ -330,14 +355,14 @@ def _last_border(text: str) -> int:
 
 
 def _pydocs() -> list[str]:
-    """Returns the help topics of the Python language reference, which come with Python."""
+    """Returns the texts of Python's help(), which come with Python: one document for each topic."""
     from pydoc_data.topics import topics
 
     return [text for _, text in sorted(topics.items()) if text]
 
 
 def _stdlib() -> list[str]:
-    """Returns the source files of Python's standard library, without tests and programs."""
+    """Returns the source files of Python's standard library, without the folders in NOT_LIBRARY."""
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(p for p in root.rglob("*.py") if not NOT_LIBRARY & set(p.relative_to(root).parts))
     return [text for text in (p.read_text("utf-8", errors="ignore") for p in files) if text]

@@ -1,25 +1,30 @@
-"""Encoding of a corpus to token ids, in memory or, for large corpora, in a token file that is memory-mapped.
+"""Encodes a corpus to token ids. The ids of a large corpus are stored in a token file, which is memory-mapped.
 
-A token file is stored in the user's cache, under a name derived from the hashes of text and tokenizer. It is written
-once and reused. Its layout, little-endian, for N ids of `width` bytes and D documents:
+A token file lies in the user's cache. Its name is derived from the SHA-256 of the text (Corpus.fingerprint) and of the
+tokenizer. It is written once and reused. Its layout, for N ids of `width` bytes each and D documents, is little-endian:
 
 | offset              | size      | content                                                                      |
 | ------------------- | --------- | ---------------------------------------------------------------------------- |
 | 0                   | 128       | header: magic, version, width, N, D, SHA-256 of text, SHA-256 of tokenizer   |
 | 128                 | N * width | the ids                                                                      |
-| 128 + N * width     | D * 16    | length (EOS included) and source of each document, int64 each                |
-| ... + D * 16        | the rest  | the counts of characters that are not in the vocabulary, a JSON object       |
+| 128 + N * width     | D * 16    | each document's length (with EOS) and index of its source, int64 each        |
+| ... + D * 16        | the rest  | a JSON object: the count of each character that is not in the vocabulary     |
 
-Example: the documents "ab" and "b" of one source, with the ids a = 2, b = 3, EOS = 1 in one byte each. The file has
+Example: one source has the documents "ab" and "b". The ids are a = 2, b = 3 and EOS = 1, of one byte each. The file has
 128 + 5 + 32 + 2 = 167 bytes: the header, the ids 2 3 1 3 1, the documents (3, 0) and (2, 0), and the object {}.
 
-An interrupted encoding resumes. The ids are written to NAME.part with a header of zeros. After every SAVE_TOKENS ids
-the file is synced, and then the progress (`State`) is written to NAME.json. So the state never counts an id that is not
-on the disk. A later attempt cuts NAME.part off after the ids of the state, skips the pieces of text that the state
-counts, and encodes the others. In the example, with a save after every 3 ids and a stop during the second document,
-the state is {pieces: 1, count: 3, documents: [[3, 0]], length: 0, unknown: {}}. The attempt that resumes cuts the file
-to 128 + 3 bytes and encodes "b". The header is written last and the file is renamed when it is complete, so a file
-with the final name is complete.
+An interrupted encoding can be resumed:
+
+- The ids are written to NAME.part, whose header is zeros at first. After about every SAVE_TOKENS ids, NAME.part is
+  synced to the disk, and then the progress (`State`) is written to NAME.json. In this order, the state never counts an
+  id that is not on the disk.
+- The next attempt truncates NAME.part after the ids that the state counts. It skips the pieces of text that the state
+  counts, and encodes the others.
+- The header is written last, and then NAME.part gets its final name. A file with the final name is therefore complete.
+
+Assume in the example that the state is saved every 3 ids, and that the process ends during the second document. The
+state is {pieces: 1, count: 3, documents: [[3, 0]], length: 0, unknown: {}}. The next attempt truncates NAME.part to
+128 + 3 bytes and encodes "b".
 """
 
 import contextlib
@@ -49,19 +54,25 @@ from mlx_gpt.paths import cache_dir
 HEADER = struct.Struct("<8sIIQQ32s32s32x")
 MAGIC, VERSION = b"MLXGPTTK", 1
 MAPPED_BYTES = 16 << 20  # corpora of at least this size are encoded into a file
-MAX_TRAINING_BYTES = 8 << 20  # of text for training a vocabulary, which takes fifty times as much memory
-SAVE_TOKENS = 16 << 20  # ids between two saves of an encoding's state
+MAX_TRAINING_BYTES = 8 << 20  # approximate limit of the text that merges are trained on; training takes 50x the memory
+SAVE_TOKENS = 16 << 20  # minimum number of ids between two saves of the encoding's progress
 Note = Callable[[str], None]  # shows a message to the user
 
 
 def make_tokenizer(corpus: Corpus, data: DataConfig, note: Note) -> Tokenizer:
-    """Returns the tokenizer that the settings request: read from `data.vocab`, or trained on the corpus.
+    """Returns the tokenizer that the settings request: read from the file `data.vocab`, or trained on the corpus.
 
-    The characters of the vocabulary come from the whole corpus. Merges are trained on at most about MAX_TRAINING_BYTES
-    of it: on every k-th piece of text, so that the pieces are spread evenly.
+    The characters of a trained vocabulary are those of the whole corpus. Its merges are trained on every k-th piece of
+    the text. k is the smallest number for which these pieces have about MAX_TRAINING_BYTES or less.
+
+    Args:
+        corpus: the text to train on. It is not read if `data.vocab` is set.
+        data: the settings `vocab`, `tokenizer` and `vocab_size`.
+        note: receives a message about the trained vocabulary.
 
     Raises:
-        BadFile, UserError: if the vocabulary file cannot be read, or if `data.vocab_size` is too small.
+        UserError: if the vocabulary file does not exist, or if `data.vocab_size` is too small.
+        BadFile: if the vocabulary file or the corpus cannot be read.
     """
     if data.vocab:
         return open_vocab(Path(data.vocab).expanduser())
@@ -74,7 +85,7 @@ def make_tokenizer(corpus: Corpus, data: DataConfig, note: Note) -> Tokenizer:
     start = time.perf_counter()
     tokenizer = kind.train(texts, data.vocab_size, characters)
     details = f", on one of every {every} pieces of the text" if every > 1 else ""
-    details += "; the text has no more pairs to merge" if tokenizer.vocab_size < data.vocab_size else ""
+    details += "; the text has no further pairs to merge" if tokenizer.vocab_size < data.vocab_size else ""
     note(f"trained a vocabulary of {tokenizer.vocab_size} in {time.perf_counter() - start:.1f} s{details}")
     return tokenizer
 
@@ -84,11 +95,11 @@ class State:
     """The progress of an encoding.
 
     Attributes:
-        pieces: the number of pieces of text encoded.
-        count: the number of ids they gave, with EOS.
-        documents: the length, with EOS, and the source of each complete document.
-        length: the number of ids of the incomplete document.
-        unknown: the counts of the characters that were dropped.
+        pieces: the number of pieces of text that were encoded.
+        count: the number of ids of these pieces, with EOS.
+        documents: the length (with EOS) and the index of the source of each complete document.
+        length: the number of ids so far of the document that is not complete.
+        unknown: the count of each character that was dropped because it is not in the vocabulary.
     """
 
     pieces: int
@@ -101,20 +112,21 @@ class State:
 def encode(corpus: Corpus, tokenizer: Tokenizer, note: Note, refuse_unknown: bool = False) -> Tokens:
     """Encodes a corpus.
 
-    Each document ends in EOS. If there is only one document, it has no EOS, since a model could not learn from it
-    where documents end.
+    Each document is followed by EOS. A corpus of a single document gets no EOS: one EOS, at the very end of the text,
+    is too little for a model to learn where documents end.
 
     Args:
         corpus: the corpus.
         tokenizer: the tokenizer.
-        note: receives progress messages and the count of dropped characters.
-        refuse_unknown: whether characters that are not in the vocabulary are an error. Otherwise they are dropped.
+        note: receives progress messages and the number of dropped characters.
+        refuse_unknown: whether a character that is not in the vocabulary is an error. If not, it is dropped.
 
     Returns:
-        The tokens. Their ids are a memory map if the corpus has at least MAPPED_BYTES.
+        The tokens. Their ids are a memory map of the token file if the corpus has MAPPED_BYTES or more.
 
     Raises:
-        UserError: if characters are not in the vocabulary and `refuse_unknown` is true or no token remains.
+        UserError: if the corpus has characters that are not in the vocabulary, and either `refuse_unknown` is true or
+            the corpus has no other characters.
         BadFile: if the corpus cannot be read.
         OutOfRoom: if the disk has no space for the token file.
     """
@@ -132,7 +144,12 @@ def encode(corpus: Corpus, tokenizer: Tokenizer, note: Note, refuse_unknown: boo
 
 
 def _in_memory(corpus: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, Counter]:
-    """Returns the ids (N,), the documents' lengths and sources (D, 2), and the counts of unknown characters."""
+    """Encodes a corpus in memory.
+
+    Returns:
+        The ids, (N,) `tokenizer.dtype`; the length and the source of each document, (D, 2) int64; and the count of each
+        character that is not in the vocabulary.
+    """
     state, parts = State(0, 0, [], 0, Counter()), [np.empty(0, tokenizer.dtype)]
     for piece, source in _with_sources(corpus):
         parts.append(_advance(state, piece, source, tokenizer))
@@ -141,11 +158,17 @@ def _in_memory(corpus: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, np.nda
 
 
 def _with_sources(corpus: Corpus) -> Iterator[tuple[Piece, int]]:
+    """Yields the pieces of all sources in order, each with the index of its source."""
     return ((piece, i) for i, source in enumerate(corpus.sources) for piece in source.pieces())
 
 
 def _advance(state: State, piece: Piece, source: int, tokenizer: Tokenizer) -> np.ndarray:
-    """Encodes one piece and updates the state. Returns the piece's ids, with EOS if it ends a nonempty document."""
+    """Encodes one piece of text and adds it to the state.
+
+    Returns:
+        The ids of the piece, followed by EOS if the piece ends a document. A document without any id gets no EOS and is
+        not counted as a document.
+    """
     ids = tokenizer.encode(piece.text, state.unknown)
     state.length += len(ids)
     if piece.ends and state.length:
@@ -158,7 +181,10 @@ def _advance(state: State, piece: Piece, source: int, tokenizer: Tokenizer) -> n
 
 
 def _mapped(corpus: Corpus, tokenizer: Tokenizer, note: Note) -> tuple[np.ndarray, np.ndarray, Counter]:
-    """Returns the same as _in_memory from the token file of this text and tokenizer, which it writes if need be."""
+    """Returns the same as _in_memory, but the ids are a memory map of the token file.
+
+    The token file of this text and tokenizer is written first if it does not exist or is invalid.
+    """
     folder = cache_dir() / "tokens"
     make_folder(folder)
     hashes = bytes.fromhex(corpus.fingerprint), hashlib.sha256(json.dumps(tokenizer.to_dict()).encode()).digest()
@@ -173,7 +199,11 @@ def _mapped(corpus: Corpus, tokenizer: Tokenizer, note: Note) -> tuple[np.ndarra
 
 
 def _open(path: Path, hashes: tuple[bytes, bytes], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, Counter]:
-    """Maps a token file. Raises BadFile if it is truncated, of another text or tokenizer, or has ids out of range."""
+    """Memory-maps a token file. Returns the same as _in_memory.
+
+    Raises:
+        BadFile: if the file is truncated, belongs to another text or tokenizer, or has ids or lengths out of range.
+    """
     dtype, size = np.dtype(tokenizer.dtype), path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(HEADER.size)
@@ -197,25 +227,25 @@ def _open(path: Path, hashes: tuple[bytes, bytes], tokenizer: Tokenizer) -> tupl
 
 
 def _highest(file: BinaryIO, dtype: np.dtype, count: int) -> int:
-    """Returns the highest of the next `count` ids of an open file.
+    """Returns the highest of the next `count` ids of an open file, or 0 if `count` is 0.
 
-    It reads the file in blocks instead of through the memory map: pages of a map that were touched count as resident
-    memory of the process.
+    The file is read in blocks and not through the memory map. The operating system counts every page of a map that was
+    accessed as resident memory of the process.
     """
     parts = (np.fromfile(file, dtype, min(1 << 24, count - done)) for done in range(0, count, 1 << 24))
     return max((int(part.max()) for part in parts), default=0)
 
 
 def _make(path: Path, hashes: tuple[bytes, bytes], corpus: Corpus, tokenizer: Tokenizer, note: Note) -> None:
-    """Writes the token file, and resumes from the last state of an interrupted attempt. See the module docstring."""
+    """Writes the token file. Resumes an interrupted attempt at its last state, as the module docstring describes."""
     part, saved = path.with_suffix(".part"), path.with_suffix(".json")
     width = np.dtype(tokenizer.dtype).itemsize
     remedy = "move the cache to another disk with XDG_CACHE_HOME"
-    # An estimate: one token for each byte of the source files.
+    # The number of tokens is not known yet. The estimate is one token for each byte of the source files.
     require_space(path.parent, corpus.num_bytes * width, f"the tokens of corpus {corpus.name}", remedy)
     state = _load_state(part, saved)
     if state.pieces:
-        note(f"{corpus.name}: resuming its encoding after the first {state.count:,} tokens")
+        note(f"{corpus.name}: resuming its encoding, of which {state.count:,} tokens are done")
     else:
         note(f"{corpus.name}: {corpus.num_bytes / 1e6:.0f} MB of text are encoded to {path}")
     with convert_os_errors(part), open(part, "r+b" if state.pieces else "wb") as file:
@@ -227,7 +257,7 @@ def _make(path: Path, hashes: tuple[bytes, bytes], corpus: Corpus, tokenizer: To
                 continue
             file.write(_advance(state, piece, source, tokenizer).tobytes())
             if state.count - last >= SAVE_TOKENS:
-                sync(file)  # before the state, which must not count ids that are not on the disk
+                sync(file)  # before the state is written, which must not count ids that are not on the disk
                 write_atomic(saved, [json.dumps(vars(state)).encode()])
                 last = state.count
         file.write(np.array(state.documents, "<i8").tobytes())
@@ -240,9 +270,10 @@ def _make(path: Path, hashes: tuple[bytes, bytes], corpus: Corpus, tokenizer: To
 
 
 def _load_state(part: Path, saved: Path) -> State:
-    """Returns the saved state of an interrupted attempt, or the initial state if there is none or it is invalid.
+    """Returns the saved state of an interrupted attempt, or the initial state if there is no valid saved state.
 
-    A state counts pieces of text, so it is valid only as long as corpus.PIECE is the same.
+    A state counts pieces of text, and corpus.PIECE decides where a text is cut into pieces. A version of mlxgpt with
+    another PIECE therefore must not resume from the state; nothing checks this.
     """
     try:
         state = State(**json.loads(saved.read_text("utf-8")))

@@ -1,7 +1,7 @@
-"""Named corpora that are downloaded: their manifests, their location, their download and their cleaning.
+"""Named corpora that are downloaded: reads their manifests, finds or downloads their files, and cleans the text.
 
-A file is looked up in MLXGPT_CORPUS_DIR, then in the user's cache, and is otherwise downloaded into the cache. Its
-SHA-256 is checked each time it is opened.
+The file of a corpus is looked up in the folder MLXGPT_CORPUS_DIR (an environment variable), then in the user's cache.
+If it is in neither, it is downloaded into the cache. Its SHA-256 is checked each time the corpus is opened.
 """
 
 import hashlib
@@ -18,22 +18,24 @@ from mlx_gpt.paths import cache_dir, resource_dir
 
 ABSENT = "downloaded when first used"
 DOCUMENT_END = "<|eos|>"  # separates documents in a text file
-MAX_DOWNLOADS = 8  # concurrent
+MAX_DOWNLOADS = 8  # maximum number of concurrent downloads
 
 
 def manifest(name: str) -> dict:
-    """Reads corpus/<name>.toml.
+    """Reads the manifest of a named corpus, corpus/<name>.toml.
 
-    Every manifest has `title` and `license`. That of a downloaded corpus also has `file` (its name), `size` in bytes,
-    `sha256` and `url`. If it has `parts`, a table of names and SHA-256 hashes, the file is built from several
-    downloads, each at `url` followed by the part's name. `clean` lists steps of CLEANING, which are applied to each
-    part. The parts become the documents of the file.
+    Every manifest has `title` and `license`. The manifest of a downloaded corpus also has `file` (the name of its
+    file), `size` in bytes, `sha256` and `url`. Two keys are optional:
+
+    - `parts` is a table of names and SHA-256 hashes. The file is then built from one download for each part, at `url`
+      followed by the part's name. Each part becomes a document of the file.
+    - `clean` is a list of keys of CLEANING. These functions are applied to each part in order.
     """
     return tomllib.loads((resource_dir("corpus") / f"{name}.toml").read_text("utf-8"))
 
 
 def state(name: str) -> str:
-    """Says in words where the file of a named corpus is, for `mlxgpt corpus list`."""
+    """Returns a phrase that says where the file of a downloaded corpus is, for `mlxgpt corpus list`."""
     facts = manifest(name)
     path = _local_file(facts)
     if not path:
@@ -44,11 +46,11 @@ def state(name: str) -> str:
 
 
 def fetch(name: str) -> Path:
-    """Returns the file of a named corpus. Downloads and cleans it first if there is none.
+    """Returns the path of the file of a downloaded corpus. Downloads and cleans it first if there is no such file.
 
     Raises:
         BadFile: if the file or a download has the wrong SHA-256.
-        UserError: if the download fails.
+        UserError: if the download fails, or if MLXGPT_CORPUS_DIR is not a folder.
     """
     facts = manifest(name)
     path = _local_file(facts) or _download(name, facts)
@@ -60,7 +62,7 @@ def fetch(name: str) -> Path:
 
 
 def _local_file(facts: dict) -> Path | None:
-    """Returns the file in MLXGPT_CORPUS_DIR or in the user's cache, or None."""
+    """Returns the path of the file in MLXGPT_CORPUS_DIR or in the user's cache, or None if it is in neither."""
     folders = [cache_dir() / "corpus"]
     if variable := os.environ.get("MLXGPT_CORPUS_DIR"):
         folders.insert(0, Path(variable).expanduser())
@@ -78,19 +80,20 @@ def _wrong_hash(path: Path, facts: dict) -> str:
 
 
 def _download(name: str, facts: dict) -> Path:
-    """Builds the file in the user's cache from its download or parts.
+    """Downloads the file, or the parts that it is built from, and writes the file to the user's cache.
 
-    The raw downloads are cached too, so a second attempt fetches only the missing parts.
+    The downloads are cached before they are cleaned, so a second attempt downloads only the missing parts.
     """
     folder = cache_dir() / "corpus"
     raw, path = folder / "downloads", folder / facts["file"]
-    parts = facts.get("parts", {"": facts["sha256"]})  # without parts, the url itself is the only download
+    parts = facts.get("parts", {"": facts["sha256"]})  # without parts, `url` itself is the only download
     make_folder(raw)
     try:
         with ThreadPoolExecutor(MAX_DOWNLOADS) as pool:
             files = list(pool.map(lambda part: _retrieve(name, facts["url"] + part, parts[part], raw), parts))
     except OSError as error:
-        if error.errno is not None:  # an error of the disk: those of the network, raised by requests, have no errno
+        # requests raises errors of the network as OSError without an errno. One with an errno is an error of the disk.
+        if error.errno is not None:
             with convert_os_errors(raw):
                 raise
         source = f"{facts['file']} of another machine's cache" if "parts" in facts else facts["url"]
@@ -107,7 +110,11 @@ def _download(name: str, facts: dict) -> Path:
 
 
 def _retrieve(name: str, url: str, sha256: str, folder: Path) -> Path:
-    """Downloads one file into `folder` unless it was downloaded before. Raises BadFile if its hash is wrong."""
+    """Downloads one file into `folder`, unless it is there already. Its name is the start of its SHA-256.
+
+    Raises:
+        BadFile: if the downloaded file has another SHA-256.
+    """
     import pooch
 
     pooch.get_logger().setLevel("ERROR")
@@ -118,20 +125,20 @@ def _retrieve(name: str, url: str, sha256: str, folder: Path) -> Path:
 
 
 def strip_gutenberg(text: str) -> str:
-    """Removes Project Gutenberg's header and footer, and a first paragraph that credits the transcribers."""
+    """Removes Project Gutenberg's header and footer, and the first paragraph if it credits the transcribers."""
     end = GUTENBERG_END.search(text, GUTENBERG_BEGIN.search(text).end())
     *_, begin = GUTENBERG_BEGIN.finditer(text, 0, end.start())
     return GUTENBERG_CREDIT.sub("", text[begin.end() : end.start()].strip()) + "\n"
 
 
 def unify_lines(text: str) -> str:
-    """Converts line ends to a newline, removes trailing spaces, and limits runs of empty lines to one."""
+    """Converts CRLF to LF, removes spaces and tabs at the ends of lines, and reduces runs of empty lines to one."""
     text = re.sub(r"[ \t]+\n", "\n", text.replace("\r\n", "\n"))
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-# Files from before 2002 have no START line, only a line that ends the small print. Newer files can have both, so the
-# book begins after the last match that precedes its end.
+# A book begins after a START line or after the line that ends the license ("small print"). Files from before 2002 have
+# only the latter. Newer files can have both, so strip_gutenberg uses the last match before the end of the book.
 GUTENBERG_BEGIN = re.compile(r"^(?:\*\*\* ?START OF|\*END.*SMALL PRINT).*$", re.MULTILINE | re.IGNORECASE)
 GUTENBERG_END = re.compile(r"^(?:\*\*\* ?END OF|(?:The )?End of Project Gutenberg).*$", re.MULTILINE | re.IGNORECASE)
 GUTENBERG_CREDIT = re.compile(r"^(?:(?:This )?e-?text was prepared|E-text prepared|Produced) by(?:.+\n)+\n")

@@ -1,8 +1,8 @@
 """Synthetic text of known entropy: a Markov chain of letters, generated from a fixed seed.
 
-The corpus `markov:ORDER` is 1 million letters from an alphabet of 12. Each letter depends on the ORDER letters before
-it. The entropy rate of the chain is the lowest loss that any model can reach on average, so it shows whether training
-works.
+The corpus `markov:ORDER` has 1 million letters of an alphabet of 12. The distribution of each letter depends on the
+ORDER letters before it, its context. The entropy rate of the chain is the lowest expected loss of any model.
+Training works if the validation loss approaches it.
 """
 
 import math
@@ -16,7 +16,9 @@ from mlx_gpt.errors import UserError
 
 LETTERS = "abcdefghijkl"
 MAX_ORDER = 4
-CONCENTRATION = 0.3  # of the Dirichlet prior of each row; below 1, so a few letters are likely after each context
+# Each row of probabilities is drawn from a Dirichlet distribution with this parameter. Since it is below 1, a few
+# letters are likely after each context and the others are rare.
+CONCENTRATION = 0.3
 SEED = 1906  # the year of Markov's paper
 
 
@@ -25,8 +27,8 @@ class Chain:
     """A Markov chain over A = 12 letters.
 
     Attributes:
-        order: the number of letters that the next letter depends on.
-        length: the number of letters of its text.
+        order: the number of preceding letters that the distribution of the next letter depends on.
+        length: the number of letters of the generated text.
     """
 
     order: int
@@ -42,21 +44,23 @@ class Chain:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """The probability of each letter after each context, (A^order, A) float64."""
+        """The probability of each letter after each context, (A^order, A) float64. Each row sums to 1."""
         A = len(LETTERS)
         return np.random.default_rng([SEED, self.order]).dirichlet([CONCENTRATION] * A, A**self.order)
 
     def entropy_rate(self) -> float:
         """Returns the entropy rate in nats per letter.
 
-        It is the entropy of each row of `probabilities`, averaged over the stationary distribution of the contexts,
-        which is found by power iteration.
+        It is sum_c pi(c) H(c). H(c) is the entropy of row c of `probabilities`. pi is the stationary distribution of
+        the contexts, which is found by power iteration.
         """
         p = self.probabilities
+        # A probability of 0 contributes nothing: its logarithm is replaced by log(1) = 0.
         rows = -(p * np.log(np.where(p > 0, p, 1))).sum(axis=1)
         A, contexts = len(LETTERS), np.full(len(p), 1 / len(p))
         for _ in range(10_000):
-            # The next context drops the oldest letter (summed over) and appends the new one.
+            # The next context drops the oldest letter, the first axis after the reshape, and appends the new one. With
+            # order 0 there is only the empty context.
             after = (contexts[:, None] * p).reshape(A, -1, A).sum(axis=0).reshape(-1) if self.order else contexts
             if np.abs(after - contexts).max() < 1e-15:
                 break
@@ -64,21 +68,23 @@ class Chain:
         return float(contexts @ rows)
 
     def note(self) -> str:
-        """Returns a line for the user that names the lowest possible loss."""
+        """Returns a message for the user that gives the entropy rate."""
         rate = self.entropy_rate()
         return (
             f"markov:{self.order}: its entropy rate is {rate:.4f} nats per letter ({rate / math.log(2):.4f} bits); "
-            "no model can do better"
+            "no model can have a lower expected loss"
         )
 
     def pieces(self) -> Iterator[str]:
-        """Yields the whole text as one piece without line breaks."""
+        """Yields the whole text as one string without line breaks."""
         cumulative, A = np.cumsum(self.probabilities, axis=1), len(LETTERS)
         draws = np.random.default_rng([SEED, self.order, 1]).random(self.length)
         rows, size = [row.tolist() for row in cumulative], A**self.order
-        context, letters = 0, []  # a context is a number in base A whose last digit is the newest letter
+        # A context is represented by a number in base A, whose last digit is the newest letter. The first letter is
+        # drawn as if it followed a context of a's.
+        context, letters = 0, []
         for draw in draws.tolist():
-            # Rounding can leave the last cumulative sum below 1 and below the draw.
+            # min: rounding can leave the last cumulative sum below 1, and the draw can lie between the two.
             letter = min(bisect_right(rows[context], draw), A - 1)
             letters.append(LETTERS[letter])
             context = (context * A + letter) % size

@@ -1,7 +1,8 @@
-"""Training of a byte-pair encoding: learns the merges from text, the most frequent pair first.
+"""Training of a byte-pair encoding of characters: learns the merges from text, the most frequent pair first.
 
 Source: Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", arXiv:1508.07909, algorithm 1.
-Pairs are counted incrementally: a merge changes only the counts of the pairs next to it.
+All pairs are counted once at the start. After that, each merge updates only the counts of the pairs that contain a
+merged token.
 
 Example: the text is two lines, "abab" and "abc", and a, b, c have the ids 2, 3, 4. Three merges are requested.
 
@@ -11,7 +12,8 @@ Example: the text is two lines, "abab" and "abc", and a, b, c have the ids 2, 3,
 | ab ab / ab c    | (ab,c) 1, (ab,ab) 1       | (ab, c) -> id 6  |
 | ab ab / abc     | (ab,ab) 1                 | (ab, ab) -> id 7 |
 
-In the second row both pairs occur once, and the ids (5, 4) of (ab, c) are lower than the ids (5, 5) of (ab, ab).
+In the second row both pairs occur once. The pair (ab, c) is merged first, since its ids (5, 4) are lower than the ids
+(5, 5) of (ab, ab).
 """
 
 import heapq
@@ -22,16 +24,17 @@ import numpy as np
 
 from mlx_gpt.data.tokenizer import code_points
 
-Merge = tuple[str, str]
-BORDER = 0  # separates lines and texts; the id of BOS, which no text contains
+Merge = tuple[str, str]  # the left and the right string
+BORDER = 0  # the id that separates lines and texts: that of BOS, which no text contains
 
 
 def learn_merges(texts: Iterable[str], vocab: Sequence[str], first: int, vocab_size: int) -> list[Merge]:
     """Learns merges until the vocabulary has `vocab_size` strings or the text has no more pairs.
 
-    Repeatedly, the most frequent pair of adjacent tokens becomes one token with the next free id. Pairs are counted
-    within lines. Of equally frequent pairs the one with the lower ids is merged. A pair that spells a string of the
-    vocabulary is skipped, so no string occurs twice: (a, bc) and (ab, c) cannot both be merged.
+    Each merge replaces the most frequent pair of adjacent tokens by one token with the next free id. Pairs are counted
+    within lines. Of equally frequent pairs, the one with the lower left id is merged first, then the one with the lower
+    right id. A pair is skipped if its concatenation is already in the vocabulary, so no string occurs twice: (a, bc)
+    and (ab, c) are never both merged.
 
     The example of the module docstring:
 
@@ -39,10 +42,11 @@ def learn_merges(texts: Iterable[str], vocab: Sequence[str], first: int, vocab_s
     [('a', 'b'), ('ab', 'c'), ('ab', 'ab')]
 
     Args:
-        texts: the texts; no pair is counted across two of them.
-        vocab: the initial vocabulary; from id `first` on its sorted characters, which include all of the texts.
+        texts: the texts. Pairs across the end of a text are not counted.
+        vocab: the initial vocabulary: `first` special tokens, then characters in code-point order. Every character of
+            the texts must be among them.
         first: the id of the first character.
-        vocab_size: the size to reach.
+        vocab_size: the number of strings to reach.
 
     Returns:
         The merges in order, at most vocab_size - len(vocab) of them.
@@ -52,7 +56,7 @@ def learn_merges(texts: Iterable[str], vocab: Sequence[str], first: int, vocab_s
     counts, heap = Counter(), []
 
     def count(starts: np.ndarray, sign: int) -> None:
-        """Adds `sign` to the counts of the pairs that begin at `starts`."""
+        """Adds `sign` to the count of a pair for each of its occurrences that begins at one of `starts`."""
         for pair, number in tokens.pairs(starts):
             counts[pair] += sign * number
             if sign > 0:
@@ -60,16 +64,17 @@ def learn_merges(texts: Iterable[str], vocab: Sequence[str], first: int, vocab_s
 
     count(np.arange(len(tokens.ids) - 1), 1)
     while len(vocab) < vocab_size and heap:
-        # The heap may have outdated entries, since counts fall without a push. An entry that is popped with another
-        # count than the current one is pushed again with the current count.
+        # An entry of the heap is outdated if the count of its pair changed after the push. A lower count is not pushed
+        # at once. Instead, an outdated entry that is popped is pushed again with the current count.
         number, pair = heapq.heappop(heap)
         left, right = pair
         if -number != counts[pair]:
             if counts[pair]:
                 heapq.heappush(heap, (-counts[pair], pair))
         elif (string := vocab[left] + vocab[right]) not in known:
-            # x left right y becomes x merged y: the pairs that begin at x, left and right go, and those that begin at
-            # x and merged come. They are counted before and after the merge, for they are read from the tokens.
+            # The tokens x left right y become x merged y. The pairs that begin at x, left and right are subtracted, and
+            # the new pairs that begin at x and merged are added. `count` reads the pairs from the tokens, so it
+            # subtracts before the merge and adds after it.
             starts = tokens.find(left, right)
             before = tokens.before(starts, left)
             count(np.concatenate([before, starts, starts + tokens.lengths[left]]), -1)
@@ -84,13 +89,12 @@ def learn_merges(texts: Iterable[str], vocab: Sequence[str], first: int, vocab_s
 class TokenizedText:
     """A text of N characters, split into tokens, in arrays that make a merge cheap.
 
-    ids: (N,) int32. The id of a token at its first character, -1 at its other characters.
-    begins: (N,). At the last character of a token, the position of its first character.
-    lengths: (V,). The number of characters of each id.
+    A position is the index of a character. The token after the token at position i begins at i + lengths[ids[i]]. The
+    token before it begins at begins[i - 1]. Neighbors are thus found without a search, and merging one occurrence of a
+    pair writes three elements.
 
-    The token after the one at position i begins at i + lengths[ids[i]]; the token before it begins at begins[i - 1].
-    Neighbors are thus found without a search, and a merge writes three elements. The text "abab" between two borders,
-    before and after the merge of (a, b), with the ids 2, 3 and 5:
+    Example: the text "abab" between two borders, with a = 2 and b = 3, and the merge of (a, b) to id 5. The elements of
+    `begins` that are shown are those at the last characters of the tokens:
 
     >>> text = TokenizedText(np.array([0, 2, 3, 2, 3, 0], np.int32), vocab_size=8)
     >>> starts = text.find(2, 3)
@@ -101,29 +105,43 @@ class TokenizedText:
     ([0, 5, -1, 5, -1, 0], [0, 1, 3, 5])
 
     Args:
-        ids: (N,) int32, one id for each character, with BORDER at both ends and between lines.
+        ids: (N,) int32, one id for each character, with BORDER at both ends and between lines. Merges change it.
         vocab_size: V, the number of ids after all merges.
+
+    Attributes:
+        ids: (N,) int32. At the first character of a token its id, at its other characters -1.
+        begins: (N,) int64. At the last character of a token the position of its first character. Other elements are
+            not used.
+        lengths: (V,) int64. The number of characters of each id.
     """
 
     def __init__(self, ids: np.ndarray, vocab_size: int):
         self.ids, self.begins = ids, np.arange(len(ids))
         self.lengths = np.ones(vocab_size, np.intp)
-        # The positions of each id, sorted. Merges leave outdated positions, which _positions_of removes.
+        # The sorted positions of each id. After merges some of them are outdated, until _positions_of removes them.
+        # In the smallest dtype, since NumPy sorts integers of 8 or 16 bits with a radix sort in O(N).
         order = np.argsort(ids.astype(np.min_scalar_type(ids.max())), kind="stable")
         self._positions = dict(enumerate(np.split(order, np.cumsum(np.bincount(ids))[:-1])))
 
     def pairs(self, starts: np.ndarray) -> Iterator[tuple[tuple[int, int], int]]:
-        """Yields the pairs (left id, right id) that begin at these tokens, and their counts; none has a border."""
+        """Yields each distinct pair (left id, right id) that begins at one of `starts`, and the number of its starts.
+
+        Pairs that contain BORDER are left out.
+        """
         left = self.ids[starts]
         right = self.ids[starts + self.lengths[left]]
         inside = (left != BORDER) & (right != BORDER)
         size = len(self.lengths)
+        # A pair is counted as the integer left * V + right.
         codes, numbers = np.unique(left[inside].astype(np.int64) * size + right[inside], return_counts=True)
         return ((divmod(code, size), number) for code, number in zip(codes.tolist(), numbers.tolist(), strict=True))
 
     def find(self, left: int, right: int) -> np.ndarray:
-        """Returns the sorted positions where a pair begins. Of overlapping pairs, as in aaa, the first is returned."""
-        # Look at the rarer token of the two.
+        """Returns the sorted positions where the pair (left, right) begins.
+
+        Occurrences do not overlap: of the pair (a, a) in aaa, only the first occurrence is returned.
+        """
+        # Start from the positions of the rarer token.
         if len(self._positions[left]) <= len(self._positions[right]):
             starts = self._positions_of(left)
         else:
@@ -132,17 +150,18 @@ class TokenizedText:
         length = self.lengths[left]
         starts = starts[self.ids[starts + length] == right]
         if left == right:
-            # Runs such as aaaa give consecutive starts, one length apart. Of each run every second one is taken.
+            # Keep the first, third, fifth, ... start of each run of starts that are one token length apart. For starts
+            # 1 2 3 7 and length 1, `number` is 0 1 2 3, `run_first` is 0 0 0 3, and the starts 1 3 7 are kept.
             number = np.arange(len(starts))
             run_first = np.maximum.accumulate(np.where(np.diff(starts, prepend=-1) != length, number, 0))
             starts = starts[(number - run_first) % 2 == 0]
         return starts
 
     def before(self, starts: np.ndarray, left: int) -> np.ndarray:
-        """Returns where the tokens before the found pairs begin.
+        """Returns the positions of the tokens before the pairs that find() returned.
 
-        Where one found pair follows another, as in abab, the token before it is the right token of the other pair. It
-        is omitted, since the caller counts that token already.
+        In abab, the token before the second pair (a, b) is the right token of the first pair. Such a token is left out,
+        since the caller counts the pairs that begin at left and right tokens anyway.
         """
         before = self.begins[starts - 1]
         return before[np.append(True, before[1:] != starts[:-1] + self.lengths[left])]
@@ -156,7 +175,7 @@ class TokenizedText:
         self._positions[merged] = starts
 
     def _positions_of(self, token: int) -> np.ndarray:
-        """Returns the sorted positions of a token, after removing those where it was merged into another one."""
+        """Returns the sorted positions of a token. Positions where it was merged into a longer token are removed."""
         positions = self._positions[token]
         self._positions[token] = positions = positions[self.ids[positions] == token]
         return positions
@@ -165,8 +184,8 @@ class TokenizedText:
 def _ids(texts: Iterable[str], characters: Sequence[str], first: int) -> np.ndarray:
     """Maps texts to one array of ids, (N,) int32.
 
-    The first of the sorted `characters` has the id `first`. BORDER replaces each newline, and is added before the first
-    text and after each text.
+    The first of the sorted `characters` has the id `first`, the second the id first + 1, and so on. BORDER replaces
+    each newline. It is also inserted before the first text and after each text.
     """
     alphabet, border = code_points("".join(characters)), np.full(1, BORDER, np.int32)
     parts = [border]

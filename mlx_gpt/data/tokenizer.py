@@ -1,6 +1,7 @@
-"""The tokenizer interface, and the character tokenizer of randyGPT.
+"""The interface of tokenizers, and randyGPT's tokenizer of characters.
 
-Id 0 is BOS and id 1 is EOS, except in vocabularies read from files that define other ids.
+The special token BOS (beginning of sequence) is the prompt of a text that has no other prompt. EOS (end of sequence)
+ends each document. BOS has id 0 and EOS has id 1, except in vocabularies that are read from a file with other ids.
 """
 
 from collections import Counter
@@ -17,7 +18,13 @@ class Tokenizer:
     """Base class of the tokenizers.
 
     Args:
-        pieces: the UTF-8 bytes that each id stands for, V items; empty for special tokens.
+        pieces: the UTF-8 bytes that each id stands for, V items. Special tokens have none, b"".
+
+    Attributes:
+        kind: the name of the class in to_dict() and in data.tokenizer: "char", "bpe" or "byte-bpe".
+        bos_id: the id of BOS.
+        eos_id: the id of EOS.
+        pieces: the argument.
     """
 
     kind: str
@@ -36,22 +43,23 @@ class Tokenizer:
         return np.uint8 if self.vocab_size <= 1 << 8 else np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def token_bytes(self) -> np.ndarray:
-        """Returns the UTF-8 length of each id, (V,) int32."""
+        """Returns the number of UTF-8 bytes that each id stands for, (V,) int32."""
         return np.array([len(piece) for piece in self.pieces], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of the ids. Bytes that are not valid UTF-8 become U+FFFD."""
+        """Returns the text of the ids. Special tokens add no text. Bytes that are not valid UTF-8 become U+FFFD."""
         return b"".join(self.pieces[i] for i in ids).decode("utf-8", "replace")
 
     def encode(self, text: str, unknown: Counter | None = None) -> np.ndarray:
         """Encodes a text.
 
         Args:
-            text: the text.
-            unknown: counts the characters that are not in the vocabulary. They are dropped from the text.
+            text: the text. No part of it is encoded as a special token.
+            unknown: a counter to which the characters that are not in the vocabulary are added. They are dropped from
+                the text.
 
         Returns:
-            The ids, (N,), of type `dtype`.
+            The ids, (N,) `dtype`, without BOS and EOS.
 
         Raises:
             UserError: if a character is not in the vocabulary and `unknown` is None.
@@ -59,12 +67,12 @@ class Tokenizer:
         raise NotImplementedError
 
     def to_dict(self) -> dict:
-        """Returns the whole tokenizer as JSON values, with its kind under "kind"."""
+        """Returns a dict of JSON values from which bpe.tokenizer_from_dict restores the tokenizer."""
         raise NotImplementedError
 
 
 class CharTokenizer(Tokenizer):
-    """One id for each character (Unicode code point): ids 2, 3, ... in code-point order.
+    """A tokenizer with one id for each character (Unicode code point): ids 2, 3, ... in code-point order.
 
     >>> CharTokenizer("abc").encode("cab").tolist()
     [4, 2, 3]
@@ -87,10 +95,13 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[str]) -> "CharTokenizer":
+        """Returns a tokenizer of all characters of the texts."""
         return cls("".join(sorted(alphabet(texts))))
 
     def encode(self, text: str, unknown: Counter | None = None) -> np.ndarray:
         points = code_points(text)
+        # searchsorted returns where a code point would be inserted, up to len(self._points). The code point is known if
+        # the alphabet has the same code point at this index.
         indices = np.searchsorted(self._points, points)
         known = indices < len(self._points)
         known[known] = self._points[indices[known]] == points[known]
@@ -104,7 +115,7 @@ class CharTokenizer(Tokenizer):
 
 
 def alphabet(texts: Iterable[str]) -> set[str]:
-    """Returns the characters of all texts, with one text in memory at a time."""
+    """Returns the set of all characters of the texts. Only one text at a time is in memory."""
     found: set[str] = set()
     for text in texts:
         found.update(text)
@@ -112,7 +123,7 @@ def alphabet(texts: Iterable[str]) -> set[str]:
 
 
 def count_unknown(characters: Iterable[str], unknown: Counter | None) -> None:
-    """Adds unknown characters to the counter. Raises UserError if there is none."""
+    """Adds characters that are not in the vocabulary to `unknown`. Raises UserError if `unknown` is None."""
     found = Counter(characters)
     if unknown is None:
         raise UserError(f"{name_unknown(found)} not in the vocabulary")
@@ -131,5 +142,5 @@ def name_unknown(unknown: Counter) -> str:
 
 
 def code_points(text: str) -> np.ndarray:
-    """Returns the Unicode code points of a text, (N,) uint32."""
+    """Returns the Unicode code points of a text, (N,) uint32. Lone surrogates are kept."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)

@@ -13,9 +13,14 @@ from mlx_gpt.device.mlx import mx
 
 
 class Ids:
-    """The ids of a corpus, (N,) uint8, uint16 or uint32, in memory or in a mapped file.
+    """The ids of a corpus on the host and, after the first use of `device`, on the device.
 
-    `host` is the array as given. `device` is a copy on the device, made when it is first used.
+    Args:
+        host: the ids, (N,) uint8, uint16 or uint32: a NumPy array, or a memory map of a token file.
+
+    Attributes:
+        host: the argument.
+        device: a copy of `host` as an MLX array, which is made at its first use.
     """
 
     def __init__(self, host: np.ndarray):
@@ -28,14 +33,17 @@ class Ids:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """A set of documents in an array of ids.
+    """A set of documents, stored in one array of ids.
+
+    The length of a Tokens object is the number of tokens of its documents.
 
     Attributes:
-        ids: the array. It may contain tokens of no document of this set: both splits share one array.
-        begins: the position of each document's first token, (D,) int64.
+        ids: the array. The training and the validation split share one array, so the array can also contain tokens that
+            belong to no document of this set.
+        begins: the position of each document's first token in the array, (D,) int64.
         lengths: the number of tokens of each document, (D,) int64.
         sources: the index of the source that each document comes from, (D,) int64.
-        weights: how often each source is read, relative to the others.
+        weights: how often each source is read, relative to the others; one number for each source.
     """
 
     ids: Ids
@@ -46,7 +54,14 @@ class Tokens:
 
     @classmethod
     def of(cls, ids: np.ndarray, lengths: Sequence[int], sources: Sequence[int] | None = None, **rest) -> "Tokens":
-        """Describes documents of these lengths that follow each other in `ids`; by default all of source 0."""
+        """Makes a set of documents that follow each other in `ids` without gaps.
+
+        Args:
+            ids: the ids of all documents, (N,).
+            lengths: the number of tokens of each document, D items. Their sum is N.
+            sources: the index of each document's source, D items. By default, all documents are of source 0.
+            rest: further attributes, such as `weights`.
+        """
         lengths = np.asarray(lengths, np.int64)
         sources = np.zeros(len(lengths), np.int64) if sources is None else np.asarray(sources, np.int64)
         return cls(ids=Ids(ids), begins=np.cumsum(lengths) - lengths, lengths=lengths, sources=sources, **rest)
@@ -55,13 +70,13 @@ class Tokens:
         return int(self.lengths.sum())
 
     def fits(self, megabytes: int) -> bool:
-        """Whether the array of ids takes at most this many megabytes (10^6 bytes)."""
+        """Whether the array of ids takes at most `megabytes` MB (10^6 bytes each)."""
         return self.ids.host.nbytes <= megabytes * 1_000_000
 
     def split(self, val_fraction: float) -> tuple["Tokens", "Tokens"]:
-        """Splits each source into its first tokens for training and its last `val_fraction` for validation.
+        """Splits each source: the fraction `val_fraction` of its tokens, at its end, is for validation.
 
-        The split is by tokens. A document that lies on the border is cut into two documents:
+        The other tokens are for training. A document that contains the border is cut into two documents:
 
         >>> train, val = Tokens.of(np.arange(10), [6, 4]).split(0.5)
         >>> train.lengths.tolist(), val.lengths.tolist()
@@ -80,6 +95,6 @@ class Tokens:
         return self._without_empty(self.begins, train), self._without_empty(self.begins + train, val)
 
     def _without_empty(self, begins: np.ndarray, lengths: np.ndarray) -> "Tokens":
-        """The same ids with other document borders, without documents of length 0."""
+        """Returns the same ids with other documents. Documents of length 0 are left out."""
         nonempty = lengths > 0
         return replace(self, begins=begins[nonempty], lengths=lengths[nonempty], sources=self.sources[nonempty])

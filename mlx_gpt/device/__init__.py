@@ -1,4 +1,4 @@
-"""The device: imports and configures MLX, divides work among CPU cores, and reports what the machine offers."""
+"""The device: imports and configures MLX, divides work among CPU cores, and describes the machine."""
 
 from mlx_gpt.lazy import attach
 

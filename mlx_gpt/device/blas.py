@@ -1,11 +1,12 @@
 """Loads a tuned BLAS for MLX on Linux CPUs, before MLX is loaded.
 
 MLX's Linux CPU wheel contains the reference BLAS, which is about thirty times slower than a tuned one. The dynamic
-linker resolves the `cblas_sgemm` of `libmlx.so` in the global symbol scope first. A library that exports this function
-and is opened with RTLD_GLOBAL before MLX therefore replaces it.
+linker resolves the `cblas_sgemm` of `libmlx.so` in the global symbol scope first. If a library that exports this
+function is opened with RTLD_GLOBAL before MLX, MLX calls the function of that library instead of its own.
 
 If the system has no tuned BLAS, the OpenBLAS in NumPy's wheel is used. It exports the function under another name and
-with 64-bit sizes, so a shim, a shared library with one C function, is compiled once into the user's cache.
+with 64-bit sizes. A shim is therefore compiled once and stored in the user's cache: a shared library with a single C
+function `cblas_sgemm`, which calls that OpenBLAS.
 
 `MLXGPT_BLAS=off` disables all of this. `MLXGPT_BLAS=/path/to/lib.so` loads that library instead.
 """
@@ -36,10 +37,16 @@ THREAD_SETTERS = ("openblas_set_num_threads", "scipy_openblas_set_num_threads64_
 REMEDY = (
     "install a C compiler (gcc) or OpenBLAS (libopenblas0-pthread), or set MLXGPT_BLAS to a library with cblas_sgemm"
 )
-# Products of few rows, as in decoding, get two special cases. A vector times a matrix is computed by sgemv, which reads
-# the matrix once; sgemm would first copy (pack) it. A product of up to FEW_ROWS rows is computed in blocks of columns
-# with m * n * k <= UNPACKED, which OpenBLAS multiplies with its small-matrix kernels, without packing; if such a block
-# would have fewer than 16 columns, it is computed at once.
+# The shim computes C = alpha A B + beta C, with A (m, k), B (k, n) and C (m, n). A and B may be stored
+# transposed. There are two special cases for products of few rows or columns, as in decoding:
+#
+# * If m = 1 or n = 1, the shim calls sgemv, which reads the matrix once. sgemm would first copy (pack) the matrix. For
+#   m = 1, sgemv computes the transposed product c = B^T a.
+# * If m <= FEW_ROWS, the shim cuts B into blocks of p columns with m p k <= UNPACKED, where p is a multiple of 16.
+#   OpenBLAS multiplies such blocks with its small-matrix kernels, without packing. If p would be less than 16, B is
+#   not cut. Example: m = 16 and k = 256 give p = 1000000 / 4096 = 244, rounded down to 240.
+#
+# The text of SHIM is part of the name of the compiled file: a change of one character compiles it again.
 SHIM = """
 extern void scipy_cblas_sgemm64_(int, int, int, long long, long long, long long, float, const float *, long long,
                                  const float *, long long, float, float *, long long);
@@ -71,9 +78,9 @@ class Blas:
     """The BLAS that MLX uses on the CPU.
 
     Attributes:
-        name: its name, for reports.
+        name: the name shown in reports.
         fast: whether it is a tuned BLAS.
-        path: the library that was loaded; empty for the default of MLX.
+        path: the library that was loaded, or "" if MLX uses its own BLAS.
     """
 
     name: str
@@ -81,7 +88,7 @@ class Blas:
     path: str = ""
 
     def set_threads(self, count: int) -> None:
-        """Sets the number of threads of one matrix product, if the library has a function for it.
+        """Sets the number of threads of one matrix product. Does nothing if the library has no function for this.
 
         Products that run concurrently, one on each lane, should use one thread each.
         """
@@ -99,7 +106,7 @@ def preload() -> Blas:
         The BLAS that MLX will use.
 
     Raises:
-        UserError: if MLXGPT_BLAS names a library that cannot be used.
+        UserError: if MLXGPT_BLAS names a file that is not a library with a working cblas_sgemm.
     """
     requested = os.environ.get("MLXGPT_BLAS", "")
     if sys.platform != "linux":
@@ -119,7 +126,7 @@ def preload() -> Blas:
             return Blas(name=name.partition(".")[0].removeprefix("lib"), fast=True, path=name)
     try:
         shim = _open_shim()
-    except OSError:  # the cache cannot be read
+    except OSError:  # NumPy's folder or the cache cannot be read
         shim = None
     if shim:
         return Blas(name="OpenBLAS of NumPy", fast=True, path=str(shim))
@@ -127,8 +134,13 @@ def preload() -> Blas:
 
 
 def _open(name: str) -> bool:
-    """Loads a library globally if its cblas_sgemm computes a 2 x 2 product correctly. Returns whether it did."""
+    """Loads a library into the global symbol scope if its cblas_sgemm computes a 2 x 2 product correctly.
+
+    Returns:
+        Whether the library was loaded into the global scope.
+    """
     try:
+        # CDLL opens a library locally by default, so one that fails the check does not enter the global scope.
         if not _multiplies(ctypes.CDLL(name)):
             return False
         ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
@@ -151,10 +163,11 @@ def _multiplies(library: ctypes.CDLL) -> bool:
 
 
 def _open_shim() -> Path | None:
-    """Loads the shim over NumPy's OpenBLAS, and compiles it first if the cache has none that works.
+    """Loads the shim that calls NumPy's OpenBLAS. Compiles the shim first if the cache holds none that works.
 
     Returns:
-        The shim's path, or None if there is no such OpenBLAS or no C compiler.
+        The path of the shim. None if NumPy has no such OpenBLAS, if there is no C compiler, or if the compiled shim
+        does not work.
     """
     spec = importlib.util.find_spec("numpy")
     if not (spec and spec.origin):
@@ -172,9 +185,9 @@ def _open_shim() -> Path | None:
 
 
 def _compile(compiler: str, openblas: Path, shim: Path) -> bool:
-    """Compiles the shim in a temporary folder and renames it, so that two processes can do so at the same time.
+    """Compiles the shim and returns whether this succeeded.
 
-    Returns whether it succeeded.
+    The file is written to a temporary folder and then renamed, so that two processes can compile it at the same time.
     """
     try:
         shim.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """Lanes: MLX streams on which parts of a batch are computed concurrently.
 
 MLX runs each CPU stream in a separate thread, and most of its CPU operations use one core. A batch is therefore cut
-into parts of rows, and the parts run on several streams: by default one for each core. A GPU has one lane.
+into parts, each with some of its rows (sequences), and the parts run on several streams: by default one for each core.
+A GPU has one lane.
 """
 
 import contextlib
@@ -11,22 +12,22 @@ from collections.abc import Iterator
 
 from mlx_gpt.device.mlx import BLAS, mx, on_gpu
 
-# Tokens of one part on a CPU: enough rows for efficient matrix products, few enough for the caches and for memory.
+# Maximum number of tokens in a part on a CPU: enough for efficient matrix products, few enough for caches and memory.
 LANE_TOKENS = 2048
 
-MAX_PARTS = 64  # parts of a batch on a CPU; each is traced separately, so more parts take longer to compile
+MAX_PARTS = 64  # of a batch on a CPU; each part is traced separately, so more parts take longer to compile
 
 _local = threading.local()  # an MLX stream belongs to the thread that made it
 
 
 def lanes(count: int | None = None) -> list[mx.Stream]:
-    """Returns the lanes of the current thread. On a GPU that is its default stream alone.
+    """Returns the lanes of the current thread. On a GPU this is a list of the default stream only.
 
-    The number of BLAS threads is set as well, to the number of cores divided by the number of lanes.
+    On a CPU this also sets the number of BLAS threads to the number of cores divided by the number of lanes.
 
     Args:
-        count: the number of lanes on a CPU; 0 means one for each core, and None the number of the last call in this
-            thread (at first one for each core).
+        count: the number of lanes on a CPU. 0 means one for each core. None means the number of the last call in this
+            thread, or one for each core if there was none.
     """
     if on_gpu():
         return [mx.default_stream(mx.default_device())]
@@ -40,7 +41,7 @@ def lanes(count: int | None = None) -> list[mx.Stream]:
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """A context for work that occupies a single lane: one matrix product may use all cores."""
+    """A context for work that occupies a single lane: each matrix product may use all cores."""
     BLAS.set_threads(num_cores())
     try:
         yield
@@ -56,28 +57,28 @@ def num_cores() -> int:
 def divide(rows: int, max_rows: int, lanes: list[mx.Stream], block_size: int) -> list[tuple[int, int, mx.Stream]]:
     """Divides the rows of a batch into parts of equal size and assigns them to the lanes in turn.
 
-    Parts on one lane run one after the other, those on different lanes concurrently. All parts have the same size,
-    except that the last may be smaller. So few shapes are traced, and the lanes finish at about the same time.
+    Parts on one lane run one after the other. Parts on different lanes run concurrently. All parts have the same size,
+    except that the last may be smaller. Therefore few shapes are traced, and the lanes finish at about the same time.
 
-    Example: 10 rows, at most 6 at once, on two lanes a and b. Each lane may take 3 rows at once. That needs two rounds
-    of two parts, so the size of a part is ceil(10 / 4) = 3:
+    Example: 10 rows, at most 6 at once, on two lanes a and b. Each lane may compute 3 rows at once. 10 rows need two
+    rounds of two parts, so the size of a part is ceil(10 / 4) = 3:
 
     >>> divide(10, 6, ["a", "b"], block_size=256)
     [(0, 3, 'a'), (3, 6, 'b'), (6, 9, 'a'), (9, 10, 'b')]
 
-    On a CPU a part has at most LANE_TOKENS tokens, 8 rows of 256, unless that would make more than MAX_PARTS parts:
+    On a CPU a part has at most LANE_TOKENS tokens, which is 8 rows of 256, unless this gives more than MAX_PARTS parts:
 
     >>> divide(32, 32, ["a", "b"], block_size=256)
     [(0, 8, 'a'), (8, 16, 'b'), (16, 24, 'a'), (24, 32, 'b')]
 
     Args:
         rows: the number of rows.
-        max_rows: the most rows that all lanes together compute at once; memory limits it.
+        max_rows: the maximum number of rows that all lanes together compute at once; it limits the memory of a step.
         lanes: the lanes.
-        block_size: the number of tokens of a row.
+        block_size: the number of tokens in a row.
 
     Returns:
-        The parts as (first row, end row (exclusive), lane).
+        The parts as tuples (first row, end row, lane). The end row is exclusive.
     """
     max_size = -(-max_rows // len(lanes))
     if not on_gpu():

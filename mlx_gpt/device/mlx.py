@@ -1,7 +1,7 @@
 """The only module that imports MLX.
 
-Importing it first prepares the process: it loads a tuned BLAS, installs vectorized kernels and sets MLX's environment
-variables, all of which must happen before MLX is loaded. Every other module imports `mx` and `nn` from here.
+Importing this module first prepares the process: it loads a tuned BLAS, installs vectorized kernels and sets MLX's
+environment variables. All of this must happen before MLX is loaded. Every other module imports `mx` and `nn` from here.
 """
 
 import os
@@ -10,11 +10,13 @@ import shutil
 from mlx_gpt.config.schema import SpeedConfig
 from mlx_gpt.device import blas, jit
 
-STOCK_ENVIRONMENT = dict(os.environ)  # before any change; for child processes that must not inherit the changes
+# The environment before the changes below, for child processes that must not inherit the changes.
+STOCK_ENVIRONMENT = dict(os.environ)
 BLAS = blas.preload()
 VECTORIZED = jit.vectorize()
-# MLX schedules a graph breadth first up to this width. It must be wide enough to interleave the lanes: depth first, the
-# whole work of one lane would be scheduled before that of the next.
+# MLX schedules the operations of a graph breadth first up to this width, and depth first beyond it. Breadth-first order
+# interleaves the lanes, so that they compute concurrently. Depth-first order would schedule all work of one lane before
+# that of the next. MLX's default width is 20.
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "200")
 
 import mlx.core as mx  # noqa: E402
@@ -29,9 +31,10 @@ def on_gpu() -> bool:
 
 
 def kind() -> str:
-    """Returns "metal", "cuda" or "cpu".
+    """Returns the backend of MLX's default device: "metal", "cuda" or "cpu".
 
-    Does not initialize the device, so variables that MLX reads at its first use can still be set afterwards.
+    This does not initialize the device. Environment variables that MLX reads when the device is first used can still be
+    set afterwards.
     """
     if not on_gpu():
         return "cpu"
@@ -39,20 +42,20 @@ def kind() -> str:
 
 
 def can_compile() -> bool:
-    """Whether mx.compile works. On the CPU it calls g++ at run time; on a GPU it needs no compiler."""
+    """Whether mx.compile works. On a CPU it needs g++ at run time. On a GPU it needs no C++ compiler."""
     return on_gpu() or shutil.which("g++") is not None
 
 
 def cast(arrays: dict[str, mx.array], dtype: str) -> dict[str, mx.array]:
-    """Converts the arrays to the type that `dtype`, a key of DTYPES, names."""
+    """Returns the arrays, converted to the data type DTYPES[dtype]."""
     return {name: a.astype(DTYPES[dtype]) for name, a in arrays.items()}
 
 
 def for_few_rows(weights: dict[str, mx.array]) -> dict[str, mx.array]:
     """Returns the weights in the memory layout that is fastest for inputs of few rows, and evaluates them.
 
-    On a CPU that is column-major order: the transpose of a contiguous array. The weights are evaluated here because a
-    compiled function that captures lazy arrays computes them again in every call.
+    On a CPU this is column-major order: each weight is the transpose of a contiguous array. The weights are evaluated
+    here, because a compiled function that captures unevaluated arrays computes them again in every call.
     """
     if not on_gpu():
         weights = {name: mx.contiguous(w.T).T for name, w in weights.items()}
@@ -66,19 +69,19 @@ def peak_memory() -> int:
 
 
 def changed_variables() -> list[str]:
-    """Returns the sorted names of the environment variables that differ from STOCK_ENVIRONMENT."""
+    """Returns the sorted names of the environment variables whose values differ from those in STOCK_ENVIRONMENT."""
     return sorted(k for k in os.environ.keys() | STOCK_ENVIRONMENT if os.environ.get(k) != STOCK_ENVIRONMENT.get(k))
 
 
 def limit_buffers(speed: SpeedConfig) -> None:
-    """Sets the environment variables of `buffer_variables`. Call it before the device is first used."""
+    """Sets the variables that buffer_variables() returns. Must be called before the device is first used."""
     os.environ.update(buffer_variables(speed))
 
 
 def buffer_variables(speed: SpeedConfig) -> dict[str, str]:
-    """Returns the environment variables that limit the size of a GPU's command buffers, if the settings give any.
+    """Returns the environment variables that limit the size of a GPU's command buffers; {} if no setting limits it.
 
-    MLX reads them once, when the device is first used.
+    MLX reads these variables once, when the device is first used.
     """
     variables = {"MLX_MAX_OPS_PER_BUFFER": speed.ops_per_buffer, "MLX_MAX_MB_PER_BUFFER": speed.mb_per_buffer}
     return {name: str(value) for name, value in variables.items() if value}

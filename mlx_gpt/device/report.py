@@ -1,4 +1,4 @@
-"""Reports on the machine: its hardware and software, what makes training slow on it, and its measured speed."""
+"""Describes the machine: its hardware and software, the causes of slow training, and its measured speed."""
 
 import platform
 import subprocess
@@ -13,10 +13,10 @@ from mlx_gpt.device.mlx import BLAS, DTYPES, VECTORIZED, can_compile, changed_va
 
 
 def prepare(dtype: str = "float32") -> None:
-    """Warns of everything that makes MLX slow here, and disables mx.compile where it cannot work.
+    """Issues a Python warning for each cause of slow training here, and disables mx.compile if it cannot work.
 
     Args:
-        dtype: the compute type of the run.
+        dtype: the compute type of the run, a key of DTYPES.
     """
     if not can_compile():
         mx.disable_compile()
@@ -30,7 +30,7 @@ def prepare(dtype: str = "float32") -> None:
 
 
 def weaknesses() -> list[str]:
-    """Returns one message for each thing that makes training slow on this machine, each with its remedy."""
+    """Returns one message for each cause of slow training on this machine. Each message names a remedy."""
     found = []
     if not on_gpu() and not BLAS.fast:
         found.append(f"matrix products run on {BLAS.name} BLAS, about 30x slower than a tuned one; {blas.REMEDY}")
@@ -59,7 +59,7 @@ def chip() -> str:
 
 
 def device_report() -> dict:
-    """Returns what `mlxgpt doctor` and `mlxgpt bench` report of this machine."""
+    """Returns the facts about this machine that `mlxgpt doctor` and `mlxgpt bench` report, by name."""
     info = mx.device_info()
     gib = 1 << 30
     limits = {k: round(info[k] / gib, 2) for k in ("memory_size", "max_recommended_working_set_size") if k in info}
@@ -85,15 +85,15 @@ def device_report() -> dict:
 
 
 def matmul_rate(size: int = 1024, seconds: float = 0.5, dtype: str = "float32") -> float:
-    """Measures the matrix product of MLX on its default device.
+    """Measures the speed of MLX's matrix product on its default device.
 
     Args:
-        size: the number of rows and columns of both matrices on a CPU; four times as many are used on a GPU.
-        seconds: how long to repeat the product.
-        dtype: the type of the matrices, a key of DTYPES.
+        size: the number of rows and columns of both matrices on a CPU. On a GPU four times this number is used.
+        seconds: how long the product is repeated.
+        dtype: the data type of the matrices, a key of DTYPES.
 
     Returns:
-        The rate of the fastest product, in GFLOP/s.
+        The rate of the fastest product, in GFLOP/s (10^9 floating-point operations per second).
     """
     size = 4 * size if on_gpu() else size
     a = mx.random.normal((size, size), key=mx.random.key(0)).astype(DTYPES[dtype])
@@ -102,7 +102,7 @@ def matmul_rate(size: int = 1024, seconds: float = 0.5, dtype: str = "float32") 
 
 
 def numpy_matmul_rate(size: int = 1024, seconds: float = 0.5) -> float:
-    """Measures the same product with NumPy on the CPU, in GFLOP/s, for comparison."""
+    """Measures NumPy's float32 matrix product on the CPU, for comparison. Returns its rate in GFLOP/s."""
     import numpy as np
 
     a = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
@@ -111,7 +111,10 @@ def numpy_matmul_rate(size: int = 1024, seconds: float = 0.5) -> float:
 
 
 def _best_rate(product, size: int, seconds: float) -> float:
-    """Repeats `product` for some seconds. Returns the rate of the fastest call: 2 size^3 operations, in GFLOP/s."""
+    """Calls `product` repeatedly for some seconds. Returns the rate of the fastest call in GFLOP/s.
+
+    A product of two (size, size) matrices has 2 size^3 operations: size^3 multiplications and as many additions.
+    """
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The formats of checkpoints: their protocol and their table."""
+"""The checkpoint formats: the protocol `Format`, and the table FORMATS of all formats by name."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,28 +13,32 @@ from mlx_gpt.formats.safetensors import Safetensors
 
 
 class Format(Protocol):
-    """A format of checkpoints. A new format is a class in its own file and a row of FORMATS.
+    """A checkpoint format. To add a format, write a class in its own file and add an instance to FORMATS.
 
     Attributes:
-        name: The name on the command line.
-        is_folder: Whether a checkpoint is a folder, not a file.
+        name: The name of the format, as the command line and `convert` take it.
+        is_folder: Whether a checkpoint in this format is a folder. Otherwise it is a file.
     """
 
     name: str
     is_folder: bool
 
     def recognizes(self, path: Path) -> bool:
-        """Whether an existing file or folder has this format. Reads only what is needed to decide."""
+        """Whether an existing file or folder has this format. Reads no more of it than is needed to decide."""
 
     def read(self, path: Path, known: Mapping[str, Any] | None = None) -> Checkpoint:
         """Reads and verifies a checkpoint.
 
         Args:
             path: A file or folder that recognizes() accepts.
-            known: Settings of [model] that the caller knows, for formats that do not contain all of them.
+            known: Settings of the table [model] that the caller knows. Formats that do not contain all of them use
+                these.
+
+        Returns:
+            The checkpoint. Its tokenizer is None if the format contains none.
 
         Raises:
-            BadFile: The file is corrupt. The message names the place in it.
+            BadFile: The file is corrupt. The message says what is wrong with it.
             UserError: A required setting is neither in the file nor in `known`.
         """
 
@@ -42,14 +46,15 @@ class Format(Protocol):
         """Writes a checkpoint.
 
         Raises:
-            UserError: The format cannot hold the checkpoint, for the reason of refuses() or because of its state.
+            UserError: The format cannot hold the checkpoint. Either refuses() gives a reason, or the checkpoint has no
+                tokenizer, no moments or no finished step where the format needs them.
         """
 
     def refuses(self, config: Config) -> str | None:
         """The reason why the format cannot hold a network of this configuration; None if it can."""
 
 
-# A path belongs to the first row that recognizes it.
+# The formats by name. format_of() takes the first one that recognizes a path.
 FORMATS: dict[str, Format] = {
     format.name: format
     for format in (*(Folder(target) for target in TARGETS), *(RGPT(name) for name in MAGIC), Safetensors())
@@ -57,7 +62,7 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(path: Path) -> Format:
-    """The format of an existing file or folder. Raises BadFile if it has none of FORMATS."""
+    """The format of an existing file or folder. Raises BadFile if none of FORMATS recognizes it."""
     for format in FORMATS.values():
         if format.recognizes(path):
             return format

@@ -1,16 +1,24 @@
-"""The RGPT0001, RGPT0002 and RGPT0003 files of randyGPT, read and written byte for byte.
+"""Reads and writes the RGPT0001, RGPT0002 and RGPT0003 files of randyGPT. A file that is read and written again is
+identical, byte for byte.
 
     offset  type    field
     0       bytes   magic, "RGPT0001" to "RGPT0003"
     8       u32     vocab_size
-    12      u32     iter: index of the last finished iteration
-    16      u32     step: updates of the optimizer
-    20      f32     best_loss
-    24      f32     tensors in a fixed order
+    12      u32     iter: index of the last finished iteration, counted from 0
+    16      u32     step: number of updates of the optimizer
+    20      f32     best_loss: lowest validation loss
+    24      f32     elements of the tensors, in the order of `shapes_of`
 
-All numbers are little-endian. m and v are the moments of AdamW. RGPT0002 has the weights; RGPT0001 the weights, then m
-and v of each tensor in turn; RGPT0003 the weights, all m, all v. The shape of the network is not in the file. It is
-found from the file's length and the common shapes, or taken from the caller.
+All numbers are little-endian. The tensors are the weights and, in two of the formats, the first moment m and the second
+moment v of AdamW. For two weights a and b, the formats hold:
+
+    RGPT0001    a b  m(a) v(a) m(b) v(b)
+    RGPT0002    a b
+    RGPT0003    a b  m(a) m(b) v(a) v(b)
+
+The shape of the network is not in the file. The caller gives it, or it is found from the length of the file: of the
+common shapes, which are those of the presets and of OLD_SHAPES, it is the one that needs exactly this length. Example:
+model-xs with 67 ids has 529,656 parameters, so its RGPT0002 file has 24 + 4 * 529,656 = 2,118,648 bytes.
 """
 
 import itertools
@@ -35,7 +43,7 @@ from mlx_gpt.model.gpt import shapes_of
 HEADER = struct.Struct("<8sIIIf")
 MAGIC = {"rgpt0001": b"RGPT0001", "rgpt0002": b"RGPT0002", "rgpt0003": b"RGPT0003"}
 U32_MAX = (1 << 32) - 1
-# Shapes that randyGPT had before it had presets.
+# Shapes of the networks that randyGPT trained before it had presets.
 OLD_SHAPES = (
     {"n_embd": 128, "n_head": 8, "n_layer": 6, "block_size": 64},
     {"n_embd": 256, "n_head": 8, "n_layer": 6, "block_size": 64},
@@ -46,7 +54,11 @@ Shape = dict[str, int]
 
 @dataclass(frozen=True)
 class RGPT:
-    """One of the three formats. They hold only randyGPT's network, and no tokenizer."""
+    """One of the three RGPT formats. They hold only randyGPT's network, and no tokenizer.
+
+    Args:
+        name: A key of MAGIC.
+    """
 
     name: str
     is_folder = False
@@ -67,6 +79,7 @@ class RGPT:
 
 
 def _magic(path: Path) -> bytes:
+    """The first 8 bytes of a file."""
     with open(path, "rb") as f:
         return f.read(8)
 
@@ -76,12 +89,15 @@ def read(path: Path, known: Shape | None = None) -> Checkpoint:
 
     Args:
         path: The file.
-        known: Parts of the shape that the caller knows, such as {"n_embd": 256, "n_head": 8}.
+        known: Settings of SHAPE_KEYS that the caller knows, such as {"n_embd": 256, "n_head": 8}.
+
+    Returns:
+        A checkpoint without a tokenizer. Its optimizer tensors are "m.<weight>" and "v.<weight>", or none for RGPT0002.
 
     Raises:
-        BadFile: The header is corrupt, the length does not match the shape, or a number is not finite. The length is
-            checked before any tensor is read.
-        UserError: The number of heads is not known.
+        BadFile: The header is corrupt, the length does not match the shape, or a tensor has values that are not finite.
+            The length is checked before any tensor is read.
+        UserError: The number of heads is not known, or it does not divide n_embd.
     """
     with open(path, "rb") as f:
         length = os.fstat(f.fileno()).st_size
@@ -106,20 +122,31 @@ def read(path: Path, known: Shape | None = None) -> Checkpoint:
 
 
 def write(path: Path, checkpoint: Checkpoint, format: str) -> None:
-    """Writes one of the formats of MAGIC. Raises UserError if the format cannot hold the checkpoint."""
+    """Writes a checkpoint as an RGPT file.
+
+    Args:
+        path: The file to write or replace.
+        checkpoint: The checkpoint.
+        format: A key of MAGIC.
+
+    Raises:
+        UserError: The format cannot hold the checkpoint, or the file cannot be written.
+        OutOfRoom: The disk is full.
+    """
     header = checkpoint.header
     if reason := RGPT(format).refuses(header.config):
         raise UserError(reason)
     if format != "rgpt0002" and not has_moments(checkpoint):
         raise UserError(
-            f"{format} holds both moments of AdamW for every weight, which this checkpoint does not have; choose "
+            f"{format} holds both moments of AdamW for every weight, but this checkpoint does not have them; choose "
             "--format rgpt0002"
         )
     if header.step < 1:
-        raise UserError(f"{format} needs at least one finished iteration, this checkpoint has none; train it first")
+        # The file stores the index of the last finished iteration, step - 1.
+        raise UserError(f"{format} needs at least one finished iteration, but this checkpoint has none; train it first")
     if max(header.step - 1, header.num_updates) > U32_MAX:
         raise UserError(
-            f"{format} counts iterations in 32 bits, and {header.step} do not fit; keep the safetensors file"
+            f"{format} counts iterations in 32 bits, but {header.step} does not fit; keep the safetensors file"
         )
     shapes = shapes_of(header.config.model, header.vocab_size)
     tensors = [checkpoint.weights[name] for name in shapes]
@@ -138,72 +165,89 @@ def has_moments(checkpoint: Checkpoint) -> bool:
 
 
 def _read_header(path: Path, f: BinaryIO, length: int) -> tuple[bytes, int, int, int, float]:
+    """Reads and checks the first 24 bytes. Returns the magic, vocab_size, iter, step and best_loss."""
     if length < HEADER.size:
-        raise BadFile(f"{path}: has {length} bytes, and an RGPT header has {HEADER.size}; the file is truncated")
+        raise BadFile(f"{path}: has {length} bytes, but an RGPT header has {HEADER.size}; the file is truncated")
     magic, vocab_size, last_iter, step, best_loss = HEADER.unpack(f.read(HEADER.size))
     if magic not in MAGIC.values():
         raise BadFile(f"{path}: begins with {magic!r}, not with {', '.join(m.decode() for m in MAGIC.values())}")
     if not 1 <= vocab_size <= MAX_VOCAB:
-        raise BadFile(f"{path}: has a vocabulary of {vocab_size}, allowed are 1 to {MAX_VOCAB}; the file is corrupt")
+        raise BadFile(
+            f"{path}: has a vocabulary of {vocab_size} ids, but 1 to {MAX_VOCAB} are allowed; the file is corrupt"
+        )
     return magic, vocab_size, last_iter, step, best_loss
 
 
 def _solve_shape(path: Path, length: int, *, copies: int, vocab_size: int, known: Shape) -> ModelConfig:
-    """The shape whose file has exactly this length: the known one if it is complete, otherwise a common shape.
+    """Finds the shape of a network whose file has exactly this length.
+
+    If `known` has n_embd, n_layer and block_size, the file must have their length. Otherwise the shape is the common
+    shape that has this length and the known sizes. The number of heads does not change the length. It is taken from
+    `known`, otherwise from a common shape.
 
     Args:
         path: The file, for messages.
         length: Its length in bytes.
-        copies: Number of tensors per weight: 1, or 3 with the moments.
-        vocab_size: The file's vocabulary.
-        known: Parts of the shape that the caller knows.
+        copies: The number of tensors that the file holds for each weight: 1, or 3 with the moments.
+        vocab_size: The number of token ids.
+        known: Settings of SHAPE_KEYS that the caller knows.
 
     Raises:
-        BadFile: No shape, or more than one, has this length.
+        BadFile: The length is not that of the known sizes, or not that of exactly one common shape.
+        UserError: The number of heads is not known, or it does not divide n_embd.
     """
 
     def size_of(shape: Shape) -> int:
+        # n_head=1 is a valid number of heads for every width.
         return HEADER.size + 4 * copies * num_params(ModelConfig(**{**shape, "n_head": 1}), vocab_size)
 
     given = {k: v for k, v in known.items() if k != "n_head"}
     if len(given) == 3:
         if size_of(given) != length:
             raise BadFile(
-                f"{path}: has {length} bytes, and {_named(given)} with {vocab_size} ids needs {size_of(given)}; "
+                f"{path}: has {length} bytes, but {_named(given)} with {vocab_size} ids needs {size_of(given)}; "
                 f"{_what_fits(length, copies, vocab_size, {})}"
             )
         return ModelConfig(**given, n_head=known.get("n_head") or known_heads(path, given))
     fits = [s for s in _common_shapes() if size_of(s) == length and all(s[k] == v for k, v in given.items())]
     if len({(s["n_embd"], s["n_layer"], s["block_size"]) for s in fits}) != 1:
         raise BadFile(
-            f"{path}: {length} bytes with {vocab_size} ids do not match a common shape"
+            f"{path}: its length, {length} bytes with {vocab_size} ids, does not match exactly one common shape"
             f"{' with ' + _named(given) if given else ''}; {_what_fits(length, copies, vocab_size, given)}; a "
-            "truncated file matches none"
+            "truncated file matches no shape"
         )
     return ModelConfig(**{**fits[0], "n_head": known.get("n_head") or fits[0]["n_head"]})
 
 
 def _common_shapes() -> list[Shape]:
+    """The shapes of the presets, then those of OLD_SHAPES."""
     presets = [load_toml("presets", name)["model"] for name in names_of("presets")]
     return [ModelConfig(**p).shape() for p in presets] + list(OLD_SHAPES)
 
 
 def known_heads(path: Path, given: Shape) -> int:
-    """The number of heads of the common shapes with this width and context.
+    """The number of heads of the common shapes that have the given n_embd and block_size.
 
-    Raises UserError if there is no such shape, or if their numbers of heads differ.
+    Args:
+        path: The file, for the message.
+        given: A shape with at least n_embd and block_size.
+
+    Raises:
+        UserError: There is no such common shape, or their numbers of heads differ.
     """
     same = [s for s in _common_shapes() if all(s[k] == given[k] for k in ("n_embd", "block_size"))]
     heads = {s["n_head"] for s in same}
     if len(heads) != 1:
-        raise UserError(f"{path}: the number of heads is not in the file; give it, as in --set model.n_head=4")
+        raise UserError(f"{path}: does not contain the number of heads; give it, as in --set model.n_head=4")
     return heads.pop()
 
 
 def _what_fits(length: int, copies: int, vocab_size: int, given: Shape) -> str:
     """Lists up to four shapes whose file has this length, for messages.
 
-    A network has 2 V C + block_size C + 12 L C^2 parameters. The search solves this for L.
+    With V = vocab_size, C = n_embd and L = n_layer, randyGPT's network has 2 V C + block_size C + 12 L C^2 parameters:
+    the embedding and the head, the positions, and for each layer 4 C^2 of attention and 8 C^2 of the feed-forward
+    network. For each block_size and C that is tried, this equation is solved for L.
     """
     params, rest = divmod(length - HEADER.size, 4 * copies)
     fits = []
@@ -216,6 +260,7 @@ def _what_fits(length: int, copies: int, vocab_size: int, given: Shape) -> str:
 
 
 def _named(shape: Shape) -> str:
+    """A shape as text, such as "n_embd=256 n_layer=6"."""
     return " ".join(f"{k}={v}" for k, v in shape.items())
 
 

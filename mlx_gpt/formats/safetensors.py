@@ -1,4 +1,7 @@
-"""safetensors files: mlxgpt's checkpoints, and PyTorch state_dicts with randyGPT's names, which can only be read."""
+"""safetensors files: mlxgpt's own checkpoints, and PyTorch state_dicts with randyGPT's tensor names.
+
+Checkpoints are read and written. A state_dict can only be read.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +14,7 @@ from mlx_gpt.formats.huggingface.folder import read_state_dict
 
 
 class Safetensors:
-    """mlxgpt's own checkpoint. It can hold every network."""
+    """The format of mlxgpt's own checkpoints. It can hold every network. read() also accepts a state_dict."""
 
     name, is_folder = "safetensors", False
 

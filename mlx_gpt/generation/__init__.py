@@ -1,4 +1,4 @@
-"""Logits to tokens to text."""
+"""Text generation: samples tokens from logits, and decodes the tokens into text."""
 
 from mlx_gpt.lazy import attach
 

@@ -1,4 +1,7 @@
-"""Decoding: the prompt at once, then one token a step over a cached state, sliding past the model's context.
+"""Autoregressive decoding with cached layer states (for attention, the keys and values).
+
+Prefill is one forward pass over the whole prompt. After it, each step feeds one token and computes the logits of the
+next. When a text is longer than the model's context, decoding continues with a sliding window of its newest tokens.
 
 Shapes: B batch, T time, V vocabulary.
 """
@@ -15,14 +18,22 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.generation.sampling import Sampling, sample, to_draw
 from mlx_gpt.model.state import StateTree
 
-MIN_PROMPT = 16  # tokens that a prompt is padded to at least
+MIN_PROMPT = 16  # minimum length of a padded prompt, in tokens
 
 
 class Decoder:
-    """Decodes sequences side by side. Compiled: once for the step of B rows, once for each size of prompt.
+    """Decodes B sequences at once with two compiled functions, read() for prompts and step() for single tokens.
 
-    `choose(logits, draw)` maps logits (B, V) to what is returned, the next ids (B,) alone or as its first element;
-    `draw` is passed on from the caller.
+    read() is compiled once for each padded length of a prompt, step() once for each B. The rows of a batch are divided
+    over the lanes, so both functions take and return a list with one StateTree for each part of the rows.
+
+    step(ids, draw, states) feeds ids (B,) int32 at the positions in `states`. It returns the result of `choose` and the
+    new states.
+
+    Args:
+        model: The network. The memory layout of its weights may be changed in place; their values stay the same.
+        choose: Called as choose(logits, draw) with logits (B, V). It selects the next tokens, and read() and step()
+            return its result unchanged. `draw` is the caller's argument of read() or step(), such as a `Draw`.
     """
 
     def __init__(self, model, choose: Callable[[mx.array, Any], Any]):
@@ -53,46 +64,59 @@ class Decoder:
         self._read, self.step = mx.compile(read), mx.compile(step)
 
     def read(self, tokens: np.ndarray, draw: Any) -> tuple[Any, list[StateTree]]:
-        """What follows tokens (B, T), and the state to continue from.
+        """Reads prompts of equal length and selects the token that follows each of them (prefill).
 
-        Prompts are padded at their end to a power of two, so that few lengths are ever traced. Padding changes nothing
-        for the tokens before it, and no layer remembers it.
+        Prompts are padded at their end, so that only a few lengths have to be compiled. Padding has no effect: the
+        network is causal, and each layer returns its state after the last real token.
+
+        Args:
+            tokens: (B, T) token ids, with T from 1 to block_size.
+            draw: Passed to `choose`.
+
+        Returns:
+            The result of `choose`, and the states to continue from, one for each part of the rows.
         """
         length = tokens.shape[1]
         padded = np.pad(tokens, ((0, 0), (0, self.padded(length) - length)))
         found = self._read(mx.array(padded), mx.array(length), draw)
-        if len(tokens) == 1:
+        if len(tokens) == 1:  # one row occupies one lane, so its matrix products may use all cores
             with one_at_a_time():
                 mx.eval(found)
         return found
 
     def padded(self, length: int) -> int:
-        """The length that a prompt of `length` tokens is padded to."""
+        """The next power of two, but at least MIN_PROMPT and at most block_size: 5 -> 16, 17 -> 32."""
         return min(max(1 << (length - 1).bit_length(), MIN_PROMPT), self.block_size)
 
     def empty(self, rows: int) -> list[Any]:
-        """The layers' arrays of `rows` sequences before anything was read, for each lane's part of the rows."""
+        """The initial layer states of `rows` sequences.
+
+        Returns:
+            For each part that step() divides the rows into, a list of each layer's state arrays.
+        """
         parts = _parts(mx.zeros((rows, 1)))
         return [[layer.arrays for layer in self._model.new_state(end - first).layers] for first, end, _ in parts]
 
 
 def _parts(tokens: mx.array) -> list[tuple[int, int, mx.Stream]]:
-    """The rows of (B, ...), divided over the lanes."""
+    """Divides the rows of tokens (B,) or (B, T) over the lanes: (first row, end row (exclusive), lane) of each part."""
     rows = len(tokens)
     return divide(rows, rows, lanes(), block_size=tokens.size // rows)
 
 
 def decode(model, prompt: Sequence[int], how: Sampling, seed: int = 0) -> Iterator[int]:
-    """Yields the token ids that follow `prompt`, without end.
+    """Yields the token ids that follow `prompt`. The iterator never ends.
 
-    The draw of a token depends on the seed, its index in the text and its logits. Past block_size the window slides:
-    for each new token the last block_size tokens are read again from position 0, as learned positions require.
+    Each token is a function of `how`, the seed, the token's index in the text, and its logits.
+
+    When the context is full, the window slides: for each further token, the last block_size tokens are read again from
+    position 0. The cached state cannot be used there, because every token of the window has moved to another position.
 
     Args:
         model: The network.
-        prompt: Token ids, at least one.
-        how: How tokens are drawn.
-        seed: Decides the draws.
+        prompt: Token ids, at least one. Only the last block_size of them are read.
+        how: Sampling parameters.
+        seed: Seed of the random draws.
 
     Raises:
         UserError: The prompt is empty, or an id is out of range.
@@ -105,7 +129,7 @@ def decode(model, prompt: Sequence[int], how: Sampling, seed: int = 0) -> Iterat
     room = block_size - len(window)
     for index in itertools.count(1):
         draw = to_draw([(how, seed, index)])
-        if fits := room > 0:  # the device computes the next step while the host reads this token
+        if fits := room > 0:  # the device computes the next token while the host reads this one
             following, state = decoder.step(ids, draw, state)
             mx.async_eval(following, state)
             room -= 1
@@ -117,9 +141,9 @@ def decode(model, prompt: Sequence[int], how: Sampling, seed: int = 0) -> Iterat
 
 
 def require_ids(tokens: list[int], vocab_size: int) -> None:
-    """Raises UserError for an empty prompt or an id out of range, which MLX would read garbage for."""
+    """Raises UserError if the prompt is empty or an id is out of range. MLX itself does not check ids."""
     if not tokens:
         raise UserError("the prompt is empty; begin it with the tokenizer's BOS")
     low, high = min(tokens), max(tokens)
     if low < 0 or high >= vocab_size:
-        raise UserError(f"prompt ids from {low} to {high}, the vocabulary has 0 to {vocab_size - 1}")
+        raise UserError(f"the prompt has ids from {low} to {high}; the vocabulary has ids from 0 to {vocab_size - 1}")

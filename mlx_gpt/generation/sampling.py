@@ -1,4 +1,7 @@
-"""Sampling: the next token from logits, by temperature, top-k and nucleus (arXiv:1904.09751).
+"""Sampling: draws the next token from logits, with temperature, top-k and top-p (nucleus sampling, arXiv:1904.09751).
+
+The filters are applied in this order: the logits are divided by the temperature, then top-k keeps the k most likely
+tokens, then top-p keeps the most likely of those, by their renormalized probabilities.
 
 Shapes: B batch, V vocabulary.
 """
@@ -12,13 +15,19 @@ from mlx_gpt import rng
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
 
-# The arrays of a draw of B tokens: keys (B, 2), then temperatures, top_p and top_k, (B,) each.
+# The arguments of a draw of B tokens: random keys (B, 2) uint32, temperatures (B,) float32, top_p (B,) float32, and
+# top_k (B,) int32.
 Draw = tuple[mx.array, mx.array, mx.array, mx.array]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How to draw a token. Temperature 0 takes the likeliest one. top_k=0 and top_p=1 keep all of them.
+    """Sampling parameters of one text.
+
+    Args:
+        temperature: Divisor of the logits, 0 to 100. 0 always takes the most likely token.
+        top_p: Keep the most likely tokens until their probabilities add up to this, above 0 to 1. 1 keeps all.
+        top_k: Keep the k most likely tokens. 0 keeps all.
 
     Raises:
         UserError: A value is out of its range.
@@ -30,18 +39,20 @@ class Sampling:
 
     def __post_init__(self):
         if not 0 <= self.temperature <= 100:
-            raise UserError(f"temperature={self.temperature} is not allowed; 0 (the likeliest token) to 100")
+            raise UserError(f"temperature={self.temperature} is not allowed; choose 0 (the most likely token) to 100")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p} is not allowed; above 0 to 1 (keep all)")
+            raise UserError(f"top_p={self.top_p} is not allowed; choose a value above 0, up to 1 (keep all)")
         if not 0 <= self.top_k < 1 << 31:
-            raise UserError(f"top_k={self.top_k} is not allowed; 0 (keep all) or a number of tokens")
+            raise UserError(f"top_k={self.top_k} is not allowed; choose 0 (keep all) or a number of tokens")
 
 
 def to_draw(rows: Sequence[tuple[Sampling, int, int]]) -> Draw:
-    """The arrays of a draw of B tokens, one for each (how, seed, index).
+    """Builds the arguments of a draw of B tokens.
 
-    `index` counts the tokens of a text. A row's token is a function of its own entry and its own logits, so it is the
-    same in every batch.
+    A row's token is a function of its own entry and its own logits. It is therefore the same in every batch.
+
+    Args:
+        rows: (sampling parameters, seed, index of the token in its text) for each row.
     """
     how = [how for how, _, _ in rows]
     keys = np.stack([rng.host_key(seed, rng.SAMPLING, index) for _, seed, index in rows])
@@ -51,15 +62,27 @@ def to_draw(rows: Sequence[tuple[Sampling, int, int]]) -> Draw:
 
 
 def sample(logits: mx.array, draw: Draw) -> mx.array:
-    """Token ids, (B,) int32, from logits (B, V)."""
+    """Draws one token for each row.
+
+    Args:
+        logits: (B, V), of any floating-point type.
+        draw: The arguments from to_draw().
+
+    Returns:
+        Token ids, (B,) int32.
+    """
     keys, temperature, top_p, top_k = draw
     logits = logits.astype(mx.float32)
-    order = mx.argsort(-logits, axis=-1)  # likeliest first
+    order = mx.argsort(-logits, axis=-1)  # from here on, columns are ranks: the most likely token first
+    # Temperature 0 is replaced by 1 to avoid a division by zero; its result is discarded below.
     scaled = mx.take_along_axis(logits, order, axis=-1) / mx.where(temperature == 0, 1, temperature)[:, None]
     top_k = mx.where(top_k == 0, logits.shape[-1], top_k)[:, None]
     scaled = mx.where(mx.arange(logits.shape[-1]) < top_k, scaled, -mx.inf)
     probs = mx.softmax(scaled, axis=-1)
-    before = mx.cumsum(probs, axis=-1) - probs  # the token that crosses top_p is kept
+    # A token is kept if the probabilities before it add up to less than top_p, so the token that crosses top_p is kept.
+    # Probabilities 0.5, 0.3, 0.2 give before = 0, 0.5, 0.8; top_p=0.6 keeps the first two. The case top_p=1 is
+    # explicit, because rounding can raise `before` to 1.
+    before = mx.cumsum(probs, axis=-1) - probs
     kept = (before < top_p[:, None]) | (top_p[:, None] == 1)
     drawn = mx.vmap(_categorical)(mx.where(kept, scaled, -mx.inf), keys)
     rank = mx.where(temperature == 0, 0, drawn.astype(mx.int32))

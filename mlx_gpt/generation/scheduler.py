@@ -1,11 +1,17 @@
 """Continuous batching: one thread owns MLX and generates several texts at once, each in a slot of the batch.
 
-Texts join and leave the batch between two steps. A failed pass ends every text in a slot. Waiting texts are not
-affected.
+A slot is one row of the batch. A step is one call of the compiled function that draws the next token of every text.
+Texts join and leave the batch between two steps.
 
-Each pass of the thread releases the slots of finished texts, reads at most one prompt into a free slot, launches one
-step of all texts, and delivers the results of the pass before and the first token of a prompt just read. The device
-computes the new step while the host turns the ids of the previous one into text.
+The thread runs a loop. One iteration is called a pass. Each pass
+
+1. releases the slots of finished texts,
+2. fills at most one slot, with a waiting prompt or with the newer half of its full context, and draws the next token,
+3. launches one step for all texts, and
+4. delivers the tokens of the step that the previous pass launched, and the token of the slot filled in this pass.
+
+The device computes the new step while the host converts the ids of the previous step into text. If a pass fails, every
+text in a slot ends with an error. Waiting texts are not affected.
 
 Example with two slots. Text A has two tokens, a1 and a2; B has four; C has two, and waits until a slot is free:
 
@@ -16,9 +22,8 @@ Example with two slots. Text A has two tokens, a1 and a2; B has four; C has two,
     4                                     b4              b3; c2, the last of C
     5      slot 0                                         b4, the last of B
 
-Reading a prompt also draws the first token, which is delivered in the same pass. A token that a step draws is delivered
-in the next pass. A text that ends at a stop string is thus found to end after its next step was launched. The token of
-that step is discarded.
+A token that a step draws is delivered in the next pass. The end of a text at a stop string or EOS is therefore detected
+only after the text's next step was launched. The token of that step is discarded.
 """
 
 import math
@@ -33,34 +38,34 @@ from mlx_gpt.generation.sampling import Sampling, to_draw
 from mlx_gpt.generation.slots import Scored, Slots
 from mlx_gpt.generation.text import TextWriter
 
-MAX_FAULTS = 3  # failed passes without a delivered token between them, before the scheduler gives up
-STALLED_AFTER = 30.0  # seconds without a token, while texts are in flight, after which the scheduler is not healthy
-IDLE = (Sampling(temperature=0), 0, 0)  # arguments of the draw in an unused slot
+MAX_FAULTS = 3  # the scheduler gives up after this many failed passes with no delivered token between them
+STALLED_AFTER = 30.0  # the scheduler is unhealthy after this many seconds without a token, while texts are in flight
+IDLE = (Sampling(temperature=0), 0, 0)  # (sampling, seed, index) of the draw in an unused slot
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token of a text. Log-probabilities are those before temperature, top-k and top-p."""
+    """A token of a text. Log-probabilities are the model's own, before temperature, top-k and top-p, in nats."""
 
     id: int
     logprob: float | None  # None for a token of the prompt that the model did not predict
     top: list[tuple[int, float]]  # the most likely ids and their log-probabilities, in descending order
-    offset: int = 0  # index of its first character in the text
+    offset: int = 0  # index of the token's first character in the delivered text, echo included
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The next part of a text. The last piece has a finish_reason or an error."""
+    """The next part of a text. Only the last piece of a text has a finish_reason or an error."""
 
     text: str = ""
-    tokens: tuple[Token, ...] = ()
-    num_drawn: int = 0
-    finish_reason: str | None = None
+    tokens: tuple[Token, ...] = ()  # tokens whose characters are complete with this piece
+    num_drawn: int = 0  # number of tokens drawn since the previous piece; their text may still be held back
+    finish_reason: str | None = None  # "stop" or "length"
     error: str | None = None
 
 
 def merge(pieces: Sequence[Piece]) -> Piece:
-    """Joins consecutive pieces of one text."""
+    """Joins consecutive pieces of one text, at least one, into one piece."""
     return Piece(
         text="".join(piece.text for piece in pieces),
         tokens=tuple(token for piece in pieces for token in piece.tokens),
@@ -76,12 +81,14 @@ class Job:
 
     Args:
         prompt: Token ids, at least one.
-        sampling: How tokens are drawn.
+        sampling: Sampling parameters.
         seed: Seed of the draws. The text depends on the seed, the prompt and `sampling`, not on other jobs.
-        max_tokens: Maximum number of tokens to draw; 0 draws none.
-        writer: Turns the drawn ids into text.
-        echo: Text that is delivered before the first token.
+        max_tokens: Maximum number of tokens to draw. 0 draws none.
+        writer: Converts the drawn ids into text, and detects the end of the text.
+        echo: Text to deliver before the first token: the text of the prompt, or "".
         scored: Whether the echo is delivered with the prompt's tokens and their log-probabilities.
+
+    The other fields are the scheduler's own state of the job.
     """
 
     prompt: list[int]
@@ -92,20 +99,20 @@ class Job:
     echo: str = ""
     scored: bool = False
     cancelled: bool = False
-    launched: int = 0  # number of tokens drawn, with those that are being computed
-    position: int = 0  # number of tokens in the slot's state
-    drawn: list[int] = field(default_factory=list)
-    _held: list[tuple[Token, int]] = field(default_factory=list)  # not delivered yet: (token, index of its end)
+    launched: int = 0  # number of tokens drawn, including those that the device is still computing
+    position: int = 0  # number of tokens that the layer states of the slot hold
+    drawn: list[int] = field(default_factory=list)  # ids of the drawn tokens that the host has read
+    _held: list[tuple[Token, int]] = field(default_factory=list)  # undelivered: (token, writer.length after it)
 
     def window(self, length: int) -> list[int]:
-        """The newest `length` tokens of prompt and text."""
+        """The last `length` tokens of the text so far: the prompt, followed by the drawn tokens."""
         return (self.prompt + self.drawn)[-length:]
 
     def take(self, token: Token) -> Piece:
         """Adds a drawn token. Returns the text and the tokens that can be delivered now.
 
         Text is held back as long as it may be the beginning of a stop string. A token is delivered together with the
-        last of its characters. It is not delivered if a stop string removes its characters.
+        last of its characters. A token is not delivered if a stop string removes all of its characters.
         """
         writer, begin = self.writer, self.writer.length
         self.drawn.append(token.id)
@@ -123,15 +130,16 @@ class Job:
     def prompt_offsets(self) -> list[int]:
         """The index of the first character of each token of the prompt."""
         writer = TextWriter(self.writer.tokenizer)
-        return [(writer.length, writer.feed(id))[0] for id in self.prompt]
+        return [(writer.length, writer.feed(id))[0] for id in self.prompt]  # the length before each token
 
     @property
     def over(self) -> bool:
+        """Whether the job has ended or was cancelled."""
         return self.cancelled or self.writer.finish_reason is not None
 
 
 class Busy(Exception):
-    """Jobs are not accepted: too many are in flight, or, if `for_good`, the scheduler is closed."""
+    """Jobs were not accepted. If `for_good`, the scheduler is closed; otherwise, too many jobs are in flight."""
 
     def __init__(self, message: str, for_good: bool = False):
         super().__init__(message)
@@ -139,14 +147,17 @@ class Busy(Exception):
 
 
 class Scheduler:
-    """Generates up to `num_slots` texts at once.
+    """Generates up to `num_slots` texts at once, in a thread of its own.
+
+    A job is in flight from submit() until it has ended: it waits for a slot or is being generated.
 
     Args:
         model: The network.
-        num_slots: Rows of the batch.
-        max_waiting: Jobs that may wait for a slot.
-        deliver: Called in the scheduler's thread with pieces and their jobs. The pieces of a job arrive in order.
-        give_up: Called in the scheduler's thread when MAX_FAULTS passes in a row have failed, with the last error.
+        num_slots: Number of rows of the batch.
+        max_waiting: Maximum number of jobs that wait for a slot.
+        deliver: Called in the scheduler's thread with a list of (job, piece). The pieces of a job arrive in order.
+        give_up: Called in the scheduler's thread with the last error, after MAX_FAULTS passes in a row have failed. The
+            thread then ends.
     """
 
     def __init__(
@@ -162,7 +173,7 @@ class Scheduler:
         self._model, self._deliver, self._give_up = model, deliver, give_up
         self._waiting: deque[Job] = deque()
         self._jobs: list[Job | None] = [None] * num_slots
-        self._under_way: list[tuple[list[Job | None], Scored]] = []  # results that are launched and not read yet
+        self._under_way: list[tuple[list[Job | None], Scored]] = []  # launched results that the host has not read
         self._next_slot = 0  # the slot at which the next search for a slot to fill begins
         self._work = threading.Condition()
         self._closes_at: float | None = None
@@ -174,15 +185,15 @@ class Scheduler:
     # -- called from other threads ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts the thread. Returns when the model is compiled. Raises the error of compiling."""
-        mx.eval(self._model.weights())  # weights that are still lazy would be bound to the calling thread
+        """Starts the thread and returns when the model is compiled. An error of compiling is raised again here."""
+        mx.eval(self._model.weights())  # a lazy array would be bound to a stream of the calling thread
         self._thread.start()
         self._ready.wait()
         if self._failure:
             raise self._failure
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Adds jobs to the queue: all of them, or none if it raises Busy."""
+        """Adds all jobs to the queue, or none and raises Busy: closed, or too many jobs would be in flight."""
         with self._work:
             if self._closes_at is not None:
                 raise Busy("the server is shutting down", for_good=True)
@@ -195,7 +206,7 @@ class Scheduler:
             self._work.notify()
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """Cancels jobs. They are in no further step, and nothing more of them is delivered."""
+        """Cancels jobs. They take part in no further pass. A pass that is running may still deliver a token of them."""
         with self._work:
             for job in jobs:
                 job.cancelled = True
@@ -232,7 +243,7 @@ class Scheduler:
 
     @property
     def healthy(self) -> bool:
-        """Whether the thread is alive and, if texts are in flight, tokens were drawn recently."""
+        """Whether the thread is alive and, if texts are in flight, a token was drawn in the last STALLED_AFTER s."""
         stalled = self.in_flight and time.monotonic() - self._last_token > STALLED_AFTER
         return self.alive and not stalled
 
@@ -250,7 +261,7 @@ class Scheduler:
         faults = 0  # in a row
         while self._wait():
             try:
-                if faults:
+                if faults:  # inside `try`, so that an error of clear() counts as a fault too
                     self._slots.clear()
                 if self._pass():
                     faults = 0
@@ -267,7 +278,7 @@ class Scheduler:
         self._fail([*filter(None, self._jobs), *self._waiting], "the server is shutting down")
 
     def _warm_up(self) -> None:
-        """Compiles every shape of generation: prompts padded to each power of two, or to the context, and a step."""
+        """Compiles the step, and prefill for every padded length: 16, 32, 64 and 100 if the context has 100 tokens."""
         length, block_size = 1, self._slots.block_size
         while length < 2 * block_size:
             mx.eval(self._slots.read(0, [0] * min(length, block_size), to_draw([IDLE])))
@@ -275,20 +286,17 @@ class Scheduler:
         mx.eval(self._slots.step([0] * self.num_slots, to_draw([IDLE] * self.num_slots)))
 
     def _wait(self) -> bool:
-        """Blocks until jobs are in flight. Returns False when the scheduler has to end."""
+        """Blocks until a job is in flight or the scheduler is closed. Returns whether the thread should continue."""
         with self._work:
             while not self.in_flight and self._closes_at is None:
                 self._work.wait()
             return self.in_flight > 0 and (self._closes_at is None or time.monotonic() < self._closes_at)
 
     def _pass(self) -> bool:
-        """Reads at most one prompt, launches a step of all texts, and delivers earlier results and the prompt's token.
-
-        Returns whether any token was delivered.
-        """
+        """Runs one pass, as the docstring of this module describes it. Returns whether a token was delivered."""
         self._release_slots()
         self._fill_slot()
-        num_due = len(self._under_way)
+        num_due = len(self._under_way)  # not the step launched next: the device computes it during the delivery
         self._launch_step()
         return self._deliver_results(num_due)
 
@@ -298,9 +306,11 @@ class Scheduler:
                 self._jobs[slot] = None
 
     def _fill_slot(self) -> None:
-        """Fills at most one slot: a free one with a waiting prompt, or a full one with the newer half of its context.
+        """Reads tokens into at most one slot.
 
-        The search begins after the slot that was filled last, so that new prompts and full contexts take turns.
+        A free slot gets the prompt of a waiting job. A slot whose context is full gets the newer half of its own tokens
+        again, so that its text can continue. The search begins after the slot that was filled last, so that new prompts
+        and full contexts take turns.
         """
         block_size = self._slots.block_size
         slots = [(self._next_slot + i) % self.num_slots for i in range(self.num_slots)]
@@ -320,7 +330,7 @@ class Scheduler:
         return bool(self._waiting) if job is None else job.position == self._slots.block_size
 
     def _prefill(self, slot: int, job: Job, length: int) -> None:
-        """Reads the newest `length` tokens into the slot and draws the token after them."""
+        """Delivers the job's echo if that is due, reads its last `length` tokens into the slot, and draws the next."""
         if job.over:
             return
         tokens = job.window(length)
@@ -335,13 +345,14 @@ class Scheduler:
         self._under_way.append(([job], scored))
 
     def _prompt_scores(self, job: Job, window: list[int]) -> tuple[Token, ...]:
-        num_unscored = len(job.prompt) - len(window) + 1  # the tokens before the window, and the first one in it
+        """The prompt's tokens with their log-probabilities. `window` is the end of the prompt that the model reads."""
+        num_unscored = len(job.prompt) - len(window) + 1  # the tokens before the window, and the window's first token
         scores = [Token(id, None, []) for id in job.prompt[:num_unscored]]
         scores += _to_tokens(self._slots.score(window)) if len(window) > 1 else []
         return tuple(replace(token, offset=begin) for token, begin in zip(scores, job.prompt_offsets(), strict=True))
 
     def _launch_step(self) -> None:
-        """Launches one step of all texts that have room in their context and tokens left to draw."""
+        """Launches one step for all texts whose context is not full and that have tokens left to draw."""
         block_size = self._slots.block_size
         rows = [
             job if job and not job.over and 0 < job.position < block_size and job.launched < job.max_tokens else None
@@ -357,7 +368,7 @@ class Scheduler:
         self._under_way.append((rows, scored))
 
     def _deliver_results(self, count: int) -> bool:
-        """Waits for the first `count` results under way and delivers them. Returns whether there was a token."""
+        """Waits for the oldest `count` launched results and delivers them. Returns whether a token was delivered."""
         due, self._under_way = self._under_way[:count], self._under_way[count:]
         pieces = []
         for jobs, scored in due:
@@ -370,7 +381,7 @@ class Scheduler:
         return bool(pieces)
 
     def _fail(self, jobs: Iterable[Job], message: str) -> None:
-        """Ends jobs with an error."""
+        """Ends jobs with an error, and removes them from the queue and the slots."""
         with self._work:
             failed = [(job, Piece(error=message)) for job in jobs if not job.over]
             for job, _ in failed:
@@ -381,6 +392,7 @@ class Scheduler:
 
 
 def _to_tokens(scored: Scored) -> list[Token]:
+    """Converts arrays to tokens, one for each row. Waits until the device has computed them."""
     ids, logprobs, top, top_logprobs = (a.tolist() for a in scored)
     tops = ([*zip(*pair, strict=True)] for pair in zip(top, top_logprobs, strict=True))
     return [Token(*values) for values in zip(ids, logprobs, tops, strict=True)]

@@ -1,16 +1,17 @@
 """Slots: rows of a batch that hold one sequence each and are advanced together by one compiled step.
 
-Sequences start and end at any time. The shape of the step never changes and no row reads another, so a sequence has the
-same tokens whatever the other slots hold.
+Sequences start and end at any time. The shape of the step never changes, and no row depends on another row. A sequence
+therefore gets the same tokens whatever the other slots hold.
 
-Example, two slots, [a b] being the prompt of A:
+Example with two slots. The prompt of sequence A is [a b], the prompt of sequence B is [x]. A position is the number of
+tokens that the slot has read. read() and step() also draw the next token, which the following step reads:
 
     read(0, [a b])       slot 0: A at position 2   slot 1: empty
-    step([2, 0])         slot 0: A at position 3   slot 1: computes garbage that nobody reads
-    read(1, [x])         slot 0: A at position 3   slot 1: B at position 1, written over the garbage
-    step([3, 1])         both advance
+    step([2, 0])         slot 0: A at position 3   slot 1: empty; its output is meaningless and is ignored
+    read(1, [x])         slot 0: A at position 3   slot 1: B at position 1; its whole state was replaced
+    step([3, 1])         slot 0: A at position 4   slot 1: B at position 2
 
-Shapes: B slots, T time, V vocabulary, K alternatives.
+Shapes: B slots, T time, V vocabulary, K = min(MAX_ALTERNATIVES, V).
 """
 
 from collections.abc import Sequence
@@ -22,15 +23,22 @@ from mlx_gpt.generation.decode import Decoder
 from mlx_gpt.generation.sampling import Draw, sample
 from mlx_gpt.model.state import num_rows, put_row
 
-MAX_ALTERNATIVES = 20  # the likeliest tokens that are reported beside each drawn one
+MAX_ALTERNATIVES = 20  # number of most likely tokens that are reported with each token
 
-# Drawn ids (B,), their log-probabilities (B,), the likeliest ids (B, K) and theirs (B, K). Log-probabilities are those
-# of the model, before temperature, top-k and top-p.
+# Ids (B,), their log-probabilities (B,), the K most likely ids (B, K) in descending order, and the log-probabilities of
+# these (B, K). Log-probabilities are those of the model, before temperature, top-k and top-p, float32.
 Scored = tuple[mx.array, mx.array, mx.array, mx.array]
 
 
 class Slots:
-    """`count` rows of a decoder's state. The thread that makes them must also use them: MLX's streams belong to it."""
+    """The layer states and the last drawn tokens of `count` sequences.
+
+    Only the thread that creates an instance may use it, because MLX streams belong to a thread.
+
+    Args:
+        model: The network.
+        count: Number of slots.
+    """
 
     def __init__(self, model, count: int):
         self.block_size, self._count = model.config.block_size, count
@@ -39,45 +47,68 @@ class Slots:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets all sequences. Used at the start and after a fault."""
+        """Resets all slots. Must be called after an exception of read() or step(), which may lose the states."""
         self._ids = mx.zeros(self._count, mx.int32)
-        self._layers = self._decoder.empty(self._count)  # of each lane's part of the rows
+        self._layers = self._decoder.empty(self._count)  # one entry for each part of the rows, see Decoder
         rows = [num_rows(layers) for layers in self._layers]
-        self._firsts = [sum(rows[:i]) for i in range(len(rows))]
+        self._firsts = [sum(rows[:i]) for i in range(len(rows))]  # the first slot of each part
         mx.eval(self._layers)
 
     def read(self, slot: int, tokens: Sequence[int], draw: Draw) -> Scored:
-        """Starts a sequence in a slot with tokens, at most block_size of them, and draws the next one, (1,)."""
+        """Starts a sequence in a slot: reads its tokens and draws the next one. Replaces what the slot held.
+
+        Args:
+            slot: Index of the slot.
+            tokens: Token ids, from 1 to block_size of them.
+            draw: The arguments of a draw of one token.
+
+        Returns:
+            The drawn token, as arrays of one row.
+        """
         found, [(_, row)] = self._decoder.read(np.array([tokens]), draw)
         part = max(i for i, first in enumerate(self._firsts) if first <= slot)
         at = mx.array(slot - self._firsts[part])
-        # Nothing else refers to the old arrays when this is computed, so MLX updates them in place.
+        # When this is evaluated, nothing else refers to the old arrays. MLX therefore updates them in place.
         self._layers[part] = put_row(self._layers[part], row, at)
         self._ids = mx.slice_update(self._ids, found[0], mx.array(slot), axes=(0,))
         return found
 
     def step(self, positions: Sequence[int], draw: Draw) -> Scored:
-        """Reads each slot's last token at its position and draws the next ones, (B,). Returns before they are computed.
+        """Reads the last drawn token of every slot and draws the next ones. Returns before they are computed.
 
-        A slot that is not in use is given position 0.
+        Args:
+            positions: For each slot, the number of tokens that it has read, less than block_size. 0 for a slot that is
+                not in use; its output is meaningless.
+            draw: The arguments of a draw of B tokens.
+
+        Returns:
+            The drawn tokens, as arrays of B rows.
         """
         assert all(0 <= position < self.block_size for position in positions)
         parts = np.split(np.array(positions, np.int32), self._firsts[1:])
         states = [(mx.array(part), layers) for part, layers in zip(parts, self._layers, strict=True)]
-        self._layers = []  # so that the step may update them in place
+        self._layers = []  # drops this reference to the old arrays, so that MLX can update them in place
         found, states = self._decoder.step(self._ids, draw, states)
         self._ids, self._layers = found[0], [layers for _, layers in states]
         mx.async_eval(found, self._layers)
         return found
 
     def score(self, tokens: Sequence[int]) -> Scored:
-        """Scores tokens (T,): each after the first, given those before it. Returns arrays of T - 1."""
+        """Computes the log-probability of every token after the first, given the tokens before it.
+
+        Args:
+            tokens: T token ids, from 2 to block_size of them.
+
+        Returns:
+            Arrays of T - 1 rows, one for each token after the first.
+        """
         length = len(tokens) - 1
         filled = np.pad(np.array(tokens, np.int32), (0, self._decoder.padded(length) - length))
         return tuple(a[:length] for a in self._score(mx.array(filled[:-1]), mx.array(filled[1:])))
 
 
 def _scored(logits: mx.array, ids: mx.array) -> Scored:
+    """The log-probabilities of ids (B,) and of the most likely ids, from logits (B, V)."""
     logits = logits.astype(mx.float32)
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     top = mx.argsort(-logits, axis=-1)[:, :MAX_ALTERNATIVES]

@@ -1,4 +1,4 @@
-"""Token ids to text, in pieces that no later token can change."""
+"""Decodes token ids into text, and returns text as soon as no later token can change it."""
 
 import codecs
 from collections.abc import Iterator, Sequence
@@ -10,11 +10,13 @@ from mlx_gpt.generation.sampling import Sampling
 
 
 class TextWriter:
-    """Decodes token ids one by one and returns the text that is certain.
+    """Decodes token ids one by one, and returns the part of the text that no later token can change.
 
-    Two things are held back. A token may end within a UTF-8 character, whose first bytes wait for the rest. The last
-    characters may be the beginning of a stop string, which is not part of the text: with the longest stop string n
-    characters long, n - 1 characters wait.
+    The end of the text is held back for two reasons:
+
+    * A token may end inside a UTF-8 character. The character's first bytes are held until the rest arrives.
+    * The last characters may be the beginning of a stop string, and stop strings are not part of the text. If the
+      longest stop string has n characters, the last n - 1 characters are held.
 
     With stop=("END",), the tokens "a", "bE", "N", "Dc" give:
 
@@ -24,13 +26,13 @@ class TextWriter:
         feed("Dc") -> ""     "END" ends the text before "END"; finish_reason is "stop"
 
     Args:
-        tokenizer: Gives each id's bytes (`pieces`) and the id that ends a text (`eos_id`).
+        tokenizer: The tokenizer. Its `pieces` are the bytes of each id; its `eos_id` ends a text.
         stop: Strings that end the text.
 
     Attributes:
-        finish_reason: None, then "stop" at a stop string or `eos_id`, or "length" after end().
-        length: Characters so far, those held back included.
-        released: Characters returned so far.
+        finish_reason: None until the text ends; "stop" after a stop string or `eos_id`, "length" after end().
+        length: Number of characters so far, including those held back.
+        released: Number of characters returned so far.
 
     Raises:
         UserError: A stop string is empty.
@@ -41,12 +43,12 @@ class TextWriter:
             raise UserError("an empty stop string would end every text at once; leave it out")
         self.tokenizer, self._stop = tokenizer, stop
         self._longest = max(map(len, stop), default=1)
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end within a character
-        self._held = ""  # may be the beginning of a stop string
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds the bytes of incomplete characters
+        self._held = ""  # characters that may be the beginning of a stop string
         self.length, self.released, self.finish_reason = 0, 0, None
 
     def feed(self, token: int) -> str:
-        """Decodes one more token and returns the text that has become certain."""
+        """Decodes one more token and returns the text that can no longer change. At the end, that is all of it."""
         if token == self.tokenizer.eos_id:
             self.finish_reason = "stop"
             return self._release(len(self._held))
@@ -62,7 +64,7 @@ class TextWriter:
         return self._release(max(len(self._held) - self._longest + 1, 0))
 
     def end(self) -> str:
-        """Ends the text and returns what was held back."""
+        """Ends the text and returns what was held back. Bytes of an incomplete character become U+FFFD."""
         if self.finish_reason:
             return ""
         self.finish_reason = "length"
@@ -79,18 +81,22 @@ class TextWriter:
 
 @dataclass(kw_only=True)
 class TextStream:
-    """The text that follows a prompt, as an iterator of pieces.
+    """The text that follows a prompt, as an iterable of pieces. It can be iterated once.
+
+    After the last piece, `finish_reason` is "stop" or "length", and `num_tokens` is the number of tokens drawn.
 
     Args:
         model: The network.
-        tokenizer: The tokenizer that it was trained with.
-        prompt: Token ids; empty for a text from the beginning of a document.
-        how: How tokens are drawn.
-        max_tokens: Most tokens to draw.
-        stop: Strings that end the text and are not part of it.
-        seed: Decides the draws.
+        tokenizer: The tokenizer that the network was trained with.
+        prompt: Token ids. If there are none, the text begins like a document.
+        how: Sampling parameters.
+        max_tokens: Maximum number of tokens to draw.
+        stop: Strings that end the text. They are not part of it.
+        seed: Seed of the random draws.
 
-    After the last piece, `finish_reason` is "stop" or "length" and `num_tokens` counts the tokens drawn.
+    Raises:
+        UserError: `max_tokens` is negative, or a stop string is empty. An id of the prompt that is out of range raises
+            it at the first piece.
     """
 
     model: object
@@ -104,7 +110,7 @@ class TextStream:
 
     def __post_init__(self):
         if self.max_tokens < 0:
-            raise UserError(f"max_tokens={self.max_tokens} is not allowed; 0 or more")
+            raise UserError(f"max_tokens={self.max_tokens} is not allowed; give 0 or more")
         self._writer = TextWriter(self.tokenizer, self.stop)
 
     @property

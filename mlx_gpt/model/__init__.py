@@ -1,4 +1,4 @@
-"""Token ids to logits."""
+"""The network: a decoder-only transformer that maps token ids to logits."""
 
 from mlx_gpt.lazy import attach
 

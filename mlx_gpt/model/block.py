@@ -1,6 +1,6 @@
-"""A block: a mixer and a feed-forward network, each between a norm and the residual stream.
+"""A transformer block: a mixer (such as attention) and a feed-forward network, each with a norm before it.
 
-Shapes: B batch, T time, C n_embd.
+Shapes: B rows (sequences) in a batch, T tokens in a row, C n_embd.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,21 @@ from mlx_gpt.model.residual import residual_class
 from mlx_gpt.model.specs import Specs, prefixed
 from mlx_gpt.model.state import LayerState
 
-Drop = Callable[[mx.array], mx.array]
+Drop = Callable[[mx.array], mx.array]  # applies dropout to (B, T, C), or returns it unchanged
 
 
 class Block(nn.Module):
-    """s = write(s, drop(mixer(norm(read(s))))), then the same with the feed-forward network.
+    """One layer: s = write(s, drop(mixer(norm(read(s))))), then the same with the feed-forward network.
 
-    The names `attn` and `mlp` are randyGPT's and are those of the weights, whatever mixer and network they are.
+    `read` and `write` are those of the residual stream s. In the default network, this is s + drop(mixer(norm(s))).
+
+    The attributes for the mixer and the feed-forward network are always called `attn` and `mlp`, whatever their class.
+    These are randyGPT's names, and part of the weight names.
+
+    Args:
+        config: The settings of [model].
+        layer: Number of the layer, from 0.
+        speed: How to compute. Results differ by rounding only.
     """
 
     def __init__(self, config: ModelConfig, layer: int, speed: SpeedConfig):
@@ -56,7 +64,19 @@ class Block(nn.Module):
         drop_attn: Drop,
         drop_mlp: Drop,
     ) -> tuple[mx.array, Aux]:
-        """The residual stream after this block, and the feed-forward network's aux."""
+        """Computes the block.
+
+        Args:
+            s: The residual stream.
+            state: The state of this layer in decoding; the mixer updates it in place. None in training.
+            positions: The positions of the tokens.
+            valid: (B,) int32, the number of tokens before padding in each row. None if there is no padding.
+            drop_attn: Dropout for the output of the mixer.
+            drop_mlp: Dropout for the output of the feed-forward network.
+
+        Returns:
+            The residual stream after this block, and the auxiliary outputs of the feed-forward network.
+        """
         y = self.attn(self.attn_norm(self.attn_residual.read(s)), state, positions, valid)
         s = self.attn_residual.write(s, drop_attn(y))
         y, aux = self.mlp(self.mlp_norm(self.mlp_residual.read(s)))

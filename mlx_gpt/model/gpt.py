@@ -1,8 +1,9 @@
-"""The network: token embedding, blocks, head. Its defaults are randyGPT's network.
+"""The network: token embedding, blocks and head. With default settings, it is randyGPT's network.
 
-randyGPT has learned positions, weightless RMSNorm, causal attention, squared ReLU, an untied head and no final norm.
+randyGPT has learned position embeddings, RMSNorm without weights, causal attention, squared ReLU, a head that is not
+tied to the token embedding, and no final norm.
 
-Shapes: B batch, T time, C n_embd, V vocabulary.
+Shapes: B rows (sequences) in a batch, T tokens in a row, C n_embd, V vocabulary size.
 """
 
 from collections.abc import Callable
@@ -26,9 +27,11 @@ from mlx_gpt.model.state import ModelState, StateTree
 
 @mx.custom_function
 def weights_first(x: mx.array, *weights: mx.array) -> tuple[mx.array, ...]:
-    """Returns its arguments. In the backward pass the gradients of the weights come before anything that needs x's.
+    """Returns its arguments. It changes the order of the backward pass, to save memory.
 
-    MLX would leave those gradients for the end, and keep every activation that they need until then.
+    If a block gets its input x and its weights from this function, the gradients of its weights are computed before the
+    gradient of x is passed to the block before it. Without this, MLX may compute the weights' gradients of all blocks
+    at the end, and keep until then every activation that they need.
     """
     return x, *weights
 
@@ -43,17 +46,18 @@ class GPT(nn.Module):
     """A decoder-only transformer.
 
     Weights are named as in randyGPT's public export: wte, wpe, lm_head, layers.{i}.attn.{wq,wk,wv,wo} and
-    layers.{i}.mlp.{fc1,fc2}. Settings beyond randyGPT's add weights or leave some out; `specs` says which.
+    layers.{i}.mlp.{fc1,fc2}. Some settings that randyGPT does not have add weights or leave some out. `specs` lists the
+    weights for given settings.
 
     Args:
-        config: The network.
+        config: The settings of [model].
         vocab_size: V, the number of token ids.
-        seed: Decides the initial weights.
+        seed: The seed of the initial weights.
         speed: How to compute. Results differ by rounding only.
 
     Raises:
-        UserError: A setting names a part that does not exist.
-        ValueError: A module has a weight that its specs do not list, or lists one that it has not.
+        UserError: A setting names a mixer, a network or another part that does not exist.
+        ValueError: A module has a weight without specs, or specs for a weight that it does not have.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, seed: int = 0, speed: SpeedConfig | None = None):
@@ -74,12 +78,12 @@ class GPT(nn.Module):
         if unlisted := found.keys() - weights.keys():
             raise ValueError(f"weights without specs: {', '.join(sorted(unlisted))}")
         if absent := weights.keys() - found.keys():
-            raise ValueError(f"specs of weights that no module has: {', '.join(sorted(absent))}")
+            raise ValueError(f"specs for weights that no module has: {', '.join(sorted(absent))}")
         self.set_weights(weights)
 
     @staticmethod
     def specs(config: ModelConfig, vocab_size: int) -> Specs:
-        """Every weight by its dotted name, in the order of an RGPT file."""
+        """Returns the specs of all weights by dotted name, in the order of the tensors in an RGPT file."""
         C, found = config.n_embd, {}
         found["wte.weight"] = Weight((vocab_size, C), Normal(0.02), "embedding")
         if config.positions == "learned":
@@ -93,18 +97,29 @@ class GPT(nn.Module):
         return found
 
     def __call__(self, tokens) -> mx.array:
-        """Logits (B, T, V) of token ids (B, T). Raises UserError for ids or lengths out of range."""
+        """Computes the logits of token ids, after a check of the ids.
+
+        Args:
+            tokens: Integers (B, T): an array or nested lists.
+
+        Returns:
+            The logits, (B, T, V).
+
+        Raises:
+            UserError: The tokens are not integers of shape (B, T), T is greater than block_size, or an id is outside
+                the vocabulary.
+        """
         try:
             tokens = mx.array(tokens)
         except (TypeError, ValueError):
-            raise UserError("tokens: not an array of whole numbers of shape (B, T)") from None
+            raise UserError("tokens: not convertible to an array; give integers of shape (B, T)") from None
         if tokens.ndim != 2 or tokens.size == 0 or not mx.issubdtype(tokens.dtype, mx.integer):
-            raise UserError(f"tokens: {tokens.dtype} of shape {tokens.shape}; whole numbers of shape (B, T) are needed")
+            raise UserError(f"tokens: {tokens.dtype} of shape {tokens.shape}; give one integer or more, as (B, T)")
         if tokens.shape[1] > self.config.block_size:
-            raise UserError(f"tokens: {tokens.shape[1]} positions, the model has block_size={self.config.block_size}")
+            raise UserError(f"tokens: {tokens.shape[1]} positions; the limit is block_size={self.config.block_size}")
         low, high = mx.min(tokens).item(), mx.max(tokens).item()
         if low < 0 or high >= self.vocab_size:
-            raise UserError(f"tokens: ids from {low} to {high}, the vocabulary has 0 to {self.vocab_size - 1}")
+            raise UserError(f"tokens: ids from {low} to {high}; the vocabulary has ids 0 to {self.vocab_size - 1}")
         return self.forward(tokens)[0]
 
     def forward(
@@ -116,14 +131,19 @@ class GPT(nn.Module):
         dropout_key: mx.array | None = None,
         first_row: int = 0,
     ) -> tuple[mx.array, Aux]:
-        """Logits (B, T, V) and the sums of the layers' aux. Nothing is checked: MLX reads garbage out of range.
+        """Computes the logits without any checks. MLX reads arbitrary memory for ids or positions out of range.
 
         Args:
-            tokens: Ids (B, T).
-            state: What was read before; it is moved on by these tokens. None where nothing was and nothing is kept.
-            valid: (B,), how many tokens of each row count; those after them are padding. None where all of them do.
-            dropout_key: Key of the dropout masks; None drops nothing.
-            first_row: Row of the whole batch that tokens[0] is. Dropout depends on it.
+            tokens: Ids, (B, T) integer.
+            state: The decoding state after the earlier tokens of each row. It is updated in place. None in training.
+            valid: (B,) int32, the number of real tokens in each row; the tokens after them are padding. None if there
+                is no padding.
+            dropout_key: The key of the dropout masks, (2,) uint32. None disables dropout. A key also applies the
+                settings for training: the order of the gradients, and `speed.remat`.
+            first_row: The index of tokens[0] among the rows of the whole batch. The dropout masks depend on it.
+
+        Returns:
+            The logits, (B, T, V), and the auxiliary outputs, added over the layers.
         """
         B, T = tokens.shape
         positions = state.next(T) if state else Positions(0, T)
@@ -151,7 +171,10 @@ class GPT(nn.Module):
         return self.lm_head(x) if "lm_head" in self else self.wte.as_linear(x), totals
 
     def apply(self, weights: dict[str, mx.array], tokens: mx.array, **options) -> tuple[mx.array, Aux]:
-        """forward() as a pure function of the weights; the model keeps its own."""
+        """Computes forward() with the given weights instead of the model's own, which are not changed.
+
+        This makes the result a pure function of `weights`, of which MLX can take the gradient.
+        """
         own = self.weights()
         self.set_weights(weights)
         try:
@@ -160,24 +183,28 @@ class GPT(nn.Module):
             self.set_weights(own)
 
     def weights(self) -> dict[str, mx.array]:
-        """Every weight by its dotted name, sorted."""
+        """Returns every weight by its dotted name, sorted by name."""
         return dict(sorted(tree_flatten(self.parameters())))
 
     def set_weights(self, weights: dict[str, mx.array]) -> None:
+        """Replaces weights by their dotted names."""
         self.update(tree_unflatten(list(weights.items())))
 
     def new_state(self, rows: int, dtype: mx.Dtype = mx.float32) -> ModelState:
-        """The state of `rows` rows before anything was read. Its arrays take no memory until they are evaluated."""
+        """Makes the initial decoding state of `rows` rows. Its arrays take no memory until they are evaluated."""
         return ModelState(layer_states(self.config, rows, dtype))
 
     def state_of(self, tree: StateTree) -> ModelState:
-        """The state that `ModelState.tree` gave."""
+        """Makes a decoding state from its arrays, `ModelState.tree`."""
         positions, arrays = tree
         states = [mixer_class(name).State(a) for name, a in zip(self.config.mixer_of, arrays, strict=True)]
         return ModelState(states, positions)
 
     def packed(self) -> "GPT":
-        """The model with its linear layers in the form used for inference; itself where that is the trained form."""
+        """Returns a model for inference, with every linear layer replaced by its `pack()`.
+
+        Returns the model itself if `pack` changes no layer, as for dense layers.
+        """
         linears = {
             name: module.pack() for name, module in self.named_modules() if isinstance(module, tuple(LINEARS.values()))
         }
@@ -190,9 +217,10 @@ class GPT(nn.Module):
         return model
 
     def _trained(self, block: Block, run: Callable[[mx.array], tuple[mx.array, Aux]], s: mx.array):
-        """run(s), with the block's gradients in an order that frees memory early, recomputed if the model says so."""
+        """Computes run(s) for training: with `weights_first` and, if `speed.remat`, with gradient checkpointing."""
         names, weights = zip(*tree_flatten(block.parameters()), strict=True)
 
+        # The weights are arguments because weights_first and mx.checkpoint give gradients only for their arguments.
         def with_weights(s, *weights):
             block.update(tree_unflatten(list(zip(names, weights, strict=True))))
             return run(s)
@@ -200,7 +228,7 @@ class GPT(nn.Module):
         return (mx.checkpoint(with_weights) if self.remat else with_weights)(*weights_first(s, *weights))
 
     def _drops(self, key: mx.array | None, first_row: int) -> list[Drop]:
-        """Two functions a block, each of which drops by a mask of its own."""
+        """Makes the dropout functions: two for each block, each with its own key."""
         count, rate = 2 * self.config.n_layer, self.config.dropout
         if key is None or rate == 0:
             return [lambda x: x] * count
@@ -208,16 +236,20 @@ class GPT(nn.Module):
 
 
 def initial_weights(config: ModelConfig, vocab_size: int, seed: int) -> dict[str, mx.array]:
-    """The initial value of every weight, sorted by name. The key of a weight is its place in this order."""
+    """Makes the initial value of every weight. The result is sorted by name.
+
+    The random key of a weight depends on its index in this order. A network with one more weight therefore draws other
+    values for the weights after it.
+    """
     specs = sorted(GPT.specs(config, vocab_size).items())
     return {name: w.init(w.shape, rng.key(seed, rng.INIT, i)) for i, (name, w) in enumerate(specs)}
 
 
 def roles_of(config: ModelConfig, vocab_size: int) -> dict[str, str]:
-    """The role of every weight by its name."""
+    """Returns the role of every weight by name."""
     return {name: weight.role for name, weight in GPT.specs(config, vocab_size).items()}
 
 
 def shapes_of(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight by its name, in the order of an RGPT file."""
+    """Returns the shape of every weight by name, in the order of the tensors in an RGPT file."""
     return {name: weight.shape for name, weight in GPT.specs(config, vocab_size).items()}

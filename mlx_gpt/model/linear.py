@@ -1,4 +1,8 @@
-"""Linear layers: the form in which the blocks' matrices are trained, and the form in which they are used afterwards."""
+"""Linear layers of the blocks.
+
+A linear layer may have one parametrization for training and another one for inference. The dense layer, the only one so
+far, has the same for both.
+"""
 
 from typing import Protocol
 
@@ -9,22 +13,30 @@ from mlx_gpt.model.specs import Init, Specs, Weight
 
 
 class Linear(Protocol):
-    """x (..., inputs) to (..., outputs), without bias."""
+    """A linear map from (..., inputs) to (..., outputs), without bias.
+
+    Args:
+        config: The settings of [model].
+        inputs: Size of the last axis of the input.
+        outputs: Size of the last axis of the output.
+    """
 
     def __init__(self, config: ModelConfig, inputs: int, outputs: int): ...
 
     @staticmethod
-    def specs(config: ModelConfig, inputs: int, outputs: int, init: Init) -> Specs: ...
+    def specs(config: ModelConfig, inputs: int, outputs: int, init: Init) -> Specs:
+        """Returns the specs of the weights. `init` is the initializer of a matrix (outputs, inputs)."""
+        ...
 
     def __call__(self, x: mx.array) -> mx.array: ...
 
     def pack(self) -> nn.Module:
-        """The layer in the form used for inference; itself where training and inference share one form."""
+        """Returns the layer for inference: a module that computes the same map. It may be the layer itself."""
         ...
 
 
 class Dense(nn.Linear):
-    """x W^T with a weight W of shape (outputs, inputs)."""
+    """y = x W^T, with one weight W of shape (outputs, inputs)."""
 
     def __init__(self, config: ModelConfig, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
@@ -41,5 +53,5 @@ LINEARS: dict[str, type[Linear]] = {"dense": Dense}
 
 
 def linear_class(config: ModelConfig) -> type[Linear]:
-    """The row of LINEARS that `model.linear` names. Raises UserError for an unknown name."""
+    """Returns the class that `model.linear` names. Raises UserError for an unknown name."""
     return lookup(LINEARS, config.linear, "linear layer", prefix="model.linear=")

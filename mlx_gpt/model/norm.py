@@ -1,4 +1,4 @@
-"""RMSNorm (arXiv:1910.07467), without weights or with one a channel."""
+"""RMSNorm (arXiv:1910.07467), with or without a learned weight for each channel."""
 
 from mlx_gpt.device.mlx import mx, nn
 from mlx_gpt.model.specs import Constant, Specs, Weight
@@ -7,12 +7,17 @@ RMS_EPS = 1e-5
 
 
 def rms_norm(x: mx.array, weight: mx.array | None = None) -> mx.array:
-    """x / sqrt(mean(x^2) + eps) over the last axis, by channel times `weight`; statistics in float32."""
+    """Returns x / sqrt(mean(x^2) + RMS_EPS) * weight. The mean is over the last axis and is computed in float32.
+
+    Args:
+        x: (..., C).
+        weight: (C,), or None for no multiplication.
+    """
     return mx.fast.rms_norm(x, weight, RMS_EPS)
 
 
 class Norm(nn.Module):
-    """rms_norm(), with a weight a channel where `learned`."""
+    """RMSNorm over the last axis, of size `width`. If `learned`, it has a weight for each channel."""
 
     def __init__(self, width: int, learned: bool):
         super().__init__()

@@ -1,6 +1,6 @@
-"""Positions: where the tokens of a batch stand in their contexts, and the rotary encoding of it.
+"""The positions of tokens in their contexts, causal masks, and rotary position encoding.
 
-Shapes: B batch, T time, S keys, H heads, D head_dim.
+Shapes: B rows (sequences) in a batch, T tokens in a row, S keys, H heads, D head_dim.
 """
 
 from functools import cached_property
@@ -11,13 +11,14 @@ ROTARY_BASE = 10000.0
 
 
 class Positions:
-    """The positions of T tokens in each of B rows.
+    """The positions of T consecutive tokens in each of B rows.
+
+    Indices and masks are computed when they are first used and kept, since all layers need the same ones.
 
     Args:
-        first: Position of the first token: 0 where every row begins here, else (B,) int32.
+        first: Position of the first token in each row. The int 0 means that all rows are at their start; otherwise
+            (B,) int32.
         count: T, the number of tokens in each row.
-
-    What several layers need is computed once.
     """
 
     def __init__(self, first: int | mx.array, count: int):
@@ -26,27 +27,29 @@ class Positions:
 
     @property
     def at_start(self) -> bool:
-        """Whether every row begins here. Known while a graph is traced."""
+        """Whether all rows are at their start. This is a Python bool, so that a traced function can branch on it."""
         return isinstance(self.first, int)
 
     @cached_property
     def indices(self) -> mx.array:
-        """The position of every token, (T,) at the start, else (B, T)."""
+        """The position of every token: (T,) if all rows are at their start, otherwise (B, T)."""
         return mx.arange(self.count) if self.at_start else self.first[:, None] + mx.arange(self.count)
 
     def mask(self, num_keys: int) -> mx.array:
-        """What is added to the scores of `num_keys` cached keys: 0, or -1e9 for a key after the query, (B, 1, S, T)."""
+        """Returns the causal mask of these tokens for `num_keys` cached keys. See `causal_mask`."""
         if num_keys not in self._masks:
             self._masks[num_keys] = causal_mask(num_keys, self.indices)
         return self._masks[num_keys]
 
 
 def causal_mask(num_keys: int, queries: mx.array) -> mx.array:
-    """What is added to scores: 0, or -1e9 for keys after the query.
+    """Returns an additive mask for transposed attention scores, which are in the order (keys, queries).
+
+    The mask is 0 for a key at or before the query and -1e9 for a key after it.
 
     Args:
-        num_keys: S, the number of keys, which stand at positions 0 to S - 1.
-        queries: Positions of the queries: (T,) where all rows share them, else (B, T).
+        num_keys: S, the number of keys. Their positions are 0 to S - 1.
+        queries: Positions of the queries: (T,) if they are the same in all rows, otherwise (B, T).
 
     Returns:
         (S, T), or (B, 1, S, T) for queries (B, T).
@@ -57,5 +60,9 @@ def causal_mask(num_keys: int, queries: mx.array) -> mx.array:
 
 
 def rotate(x: mx.array, positions: Positions) -> mx.array:
-    """Rotates the two halves of each head of x (B, H, T, D) by its position (arXiv:2104.09864)."""
+    """Applies rotary position encoding (arXiv:2104.09864) to x (B, H, T, D).
+
+    Element i of the first half of a head and element i of the second half form a pair. The pair is rotated by the angle
+    position * ROTARY_BASE^(-2i / D).
+    """
     return mx.fast.rope(x, x.shape[-1], traditional=False, base=ROTARY_BASE, scale=1.0, offset=positions.first)

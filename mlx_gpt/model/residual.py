@@ -1,6 +1,9 @@
-"""Residual streams: how the halves of a block read the stream and write to it.
+"""Residual streams: how the mixer and the feed-forward network of a block read from the stream and write to it.
 
-Shapes: B batch, T time, C n_embd. The stream s is one array, of the shape that `expand` gives it.
+The residual stream s is one array, of the shape that `expand` returns. In the default network it is x (B, T, C), and
+writing adds to it. Other forms can hold more than one value per channel, for example.
+
+Shapes: B rows (sequences) in a batch, T tokens in a row, C n_embd.
 """
 
 from typing import Protocol
@@ -12,9 +15,14 @@ from mlx_gpt.model.specs import Specs
 
 
 class Residual(Protocol):
-    """One unit for each half of a block. The first unit expands, the last one collapses.
+    """Connects one half of a block, its mixer or its feed-forward network, to the residual stream.
 
-    `unit` counts the units from 0 to 2 n_layer - 1.
+    Only the first unit's `expand` and the last unit's `collapse` are called.
+
+    Args:
+        config: The settings of [model].
+        unit: Number of the half, from 0 to 2 n_layer - 1: 2i for the mixer and 2i + 1 for the feed-forward network of
+            layer i.
     """
 
     def __init__(self, config: ModelConfig, unit: int): ...
@@ -23,24 +31,24 @@ class Residual(Protocol):
     def specs(config: ModelConfig, unit: int) -> Specs: ...
 
     def expand(self, x: mx.array) -> mx.array:
-        """The stream that begins as the embedding x (B, T, C)."""
+        """Returns the initial stream for the token embeddings x (B, T, C)."""
         ...
 
     def read(self, s: mx.array) -> mx.array:
-        """What this half of the block works on, (B, T, C)."""
+        """Returns the input of this half of the block, (B, T, C). The block normalizes it."""
         ...
 
     def write(self, s: mx.array, y: mx.array) -> mx.array:
-        """The stream with the output y (B, T, C) of this half."""
+        """Returns the stream s after the output y (B, T, C) of this half was written to it."""
         ...
 
     def collapse(self, s: mx.array) -> mx.array:
-        """What the head reads, (B, T, C)."""
+        """Returns the input of the final norm and the head, (B, T, C)."""
         ...
 
 
 class Add(nn.Module):
-    """s + y."""
+    """The usual residual connection: s + y. It has no weights."""
 
     def __init__(self, config: ModelConfig, unit: int):
         super().__init__()
@@ -66,5 +74,5 @@ RESIDUALS: dict[str, type[Residual]] = {"add": Add}
 
 
 def residual_class(config: ModelConfig) -> type[Residual]:
-    """The row of RESIDUALS that `model.residual` names. Raises UserError for an unknown name."""
+    """Returns the class that `model.residual` names. Raises UserError for an unknown name."""
     return lookup(RESIDUALS, config.residual, "residual stream", prefix="model.residual=")

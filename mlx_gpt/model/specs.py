@@ -1,7 +1,7 @@
-"""Weights describe themselves: every module says the shape, the initial value and the role of each of its weights.
+"""Specs: the description of a module's weights. Every module declares the shape, initial value and role of each weight.
 
-The parameter count, initial values, the layout check of a checkpoint, the optimizer's groups, weight decay and the
-order of tensors in an RGPT file are derived from these specs. There is no other list of weight names.
+The specs are the only list of weight names. These are derived from them: the parameter count, the initial values, the
+check of a checkpoint's tensors, the optimizer's groups, the weight decay, and the order of tensors in an RGPT file.
 """
 
 from dataclasses import dataclass
@@ -10,26 +10,26 @@ from typing import Protocol
 from mlx_gpt.config.table import lookup
 from mlx_gpt.device.mlx import mx
 
-# What a weight is to the network. The optimizer chooses its update rule and its decay by role.
+# The roles of weights in the network. The optimizer chooses the update rule and the decay of a weight by its role.
 ROLES = {
     "matrix": "a matrix inside a block",
     "matrices": "a stack of such matrices, (count, rows, columns)",
     "embedding": "a table read by index",
     "head": "the map from the residual stream to logits",
     "gain": "a norm's weight",
-    "scalar": "gates, decays, mixing logits, and other small arrays that are not linear maps, as depthwise kernels",
+    "scalar": "gates, decays, mixing logits, and other small arrays that are not linear maps, like depthwise kernels",
 }
 
 
 class Init(Protocol):
-    """Initial values of a weight, from its shape and a key of its own."""
+    """Makes the initial values of a weight from its shape and a random key, (2,) uint32, that no other weight uses."""
 
     def __call__(self, shape: tuple[int, ...], key: mx.array) -> mx.array: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Normal:
-    """Normal values of mean 0."""
+    """Normally distributed values with mean 0 and standard deviation `std`, float32."""
 
     std: float
 
@@ -39,7 +39,7 @@ class Normal:
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """One value everywhere."""
+    """The same value in every element."""
 
     value: float
 
@@ -49,9 +49,10 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One weight's shape, initial values and role.
+    """The shape, the initializer and the role of a weight.
 
-    Raises UserError for a role that is not in ROLES.
+    Raises:
+        UserError: The role is not in ROLES.
     """
 
     shape: tuple[int, ...]
@@ -66,5 +67,8 @@ Specs = dict[str, Weight]
 
 
 def prefixed(name: str, specs: Specs) -> Specs:
-    """The specs of a module that is called `name` in its parent, as {"name.weight": ...}."""
+    """Returns the specs with `name` and a dot before each weight's name: {"weight": w} becomes {"name.weight": w}.
+
+    A parent module uses this for the specs of a child that is its attribute `name`.
+    """
     return {f"{name}.{own}": weight for own, weight in specs.items()}

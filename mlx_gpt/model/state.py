@@ -1,6 +1,8 @@
-"""What the layers of a model remember of the tokens they have read, so that decoding computes one token a step.
+"""Decoding state: what the layers keep of the tokens they have read, such as keys and values.
 
-Shapes: B batch, T new tokens, S block_size, H heads, D head_dim.
+With it, decoding computes only the new token in each step. A row is one sequence of a batch.
+
+Shapes: B rows in a batch, T new tokens in a row, S block_size, H heads, D head_dim.
 """
 
 from collections.abc import Sequence
@@ -12,15 +14,17 @@ from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.positions import Positions
 
-# Each row's position, (B,) int32, and each layer's arrays: what a compiled graph takes and returns.
+# A ModelState as arrays, which a compiled function can take and return: each row's position, (B,) int32, and the arrays
+# of each layer.
 StateTree = tuple[mx.array, list[Any]]
 
 
 class LayerState(Protocol):
-    """What one layer remembers of each row.
+    """The state of one layer.
 
-    `arrays` is a tree of arrays whose first axis is the row, so that one function moves a row in or out of a batch. A
-    mixer replaces `arrays` when it has read tokens.
+    Attributes:
+        arrays: A tree of arrays whose first axis is the row. `put_row` and `take_row` therefore work for every state. A
+            mixer assigns new arrays after it has read tokens.
     """
 
     arrays: Any
@@ -29,12 +33,15 @@ class LayerState(Protocol):
 
     @classmethod
     def zeros(cls, config: ModelConfig, rows: int, dtype: mx.Dtype) -> Self:
-        """The state of `rows` rows before anything was read."""
+        """Makes the state of `rows` rows that have not read any token."""
         ...
 
 
 class KVState:
-    """Keys and values of every token so far, (B, H, S, D) each. A row's are valid up to its position."""
+    """The KV cache of attention: `arrays` are the keys and the values of earlier tokens, (B, H, S, D) each.
+
+    Entries at and after a row's position are undefined; the causal mask hides them.
+    """
 
     def __init__(self, arrays: tuple[mx.array, mx.array]):
         self.arrays = arrays
@@ -45,29 +52,30 @@ class KVState:
         return cls((mx.zeros(shape, dtype), mx.zeros(shape, dtype)))
 
     def extend(self, k: mx.array, v: mx.array, positions: Positions) -> tuple[mx.array, mx.array]:
-        """Writes k and v (B, H, T, D) at their positions and returns all keys and values, (B, H, S, D).
+        """Writes k and v, (B, H, T, D) each, at their positions. Returns all keys and values, (B, H, S, D) each.
 
-        The caller checks that they fit.
+        The positions must be less than S. This is not checked.
         """
         self.arrays = tuple(_write(old, new, positions) for old, new in zip(self.arrays, (k, v), strict=True))
         return self.arrays
 
 
 def _write(old: mx.array, new: mx.array, positions: Positions) -> mx.array:
+    """Returns `old` (B, H, S, D) with `new` (B, H, T, D) at the given positions."""
     if positions.at_start:
         return mx.slice_update(old, new, mx.array(0), axes=(2,))
-    whole = old[:]
+    whole = old[:]  # a new array object, so that the indexed assignment does not change `old`
     whole[mx.arange(len(new))[:, None], :, positions.indices] = new.swapaxes(1, 2)
     return whole
 
 
 class ModelState:
-    """The state of every layer, and each row's position.
+    """The decoding state of a model: the state of every layer, and the position of each row.
 
     Args:
-        layers: One state a layer.
-        positions: The number of tokens that each row has read, (B,) int32; None before anything was read. None is
-            a trace-time constant: the model then skips what earlier tokens would need.
+        layers: The state of each layer.
+        positions: The number of tokens that each row has read, (B,) int32, or None before the first tokens. A traced
+            function can branch on None. For a prompt, the model thus skips the computation for earlier tokens.
     """
 
     def __init__(self, layers: Sequence[LayerState], positions: mx.array | None = None):
@@ -75,29 +83,41 @@ class ModelState:
 
     @property
     def tree(self) -> StateTree:
-        """The state as arrays, after tokens were read."""
+        """The state as arrays, for `GPT.state_of`. Tokens must have been read, so that `positions` is an array."""
         return self.positions, [layer.arrays for layer in self.layers]
 
     def next(self, count: int) -> Positions:
-        """The positions of the next `count` tokens."""
+        """Returns the positions of the next `count` tokens of each row."""
         return Positions(0 if self.positions is None else self.positions, count)
 
     def advance(self, rows: int, count: int, valid: mx.array | None) -> None:
-        """Moves every row on by the `count` tokens that were read, or by `valid` (B,) of them."""
+        """Updates the positions after `count` tokens of each of `rows` rows were read.
+
+        If `valid` (B,) is given, only the first valid[b] tokens of row b count; the rest is padding.
+        """
         read = count if valid is None else valid
         self.positions = mx.broadcast_to(mx.array(read), (rows,)) if self.positions is None else self.positions + read
 
 
 def put_row(batch: Any, row: Any, index: mx.array) -> Any:
-    """A layer's arrays of a batch with row `index` replaced by the arrays of a batch of one row."""
+    """Replaces one row of a layer's arrays.
+
+    Args:
+        batch: The arrays of a layer (`LayerState.arrays`) for a batch.
+        row: The arrays of the same layer for a batch of one row.
+        index: The row to replace, an integer array of one element.
+
+    Returns:
+        The arrays `batch` with row `index` taken from `row`.
+    """
     return tree_map(lambda old, new: mx.slice_update(old, new, index, axes=(0,)), batch, row)
 
 
 def take_row(batch: Any, index: int) -> Any:
-    """The arrays of row `index` of a batch, as a batch of one row."""
+    """Returns row `index` of a layer's arrays, as the arrays of a batch of one row."""
     return tree_map(lambda a: a[index : index + 1], batch)
 
 
 def num_rows(arrays: Any) -> int:
-    """The number of rows in a layer's arrays."""
+    """Returns the number of rows of a layer's arrays."""
     return len(tree_flatten(arrays)[0][1])

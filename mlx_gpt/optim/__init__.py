@@ -1,1 +1,1 @@
-"""Gradients to new weights."""
+"""Optimizers, learning-rate schedules and gradient clipping."""

@@ -1,7 +1,13 @@
-"""AdamW, Muon and Lion as pure functions of explicit state, and the average of the weights.
+"""AdamW, Muon and Lion as pure functions of explicit state, and an exponential moving average of the weights.
 
-The role of a weight decides which rule updates it. An optimizer's state is {"num_updates": () int32} and its parts,
-each a dictionary of arrays shaped as their weights: "m" and "v", the moments, and "ema", the average.
+An optimizer applies an update rule to each weight, chosen by the weight's role (`model/specs.py`). Its state is a
+dictionary: "num_updates" is the number of updates, () int32. The other entries, called parts, are dictionaries of
+arrays by weight name, each of the weight's shape: "m" (the first moment or momentum), "v" (the second moment) and "ema"
+(the moving average of the weights). A part exists only if a rule or the settings need it.
+
+Every rule is a dataclass with a method `update(weights, grads, state, lr) -> (new weights, new parts)`, where
+state["num_updates"] includes the current update, and `lr` is the learning rate, () float32. `parts` names the parts of
+the state that the rule needs.
 """
 
 import math
@@ -23,7 +29,7 @@ COUNT, EMA = "num_updates", "ema"
 
 @dataclass(frozen=True, slots=True)
 class AdamW:
-    """Decoupled weight decay (arXiv:1711.05101, algorithm 2) and bias correction."""
+    """Adam with decoupled weight decay (arXiv:1711.05101, algorithm 2) and bias correction."""
 
     config: OptimizerConfig
     decay: float
@@ -45,10 +51,10 @@ class AdamW:
 
 @dataclass(frozen=True, slots=True)
 class Muon:
-    """Nesterov momentum, made orthogonal (https://kellerjordan.github.io/posts/muon/); decoupled weight decay.
+    """Muon (https://kellerjordan.github.io/posts/muon/) with decoupled weight decay.
 
-    For matrices and stacks of them. The update of a weight (..., rows, columns) is scaled by
-    sqrt(max(1, rows / columns)).
+    Muon replaces the Nesterov momentum of a matrix by a nearly orthogonal matrix (see `orthogonal`) and scales it by
+    sqrt(max(1, rows / columns)). It updates matrices (rows, columns) and stacks of them, (count, rows, columns).
     """
 
     config: OptimizerConfig
@@ -57,6 +63,7 @@ class Muon:
 
     def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array) -> tuple[Weights, State]:
         momentum, decay = self.config.momentum, self.decay
+        # Muon follows the same schedule as the other weights, with another peak: the whole schedule is scaled.
         lr = lr * (self.config.muon_learning_rate / self.config.learning_rate)
         m = {name: momentum * state["m"][name] + (1 - momentum) * grads[name] for name in weights}
         directions = orthogonal({name: momentum * m[name] + (1 - momentum) * grads[name] for name in weights})
@@ -69,7 +76,7 @@ class Muon:
 
 @dataclass(frozen=True, slots=True)
 class Lion:
-    """The sign of an interpolated momentum (arXiv:2302.06675, algorithm 2), decoupled weight decay."""
+    """Lion (arXiv:2302.06675, algorithm 2): updates by the sign of a momentum, with decoupled weight decay."""
 
     config: OptimizerConfig
     decay: float
@@ -85,30 +92,34 @@ class Lion:
         return new_weights, {"m": new_m}
 
 
-# The update rule of each role, for each `optimizer.name`.
+# For each `optimizer.name`, the update rule of each role.
 RULES = {
     "adamw": dict.fromkeys(ROLES, AdamW),
     "muon": dict.fromkeys(ROLES, AdamW) | {"matrix": Muon, "matrices": Muon},
     "lion": dict.fromkeys(ROLES, Lion),
 }
-# Decay would pull gates and mixing logits to sigmoid(0) = 1/2. randyGPT, which has none, decays all of its weights.
+# Roles without weight decay. Decay pulls a weight to 0, and thus a gate or a mixing share to sigmoid(0) = 1/2. randyGPT
+# decays all of its weights, but it has none of this role.
 NOT_DECAYED = {"scalar"}
 
 
 @dataclass(frozen=True, slots=True)
 class ParamGroup:
-    """The weights that one rule updates with one decay."""
+    """The names of the weights that one rule updates. `rule` holds its settings, the weight decay included."""
 
     rule: Any
     names: list[str]
 
 
 class Optimizer:
-    """The rules of `config.name`, each on its own weights, and the average of all weights.
+    """Updates all weights of a model, each by the rule of its role, and keeps their moving average if configured.
 
     Args:
-        config: The settings of [optimizer].
-        roles: The role of every weight by its name, as `Weight.role` gives it.
+        config: The settings of [optimizer]. `config.name` selects the rules from RULES.
+        roles: The role of every weight (`Weight.role`) by the weight's name.
+
+    Attributes:
+        groups: The weights, grouped by their rule.
     """
 
     def __init__(self, config: OptimizerConfig, roles: Mapping[str, str]):
@@ -120,7 +131,7 @@ class Optimizer:
         self.groups = [ParamGroup(rule, names) for rule, names in found.items()]
 
     def init(self, weights: Weights) -> State:
-        """The state before the first update."""
+        """Returns the state before the first update: zeros, and the weights themselves as their average."""
         state: State = {COUNT: mx.array(0, dtype=mx.int32)}
         for group in self.groups:
             for part in group.rule.parts:
@@ -130,30 +141,44 @@ class Optimizer:
         return state
 
     def restore(self, weights: Weights, tensors: Mapping[str, Any], num_updates: int) -> State:
-        """The state of a checkpoint. Its tensors are named as "m.wte.weight"; missing ones take their
-        initial values.
+        """Returns the state that a checkpoint holds.
 
-        Its arrays are in the order of init(), since a compiled function takes a state by its order.
+        Args:
+            weights: The weights by name.
+            tensors: The checkpoint's optimizer tensors by name, such as "m.wte.weight". Missing ones take their initial
+                values.
+            num_updates: The number of updates made so far.
         """
+        # The entries are in the same order as in init(): mx.compile takes the arrays of a dictionary in their order.
         state = self.init(weights)
         for part in state.keys() - {COUNT}:
             state[part] = {name: mx.array(tensors.get(f"{part}.{name}", a)) for name, a in state[part].items()}
         return state | {COUNT: mx.array(num_updates, dtype=mx.int32)}
 
     def required_tensors(self) -> set[str]:
-        """Names of the optimizer tensors required to resume, as "m.wte.weight"."""
+        """Returns the names of the optimizer tensors that are required to resume, such as "m.wte.weight"."""
         return {f"{part}.{name}" for group in self.groups for part in group.rule.parts for name in group.names}
 
     def learning_rate(self, step: int, num_steps: int, num_cuts: int) -> float:
-        """The rate of update `step` (0-based) of `num_steps`, its peak cut `num_cuts` times."""
+        """Returns the learning rate of an update on the host. See `schedules.learning_rate` for the arguments."""
         return learning_rate(self.config, step, num_steps, num_cuts)
 
     def average(self, state: State) -> Weights | None:
-        """The average of the weights, where the settings ask for one."""
+        """Returns the moving average of the weights, or None if `optimizer.ema_decay` is 0."""
         return state.get(EMA)
 
     def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array) -> tuple[Weights, State]:
-        """The weights after one update at rate `lr`, () float32, and the new state."""
+        """Makes one update. The arguments are not changed.
+
+        Args:
+            weights: The weights by name, float32.
+            grads: Their gradients by the same names.
+            state: The state that `init`, `restore` or the last update returned.
+            lr: The learning rate, () float32.
+
+        Returns:
+            The new weights and the new state.
+        """
         new: State = {part: dict(arrays) if part != COUNT else arrays + 1 for part, arrays in state.items()}
         new_weights = dict(weights)
         for group in self.groups:
@@ -170,11 +195,19 @@ class Optimizer:
 
 
 def orthogonal(matrices: Weights) -> Weights:
-    """Replaces each matrix U S V^T by nearly U V^T, with singular values between about 0.7 and 1.2.
+    """Replaces each matrix by a nearly orthogonal one: U S V^T (its SVD) becomes about U V^T.
 
-    Five steps of the quintic Newton-Schulz iteration in float32. Matrices of one shape are stacked, and each lane
-    computes a part of the stack.
+    The singular values of a result lie between about 0.7 and 1.2. The function applies five steps of Muon's quintic
+    Newton-Schulz iteration, in float32. For speed, matrices of the same shape are stacked, and each lane (an
+    MLX stream, see `device/lanes.py`) computes a part of the stack.
+
+    Args:
+        matrices: Arrays (..., rows, columns) by name.
+
+    Returns:
+        Arrays of the same shapes, by name.
     """
+    # The iteration multiplies x x^T, (rows, rows), so tall matrices are transposed to make the products smaller.
     wide = {name: a if a.shape[-2] <= a.shape[-1] else a.swapaxes(-1, -2) for name, a in matrices.items()}
     result, streams = {}, lanes()
     by_shape = sorted(wide, key=lambda name: wide[name].shape)
@@ -191,7 +224,11 @@ def orthogonal(matrices: Weights) -> Weights:
 
 
 def _newton_schulz(x: mx.array) -> mx.array:
-    """Five iterations on x (..., rows, columns), rows <= columns."""
+    """Applies five Newton-Schulz steps to x (..., rows, columns), with rows <= columns.
+
+    Each step maps every singular value s of x to 3.4445 s - 4.7750 s^3 + 2.0315 s^5 and keeps the singular vectors. The
+    iteration needs s <= 1 at first, so x is divided by its Frobenius norm, which is at least its largest s.
+    """
     x = x / (mx.sqrt(mx.square(x).sum((-2, -1), keepdims=True)) + 1e-7)
     for _ in range(5):
         a = x @ x.swapaxes(-1, -2)
@@ -201,16 +238,22 @@ def _newton_schulz(x: mx.array) -> mx.array:
 
 
 def _average_decay(decay: float, step: mx.array) -> mx.array:
-    """min(decay, (1 + step) / (10 + step)): a shorter memory at first, so that the initial weights are forgotten."""
+    """Returns min(decay, (1 + step) / (10 + step)), the decay of the moving average at update `step` (from 1).
+
+    The lower decay at first makes the average forget the initial weights sooner.
+    """
     step = step.astype(mx.float32)
     return mx.minimum(decay, (1 + step) / (10 + step))
 
 
 def _bias_correction(betas: tuple[float, ...], step: mx.array) -> list[mx.array]:
-    """1 - beta^step for each beta, as -expm1(step * log(beta)): the plain difference loses digits near 1.
+    """Returns Adam's bias correction 1 - beta^step for each beta, () float32. `step` counts from 1.
 
-    They are computed as one array and sliced. mx.compile does not fuse slices, so expm1 is evaluated once for each beta
-    and not once for each weight.
+    It is computed as -expm1(step * log(beta)), since 1 - beta^step loses digits where beta^step is near 1. beta = 0
+    gives 1.
+
+    All corrections are computed as one array and sliced. mx.compile does not fuse a slice into the kernels that use it,
+    so expm1 is evaluated once for each beta. Otherwise it would be evaluated again in the kernel of each weight.
     """
     logs = mx.array([math.log(beta) if beta else -math.inf for beta in betas])
     corrections = -mx.expm1(step.astype(mx.float32) * logs)

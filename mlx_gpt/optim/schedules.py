@@ -1,11 +1,12 @@
-"""The learning rate as a function of the step, computed on the host."""
+"""Learning-rate schedules. The learning rate of each step is computed on the host."""
 
 import math
 
 from mlx_gpt.config.schema import OptimizerConfig
 
-WARMUP_FROM = 0.1  # share of the peak at which the warm-up begins
-# The factor of the rate after a share `progress` of the decay, both from 0 to 1.
+WARMUP_FROM = 0.1  # the warm-up begins at this share of the peak
+# For each `optimizer.schedule`, how far the rate is above its minimum during the decay: 1 is the peak, 0 the minimum.
+# `progress` goes from 0 at the start of the decay to 1 at the end of the run. wsd is warm-up, stable, decay.
 DECAYS = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1 - progress,
@@ -14,13 +15,21 @@ DECAYS = {
 
 
 def learning_rate(config: OptimizerConfig, step: int, iters: int, cuts: int = 0) -> float:
-    """The learning rate of one update: warm-up, flat, decay.
+    """Returns the learning rate of one update.
+
+    The rate rises linearly over `warmup_steps` updates from a tenth of the peak to the peak. It stays there until the
+    decay starts, and then falls to `min_learning_rate` at the end of the run. With schedule "linear", the decay starts
+    right after the warm-up; with "cosine" and "wsd", after the share `decay_start` of the run.
+
+    Example: "wsd" with learning_rate 0.003, min_learning_rate 0, warmup_steps 20, decay_start 0.6 and iters 2000. The
+    rate is 0.0003 at update 0, 0.003 from update 20 to 1200, 0.0015 at 1600, and nearly 0 at 1999, the last one.
 
     Args:
         config: The settings of [optimizer].
-        step: The update, from 0.
-        iters: Updates of the whole run.
-        cuts: How often the peak was cut on a plateau.
+        step: The number of the update, from 0.
+        iters: The number of updates of the whole run.
+        cuts: The number of times that the peak was multiplied by `lr_cut`, each after a plateau of the validation loss.
+            The peak is never cut below `min_learning_rate`.
     """
     peak = max(config.learning_rate * config.lr_cut**cuts, config.min_learning_rate)
     if step < config.warmup_steps:

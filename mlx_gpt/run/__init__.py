@@ -1,4 +1,4 @@
-"""Training runs: from a request to a trainer in a run folder; and loading the models of runs."""
+"""Training runs: starts, resumes and plans a run from a request, and loads checkpoints and their models."""
 
 from mlx_gpt.lazy import attach
 

@@ -31,11 +31,11 @@ class Start:
 
     Attributes:
         header: Settings and progress.
-        weights: Weights by name; None for newly initialized weights.
-        optimizer: State tensors of the optimizer; None for a new state.
+        weights: Weights by name; None to initialize them.
+        optimizer: Optimizer tensors by name, such as "m.wte.weight"; None to initialize them.
         corpus: The text.
         tokenizer: The tokenizer of the text.
-        folder: Folder of the run that is resumed; None for a new folder.
+        folder: The run folder in which the run continues; None for a new folder.
     """
 
     header: Header
@@ -52,7 +52,7 @@ class Start:
 
 
 def open_text(config: Config, note: Note) -> Corpus:
-    """Opens the corpus of the settings. Passes on the corpus's notes."""
+    """Opens the corpus that `data.corpus` names. Passes each message about it to `note`."""
     corpus = open_corpus(config.data.corpus)
     for line in corpus.notes:
         note(line)
@@ -60,19 +60,19 @@ def open_text(config: Config, note: Note) -> Corpus:
 
 
 def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
-    """Builds the trainer of a run, and puts its model and its text on the device.
+    """Builds the trainer of a run. Puts the model on the device, and also the text if it fits into `data.device_mb`.
 
     Args:
         start: The initial state.
-        folder: The run folder, for checkpoints.
+        folder: The run folder, in which the trainer writes checkpoints. It is not created here.
         note: Called with one line for each thing the user should know.
 
     Raises:
-        UserError: The text is shorter than a window.
-        OutOfRoom: A step does not fit into memory.
+        UserError: The text is too short, or it has characters that `data.unknown=refuse` forbids.
+        OutOfRoom: A training step does not fit into memory.
     """
     config, tokenizer = start.header.config, start.tokenizer
-    limit_buffers(config.speed)
+    limit_buffers(config.speed)  # first: MLX reads these environment variables once, when the device is first used
     prepare(config.train.dtype)
     require_memory(config, tokenizer.vocab_size)
     train, val = _windows(start, note)
@@ -93,34 +93,35 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
 
 
 def require_memory(config: Config, vocab_size: int) -> None:
-    """Raises OutOfRoom for a training step that needs more memory than MLX may use.
+    """Raises OutOfRoom if a training step needs more memory than MLX may use.
 
     Without this check, the system would kill the process without a message.
     """
     speed, train = config.speed, config.train
     streams = lanes(speed.lanes)
     parts = divide(train.sequences_per_step, train.batch_size, streams, config.model.block_size)
+    # The most sequences that are computed at the same time: one part on each lane.
     rows = min(len(streams), len(parts)) * max(end - first for first, end, _ in parts)
     needed = step_bytes(config.model, vocab_size, rows, kernel_of(speed.attention) == "blocks", speed.remat)
     if needed > mx.get_memory_limit():
         raise OutOfRoom(
-            f"a step of {config.train.batch_size} sequences needs about {needed / 1e9:.1f} GB, MLX may use "
-            f"{mx.get_memory_limit() / 1e9:.1f} GB here; lower --batch and raise --accum by the same factor, or choose "
-            "a smaller --preset"
+            f"a training step with batches of {config.train.batch_size} sequences needs about {needed / 1e9:.1f} GB, "
+            f"but MLX may use only {mx.get_memory_limit() / 1e9:.1f} GB here; lower --batch and raise --accum by the "
+            "same factor, or choose a smaller --preset"
         )
 
 
 def _windows(start: Start, note: Note) -> tuple[Windows, Windows]:
-    """The training and the validation split of the text."""
+    """Encodes the text. Returns the windows of its training split and of its validation split."""
     data, block_size = start.header.config.data, start.header.config.model.block_size
     tokens = encode(start.corpus, start.tokenizer, note, data.unknown == "refuse")
     on_device = tokens.fits(data.device_mb)
     train, val = tokens.split(data.val_fraction)
     if len(train) <= block_size or len(val) < 2:
-        shorter = len(train) // 4
+        shorter = len(train) // 4  # a context that this text is long enough for
         raise UserError(
-            f"corpus {start.corpus.name}: has {len(train)} training and {len(val)} validation tokens, a window needs "
-            f"{block_size + 1}; give a longer text"
+            f"corpus {start.corpus.name}: has {len(train)} training and {len(val)} validation tokens, but training "
+            f"needs at least {block_size + 1} and validation at least 2; give a longer text"
             + (f", or --set model.block_size={shorter}" if shorter >= 8 and len(val) > 1 else "")
         )
     return Windows(train, block_size, on_device), Windows(val, block_size, on_device)

@@ -17,10 +17,13 @@ RUNS = Path("runs")
 
 
 def folder_of(request: Request, start: Start) -> Path:
-    """The folder of a resumed run, or a new folder.
+    """Returns the folder of the run that is resumed, or the path of a new folder, which is not created.
 
-    A new folder is `request.out`, or runs/<preset>-<corpus> with a number if that exists. Raises UserError if
-    `request.out` already holds another run.
+    A new folder is `request.out` if it is given. Otherwise it is the first of runs/<preset>-<corpus>,
+    runs/<preset>-<corpus>-2, runs/<preset>-<corpus>-3, ... that does not exist.
+
+    Raises:
+        UserError: `request.out` already holds another run.
     """
     if start.folder:
         return start.folder
@@ -49,22 +52,22 @@ def newest_run() -> Path:
 
 
 def newest_checkpoint() -> Path:
-    """The best checkpoint of the newest run."""
+    """The best checkpoint of the newest run. Raises UserError if there is no run."""
     return best_checkpoint(newest_run())
 
 
 def best_checkpoint(folder: Path) -> Path:
-    """A run's best checkpoint, or its latest if it has not been evaluated yet."""
+    """The path of a run's best checkpoint, or of its latest one if no evaluation has saved a best one yet."""
     best = folder / BEST
     return best if best.exists() else folder / LATEST
 
 
 def save_config(folder: Path, config: Config) -> None:
-    """Writes the resolved settings as run.toml, a file that --preset reads."""
+    """Writes all settings to run.toml in the folder. `--preset` can read this file."""
     write_atomic(folder / "run.toml", [config.to_toml().encode()])
 
 
 def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Writes a byte-pair vocabulary as a file that --vocab reads. Characters need none."""
+    """Writes a byte-pair vocabulary to a file that `--vocab` can read. Writes nothing for a character tokenizer."""
     if tokenizer.kind != "char":
         write_atomic(folder / tokenizer.file_name, [tokenizer.to_file().encode()])

@@ -28,7 +28,7 @@ class Run:
 
     Attributes:
         model: The network: `model(tokens)` maps ids (B, T) to logits (B, T, V).
-        tokenizer: None if the checkpoint has none and none was given.
+        tokenizer: The tokenizer; None if the checkpoint contains no tokenizer and the caller gave none.
         header: Settings and progress.
     """
 
@@ -53,27 +53,30 @@ def load(
 ) -> Run:
     """Loads and verifies a checkpoint of any format.
 
-    An RGPT file (.bin) contains no shape. It is taken from the preset, from the sizes given, or from the file's length.
-    An RGPT file contains no tokenizer either.
+    An RGPT file (.bin) contains neither the shape of the network nor a tokenizer. The shape is taken from `preset`,
+    from the sizes given, or from the file's length. The tokenizer is made from `corpus` or read from `vocab`.
 
     Args:
         path: A checkpoint, a run folder (its best checkpoint), or an exported folder.
         preset: Name or path of the preset that the network must match.
         n_embd, n_head, n_layer, block_size: Sizes that the network must have.
-        corpus: The text whose characters an RGPT file was trained on.
-        vocab: The vocab.json or tokenizer.json that an RGPT file was trained with.
+        corpus: For an RGPT file: the text that the model was trained on. Its characters become the tokenizer.
+        vocab: For an RGPT file: the vocab.json or tokenizer.json that the model was trained with.
+
+    Returns:
+        The model, its tokenizer (None if there is none) and the header.
 
     Raises:
         BadFile: The file is corrupt, or of an unknown format.
-        ResumeRefused: The checkpoint has another network or another vocabulary.
-        UserError: There is no such file.
+        ResumeRefused: The network or the vocabulary differs from the one that the arguments ask for.
+        UserError: There is no such file or preset, or the number of heads is not known.
     """
     sizes = sizes_of(n_embd, n_head, n_layer, block_size)
     return to_run(with_text(read_checkpoint(Path(path), preset, sizes), corpus, vocab))
 
 
 def sizes_of(n_embd: int | None, n_head: int | None, n_layer: int | None, block_size: int | None) -> dict[str, int]:
-    """The sizes that are not None, by setting of [model]."""
+    """The sizes that are not None, as settings of the table [model], such as {"n_embd": 256}."""
     sizes = {"n_embd": n_embd, "n_head": n_head, "n_layer": n_layer, "block_size": block_size}
     return {name: size for name, size in sizes.items() if size is not None}
 
@@ -84,12 +87,12 @@ def read_checkpoint(path: Path, preset: str | None = None, network: dict[str, An
     Args:
         path: A checkpoint, a run folder, or an exported folder.
         preset: Name or path of the preset that the network must match.
-        network: Settings of [model] that the network must have.
+        network: Settings of the table [model] that the network must have. They take precedence over the preset.
 
     Raises:
         BadFile: The file is corrupt, or of an unknown format.
-        ResumeRefused: The checkpoint has another network.
-        UserError: There is no such file.
+        ResumeRefused: The checkpoint's network differs from `preset` or `network`.
+        UserError: There is no such file or preset, or the number of heads is not known.
     """
     wanted = (ModelConfig(**load_toml("presets", preset)["model"]).architecture() if preset else {}) | (network or {})
     path = checkpoint_in(path)
@@ -100,16 +103,20 @@ def read_checkpoint(path: Path, preset: str | None = None, network: dict[str, An
     own = checkpoint.header.config.model.architecture()
     if own | wanted != own:
         raise ResumeRefused(
-            f"{path}: another network was requested: {store.differences(wanted, own)}; leave out the preset and the "
-            "settings of the network, which are read from the file"
+            f"{path}: the file has another network than requested: {store.differences(wanted, own)}; leave out the "
+            "preset and the settings of the network, which are read from the file"
         )
     return checkpoint
 
 
 def checkpoint_in(path: Path) -> Path:
-    """Returns the best checkpoint of a run folder. A checkpoint or an exported folder is returned as it is.
+    """Returns the path of the checkpoint that `path` stands for.
 
-    Raises UserError if there is no such path, or a folder is none of these.
+    This is the best checkpoint of a run folder, or its latest one if there is no best one. A file or an exported folder
+    is returned unchanged.
+
+    Raises:
+        UserError: There is no such path, or it is a folder that is neither a run folder nor an exported folder.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file")
@@ -125,7 +132,7 @@ def checkpoint_in(path: Path) -> Path:
 
 
 def format_of(path: Path) -> str:
-    """The format of a checkpoint: safetensors, RGPT0001, RGPT0002, RGPT0003, huggingface or mlx-lm."""
+    """The name of a checkpoint's format: safetensors, RGPT0001, RGPT0002, RGPT0003, huggingface or mlx-lm."""
     name = formats.format_of(path).name
     return name.upper() if name.startswith("rgpt") else name
 
@@ -133,9 +140,19 @@ def format_of(path: Path) -> str:
 def with_text(
     checkpoint: Checkpoint, corpus: str | Path | Sequence[str | Path] | None, vocab: str | Path | None = None
 ) -> Checkpoint:
-    """Returns the checkpoint with a tokenizer: of the vocabulary file, otherwise of the corpus, otherwise its own.
+    """Adds a tokenizer to a checkpoint that may have none.
 
-    Raises ResumeRefused if this tokenizer differs from the checkpoint's own, or in its number of ids.
+    Args:
+        checkpoint: The checkpoint.
+        corpus: A text. Its characters become the tokenizer, and it becomes the checkpoint's `data.corpus`.
+        vocab: A vocab.json or tokenizer.json. If it is given, `corpus` is not read.
+
+    Returns:
+        The checkpoint with the tokenizer. Without `corpus` and `vocab`, the checkpoint is returned unchanged.
+
+    Raises:
+        ResumeRefused: The tokenizer differs from the checkpoint's own tokenizer, or in its number of ids from the
+            checkpoint's vocab_size.
     """
     if vocab:
         return _with_tokenizer(checkpoint, open_vocab(Path(vocab)), str(vocab))
@@ -158,7 +175,7 @@ def _with_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer, origin: str) -
 
 
 def require_run(run: Any) -> None:
-    """Raises UserError for what is not a loaded model, as the path of one."""
+    """Raises UserError if `run` is not a loaded model, for example if it is the path of a checkpoint."""
     if not isinstance(run, Run):
         raise UserError(f"run={run!r} is not allowed; give a model from mlx_gpt.load(PATH)")
 
@@ -167,8 +184,8 @@ def require_vocab(origin: str, tokenizer: Tokenizer, vocab_size: int) -> None:
     """Raises ResumeRefused unless the tokenizer has as many ids as the checkpoint."""
     if tokenizer.vocab_size != vocab_size:
         raise ResumeRefused(
-            f"{origin} has a vocabulary of {tokenizer.vocab_size} ids, the checkpoint has {vocab_size}; give the text "
-            "it was trained on with --corpus, or its vocabulary with --vocab"
+            f"{origin} has a vocabulary of {tokenizer.vocab_size} ids, but the checkpoint has {vocab_size}; give "
+            "the text that the checkpoint was trained on with --corpus, or its vocabulary with --vocab"
         )
 
 
@@ -181,13 +198,17 @@ def to_run(checkpoint: Checkpoint) -> Run:
 
 
 def tokenizer_of(header: Header) -> Tokenizer | None:
-    """The tokenizer in a checkpoint; None if it has none, like an RGPT file."""
+    """The tokenizer that a checkpoint contains; None if it contains none, as after reading an RGPT file.
+
+    Raises:
+        BadFile: The tokenizer is corrupt, or its number of ids differs from the header's vocab_size.
+    """
     if header.tokenizer is None:
         return None
     tokenizer = tokenizer_from_dict(header.tokenizer)
     if tokenizer.vocab_size != header.vocab_size:
         raise BadFile(
-            f"the checkpoint has {header.vocab_size} ids and its tokenizer {tokenizer.vocab_size}; it is corrupt, use "
-            "an earlier checkpoint"
+            f"the checkpoint has {header.vocab_size} ids, but its tokenizer has {tokenizer.vocab_size}; the checkpoint "
+            "is corrupt, use an earlier one"
         )
     return tokenizer

@@ -13,14 +13,31 @@ PROBE_STEPS = 3
 
 
 def plan(start: Start, note: Note) -> dict[str, int | float]:
-    """Computes parameters, memory, tokens, FLOPs and time of a run.
+    """Estimates what the rest of a run costs: memory, tokens, FLOPs and time.
+
+    Builds the trainer, and times PROBE_STEPS training steps after one that compiles. Nothing is written to
+    a run folder.
 
     Args:
         start: The initial state of the run.
         note: Called with one line for each thing the user should know.
 
     Returns:
-        The values by name. Sizes are in bytes, times in seconds unless the name has another unit.
+        The values by name:
+            parameters: Trained values of the network.
+            state_bytes: Size of the weights and the optimizer's state.
+            peak_bytes: Measured peak memory of this process's MLX arrays.
+            train_tokens, val_tokens: Tokens of the two splits.
+            iters: Steps that remain.
+            tokens_per_step, flops_per_step: Tokens and floating-point operations of one step.
+            tokens, flops: The same for all remaining steps.
+            epochs: How often the remaining steps read the training split.
+            ms_per_iter: Median time of a step, in milliseconds.
+            tokens_per_second: Training tokens per second of a step.
+            eta_seconds: Expected time to the end, evaluations included.
+
+    Raises:
+        UserError, OutOfRoom: The run cannot be trained, as for make_trainer().
     """
     trainer = make_trainer(start, Path(), note)
     header, train, model = start.header, start.header.config.train, start.header.config.model

@@ -10,7 +10,7 @@ from mlx_gpt.errors import UserError
 
 Note = Callable[[str], None]  # called with one line for each thing the user should know
 
-# The value of `Request.resume` that stands for the newest run.
+# The value of `Request.resume` that means the newest run.
 NEWEST = "newest"
 
 
@@ -21,10 +21,13 @@ class Request:
     Attributes:
         preset: Name or path of a preset.
         recipe: Name or path of a recipe.
-        settings: Settings by dotted name. They override preset and recipe.
+        settings: Settings by dotted name, such as {"train.iters": 100}. They override preset and recipe.
         out: Folder of the run; None for a new folder in runs/.
-        resume: Checkpoint file or run folder to resume, or NEWEST.
-        fine_tune: Checkpoint whose weights a new run starts from.
+        resume: Checkpoint file or run folder to resume, or NEWEST. None does not resume.
+        fine_tune: Checkpoint whose weights a new run starts from. None does not fine-tune.
+
+    Raises:
+        UserError: Both `resume` and `fine_tune` are given.
     """
 
     preset: str | None = None
@@ -37,7 +40,7 @@ class Request:
     def __post_init__(self):
         if self.resume is not None and self.fine_tune:
             raise UserError(
-                "--resume continues a run, --fine-tune starts a new one from a checkpoint's weights; give one of them"
+                "--resume continues a run, --fine-tune starts a new run from a checkpoint's weights; give one of them"
             )
 
 
@@ -46,12 +49,13 @@ def ignore(line: str) -> None:
 
 
 def settings_of(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Collects settings by dotted name.
+    """Collects pairs of a dotted name and a value into a dictionary.
 
-    A time budget without a number of updates sets `train.iters` to its limit, so that only the time ends the run.
+    If `train.minutes` is given without `train.iters`, sets `train.iters` to UNTIL_TIME_IS_UP, its upper limit, so that
+    only the time budget ends the run.
 
     Raises:
-        UserError: A setting is given twice.
+        UserError: A name occurs twice.
     """
     settings: dict[str, Any] = {}
     for key, value in given:
@@ -64,11 +68,14 @@ def settings_of(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def specs_of(corpus: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
-    """One or several corpus names, files, folders or patterns, as a tuple of strings."""
+    """Converts one or several corpus names, files, folders or patterns to a tuple of strings."""
     return (str(corpus),) if isinstance(corpus, str | Path) else tuple(map(str, corpus))
 
 
 def network_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the network among dotted settings, as {"n_head": 4}."""
+    """Selects the settings of the network: {"model.n_head": 4, "train.iters": 9} gives {"n_head": 4}.
+
+    `model.dropout` is left out, since a run may change it without changing the network.
+    """
     given = {k.removeprefix("model."): v for k, v in settings.items() if k.startswith("model.")}
     return {k: v for k, v in given.items() if k != "dropout"}

@@ -23,15 +23,19 @@ from mlx_gpt.train.trainer import BEST, LATEST
 
 
 def resumed(request: Request, note: Note) -> Start:
-    """The initial state of the run that `request.resume` names.
+    """Returns the initial state of the run that `request.resume` names.
+
+    Args:
+        request: The request; its `resume` is not None.
+        note: Called with one line for each thing the user should know.
 
     Raises:
-        ResumeRefused: The run does not match the other arguments.
-        BadFile: Its checkpoint is corrupt.
-        UserError: There is no such run, or an argument is wrong.
+        ResumeRefused: The checkpoint has another network, tokenizer, text or validation split than the request.
+        BadFile: The checkpoint is corrupt.
+        UserError: There is no such run, or a setting or a path is wrong.
     """
     checkpoint, folder = _checkpoint_to_resume(request, note)
-    checkpoint = checkpoint.as_trained()
+    checkpoint = checkpoint.as_trained()  # best.safetensors may hold the average of the weights in their place
     header = checkpoint.header
     config = _resumed_config(checkpoint, request)
     corpus = _open_corpus(config, request, note)
@@ -39,14 +43,17 @@ def resumed(request: Request, note: Note) -> Start:
     optimizer = Optimizer(config.optimizer, roles_of(config.model, header.vocab_size))
     has_moments = optimizer.required_tensors() <= checkpoint.optimizer.keys()
     if not has_moments:
-        note(f"the checkpoint has no optimizer state of {config.optimizer.name}; it is initialized")
+        note(f"the checkpoint has no optimizer state of {config.optimizer.name}; a new state is initialized")
     header = dataclasses.replace(
         header,
         config=config,
         tokenizer=tokenizer.to_dict(),
         corpus=corpus.fingerprint,
+        # A new length or time budget replaces the number of steps that was computed from the old time budget.
         planned=header.planned and not {"train.iters", "train.minutes"} & request.settings.keys(),
+        # New moments are zero, so their bias correction, which depends on this count, starts again too.
         num_updates=header.num_updates if has_moments else 0,
+        # An RGPT file may hold NaN. No loss is lower than NaN, so no evaluation would be a new best.
         best_loss=math.inf if math.isnan(header.best_loss) else header.best_loss,
     )
     return Start(
@@ -60,7 +67,11 @@ def resumed(request: Request, note: Note) -> Start:
 
 
 def _checkpoint_to_resume(request: Request, note: Note) -> tuple[Checkpoint, Path | None]:
-    """The checkpoint, and the folder of its run; None for a new folder."""
+    """Returns the checkpoint to resume from and the folder to continue in, which is None for a new folder.
+
+    A run continues in its own folder if `request.resume` is that folder or the latest checkpoint in it, and
+    `request.out` is not another folder. A run that resumes from any other file continues in a new folder.
+    """
     if request.resume == "":
         raise UserError("--resume is empty; give a file or a run folder, or no value for the newest run")
     if request.resume == NEWEST and request.out and not request.out.is_dir():
@@ -78,7 +89,14 @@ def _checkpoint_to_resume(request: Request, note: Note) -> tuple[Checkpoint, Pat
 
 
 def _newest_valid(folder: Path, request: Request, note: Note) -> Checkpoint:
-    """A run's intact checkpoint with the most steps. A corrupt one is renamed if the other is intact."""
+    """Reads both checkpoints of a run, and returns the one with more steps.
+
+    If one of them is corrupt and the other is not, the corrupt file is renamed to NAME.corrupt-N.
+
+    Raises:
+        BadFile: Every checkpoint in the folder is corrupt.
+        UserError: There is no checkpoint in the folder.
+    """
     found, broken = [], []
     for path in (folder / LATEST, folder / BEST):
         if path.exists():
@@ -100,9 +118,16 @@ def _newest_valid(folder: Path, request: Request, note: Note) -> Checkpoint:
 
 
 def _resumed_config(checkpoint: Checkpoint, request: Request) -> Config:
-    """The run's settings, with changes from the request. The tokenizer and the validation split cannot change."""
+    """Returns the checkpoint's settings, changed by the recipe and the settings of the request.
+
+    Raises:
+        ResumeRefused: The request changes the tokenizer or the validation split.
+    """
     header = checkpoint.header
-    if header.tokenizer is None:  # an RGPT file: it has a shape, perhaps AdamW's moments, and no settings
+    if header.tokenizer is None:
+        # The checkpoint was read from an RGPT file or a state_dict. It has the shape of the network and perhaps AdamW's
+        # moments, but no settings. read_checkpoint() has compared the shape with the request's settings, so they are
+        # left out here.
         overrides = {
             k: v for k, v in request.settings.items() if k.removeprefix("model.") not in header.config.model.shape()
         }
@@ -116,13 +141,13 @@ def _resumed_config(checkpoint: Checkpoint, request: Request) -> Config:
     for key in ("tokenizer", "vocab_size", "vocab"):
         if getattr(old.data, key) != getattr(new.data, key):
             raise ResumeRefused(
-                f"data.{key} is {getattr(new.data, key)}, the run has {getattr(old.data, key) or 'its own'}; "
-                "the tokenizer of a run cannot change, start a new run for another one"
+                f"data.{key} is {getattr(new.data, key)}, but the run has {getattr(old.data, key) or 'its own'}; "
+                "the tokenizer of a run cannot change, start a new run for another tokenizer"
             )
     if old.data.val_fraction != new.data.val_fraction:
         raise ResumeRefused(
-            f"data.val_fraction is {new.data.val_fraction}, the checkpoint has {old.data.val_fraction}; another split "
-            "would validate on text that was trained on, leave out data.val_fraction"
+            f"data.val_fraction is {new.data.val_fraction}, but the checkpoint has {old.data.val_fraction}; another "
+            "split would validate on text that was trained on, leave out data.val_fraction"
         )
     return config
 
@@ -134,13 +159,19 @@ def _open_corpus(config: Config, request: Request, note: Note) -> Corpus:
     except UserError as error:
         if "data.corpus" in request.settings:
             raise
-        raise type(error)(f"{error}; this run was trained on it, give its new location with --corpus") from None
+        raise type(error)(
+            f"{error}; this run was trained on that corpus, give its new location with --corpus"
+        ) from None
 
 
 def _checked_tokenizer(checkpoint: Checkpoint, config: Config, corpus: Corpus, note: Note) -> Tokenizer:
-    """The run's tokenizer, after a check that the corpus is the text of the run.
+    """Returns the run's tokenizer, after checking that the corpus is the text that the run was trained on.
 
-    An RGPT file has no tokenizer. It gets that of the corpus, which must have the same number of ids.
+    A checkpoint that was read from an RGPT file contains no tokenizer and no fingerprint of its text. For such a
+    checkpoint, the tokenizer is made from the settings and the corpus, and only its number of ids is checked.
+
+    Raises:
+        ResumeRefused: The corpus is another text, or the tokenizer has another number of ids than the checkpoint.
     """
     header = checkpoint.header
     tokenizer = tokenizer_of(header)
@@ -159,7 +190,10 @@ def _checked_tokenizer(checkpoint: Checkpoint, config: Config, corpus: Corpus, n
 
 
 def _changes(old: Config, new: Config) -> list[str]:
-    """One line for each setting that a resumed run changes."""
+    """Returns one message for each setting that a resumed run changes.
+
+    `train.iters` is skipped while it is UNTIL_TIME_IS_UP, a placeholder that the user has not given.
+    """
     before, after = old.to_dict(), new.to_dict()
     return [
         f"{table}.{key} is now {value}, it was {before[table][key]}"

@@ -1,4 +1,7 @@
-"""A training session in a run folder. It locks the folder and writes settings, vocabulary and metrics to it."""
+"""A training session: one process that trains a run in its folder.
+
+The session locks the folder, and writes the settings, the vocabulary and the metrics to it.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,22 +20,23 @@ class Session(Iterator[Report]):
     """Trains a run in its folder. Iterating over the session yields the trainer's reports.
 
     No update is made before the first report is requested. The folder is locked until the last report, or until
-    `close()`. The session writes run.toml, metrics.jsonl, the checkpoints, and, if tokens are byte pairs, a
-    tokenizer.json, or a vocab.json where that format cannot represent them. A run that has already reached
+    `close()`. The session writes run.toml, metrics.jsonl and the checkpoints. For a byte-pair tokenizer it also writes
+    tokenizer.json, or vocab.json if a tokenizer.json cannot represent the vocabulary. A run that has already reached
     `train.iters` has no reports, and its folder is not changed.
 
     Attributes:
         start: The initial state.
         folder: The run folder.
         trainer: The trainer.
-        note: Called with one line for each thing the user should know. May be replaced.
+        note: Called with one line for each thing the user should know. The caller may assign another function.
     """
 
     def __init__(self, start: Start, folder: Path, note: Note):
         """Builds the trainer, then creates and locks the folder.
 
         Raises:
-            UserError, OutOfRoom: The run cannot be trained. The folder is not created.
+            UserError: The run cannot be trained, or the folder cannot be created.
+            OutOfRoom: A training step does not fit into memory.
             ResumeRefused: Another process trains in the folder.
         """
         self.start, self.folder, self.note = start, folder, note
@@ -45,17 +49,25 @@ class Session(Iterator[Report]):
         return next(self._reports)
 
     def stop(self) -> None:
-        """Ends the run after the current update. Updates under way, the last save and the end are still reported."""
+        """Ends the run after the current update.
+
+        Continue to iterate: the remaining reports are those of updates that have already been submitted to the device,
+        of the last save, and of the end.
+        """
         self.trainer.stop()
 
     def close(self) -> None:
         """Ends the session and unlocks the folder. Updates since the last save are lost."""
         self._reports.close()
-        self._lock.release()
+        self._lock.release()  # the generator releases the lock only if it has been started
 
     @property
     def run(self) -> Run:
-        """The model, with the weights of the last SampleDue; before any, those of the start."""
+        """The model, its tokenizer and the current header.
+
+        The model holds the weights of the last SampleDue report. Before the first such report it holds the initial
+        weights.
+        """
         return Run(model=self.trainer.model, tokenizer=self.start.tokenizer, header=self.trainer.header)
 
     def _train(self) -> Iterator[Report]:
@@ -66,10 +78,10 @@ class Session(Iterator[Report]):
             save_config(self.folder, self.trainer.config)
             save_tokenizer(self.folder, self.start.tokenizer)
             path, first = self.folder / "metrics.jsonl", self.start.header.step
-            metrics = MetricsFile(path, first, lambda line: self.note(line))
+            metrics = MetricsFile(path, first, lambda line: self.note(line))  # `note` may be replaced later
             stack.callback(metrics.close)
             for report in self.trainer.run():
                 metrics.add(report)
-                if isinstance(report, Plan):
+                if isinstance(report, Plan):  # the plan has changed `train.iters`
                     save_config(self.folder, self.trainer.config)
                 yield report

@@ -19,15 +19,15 @@ DEFAULT_PRESET = "model-l"
 
 
 def begin(request: Request, note: Note) -> Start:
-    """Finds the initial state of the requested run.
+    """Returns the initial state of the requested run. Opens its corpus, and makes or loads its tokenizer.
 
     Args:
         request: The request.
         note: Called with one line for each thing the user should know.
 
     Raises:
-        ResumeRefused: The checkpoint does not fit the request.
-        BadFile: A file is damaged.
+        ResumeRefused: The checkpoint does not match the request.
+        BadFile: A file is corrupt.
         UserError: A setting, a name or a path is wrong.
     """
     if request.resume is not None:
@@ -50,7 +50,11 @@ def begin(request: Request, note: Note) -> Start:
 
 
 def resolved(preset: str | None, recipe: str | None, settings: dict[str, Any], note: Note) -> Config:
-    """The settings of a new run. Those that `mlxgpt bench --tune` found for this device have the lowest precedence."""
+    """Returns the settings of a new run.
+
+    The sources, from the lowest to the highest precedence, are: the defaults, the settings that `mlxgpt bench --tune`
+    stored for this device and network, the preset, the recipe, and `settings`.
+    """
     found = tuned.settings_for(resolve(preset, recipe, settings).model)
     config = resolve(preset, recipe, settings, found)
     used = [f"{key}={value}" for key, value in found.items() if config.get(key) == value]
@@ -60,7 +64,12 @@ def resolved(preset: str | None, recipe: str | None, settings: dict[str, Any], n
 
 
 def _fine_tuned(request: Request, note: Note) -> Start:
-    """The initial state of a new run with the weights and the tokenizer of a checkpoint."""
+    """The initial state of a new run with the weights and the tokenizer of a checkpoint.
+
+    Without `data.corpus` in the request, the run trains on the corpus that the checkpoint names, or on the default
+    corpus if the checkpoint names none. If the checkpoint contains no tokenizer, the tokenizer is made from the corpus.
+    A checkpoint that was read from an RGPT file has neither.
+    """
     checkpoint = read_checkpoint(request.fine_tune, request.preset, network_of(request.settings))
     shape = {f"model.{k}": v for k, v in checkpoint.header.config.model.architecture().items()}
     own_text = {"data.corpus": checkpoint.header.config.data.corpus} if checkpoint.header.corpus else {}
@@ -82,7 +91,11 @@ def _fine_tuned(request: Request, note: Note) -> Start:
 
 
 def _own_tokenizer(checkpoint: Checkpoint, request: Request) -> dict[str, Any]:
-    """The settings of the checkpoint's tokenizer. Raises ResumeRefused if the request has others."""
+    """The settings of the checkpoint's tokenizer, by dotted name; none if the checkpoint contains no tokenizer.
+
+    Raises:
+        ResumeRefused: The request gives another value for one of these settings.
+    """
     header = checkpoint.header
     if header.tokenizer is None:
         return {}
@@ -91,7 +104,7 @@ def _own_tokenizer(checkpoint: Checkpoint, request: Request) -> dict[str, Any]:
     for name, value in own.items():
         if request.settings.get(f"data.{name}", value) != value:
             raise ResumeRefused(
-                f"data.{name} is {request.settings[f'data.{name}']}, the checkpoint has {value or 'its own'}; "
+                f"data.{name} is {request.settings[f'data.{name}']}, but the checkpoint has {value or 'its own'}; "
                 "a model keeps its tokenizer, leave out --bpe and --vocab"
             )
     return {f"data.{name}": value for name, value in own.items()}

@@ -26,23 +26,26 @@ def serve(
     log: Callable[[str], None],
     on_ready: Callable[[Callable[[], None]], None],
 ) -> None:
-    """Serves a model until a signal arrives or the server is stopped. A signal is raised again at the end.
+    """Serves a model until a signal arrives or the server is stopped.
+
+    After the shutdown, the signal is raised again, so that its original handler runs.
 
     Args:
         listening: A socket from web.server.bind().
         model: The network.
-        tokenizer: Its tokenizer.
+        tokenizer: The tokenizer of the model.
         card: The description of the model that /v1/models returns.
-        num_slots: Texts generated at once.
-        max_waiting: Texts that may wait for a slot.
+        num_slots: Number of texts generated at once.
+        max_waiting: Maximum number of texts that wait for a slot.
         limits: Bounds on one request.
-        access: Accepted hosts, origins and key.
-        deadlines: Seconds for a request to arrive and for a client to read what was sent.
-        log: Receives one line per request.
-        on_ready: Called when the server listens, with a function that stops it from any thread.
+        access: The accepted hosts and origins, and the API key.
+        deadlines: Time limits for a request to arrive and for a client to read what was sent.
+        log: Called with each line of the log; there is one line per request.
+        on_ready: Called when the server accepts connections. Its argument is a function that stops the server. Any
+            thread may call that function.
 
     Raises:
-        EngineFailed: Steps of the scheduler failed several times in a row.
+        EngineFailed: Generation failed several times in a row, and the scheduler gave up.
     """
     service = Service(partial(Scheduler, model, num_slots, max_waiting), tokenizer, card, limits or Limits())
     app = make_app(service, access or Access(), log)

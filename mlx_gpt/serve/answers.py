@@ -1,4 +1,4 @@
-"""The JSON of responses, whole or streamed, in OpenAI's two forms and in randyGPT's."""
+"""The JSON of responses, whole or streamed: OpenAI's completions, OpenAI's chat completions, and randyGPT's form."""
 
 import secrets
 import time
@@ -10,15 +10,19 @@ from mlx_gpt.version import __version__
 
 
 class Answer:
-    """The JSON of one response. A streamed response is a sequence of frames.
+    """The JSON of one response. Base class of the three forms.
+
+    A response is either sent as a whole, or streamed as a sequence of frames. A frame is the JSON object of one
+    server-sent event.
 
     Args:
         request: The decoded request.
-        jobs: Its jobs, in order; `index` in a frame is an index into them.
+        jobs: The jobs of the request, in order. The `index` of a text in the JSON is an index into them.
         model: The id of the served model.
         pieces: The bytes of each token id.
     """
 
+    # `object` of the JSON, the prefix of its `id`, what a frame appends to `object`, and `system_fingerprint`.
     object, prefix, frame_suffix, fingerprint = "", "", "", f"mlxgpt-{__version__}"
 
     def __init__(self, request: Any, jobs: Sequence[Job], model: str, pieces: Sequence[bytes]):
@@ -26,21 +30,22 @@ class Answer:
         self.id, self.created = f"{self.prefix}-{secrets.token_hex(12)}", int(time.time())
 
     def opening(self) -> list[dict]:
-        """The frames that precede all text."""
+        """The frames to send before any text."""
         return []
 
     def frames(self, index: int, piece: Piece) -> list[dict]:
-        """The frames for a piece of one text; none for an empty piece."""
+        """The frames for a piece of text `index`. An empty piece has none."""
         if not (piece.text or piece.tokens or piece.finish_reason):
             return []
         return [self._outer([self._choice(index, piece)], streamed=True)]
 
     def whole(self, texts: Sequence[Piece]) -> dict:
-        """The response if it is not streamed."""
+        """The response if it is not streamed. `texts` has one merged piece for each job."""
         return self._outer([self._choice(i, text) for i, text in enumerate(texts)]) | {"usage": self.usage(texts)}
 
     def usage(self, texts: Sequence[Piece]) -> dict:
         """The numbers of tokens. A prompt counts once, even if several texts continue it."""
+        # The n jobs of a prompt are adjacent, so every n-th job has another prompt.
         prompt_tokens = sum(len(job.prompt) for job in self.jobs[:: getattr(self.request, "n", None) or 1])
         completion_tokens = sum(text.num_drawn for text in texts)
         return {
@@ -50,7 +55,7 @@ class Answer:
         }
 
     def closing(self, texts: Sequence[Piece]) -> list[dict]:
-        """The frames that follow all text."""
+        """The frames to send after all text. `texts` has one piece for each job; only `num_drawn` is used."""
         options = self.request.stream_options
         if options and options.include_usage:
             return [self._outer([], streamed=True) | {"usage": self.usage(texts)}]
@@ -70,7 +75,7 @@ class Answer:
         raise NotImplementedError
 
     def _name(self, id: int) -> str:
-        """A token as text. Bytes that are not whole characters have OpenAI's form, "bytes:\\xe2"."""
+        """A token as text. A token that is not valid UTF-8 by itself has OpenAI's form, as "bytes:\\xe2"."""
         try:
             return self._pieces[id].decode()
         except UnicodeDecodeError:
@@ -96,7 +101,7 @@ class CompletionAnswer(Answer):
         }
 
     def _top(self, token: Token, count: int) -> dict | None:
-        """The log-probabilities of the `count` most likely tokens and of the drawn token."""
+        """The log-probabilities of the `count` most likely tokens and of the token itself; None if it has none."""
         if token.logprob is None:
             return None
         return {self._name(id): logprob for id, logprob in [*token.top[:count], (token.id, token.logprob)]}

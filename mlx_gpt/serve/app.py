@@ -25,23 +25,30 @@ from mlx_gpt.web.errors import HANDLERS, ApiError
 from mlx_gpt.web.guard import Access, Guard
 
 PING_EVERY = 15.0  # seconds without text after which a stream sends a comment, to keep the connection open
+# Path -> (file in the folder page/, media type).
 PAGE = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
-# Path -> (type of the request, function that makes its jobs, type of the response).
+# Path -> (type of the request, method of Reader that makes its jobs, type of the response).
 TEXT_ROUTES = {
     "/v1/completions": (schema.CompletionRequest, Reader.completion, answers.CompletionAnswer),
     "/v1/chat/completions": (schema.ChatRequest, Reader.chat, answers.ChatAnswer),
     "/": (schema.RandyRequest, Reader.randy, answers.RandyAnswer),
 }
 
-Pieces = AsyncIterator[list[tuple[int, Piece]]]  # (index of the text, piece), at most one per text
+# Lists of (index of the text, piece), with at most one piece per text. An empty list means PING_EVERY s without text.
+Pieces = AsyncIterator[list[tuple[int, Piece]]]
 
 
 class TextRoute:
-    """A POST route that responds with generated text. A client that disconnects ends its generation."""
+    """A POST route that responds with generated text. Generation stops when the client disconnects.
+
+    Args:
+        service: The served model.
+        path: A key of TEXT_ROUTES.
+    """
 
     def __init__(self, service: Service, path: str):
         self.service = service
@@ -66,16 +73,16 @@ class TextRoute:
     async def _pieces(self, inbox: Inbox, count: int, start: float) -> Pieces:
         """Yields pieces when they arrive, until all `count` texts have ended.
 
-        Pieces of one text that arrive together are merged. After PING_EVERY seconds without a piece, the list is empty.
-        The times between tokens are recorded in the metrics.
+        Pieces of one text that have arrived together are merged. After PING_EVERY seconds without a piece, an empty
+        list is yielded. The number of tokens and the times between them are recorded in the metrics.
 
         Args:
             inbox: Receives the pieces.
             count: Number of texts.
-            start: When the request arrived, on time.perf_counter().
+            start: Time at which the request arrived, from time.perf_counter().
 
         Raises:
-            ApiError: A step failed.
+            ApiError: The scheduler ended a text with an error.
         """
         metrics, last, num_open = self.service.metrics, [start] * count, count
         started = [False] * count
@@ -98,7 +105,7 @@ class TextRoute:
                     last[index], started[index] = now, True
                 num_open -= piece.finish_reason is not None
                 merged.append((index, piece))
-            yield merged  # an error comes after the text that was generated before it
+            yield merged  # before the error is raised, so that the text generated before it is sent
             if error:
                 raise ApiError(503, error, code="engine_error")
 
@@ -106,9 +113,11 @@ class TextRoute:
 async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """Reads the body of a request.
 
-    A body that is too large is read and discarded, up to eight times the limit, before the error is sent. A declared
-    length beyond that is refused unread. Many clients read a response only after they have sent the whole body.
-    Starlette's max_body_size responds at once, and in plain text. Such clients would then find the connection closed.
+    Many clients read a response only after they have sent the whole body. If the server responded early and closed the
+    connection, they would find a closed connection instead of the error. A body that is too large is therefore read and
+    discarded before the error is sent, up to eight times the limit. A body whose declared length exceeds eight times
+    the limit is refused without reading it. Starlette's max_body_size is not used, because it responds at once and in
+    plain text.
 
     Raises:
         ApiError: The body is larger than `limit` bytes, or the client disconnected.
@@ -129,7 +138,7 @@ async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
 
 async def _while_connected(receive: Receive, work: Coroutine) -> None:
-    """Runs `work`, and cancels it when the client disconnects."""
+    """Runs `work`. Cancels it, and returns without an error, if the client disconnects first."""
 
     async def until_disconnect() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -147,6 +156,7 @@ async def _while_connected(receive: Receive, work: Coroutine) -> None:
 
 
 async def _whole(scope: Scope, receive: Receive, send: Send, answer: Answer, pieces: Pieces, count: int) -> None:
+    """Sends the response as a whole, after all texts have ended."""
     texts: list[list[Piece]] = [[] for _ in range(count)]
     async for arrived in pieces:
         for index, piece in arrived:
@@ -155,7 +165,7 @@ async def _whole(scope: Scope, receive: Receive, send: Send, answer: Answer, pie
 
 
 async def _stream(send: Send, answer: Answer, pieces: Pieces, count: int) -> None:
-    """Sends server-sent events. An error is sent as the last event, because the status has been sent before."""
+    """Sends the response as server-sent events. An error becomes the last event: status 200 has already been sent."""
 
     async def send_events(*events: Any, more: bool = True) -> None:
         body = b"".join(b"data: " + (e if isinstance(e, bytes) else msgspec.json.encode(e)) + b"\n\n" for e in events)
@@ -179,7 +189,13 @@ async def _stream(send: Send, answer: Answer, pieces: Pieces, count: int) -> Non
 
 
 def make_app(service: Service, access: Access, log: Callable[[str], None]) -> Guard:
-    """Makes the ASGI application of a service: all routes, behind the guard."""
+    """Makes the ASGI application of a service: all routes, protected by the access rules.
+
+    Args:
+        service: The served model.
+        access: The access rules.
+        log: Called with one line per request.
+    """
     page = files(__package__) / "page"
 
     async def health(_request: Request) -> Response:
@@ -226,6 +242,7 @@ def make_app(service: Service, access: Access, log: Callable[[str], None]) -> Gu
     paths = {*PAGE, *TEXT_ROUTES, "/v1/models", "/health", "/metrics"}
 
     def count(path: str, status: int) -> None:
+        # Unknown paths are counted together. Otherwise a client could create any number of time series.
         known = path if path in paths else "/v1/models" if path.startswith("/v1/models/") else "other"
         service.metrics.requests.labels(known, status).inc()
 

@@ -1,7 +1,8 @@
-"""Requests as typed values, in OpenAI's two forms and in randyGPT's, and their conversion to jobs of the scheduler.
+"""The types of requests, and their conversion to jobs of the scheduler.
 
-Every error names the field. A field that is not supported and would change the text is an error. An unknown field is an
-error too, because it may be misspelled.
+There are three types: OpenAI's completions, OpenAI's chat completions, and randyGPT's form. Every error names the
+field. A field that is not supported is an error if its value would change the text. An unknown field is an error too,
+because it may be misspelled.
 """
 
 import difflib
@@ -20,10 +21,10 @@ from mlx_gpt.generation.scheduler import Job
 from mlx_gpt.generation.text import TextWriter
 from mlx_gpt.web.errors import ApiError, bad
 
-TURN = "{role}:\n{content}\n\n"  # the chat template; generation stops at the end of the turn
-TURN_END = "\n\n"
+TURN = "{role}:\n{content}\n\n"  # the chat template, for one message
+TURN_END = "\n\n"  # generation of a chat message stops here
 ROLES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
-# Fields that are not supported, with their neutral values, which are accepted.
+# Fields that are not supported. The values listed here do not change the text and are accepted, like null.
 UNSUPPORTED = {
     "best_of": (1,),
     "frequency_penalty": (0,),
@@ -45,13 +46,22 @@ Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds on one request."""
+    """Limits of one request.
+
+    Attributes:
+        max_tokens: Maximum number of tokens per text.
+        max_choices: Maximum number of texts: n times the number of prompts.
+        max_prompt_chars: Maximum number of characters, or of ids, of a prompt.
+        max_body: Maximum size of the body in bytes.
+        slides: What happens at the end of the context. True continues from the newer half of the context. False refuses
+            requests whose prompt and `max_tokens` do not fit into the context.
+    """
 
     max_tokens: int = 4096
     max_choices: int = 16
     max_prompt_chars: int = 100_000
     max_body: int = 1 << 20
-    slides: bool = True  # at the end of the context, continue from its newer half; False refuses such a request
+    slides: bool = True
 
 
 class StreamOptions(msgspec.Struct):
@@ -73,6 +83,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    # These are not supported, see UNSUPPORTED.
     best_of: Any = None
     frequency_penalty: Any = None
     function_call: Any = None
@@ -83,7 +94,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     suffix: Any = None
     tool_choice: Any = None
     tools: Any = None
-    # These are accepted and ignored, because they describe the caller.
+    # These are accepted and ignored, because they do not change the text.
     metadata: Any = None
     prompt_cache_key: Any = None
     safety_identifier: Any = None
@@ -128,7 +139,7 @@ class ChatRequest(Request, kw_only=True):
 
 
 class RandyRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """POST /, with randyGPT's defaults. The text of its response begins with the prompt."""
+    """POST /, with randyGPT's defaults. The text of the response begins with the prompt."""
 
     prompt: str
     max_tokens: Count = 2048
@@ -137,7 +148,15 @@ class RandyRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def decode(body: bytes, kind: type) -> Any:
-    """Decodes a request's body as `kind`. Raises ApiError with status 400."""
+    """Decodes and checks a request.
+
+    Args:
+        body: The body of the request, JSON.
+        kind: The type of the request: CompletionRequest, ChatRequest or RandyRequest.
+
+    Raises:
+        ApiError: The body is not JSON, or a field is unknown, unsupported or has an invalid value. The status is 400.
+    """
     if not body:
         raise ApiError(400, "the body is empty; send JSON", code="invalid_json")
     try:
@@ -156,9 +175,15 @@ def decode(body: bytes, kind: type) -> Any:
 
 
 def _invalid(message: str, body: bytes, kind: type) -> ApiError:
-    """The error for a message of msgspec.
+    """Converts a validation error of msgspec to an ApiError that names the field.
 
-    It has the value received. For an unknown field, it has the nearest known name.
+    For an unknown field, the error suggests the known field with the most similar name. For an invalid value of a
+    top-level field, the error contains the value.
+
+    Args:
+        message: The message of msgspec, such as "Expected `int`, got `str` - at `$.max_tokens`".
+        body: The body of the request.
+        kind: The type of the request.
     """
     expected, _, path = message.partition(" - at ")
     name = path.strip("`").removeprefix("$").removeprefix(".")
@@ -167,7 +192,7 @@ def _invalid(message: str, body: bytes, kind: type) -> ApiError:
         name = f"{name}.{unknown[1]}".lstrip(".")
         hint = f"did you mean {near[0]}?" if near else "leave it out"
         return bad(name, f"{name}: no such field; {hint}", "unknown_parameter")
-    value = None
+    value = None  # the JSON of the value, if the field is a top-level field
     if "." not in name and "[" not in name:
         try:
             value = msgspec.json.decode(body, type=dict[str, msgspec.Raw]).get(name)
@@ -178,7 +203,13 @@ def _invalid(message: str, body: bytes, kind: type) -> ApiError:
 
 
 class Reader:
-    """Turns requests for one model into jobs."""
+    """Converts requests for one model to jobs. All methods raise ApiError with status 400 for invalid requests.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        block_size: The length of the model's context in tokens.
+        limits: Limits of one request.
+    """
 
     def __init__(self, tokenizer, block_size: int, limits: Limits):
         self.tokenizer, self.block_size, self.limits = tokenizer, block_size, limits
@@ -190,7 +221,7 @@ class Reader:
         return self._jobs(prompts, request, request.max_tokens, default=16, echo=echo, scored=scored)
 
     def chat(self, request: ChatRequest) -> list[Job]:
-        """The jobs of a chat: n for one prompt, which has all messages in the chat template."""
+        """The jobs of a chat: n for one prompt. The prompt is all messages in the chat template, and "Assistant:"."""
         if request.top_logprobs and not request.logprobs:
             raise bad("top_logprobs", "top_logprobs is allowed only with logprobs; set logprobs to true")
         prompt = "".join(self._turn(i, message) for i, message in enumerate(request.messages))
@@ -233,11 +264,11 @@ class Reader:
         Args:
             prompts: Token ids of each prompt.
             request: The fields that all requests share.
-            max_tokens: Tokens per text. If None, `default` is used, or less if the limits or the context allow less.
-            default: See `max_tokens`.
-            stop: Strings that end a text, besides those of the request.
-            echo: Whether the text begins with the prompt.
-            scored: Whether the prompt's tokens have log-probabilities.
+            max_tokens: Maximum number of tokens per text, or None if the request does not give it.
+            default: Used if `max_tokens` is None, and reduced to what the limits and the context allow.
+            stop: Strings that end a text, in addition to those of the request.
+            echo: Whether each text begins with its prompt.
+            scored: Whether the log-probabilities of the prompt's tokens are returned.
 
         Raises:
             ApiError: The request exceeds a limit, or a value is not allowed.
@@ -269,12 +300,14 @@ class Reader:
         ]
 
     def _room(self, ids: list[int], needed: int) -> int:
-        """The number of tokens that can follow a prompt. Raises ApiError if it is less than `needed`."""
+        """The maximum number of tokens that can follow a prompt. Raises ApiError if it is less than `needed`."""
+        # A sliding context has no limit. 2^31 stands for it.
         room = 1 << 31 if self.limits.slides else self.block_size - len(ids)
         if room < needed:
             raise bad(
                 "prompt",
-                f"the prompt has {len(ids)} tokens and {needed} more follow, the context holds {self.block_size}; "
+                f"the prompt has {len(ids)} tokens and {needed} are to be generated, but the context holds "
+                f"{self.block_size}; "
                 "shorten the prompt or lower max_tokens",
                 "context_length_exceeded",
                 n_prompt_tokens=len(ids),

@@ -15,13 +15,17 @@ Inbox = asyncio.Queue  # of (index of the text in its response, piece)
 
 
 class Service:
-    """A served model: its scheduler, its request reader and its metrics. It is the `Work` of the server.
+    """A served model: its scheduler, its request reader and its metrics. Implements web.server.Work.
 
     Args:
-        make_scheduler: Makes the scheduler, given `deliver` and `give_up`.
+        make_scheduler: Called with the arguments `deliver` and `give_up` of Scheduler. Returns the scheduler.
         tokenizer: The model's tokenizer.
         card: The description of the model that /v1/models returns. `meta.n_ctx` is the length of its context.
-        limits: Bounds on one request.
+        limits: Limits of one request.
+
+    Attributes:
+        failure: The error of a scheduler that gave up; None before.
+        token_bytes: The bytes of each token id.
     """
 
     unit = "texts"
@@ -33,15 +37,15 @@ class Service:
         self.metrics = Metrics(self.scheduler)
         self.failure: EngineFailed | None = None
         self.token_bytes = tokenizer.pieces
-        self._inboxes: dict[Job, tuple[Inbox, int]] = {}
+        self._inboxes: dict[Job, tuple[Inbox, int]] = {}  # used only in the thread of the event loop
 
     async def start(self, stop: Callable[[], None]) -> None:
-        """Starts the scheduler. Returns when the model is compiled. `stop` is called if the scheduler gives up."""
+        """Starts the scheduler, and returns when the model is compiled. `stop` is called if the scheduler gives up."""
         self._loop, self._stop = asyncio.get_running_loop(), stop
         await asyncio.to_thread(self.scheduler.start)
 
     def close(self, seconds: float) -> None:
-        """Closes the scheduler."""
+        """Closes the scheduler. Texts that are in flight after `seconds` end with an error."""
         self.scheduler.close(seconds)
 
     @property
@@ -59,13 +63,13 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def submitted(self, jobs: list[Job]) -> AsyncIterator[Inbox]:
-        """Submits jobs. On exit, those that are not finished are cancelled.
+        """Submits jobs. On exit, jobs that have not ended are cancelled.
 
         Yields:
-            A queue that receives the jobs' pieces, each with the index of its job.
+            A queue that receives (index of the job, piece) for every piece of the jobs.
 
         Raises:
-            ApiError: Too many texts are in progress, or the server is shutting down.
+            ApiError: Too many texts are in progress (status 429), or the server is shutting down (status 503).
         """
         inbox: Inbox = asyncio.Queue()
         self._inboxes |= {job: (inbox, index) for index, job in enumerate(jobs)}
@@ -80,7 +84,7 @@ class Service:
             for job in jobs:
                 del self._inboxes[job]
 
-    # The scheduler's thread calls these two.
+    # The scheduler's thread calls the next two methods.
 
     def _deliver(self, pieces: list[tuple[Job, Piece]]) -> None:
         with contextlib.suppress(RuntimeError):  # the event loop is closed, so no response is waiting
@@ -91,6 +95,7 @@ class Service:
         self._stop()
 
     def _route(self, pieces: list[tuple[Job, Piece]]) -> None:
+        """Puts pieces into the queues of their responses. Pieces of a response that has ended are dropped."""
         for job, piece in pieces:
             if job in self._inboxes:
                 inbox, index = self._inboxes[job]

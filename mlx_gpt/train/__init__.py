@@ -1,1 +1,1 @@
-"""The loop: one compiled step, repeated, and reports of what it does."""
+"""Training: the compiled training step, the loop that repeats it, and the reports that the loop yields."""

@@ -1,6 +1,6 @@
-"""Loss, perplexity and bits per byte over a split.
+"""Evaluation of weights on a split of the text: loss, perplexity and bits per byte.
 
-Shapes: B batch, T time, V vocabulary.
+Shapes: B windows in a batch, T tokens in a window, V vocabulary size.
 """
 
 import math
@@ -19,7 +19,15 @@ from mlx_gpt.train.objective import cross_entropy
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """Loss in nats per token, perplexity, bits per UTF-8 byte, and the number of predicted tokens."""
+    """The result of an evaluation.
+
+    Attributes:
+        loss: Mean cross-entropy in nats per predicted token.
+        ppl: Perplexity, exp(loss).
+        bits_per_byte: Total cross-entropy in bits, divided by the number of UTF-8 bytes of the predicted tokens. Unlike
+            the loss, it can be compared between tokenizers.
+        tokens: Number of predicted tokens.
+    """
 
     loss: float
     ppl: float
@@ -28,19 +36,22 @@ class Evaluation:
 
 
 class Evaluator:
-    """Sums the loss of a model over windows of one split, in one compiled graph of fixed shape.
+    """Evaluates weights on batches of windows of one split.
+
+    The evaluation of a batch is compiled once for each batch size, so batches should all have the same size.
 
     Args:
-        model: The network.
-        windows: The split.
-        token_bytes: UTF-8 bytes of each id, (V,), for bits per byte.
-        dtype: Compute type.
+        model: The network. Its own weights are not used.
+        windows: The windows of the split.
+        token_bytes: Number of UTF-8 bytes of each token, (V,), for bits per byte.
+        dtype: Compute dtype: "float32", "bfloat16" or "float16".
     """
 
     def __init__(self, model, windows: Windows, token_bytes: np.ndarray, dtype: str):
         lengths = mx.array(token_bytes)
 
         def part_sums(weights, *read):
+            """Returns total nats, number of predicted tokens and number of their bytes, (3,), for some of the rows."""
             batch = windows.gather(*read)
             logits, _ = model.apply(weights, batch.inputs)
             losses = cross_entropy(logits, batch.targets) * batch.mask
@@ -62,16 +73,22 @@ class Evaluator:
         batches: Iterable[np.ndarray],
         stopped: Callable[[], bool] = lambda: False,
     ) -> Evaluation | None:
-        """Evaluates batches of windows, (2, B) each. Returns None if `stopped` became true before the last of them.
+        """Evaluates weights on batches of windows.
 
-        A batch is submitted before the result of the one before it is read.
+        Args:
+            weights: The weights by name.
+            batches: One or more arrays of windows, (2, B) int32 each, as `Windows.sweep` returns them.
+            stopped: Called before each batch. If it returns True, the evaluation is abandoned.
+
+        Returns:
+            The evaluation, or None if it was abandoned.
         """
         total, previous = np.zeros(3), None
         for windows in batches:
             if stopped():
                 return None
             current = self._sums(weights, *map(mx.array, self._read(windows)))
-            mx.async_eval(current)
+            mx.async_eval(current)  # this batch is computed while the host reads the result of the previous one
             total += 0 if previous is None else np.array(previous, np.float64)
             previous = current
         nats, tokens, num_bytes = (total + np.array(previous, np.float64)).tolist()
@@ -82,11 +99,25 @@ class Evaluator:
 
 
 def _exp(loss: float) -> float:
+    """exp(loss), or infinity where math.exp would raise OverflowError, which it does from about 709.8 on."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
 class Validation:
-    """The evaluations of a run: over the whole split, or over windows that each evaluation draws."""
+    """Evaluates weights on the validation split, for a training run.
+
+    With `train.eval_windows` = 0, every evaluation covers the whole split. Otherwise each evaluation draws that many
+    random windows. The draw depends only on the seed and the step, so a resumed run draws the same windows.
+
+    Args:
+        evaluator: Evaluates batches of windows.
+        windows: The windows of the validation split.
+        train: The settings of [train].
+
+    Attributes:
+        num_tokens: Number of tokens in the split.
+        num_windows: Number of windows in each evaluation. For a whole split, this includes padding windows.
+    """
 
     def __init__(self, evaluator: Evaluator, windows: Windows, train: TrainConfig):
         self._evaluate, self._windows, self._train = evaluator, windows, train
@@ -97,7 +128,7 @@ class Validation:
     def __call__(
         self, weights: dict[str, mx.array], step: int, stopped: Callable[[], bool] = lambda: False
     ) -> Evaluation | None:
-        """The evaluation of `weights` at `step`, or None if `stopped` became true before its end."""
+        """Evaluates `weights` at `step`. Returns None if `stopped()` was true before the last batch."""
         return self._evaluate(weights, self._batches(step), stopped)
 
     def _batches(self, step: int) -> list[np.ndarray]:

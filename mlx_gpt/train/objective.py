@@ -1,6 +1,6 @@
-"""What a training objective is, and cross-entropy. The table of objectives is in objectives.py.
+"""The protocol of training objectives, and the cross-entropy objective. The table of objectives is in objectives.py.
 
-Shapes: B batch, T time, V vocabulary.
+Shapes: B rows (sequences) in a batch, T tokens in a row, V vocabulary size.
 """
 
 from typing import NamedTuple, Protocol
@@ -9,42 +9,49 @@ from mlx_gpt.config.schema import TrainConfig
 from mlx_gpt.data.windows import Batch
 from mlx_gpt.device.mlx import mx
 
-Scalars = dict[str, mx.array]
+Scalars = dict[str, mx.array]  # () arrays by name
 
 
 class Objective(Protocol):
-    """A cost that is a sum over a batch divided by a count.
+    """A training objective: a loss that is a sum over a batch, divided by a count.
 
-    The count comes first and by itself, so that a batch which is computed in parts, on lanes or on several machines, is
-    divided by the count of the whole before its gradient is taken.
+    A batch may be computed in parts: on several CPU streams, by gradient accumulation, or on several machines. Each
+    part has its own backward pass, and the gradients of the parts are added. For this to give the gradient of the whole
+    batch, the sum of every part must be divided by the count of the whole batch. The count is therefore a method of its
+    own, which is called on the whole batch before any part is computed.
+
+    Example: a batch in two parts with 3 and 1 predicted tokens, whose losses sum to 6 and 4. The loss is 6/4 + 4/4 =
+    2.5 nats per token. The average of the means of the parts, (6/3 + 4/1) / 2 = 3, would be wrong.
 
     Args:
-        config: The settings of [train], for objectives that have some.
+        config: The settings of [train]. An objective may read its own settings from it.
     """
 
     def __init__(self, config: TrainConfig): ...
 
     def count(self, batch: NamedTuple) -> mx.array:
-        """What the sum is divided by, () float32, as the number of predicted tokens."""
+        """Returns the divisor of the sum, () float32: for example, the number of predicted tokens."""
         ...
 
     def __call__(self, logits: mx.array, aux: Scalars, batch: NamedTuple) -> tuple[mx.array, Scalars]:
-        """The sum to be minimized and further sums to be reported, all () float32.
+        """Computes the sum to be minimized, and sums to be reported, for a batch or some rows of one.
 
         Args:
-            logits: (B, T, V), of any type.
-            aux: The model's own scalars, means over these rows. Multiply them by `self.count(batch)` to add them to
-                the sum.
-            batch: What the source gathered, or some rows of it.
+            logits: (B, T, V), of any floating-point dtype.
+            aux: Auxiliary losses or statistics from the model, () each. They are means over the tokens of these rows,
+                added over the layers. To make one part of the loss, add it to the sum times `self.count(batch)`.
+            batch: The batch that the source gathered, or some of its rows.
 
-        The further sums are divided by the count, too, and become fields of metrics.jsonl. They may not have the name
-        of a field of StepReport.
+        Returns:
+            The sum to be minimized, () float32, and a dictionary of sums to be reported, () float32 each. The step
+            divides the latter by the count, too. They become fields of metrics.jsonl, so their names must differ from
+            the fields of StepReport.
         """
         ...
 
 
 class CrossEntropy:
-    """Nats of each next token, where the batch's mask is 1."""
+    """Mean cross-entropy of the next token, in nats, over the targets whose mask is 1."""
 
     def __init__(self, config: TrainConfig):
         pass
@@ -57,5 +64,13 @@ class CrossEntropy:
 
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
-    """-log softmax(logits)[target], (B, T) float32, of logits (B, T, V) of any type."""
+    """Returns the cross-entropy of each target, -log softmax(logits)[target], in nats.
+
+    Args:
+        logits: (B, T, V), of any floating-point dtype. The result is computed in float32.
+        targets: Token ids, (B, T).
+
+    Returns:
+        (B, T) float32.
+    """
     return mx.fast.cross_entropy(logits.astype(mx.float32), targets)

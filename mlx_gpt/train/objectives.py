@@ -8,5 +8,5 @@ OBJECTIVES: dict[str, type[Objective]] = {"cross-entropy": CrossEntropy}
 
 
 def make_objective(config: TrainConfig) -> Objective:
-    """The objective that `train.objective` names. Raises UserError for an unknown name."""
+    """Makes the objective that the setting `train.objective` names. Raises UserError for an unknown name."""
     return lookup(OBJECTIVES, config.objective, "objective", prefix="train.objective=")(config)

@@ -1,25 +1,30 @@
-"""Groups: the processes that train one model together."""
+"""Groups of processes that train one model together. So far, only a group of one process is implemented."""
 
 from typing import Any, Protocol
 
 
 class Group(Protocol):
-    """The processes of a run, numbered from 0. Rank 0 saves and reports."""
+    """The processes that train one model.
+
+    Attributes:
+        rank: Number of this process, from 0 to size - 1. Only rank 0 saves checkpoints.
+        size: Number of processes.
+    """
 
     rank: int
     size: int
 
     def sum(self, tree: Any) -> Any:
-        """The sums over all ranks of a tree of arrays. Called inside the compiled step."""
+        """Sums each array of a tree over all ranks (an all-reduce). It is called inside the compiled step."""
         ...
 
     def agree(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank. Every rank calls it at the same moments."""
+        """Returns whether the flag is set on any rank. Every rank must call it at the same point of the loop."""
         ...
 
 
 class Alone:
-    """One process."""
+    """A group of one process."""
 
     rank, size = 0, 1
 

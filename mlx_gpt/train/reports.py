@@ -1,4 +1,4 @@
-"""Reports of a run: frozen values that the terminal, metrics.jsonl and notebooks consume alike."""
+"""Reports of a training run: immutable values that the terminal, metrics.jsonl and notebooks read."""
 
 import dataclasses
 import math
@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """The length of the run in updates, and the seconds of an update that it was computed from, or None."""
+    """The length of the run, after it was computed from the time budget `train.minutes`.
+
+    Attributes:
+        iters: Total number of updates of the run.
+        step_seconds: Median seconds of an update, from which `iters` was computed.
+        step: Number of updates finished when `iters` was computed.
+    """
 
     iters: int
     step_seconds: float | None = None
@@ -16,10 +22,20 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
-    """One update.
+    """One finished step.
 
-    `step` counts finished updates. `loss` is the objective's mean: nats per token under cross-entropy. `seconds` is
-    the time since the previous update, evaluation or save. `metrics` are what the objective reports beside the loss.
+    Attributes:
+        step: Number of finished steps, including this one and skipped ones.
+        loss: Mean loss of the batch. For the cross-entropy objective, in nats per token.
+        grad_norm: L2 norm of all gradients before clipping.
+        lr: Learning rate of this step.
+        tokens: Number of training tokens read since the run's start, padding included.
+        seconds: Time since the end of the previous step, evaluation or save. If text was generated in between, this
+            time is included.
+        elapsed: Training time since the run's start in seconds, including earlier processes of a resumed run.
+        skipped: Number of consecutive skipped updates up to this step; 0 if this update was applied. An update is
+            skipped if the loss or the gradient norm is not finite.
+        metrics: Further means that the objective reports.
     """
 
     step: int
@@ -35,9 +51,25 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalReport:
-    """One evaluation of `eval_tokens` validation tokens; `loss` is in nats per token.
+    """One evaluation on the validation split.
 
-    If weights are averaged, `loss` is the lower of both losses and `raw_loss` that of the weights themselves.
+    With `optimizer.ema_decay`, the evaluation measures both the trained weights and their average. `loss`, `ppl` and
+    `bits_per_byte` belong to whichever has the lower loss.
+
+    Attributes:
+        step: Number of finished steps.
+        loss: Validation loss in nats per token.
+        raw_loss: Validation loss of the trained weights. It equals `loss` if no average is kept.
+        ppl: Perplexity, exp(loss).
+        bits_per_byte: Total loss in bits, divided by the number of UTF-8 bytes of the predicted tokens.
+        eval_tokens: Number of predicted validation tokens.
+        tokens: Number of training tokens read since the run's start, padding included.
+        seconds: Duration of the evaluation.
+        elapsed: Training time since the run's start in seconds, including earlier processes of a resumed run.
+        best_loss: Lowest `loss` so far, including this evaluation.
+        best_step: The step of `best_loss`.
+        bad_evals: Number of consecutive evaluations without a new lowest loss; reset by a cut of the learning rate.
+        num_lr_cuts: Number of cuts of the learning rate so far, after evaluations stopped improving.
     """
 
     step: int
@@ -61,24 +93,35 @@ class EvalReport:
 
     @property
     def averaged(self) -> bool:
-        """Whether `loss` is that of the average of the weights."""
+        """Whether `loss` was measured with the average of the weights."""
         return self.loss < self.raw_loss
 
     @property
     def is_best(self) -> bool:
+        """Whether this evaluation has the lowest loss so far."""
         return self.best_step == self.step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleDue:
-    """A sample of text is due. The model holds the weights of this step."""
+    """A request to generate a sample of text. The trainer's model holds the weights of this step.
+
+    The consumer of the reports generates the text; the trainer does not.
+    """
 
     step: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SaveReport:
-    """One checkpoint was written, or could not be for the reason in `error`. The run continues and tries again."""
+    """One attempt to save a checkpoint.
+
+    Attributes:
+        step: Number of finished steps.
+        path: File of the checkpoint.
+        error: None if the checkpoint was written. Otherwise the reason why not (a full disk); the run continues and
+            tries again at the next save.
+    """
 
     step: int
     path: str
@@ -89,8 +132,19 @@ class SaveReport:
 class StopReport:
     """The end of the run.
 
-    `reason` is one of iters, minutes, patience, signal and diverged. This process made `steps` updates in `seconds`;
-    `elapsed` also counts the processes before it.
+    Attributes:
+        step: Number of finished steps of the run.
+        reason: "iters" (all updates made), "minutes" (time budget spent), "patience" (too many evaluations without a
+            new lowest loss), "signal" (stopped on request) or "diverged".
+        tokens: Number of training tokens read since the run's start, padding included.
+        steps: Number of steps made by this process.
+        seconds: Training time of this process.
+        elapsed: Training time since the run's start in seconds, including earlier processes of a resumed run.
+        best_loss: Lowest validation loss.
+        best_step: The step of `best_loss`.
+        peak_memory: Peak memory of MLX arrays in this process, in bytes.
+        saved: False if the final checkpoint could not be written. A run that diverged or made no step writes none, and
+            has True.
     """
 
     step: int
@@ -109,14 +163,18 @@ Report = Plan | StepReport | EvalReport | SampleDue | SaveReport | StopReport
 
 
 def kind(report: Report) -> str:
-    """The report's name in metrics.jsonl and in --json: plan, step, eval, sampledue, save or stop."""
+    """Returns the report's kind, as in metrics.jsonl and --json: plan, step, eval, sampledue, save or stop."""
     return type(report).__name__.removesuffix("Report").lower()
 
 
 def to_dict(report: Report) -> dict:
-    """The report's fields, as JSON can hold them: a number that is not finite is None.
+    """Returns the report's fields as values that JSON can represent.
 
-    An objective's metrics stand beside the others; `lr_cuts` is the old name of `num_lr_cuts`.
+    An infinite or NaN number becomes None. The entries of `metrics` become fields of their own. An evaluation has
+    `num_lr_cuts` also under its old name `lr_cuts`.
+
+    Raises:
+        AssertionError: An entry of `metrics` has the name of another field.
     """
     fields = dataclasses.asdict(report)
     metrics = fields.pop("metrics", {})

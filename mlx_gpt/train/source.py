@@ -1,6 +1,6 @@
-"""Sources: what each update trains on.
+"""Sources of training batches.
 
-Shapes: B batch, T block_size.
+Shapes: B rows (sequences) in a batch, T block_size.
 """
 
 from collections import deque
@@ -15,16 +15,19 @@ from mlx_gpt.config.schema import TrainConfig
 from mlx_gpt.data.windows import Batch, Windows
 from mlx_gpt.device.mlx import mx
 
-READ_AHEAD = 3  # updates whose text is being read while one is computed
+READ_AHEAD = 3  # batches that are read from disk in advance while an update is computed
 
 Arrays = Sequence[np.ndarray]
 
 
 class Source(Protocol):
-    """A sequence of batches that can say where it stands and continue from there.
+    """A sequence of training batches that can be resumed.
 
-    `tokens_per_batch` counts the tokens of a batch, padding included; `num_tokens` those of the split.
-    `position` is a JSON-serializable dictionary.
+    Attributes:
+        tokens_per_batch: Number of tokens in a batch, padding included.
+        num_tokens: Number of tokens in the training split.
+        position: The place in the sequence, as a JSON-serializable dictionary. Checkpoints store it, and `seek` takes
+            it.
     """
 
     tokens_per_batch: int
@@ -32,29 +35,47 @@ class Source(Protocol):
     position: dict[str, Any]
 
     def next(self, step: int, weights: dict[str, mx.array]) -> Arrays:
-        """The host arrays of update `step`, whose first axis is the row. `weights` are those before the update."""
+        """Returns the data of the next update as arrays on the host, and moves on by one batch.
+
+        Args:
+            step: The number of the update, from 0.
+            weights: The weights before the update, for sources whose data depend on the model.
+
+        Returns:
+            Arrays whose first axis is the row of the batch.
+        """
         ...
 
     def gather(self, *arrays: mx.array) -> NamedTuple:
-        """The batch of what next() gave, each field (B, ...), for the objective. Runs inside the compiled step."""
+        """Builds a batch on the device from the arrays that `next` returned. Runs inside the compiled step.
+
+        Returns:
+            A NamedTuple of arrays (B, ...). The model reads its field `inputs`, the objective any of its fields.
+        """
         ...
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Continues from a position that this or an earlier source returned."""
+        """Continues from a value of `position`, of this source or of one in an earlier process."""
         ...
 
 
 class TextSource:
-    """Windows of a text: each document once an epoch, or windows drawn with replacement.
+    """Batches of windows of a text.
 
-    A text that is not on the device is read some updates ahead, in a thread.
+    With `train.shuffle`, each epoch reads each document once (twice if its corpus has weight 2), in random order.
+    Otherwise windows are drawn with replacement. If the token ids are not on the device, a thread reads the next
+    READ_AHEAD batches in advance.
+
+    Args:
+        windows: The windows of the training split.
+        train: The settings of [train].
     """
 
     def __init__(self, windows: Windows, train: TrainConfig):
         self._windows, self._train = windows, train
         self.tokens_per_batch = train.sequences_per_step * windows.block_size
         self.num_tokens = windows.num_tokens
-        self._num_windows = 0  # read so far
+        self._num_windows = 0  # returned so far, without those read in advance
         self._ahead: deque[Future] = deque()
         self._reader = ThreadPoolExecutor(1)
 
@@ -65,14 +86,14 @@ class TextSource:
 
     def seek(self, position: dict[str, int]) -> None:
         self._num_windows = position["windows"]
-        self._ahead.clear()
+        self._ahead.clear()  # these batches follow the old position
 
     def next(self, step: int, weights: dict[str, mx.array]) -> Arrays:
-        """The windows of an update.
+        """Returns the windows of an update. See `Source.next`.
 
         Returns:
-            Positions of first tokens and document ends, (B,) each, preceded by ids (B, T + 1) unless the text is on
-            the device.
+            For each window, the position of its first token and the end (exclusive) of its document, (B,) int32 each.
+            If the token ids are not on the device, the windows' ids, (B, T + 1) int32, come first.
         """
         if self._windows.on_device:
             arrays = self._windows.read(self._choose(step, 0))
@@ -88,7 +109,7 @@ class TextSource:
         return self._windows.gather(*arrays)
 
     def _choose(self, step: int, ahead: int) -> np.ndarray:
-        """The windows of the update that comes `ahead` updates after `step`, (2, B)."""
+        """Chooses the windows of the update that comes `ahead` updates after `step`. Returns (2, B) int32."""
         size, seed = self._train.sequences_per_step, self._train.seed
         if not self._train.shuffle:
             return self._windows.draw(seed, rng.WINDOWS, step + ahead, size)

@@ -1,8 +1,10 @@
-"""The training step: one compiled function of explicit state.
+"""The training step: one compiled function that takes the training state and returns the new one.
 
-Gathers a batch on the device, runs forward and backward, sums over the group, clips, and updates, or leaves everything
-as it was where the loss or the gradient is not finite. Traced once: whatever changes from step to step enters as an
-array.
+The step gathers a batch on the device, runs the forward and backward pass, sums the gradients over the processes, clips
+them, and updates the weights. If the loss or the gradient norm is not finite, it returns the state unchanged.
+
+mx.compile traces the step once. Whatever changes from step to step is therefore an array argument: a Python number
+would become a constant of the graph.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,14 +20,23 @@ from mlx_gpt.optim.clip import CLIPS, global_norm
 from mlx_gpt.train.objective import Objective, Scalars
 from mlx_gpt.train.parallel import Group
 
-# float16 gradients of a mean over thousands of tokens would underflow; the other types have float32's range.
+# Factor of the loss in the backward pass, by compute dtype. The gradients are divided by it afterwards. The loss is a
+# mean over thousands of tokens, so many of its gradients are too small for float16 and would become zero. bfloat16 has
+# the exponent range of float32 and needs no scaling.
 LOSS_SCALE = {"float32": 1.0, "bfloat16": 1.0, "float16": 1024.0}
 
 State = dict[str, Any]
 
 
 class StepOutput(NamedTuple):
-    """Device scalars: mean loss, gradient norm before the clip, whether the update was made, the objective's means."""
+    """The results of a step, as scalars on the device.
+
+    Attributes:
+        loss: Mean loss of the batch, () float32.
+        grad_norm: L2 norm of all gradients before clipping, () float32.
+        finite: Whether loss and grad_norm are finite, () bool. If not, the update was skipped.
+        metrics: Further means that the objective reports, () float32 each.
+    """
 
     loss: mx.array
     grad_norm: mx.array
@@ -34,14 +45,16 @@ class StepOutput(NamedTuple):
 
 
 def initial_state(weights: dict[str, mx.array], optimizer) -> State:
-    """The state before the first step."""
+    """Returns the training state before the first step: the weights and a new optimizer state."""
     return {"weights": weights, "optimizer": optimizer.init(weights)}
 
 
 def make_loss(model, objective: Objective, config: Config):
-    """loss(weights, part, count, dropout_key, first_row) -> (loss, metrics).
+    """Makes loss(weights, part, count, dropout_key, first_row) -> (loss, metrics), the loss of a part of a batch.
 
-    loss: the part's sum / count * LOSS_SCALE. metrics: the part's sums.
+    The arguments are the float32 weights, some rows of a batch, the objective's count for the whole batch, the dropout
+    key, and the index of the part's first row in the whole batch. `loss` is the objective's sum over the part, divided
+    by `count` and multiplied by LOSS_SCALE. `metrics` are the objective's other sums over the part.
     """
     dtype = config.train.dtype
 
@@ -54,7 +67,11 @@ def make_loss(model, objective: Objective, config: Config):
 
 
 def make_gradients(model, objective: Objective, group: Group, config: Config):
-    """gradients(weights, batch, dropout_key) -> (loss, metrics, gradients), of the whole batch of all ranks."""
+    """Makes gradients(weights, batch, dropout_key) -> (loss, metrics, gradients).
+
+    `batch` is the batch of this process. The results are for the batches of all processes together: the mean loss, the
+    means that the objective reports, and the gradient of the mean loss by weight.
+    """
     loss, scale = make_loss(model, objective, config), LOSS_SCALE[config.train.dtype]
 
     def gradients(weights, batch: NamedTuple, dropout_key: mx.array):
@@ -64,6 +81,7 @@ def make_gradients(model, objective: Objective, group: Group, config: Config):
             part = type(batch)(*arrays)
             return mx.value_and_grad(loss)(weights, part, count, dropout_key, first_row)
 
+        # Every part was divided by the count of the whole batch, so the sums are the mean loss and its gradient.
         (value, metrics), grads = group.sum(over_lanes(of_part, batch, config))
         value, grads = tree_map(lambda x: x / scale, (value, grads))
         return value, {name: total / count for name, total in metrics.items()}, grads
@@ -72,16 +90,27 @@ def make_gradients(model, objective: Objective, group: Group, config: Config):
 
 
 def over_lanes(run: Callable, arrays: Sequence[mx.array], config: Config):
-    """The sum of run(part, first_row) over the parts of a batch.
+    """Runs a function on the parts of a batch and adds the results.
 
-    Lanes compute side by side. The parts of one lane follow each other.
+    The parts are assigned to lanes, which are MLX streams (see `device/lanes.py`). Lanes run concurrently. The parts of
+    one lane run one after the other, so that memory holds the activations of at most one part per lane.
+
+    Args:
+        run: run(part, first_row) -> a tree of arrays. `part` is a list of some rows of each of `arrays`, and
+            `first_row` is the index of its first row.
+        arrays: Arrays whose first axis is the row of the batch.
+        config: The run. Lanes together compute at most `train.batch_size` rows at once; this is how a batch of
+            `train.grad_accum_steps` micro-batches accumulates gradients.
+
+    Returns:
+        The sum of the trees.
     """
     train, sums = config.train, {}
     parts = divide(len(arrays[0]), train.batch_size, lanes(config.speed.lanes), config.model.block_size)
     for first, end, lane in parts:
         with mx.stream(lane):
             part, before = [a[first:end] for a in arrays], sums.get(lane)
-            if before is not None:  # frees the memory of one part before the next one starts
+            if before is not None:  # starts this part when the one before it on this lane has freed its memory
                 part = mx.depends(part, [a for _, a in tree_flatten(before)])
             new = run(part, first)
             sums[lane] = new if before is None else tree_map(mx.add, before, new)
@@ -89,18 +118,18 @@ def over_lanes(run: Callable, arrays: Sequence[mx.array], config: Config):
 
 
 def make_step(model, optimizer, objective: Objective, gather: Callable[..., NamedTuple], group: Group, config: Config):
-    """Compiles step(state, lr, index, *arrays) -> (state, StepOutput).
+    """Makes the compiled function step(state, lr, index, *arrays) -> (state, StepOutput).
+
+    The arguments of the compiled function are the training state, the learning rate (() float32), the number of the
+    step from 0 (() uint32, which selects the dropout masks), and the arrays that the source's `next` returned.
 
     Args:
-        model: The network; its own weights are not used.
-        optimizer: Gives new weights and a new state from gradients.
-        objective: What is minimized.
-        gather: Builds the batch from `arrays`.
+        model: The network. Its own weights are not used: the weights come from the state.
+        optimizer: Computes new weights and a new optimizer state from gradients.
+        objective: The training objective.
+        gather: Builds the batch from `arrays`, as `Source.gather` does.
         group: The processes that train together.
-        config: The run.
-
-    The compiled function takes the state, the learning rate, the index of the step (uint32), which decides the dropout,
-    and the host arrays of the source.
+        config: The settings of the run.
     """
     train, bound = config.train, config.optimizer.max_grad_norm
     clip = CLIPS[config.optimizer.clip_mode]
@@ -115,6 +144,7 @@ def make_step(model, optimizer, objective: Objective, gather: Callable[..., Name
         grads = clip(grads, bound, norm)
         weights, opt_state = optimizer.update(state["weights"], grads, state["optimizer"], lr)
         new = {"weights": weights, "optimizer": opt_state}
+        # A skipped update keeps the old state. mx.where selects it on the device; a traced function cannot branch.
         return tree_map(lambda a, b: mx.where(finite, a, b), new, state), StepOutput(loss, norm, finite, metrics)
 
     return step

@@ -1,8 +1,9 @@
-"""The training loop: a generator of reports over one compiled step.
+"""The training loop: a generator that repeats the compiled step and yields reports.
 
-On a GPU the next step is queued before the host reads the last one's loss. A checkpoint holds everything that decides
-how a run continues, except the count of bad steps in a row and, with `train.minutes`, measured times. A resumed run
-therefore equals the unbroken one.
+On a GPU, the loop submits the next step before it reads the loss of the last one, so the device does not wait for the
+host. A checkpoint holds everything that decides how a run continues, so a resumed run equals an uninterrupted one.
+There are two exceptions: the number of consecutive bad steps starts again at 0, and with `train.minutes`, the length of
+the run depends on measured times.
 """
 
 import dataclasses
@@ -29,34 +30,38 @@ from mlx_gpt.train.reports import EvalReport, Plan, Report, SampleDue, SaveRepor
 from mlx_gpt.train.source import Source
 from mlx_gpt.train.step import StepOutput, make_step
 
-MAX_BAD_STEPS = 5  # skipped updates, or losses above ABSURD, in a row before the run stops
-ABSURD = 10  # multiples of the loss of a uniform guess
-PROBE_STEPS = 5  # updates that are timed before a time budget becomes a number of updates
+MAX_BAD_STEPS = 5  # the run stops as diverged after this many bad steps in a row: skipped, or with an absurd loss
+ABSURD = 10  # a loss is absurd from this multiple of a uniform guess's loss on, about log(vocab_size)
+PROBE_STEPS = 5  # steps that are timed before a time budget is converted to a number of updates
 LATEST, BEST = "checkpoint.safetensors", "best.safetensors"
 
 
 class Pending(NamedTuple):
-    """A submitted step whose outputs have not been read."""
+    """A step that was submitted to the device and whose outputs have not been read yet."""
 
-    step: int
-    tokens: int
+    step: int  # number of finished steps, with this one
+    tokens: int  # training tokens read since the run's start, with those of this step
     lr: float
     output: StepOutput
 
 
 class Trainer:
-    """Trains a model from the state in a header.
+    """Trains a model: a new run, or one that continues from a checkpoint.
 
     Args:
-        header: The run so far.
-        model: The network; its weights are the first state.
+        header: Settings and progress of the run.
+        model: The network. Training starts from its weights.
         optimizer: Updates the weights.
-        optimizer_state: The optimizer's tensors of a checkpoint; what they lack starts afresh.
-        objective: What is minimized.
-        source: What each update trains on. It is moved to the header's position.
-        validation: Evaluates the weights.
+        optimizer_state: The optimizer's tensors in a checkpoint, or None. Missing tensors take their initial values.
+        objective: The training objective.
+        source: Provides the training batches. The trainer moves it to the position in the header.
+        validation: Evaluates weights on the validation split.
         group: The processes that train together.
-        folder: Where checkpoints are written.
+        folder: Folder for checkpoints. `run` requires that it exists.
+
+    Attributes:
+        header: Settings and progress, up to the last submitted step.
+        state: The training state on the device: {"weights": ..., "optimizer": ...}.
     """
 
     def __init__(
@@ -83,8 +88,9 @@ class Trainer:
         }
         self._step = make_step(model, optimizer, objective, source.gather, group, self.config)
         self._pending: deque[Pending] = deque()
-        # Submitted steps that stay unread. A CPU accepts a step only when the one before it is nearly done, so a lag
-        # gains nothing there (model-m: 1.35 s a step with it, 1.31 s without).
+        # The number of submitted steps whose outputs stay unread. A lag of 1 keeps a GPU busy while the host reads. On
+        # a CPU, submitting a step blocks until the one before it is nearly done, so a lag gains nothing (measured on
+        # model-m: 1.35 s per step with a lag of 1, 1.31 s without).
         self.lag = 1 if on_gpu() else 0
         self._skipped = self._bad_steps = 0
         self._signal = False
@@ -98,19 +104,24 @@ class Trainer:
 
     @property
     def train_tokens(self) -> int:
+        """Number of tokens in the training split."""
         return self._source.num_tokens
 
     @property
     def val_tokens(self) -> int:
+        """Number of tokens in the validation split."""
         return self._validation.num_tokens
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the weights and the optimizer's state, in memory and in a checkpoint."""
+        """Size of the weights and the optimizer state in bytes, in memory and in a checkpoint."""
         return sum(a.nbytes for _, a in tree_flatten(self.state))
 
     def time_steps(self, count: int) -> list[float]:
-        """Seconds of each of `count` steps, after one that compiles. Does not change the run's state."""
+        """Measures the seconds of each of `count` steps. A step before them, which compiles, is not counted.
+
+        All steps use the next batch of the source. The state and the position of the run do not change.
+        """
         state, seconds, position = self.state, [], self._source.position
         arrays = [mx.array(a) for a in self._source.next(self.header.step, state["weights"])]
         self._source.seek(position)
@@ -123,27 +134,40 @@ class Trainer:
         return seconds[1:]
 
     def eval_seconds(self, step_seconds: float) -> float:
-        """Expected seconds of the next evaluation: the last one's, or half the training time of as many tokens."""
+        """Estimates the seconds of the next evaluation: the time of the last one, if there was one.
+
+        Before the first evaluation, it is half of the time in which steps of `step_seconds` train on as many windows.
+        """
         if self._last_eval_seconds:
             return self._last_eval_seconds
         return step_seconds / 2 * self._validation.num_windows / self.config.train.sequences_per_step
 
     def iters_in_budget(self, step_seconds: float, elapsed: float = 0.0) -> int:
-        """The step that `train.minutes` will reach, with the time of evaluations taken off."""
+        """Computes the total number of updates that fit into `train.minutes`, at most `train.iters`.
+
+        The time of evaluations is subtracted: one at the end, and one every `train.eval_every` steps.
+
+        Args:
+            step_seconds: Seconds of a training step.
+            elapsed: Seconds of the budget that are already spent.
+        """
         train, eval_seconds = self.config.train, self.eval_seconds(step_seconds)
         left = train.minutes * 60 - elapsed - eval_seconds
         more = int(left / (step_seconds + eval_seconds / train.eval_every))
         return min(train.iters, self.header.step + max(more, 1))
 
     def stop(self) -> None:
-        """Makes the loop save and end after the current step. Safe to call from a signal handler."""
+        """Requests that the loop ends after the current step and saves. Safe to call from a signal handler."""
         self._signal = True
 
     def run(self) -> Iterator[Report]:
-        """Trains to the end of the run and yields its reports. Plans, evaluations, samples and saves precede the step.
+        """Trains to the end of the run and yields reports.
+
+        Before each step, the loop makes the plan, the evaluation, the sample and the save that are due, in this order.
+        Each of the last three first reads the outputs of all submitted steps, so that reports are in order of steps.
 
         Raises:
-            OutOfRoom: The disk does not hold two checkpoints.
+            OutOfRoom: The disk has no space for two checkpoints.
         """
         self._begin()
         require_space(self.folder, 2 * self.state_bytes, "the run's two checkpoints", "choose another --out")
@@ -168,7 +192,10 @@ class Trainer:
         yield from self._finish(reason)
 
     def checkpoint(self, averaged: bool = False) -> Checkpoint:
-        """The run at this moment, on the host. If `averaged`, the average takes the place of the weights."""
+        """Copies the state of the run to the host.
+
+        If `averaged`, the checkpoint's weights are the moving average, and its optimizer tensors hold the trained ones.
+        """
         state = dict(self.state["optimizer"])
         num_updates = state.pop("num_updates").item()
         header = dataclasses.replace(
@@ -194,15 +221,16 @@ class Trainer:
         self._pending.append(Pending(step + 1, tokens, lr, output))
 
     def _read(self) -> StepReport:
-        """Waits for the oldest submitted step."""
+        """Waits for the oldest submitted step and returns its report."""
         pending = self._pending.popleft()
         finite = pending.output.finite.item()
         loss = pending.output.loss.item()
         self._skipped = 0 if finite else self._skipped + 1
+        # The + 1 keeps the limit above 0 for a vocabulary of one id, whose uniform guess has the loss log(1) = 0.
         self._bad_steps = 0 if finite and loss < ABSURD * math.log(self.header.vocab_size + 1) else self._bad_steps + 1
         now = time.perf_counter()
         seconds, self._last_read = now - self._last_read, now
-        if pending.step > self._first_step + 1:  # the first one compiles
+        if pending.step > self._first_step + 1:  # the first step of this process also compiles
             self._step_seconds.append(seconds)
         return StepReport(
             step=pending.step,
@@ -236,14 +264,14 @@ class Trainer:
         return bool(self.config.train.minutes) and not self.header.planned and len(self._step_seconds) >= PROBE_STEPS
 
     def _plan(self) -> Plan:
-        """Turns the time budget into a number of updates, so that the schedule ends when the time does."""
+        """Converts the time budget to a number of updates, so that the learning-rate schedule ends with the budget."""
         step_seconds = statistics.median(self._step_seconds)
         iters = self.iters_in_budget(step_seconds, self._elapsed())
         self._advance(config=self.config.replace({"train.iters": iters}), planned=True)
         return Plan(iters=iters, step_seconds=step_seconds, step=self.header.step)
 
     def _end(self) -> str | None:
-        """The reason to end now, or None."""
+        """Returns the reason to end the run now, or None. The reasons are those of StopReport."""
         train, header = self.config.train, self.header
         if self._group.agree(self._signal):
             return "signal"
@@ -266,7 +294,12 @@ class Trainer:
         return step % train.eval_every == 0 and (step > 0 or train.eval_at_start)
 
     def _evaluation(self) -> Iterator[Report]:
-        """Evaluates, updates patience and best, and saves a new best. Does nothing if it is interrupted."""
+        """Evaluates the weights and their average, updates the header, and saves a checkpoint with a new lowest loss.
+
+        The header counts the evaluations without a new lowest loss. When they reach `train.patience`, the peak learning
+        rate is cut and the count starts again, at most `optimizer.max_lr_cuts` times; after that, `_end` stops the run.
+        Nothing changes if the evaluation is interrupted by `stop`.
+        """
         start, header = time.perf_counter(), self.header
         average = self._optimizer.average(self.state["optimizer"])
         candidates = [self.state["weights"]] + [average] * bool(average)
@@ -311,6 +344,7 @@ class Trainer:
         step, every = self.header.step, self.config.train.sample_every
         if self._last_sample == step or step == 0 or self._signal:
             return False
+        # -1 is one sample after each evaluation, 0 is never.
         return self.header.last_eval == step if every == -1 else every > 0 and step % every == 0
 
     def _sample(self) -> SampleDue:
@@ -323,7 +357,7 @@ class Trainer:
         return bool(minutes) and time.perf_counter() - self._last_save >= minutes * 60
 
     def _save(self, name: str, averaged: bool = False) -> Iterator[SaveReport]:
-        """Saves, on rank 0. A full disk does not end the run: the last file stays and the next save tries again."""
+        """Saves a checkpoint, on rank 0 only. A full disk does not end the run: the previous file stays."""
         if self._group.rank:
             return
         path = self.folder / name
@@ -336,7 +370,11 @@ class Trainer:
         yield SaveReport(step=self.header.step, path=str(path), error=error)
 
     def _finish(self, reason: str) -> Iterator[Report]:
-        """Evaluates a complete run, saves unless it diverged or made no step, and reports the end."""
+        """Reports the end of the run.
+
+        If the run reached its number of updates or its time budget, the last weights are evaluated first. A checkpoint
+        is saved unless the run diverged or made no step.
+        """
         saved = True
         if reason in ("iters", "minutes") and self.header.last_eval != self.header.step:
             yield from self._evaluation()

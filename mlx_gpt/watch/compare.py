@@ -14,18 +14,19 @@ from mlx_gpt.watch.metrics import read_metrics
 
 FORMATS = (".png", ".svg", ".pdf")
 MAX_THRESHOLDS = 6
+# Differences between neighbouring thresholds, in nats.
 ROUND_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """The record of a run.
+    """The contents of a run folder: its settings and the lines of its metrics.jsonl.
 
     Attributes:
         name: Path of the run folder.
-        settings: Settings by dotted name.
-        evaluations: Lines of metrics.jsonl for evaluations.
-        updates: Lines of metrics.jsonl for updates.
+        settings: Settings of run.toml by dotted name; empty without a run.toml.
+        evaluations: Lines of metrics.jsonl that describe evaluations, at least one.
+        updates: Lines of metrics.jsonl that describe updates.
     """
 
     name: str
@@ -38,9 +39,16 @@ class Record:
         return next((e["tokens"] for e in self.evaluations if e["val_loss"] <= loss), None)
 
     def facts(self) -> dict[str, float]:
-        """Best losses, totals and speed.
+        """Best loss, totals and speed of the run.
 
-        Losses are in nats per token. `seconds` includes the evaluations. The speed is that of the median update.
+        Returns:
+            A dictionary with these keys:
+
+            - best_loss (nats per token), best_ppl, best_bits_per_byte, best_step and best_tokens: the evaluation with
+              the lowest validation loss.
+            - tokens and seconds: totals at the last update. `seconds` includes the evaluations.
+            - ms_per_iter and tokens_per_second: the speed of the median update, without evaluations. Missing if the
+              record has no updates.
         """
         best = min(self.evaluations, key=lambda e: e["val_loss"])
         last = (self.updates or self.evaluations)[-1]
@@ -60,11 +68,14 @@ class Record:
 
 
 def read_record(path: Path) -> Record:
-    """Reads the record of a run folder, or of the folder that contains a checkpoint.
+    """Reads the record of a run.
+
+    Args:
+        path: A run folder, or a checkpoint in a run folder.
 
     Raises:
-        UserError: There is no such run, or it was not evaluated yet.
-        BadFile: run.toml cannot be read.
+        UserError: There is no such run, or the run has no evaluation yet.
+        BadFile: run.toml is not valid TOML.
     """
     folder = path if path.is_dir() else path.parent
     if not path.exists():
@@ -76,7 +87,7 @@ def read_record(path: Path) -> Record:
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if isinstance(line, dict)]
     evaluations = [line for line in lines if line.get("val_loss") is not None]
     if not evaluations:
-        raise UserError(f"{folder}: the run was not evaluated yet; train it until its first evaluation")
+        raise UserError(f"{folder}: the run was not evaluated yet; resume it until its first evaluation")
     try:
         text = (folder / "run.toml").read_text("utf-8") if (folder / "run.toml").exists() else ""
         tables = current_names(tomllib.loads(text))
@@ -91,14 +102,27 @@ def read_record(path: Path) -> Record:
 
 
 def differences(records: Sequence[Record]) -> dict[str, list]:
-    """The settings whose values differ, with one value per run; None for a run without the setting."""
+    """The settings whose values differ between runs.
+
+    Returns:
+        Dotted name -> the value in each run, in the order of `records`. None stands for a run without the setting.
+    """
     keys = dict.fromkeys(key for record in records for key in record.settings)
     values = {key: [record.settings.get(key) for record in records] for key in keys}
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
 
 
 def thresholds(records: Sequence[Record]) -> list[float]:
-    """Round losses from the highest first evaluation down to the lowest loss, at most MAX_THRESHOLDS."""
+    """Chooses losses for the rows "tokens to LOSS" of the comparison.
+
+    The losses are multiples of one of ROUND_STEPS: the smallest that gives at most MAX_THRESHOLDS of them, or the
+    largest if none does. They lie between the highest first evaluation of a run and the lowest evaluation of all runs.
+
+    Example: If evaluations begin at 3.1 and end at 1.9, the thresholds are [3.0, 2.8, 2.6, 2.4, 2.2, 2.0].
+
+    Returns:
+        The losses in descending order.
+    """
     low = min(e["val_loss"] for r in records for e in r.evaluations)
     high = max(r.evaluations[0]["val_loss"] for r in records)
     for step in ROUND_STEPS:
@@ -109,7 +133,15 @@ def thresholds(records: Sequence[Record]) -> list[float]:
 
 
 def table(records: Sequence[Record], levels: Sequence[float]) -> list[tuple[str, list[str]]]:
-    """The comparison as rows of text: a label, and one cell per run."""
+    """The comparison as rows of text.
+
+    Args:
+        records: The runs.
+        levels: Losses for the rows "tokens to LOSS".
+
+    Returns:
+        Rows of (label, one cell per run). A "-" stands for a missing value.
+    """
     facts = [record.facts() for record in records]
 
     def row(label: str, form: str, key: str) -> tuple[str, list[str]]:
@@ -135,15 +167,15 @@ def table(records: Sequence[Record], levels: Sequence[float]) -> list[tuple[str,
 
 
 def draw(path: Path, records: Sequence[Record], marks: Sequence[tuple[str, Sequence[float], Sequence[float]]] = ()):
-    """Plots validation loss against tokens and against seconds.
+    """Plots validation loss against tokens in one panel and against seconds in another.
 
     Args:
         path: The file to write; its suffix is one of FORMATS.
         records: The runs.
-        marks: Further points, each (label, tokens, losses).
+        marks: Further points, each (label, tokens, losses). They are drawn in the panel of tokens only.
 
     Raises:
-        UserError: The suffix is another one, the folder does not exist, or matplotlib is not installed.
+        UserError: The suffix is not in FORMATS, the folder does not exist, or matplotlib is not installed.
     """
     if path.suffix not in FORMATS:
         raise UserError(f"{path}: pictures are {', '.join(FORMATS)}; choose a file name with one of these suffixes")
@@ -160,7 +192,7 @@ def draw(path: Path, records: Sequence[Record], marks: Sequence[tuple[str, Seque
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for axes, key, label in zip(panels, ("tokens", "elapsed"), ("tokens", "seconds"), strict=True):
         for record in records:
-            shown = [e for e in record.evaluations if e["tokens"]]
+            shown = [e for e in record.evaluations if e["tokens"]]  # a logarithmic axis cannot show 0 tokens
             axes.plot([e[key] for e in shown], [e["val_loss"] for e in shown], ".-", ms=4, lw=1.2, label=record.name)
         axes.set(xscale="log", xlabel=label)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))

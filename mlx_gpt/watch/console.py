@@ -1,4 +1,4 @@
-"""Shows a run on the console: a live panel on a terminal, otherwise plain lines."""
+"""Shows the reports of a run: with a live panel on a terminal, otherwise as plain lines."""
 
 import math
 from collections import deque
@@ -11,6 +11,7 @@ from rich.text import Text
 
 from mlx_gpt.train.reports import EvalReport, Plan, Report, SaveReport, StepReport, StopReport
 
+# StopReport.reason -> the text that is shown for it.
 STOPPED = {
     "iters": "finished",
     "minutes": "time budget used up",
@@ -37,11 +38,11 @@ class RunConsole:
 
         Args:
             console: Where to print.
-            iters: Number of updates of the run; None if a Plan report will give it.
-            tokens_per_step: Tokens of one update.
-            log_every: Updates between plain lines.
-            patience: Evaluations without a new best before the run stops; 0 if it does not.
-            peak_memory: Returns the peak memory so far, in bytes.
+            iters: Total number of updates of the run. None if it is not known before a Plan report gives it.
+            tokens_per_step: Number of tokens per update.
+            log_every: Number of updates between plain lines.
+            patience: Number of evaluations without a new best loss after which the run stops; 0 if it does not.
+            peak_memory: A function without arguments that returns the peak memory so far, in bytes.
         """
         self.console = console
         self._iters, self._tokens_per_step = iters, tokens_per_step
@@ -55,17 +56,20 @@ class RunConsole:
             self._live.start()
 
     def close(self) -> None:
+        """Removes the live panel, if there is one."""
         if self._live:
             self._live.stop()
             self._live = None
 
     def note(self, text: str, style: str = "dim") -> None:
+        """Prints a line in a style of rich. On a terminal, the line appears above the live panel."""
         self.console.print(Text(text, style=style), soft_wrap=True)
 
     def show(self, report: Report) -> None:
+        """Shows a report. A StopReport also closes the live panel."""
         match report:
             case StepReport():
-                if self._step:  # the first update compiles, so its time is not counted
+                if self._step:  # the first update includes compilation, so it does not count for the pace
                     self._seconds.append(report.seconds)
                 self._step = report
                 if report.skipped:
@@ -97,6 +101,7 @@ class RunConsole:
                 self._summary(report)
 
     def sample(self, step: int, text: str) -> None:
+        """Prints a text that the model generated after update `step`."""
         self.note(f"--- sample @{step} " + "-" * 40)
         self.console.print(Text(text), soft_wrap=True)
         self.note("-" * 56)
@@ -115,7 +120,10 @@ class RunConsole:
     # Values that the plain line and the panel share.
 
     def _pace(self) -> tuple[float, float, str]:
-        """Milliseconds per update, tokens per second, and the remaining time as text."""
+        """Milliseconds per update, tokens per second, and the remaining time as text.
+
+        All three are based on the mean duration of the last 20 updates.
+        """
         seconds = sum(self._seconds) / len(self._seconds) if self._seconds else self._step.seconds
         eta = _clock((self._iters - self._step.step) * seconds) if self._iters else "?"
         return seconds * 1000, self._tokens_per_step / seconds, eta
@@ -177,6 +185,7 @@ class RunConsole:
 
 
 def _clock(seconds: float) -> str:
+    """Formats a duration as M:SS, or as H:MM:SS from one hour on."""
     minutes, seconds = divmod(int(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

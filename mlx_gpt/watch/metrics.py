@@ -1,6 +1,7 @@
 """metrics.jsonl: one line per report of a run, each a JSON object.
 
-The field `report` is the kind of the report. The losses of an evaluation are named val_loss, val_ppl and
+The field `report` names the kind of the report: plan, step, eval, sampledue, save or stop. The other fields are those
+of the report's class. The fields loss, ppl and bits_per_byte of an evaluation are renamed to val_loss, val_ppl and
 val_bits_per_byte. Files of mlxgpt 0.1 have lines for updates and evaluations only, without the field `report`.
 """
 
@@ -13,9 +14,14 @@ from mlx_gpt.train.reports import EvalReport, Report, kind, to_dict
 
 
 class MetricsFile:
-    """Appends reports to a file. For a run that resumes at step n, it first removes the lines after n.
+    """Appends reports to a metrics.jsonl file.
 
-    The resumed run writes these lines again.
+    If a run resumes at step n, the lines of later steps are removed first, because the run makes these steps again.
+
+    Args:
+        path: The file. It is created if it does not exist.
+        resumed_at: The step at which the run starts; 0 for a new run.
+        warn: Called with one line if the file cannot be written.
     """
 
     def __init__(self, path: Path, resumed_at: int = 0, warn: Callable[[str], None] = lambda text: None):
@@ -24,11 +30,11 @@ class MetricsFile:
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(map(_text, kept)), encoding="utf-8")
         os.replace(temporary, path)
-        # Line-buffered: each line is passed to the system at once, so that a killed run keeps all its lines.
+        # buffering=1 passes each line to the operating system at once, so a killed process loses no complete line.
         self._file = open(path, "a", encoding="utf-8", buffering=1)
 
     def add(self, report: Report) -> None:
-        """Writes the line of a report. After a failed write, as on a full disk, it warns and writes nothing more."""
+        """Writes one line. If that fails, as on a full disk, calls `warn` once and writes no further reports."""
         try:
             self._file.write(_text(_line(report)))
         except OSError as error:
@@ -40,7 +46,10 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """All lines of a file, without an incomplete last line."""
+    """Reads the lines of a file, up to the first line that is not valid JSON; [] if there is no file.
+
+    A process that was killed while it wrote can leave an incomplete last line.
+    """
     return list(_lines(path))
 
 

@@ -1,1 +1,1 @@
-"""The HTTP server, access rules, and errors as JSON, for every HTTP interface of mlxgpt."""
+"""What every HTTP interface of mlxgpt needs: the server, the access rules, and errors as JSON."""

@@ -12,9 +12,9 @@ class ApiError(Exception):
 
     Args:
         status: HTTP status code.
-        message: What was received, what is allowed, and the next step.
-        param: Field of the request that caused the error.
-        code: Short name of the error, for programs.
+        message: What was received, what is allowed, and what to do next.
+        param: The field of the request that caused the error.
+        code: The error as an identifier for programs, such as "invalid_value".
         more: Further fields of the body's `error` object.
     """
 
@@ -34,12 +34,12 @@ class ApiError(Exception):
 
 
 def bad(name: str | None, message: str, code: str = "invalid_value", **more) -> ApiError:
-    """The error for a field of a request, with status 400."""
+    """The error for field `name` of a request, with status 400."""
     return ApiError(400, message, name, code, **more)
 
 
 def refuse(error: ApiError, scope: Scope) -> Response:
-    """The response for an error. The error's code is written to the scope, for the log line of the guard."""
+    """The response for an error. The error's code is stored in scope["code"]; Guard adds it to the log line."""
     scope["code"] = error.body["error"]["code"]
     headers = {401: {"www-authenticate": "Bearer"}, 413: {"connection": "close"}, 429: {"retry-after": "1"}}
     return Response(msgspec.json.encode(error.body), error.status, headers.get(error.status), "application/json")
@@ -59,7 +59,7 @@ async def _on_http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
-    message = "internal error of the server; its log has the name of the error"
+    message = "internal error of the server; its log names the type of the error"
     return refuse(ApiError(500, message, code=type(error).__name__), request.scope)
 
 

@@ -1,8 +1,8 @@
-"""Access rules: checks host, origin, key and content type before an application receives a request.
+"""Access rules: checks host, origin, API key and content type before an application receives a request.
 
-Starlette's TrustedHostMiddleware is not used, for three reasons. Its patterns cannot name all IP addresses, which are
-valid hosts of a public server. It reads the first of several Host headers instead of refusing them. Its error is not
-JSON.
+Starlette's TrustedHostMiddleware is not used, for three reasons. It has no pattern for "every IP address", and a server
+that listens on all addresses accepts every IP address as its host. It accepts a request with several Host headers and
+uses the first one. Its error is not JSON.
 """
 
 import hmac
@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlx_gpt.web.errors import ApiError, refuse
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+# Security headers that are added to every response, unless the application sets them.
 SAFE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -31,15 +32,16 @@ SAFE_HEADERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Which hosts, origins and key a server accepts.
+    """Access rules: the hosts and origins that a server accepts, and its API key.
 
     Args:
-        host: The address that the server listens on. For a loopback address, only loopback names and `hosts` are
-            accepted. For any other, all IP addresses and the machine's own names are accepted too.
+        host: The address that the server listens on. If it is a loopback address, requests must name a loopback host or
+            one of `hosts`. If it is any other address, they may also name any IP address and one of `own_names`.
         key: The API key; None if no key is required.
         hosts: Further host names, in lower case, without port.
-        origins: Further web origins, such as "https://mac.example".
-        own_names: The machine's names, lower case, without ".local".
+        origins: Web origins, such as "https://mac.example", whose pages may send requests. Pages of the server itself
+            always may.
+        own_names: The machine's names, in lower case, without ".local".
     """
 
     host: str = "127.0.0.1"
@@ -51,11 +53,15 @@ class Access:
     def require_host(self, headers: Headers) -> str:
         """Returns the Host header in lower case.
 
+        The check prevents DNS rebinding: a page of another site can make its own host name resolve to this server, but
+        the browser still sends that name as Host.
+
         Raises:
-            ApiError: There is no Host header, there are several, or it names another host (DNS rebinding).
+            ApiError: There is no Host header, there are several, or it names a host that is not accepted.
         """
         given = headers.getlist("host")
         host = given[0].lower() if len(given) == 1 else ""
+        # Without the port: "mac.example:8080" -> "mac.example", "[::1]" -> "[::1]".
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         if not name or not self._is_ours(name):
             raise ApiError(
@@ -71,7 +77,7 @@ class Access:
         return name.removesuffix(".local") in self.own_names or _is_address(name.strip("[]"))
 
     def require_origin(self, headers: Headers, host: str) -> None:
-        """Raises ApiError for a request from a page of another site."""
+        """Raises ApiError for a request from a page of another site. `host` is the result of require_host()."""
         for origin in headers.getlist("origin"):
             if origin not in self.origins and origin.lower() not in (f"http://{host}", f"https://{host}"):
                 raise ApiError(
@@ -79,7 +85,7 @@ class Access:
                 )
 
     def require_key(self, headers: Headers) -> None:
-        """Raises ApiError unless the request has the key, as a bearer token or as x-api-key."""
+        """Raises ApiError unless the request has the key, as a bearer token or in the header x-api-key."""
         if self.key is None:
             return
         kind, _, token = headers.get("authorization", "").partition(" ")
@@ -103,16 +109,17 @@ def _is_address(name: str) -> bool:
 
 
 class Guard:
-    """ASGI middleware: checks the request, adds security headers to the response, logs one line per request.
+    """ASGI middleware: checks each request, adds security headers to its response, and logs one line about it.
 
-    Neither a request's body nor its headers are logged.
+    The line has the client's address, the method, the path, the status, the time taken and a request id. It contains
+    neither the body nor the headers of the request.
 
     Args:
         app: The application. It receives the requests that passed all checks.
         access: The access rules.
-        log: Receives the lines.
-        open_paths: Paths that can be read without the key.
-        count: Called with the path and the status of every response.
+        log: Called with each line.
+        open_paths: Paths that can be read (GET, HEAD) without the API key.
+        count: Called with the path and the status after every request. The status is 0 if no response was started.
     """
 
     def __init__(
@@ -168,7 +175,7 @@ class Guard:
         host = self.access.require_host(headers)
         self.access.require_origin(headers, host)
         if scope["method"] == "OPTIONS":
-            return
+            return  # a CORS preflight request, to which browsers never add the key
         if scope["path"] not in self.open_paths or scope["method"] not in ("GET", "HEAD"):
             self.access.require_key(headers)
         if scope["method"] == "POST":

@@ -1,8 +1,11 @@
 """The HTTP server: a listening socket, HTTP/1.1 with deadlines, signals, and a graceful shutdown.
 
-The server is uvicorn's. This module adds deadlines for a request to arrive and for a response to be read (uvicorn
-limits only idle connections), errors as JSON below the application, and SIGHUP. It ends the application's work before
-it closes connections.
+The server is uvicorn's. This module adds:
+
+* deadlines for a request to arrive and for a response to be read (uvicorn limits only idle connections),
+* JSON bodies for errors that are detected before a request reaches the application,
+* handling of SIGHUP, and
+* a shutdown that ends the application's work before it closes the connections.
 """
 
 import asyncio
@@ -24,11 +27,11 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from mlx_gpt.errors import UserError
 from mlx_gpt.web.errors import ApiError
 
-GRACE = 4.0  # seconds in which work in flight can end after the first signal
-LINGER = 1.0  # seconds in which a client that is still sending can read the response
-MAX_DISCARDED = 4 << 20  # bytes that such a client can still send
+GRACE = 4.0  # seconds that work in flight has to end after the first signal
+LINGER = 1.0  # seconds that a client that is still sending has to read the response
+MAX_DISCARDED = 4 << 20  # bytes that such a client may still send before it is disconnected
 MAX_CONNECTIONS = 512
-SEND_BUFFER = 1 << 16
+SEND_BUFFER = 1 << 16  # bytes of the system's send buffer for each connection
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -37,7 +40,8 @@ class Deadlines:
     """Time limits in seconds.
 
     Attributes:
-        receive: For a request to arrive, counted from connecting, or from its first byte on a reused connection.
+        receive: For a request to arrive. Counted from the connection; for later requests on the same connection, from
+            their first byte.
         send: For a client to read what was sent.
     """
 
@@ -48,11 +52,11 @@ class Deadlines:
 class Work(typing.Protocol):
     """Work that an application does in its own threads.
 
-    It is started before the server listens, and ended before the server closes its connections.
+    The server starts the work before it accepts connections, and ends the work before it closes its connections.
 
     Attributes:
-        unit: What is in flight, in the plural, for the log.
-        failure: An error that is raised when the server has ended; None if there is none.
+        unit: What the work consists of, in the plural, for the log. Example: "texts".
+        failure: An error that serve() raises when the server has ended; None if there is none.
     """
 
     unit: str
@@ -60,27 +64,35 @@ class Work(typing.Protocol):
 
     @property
     def in_flight(self) -> int:
-        """The number of things in flight."""
+        """The number of units that have begun or wait, and have not ended."""
 
     @property
     def alive(self) -> bool:
-        """True until close() has taken effect."""
+        """Whether the work is still running. False once it has ended after close()."""
 
     async def start(self, stop: Callable[[], None]) -> None:
-        """Starts the work, in the server's event loop. `stop` ends the server and can be called from any thread."""
+        """Starts the work. Called in the server's event loop. `stop` ends the server, and any thread may call it."""
 
     def close(self, seconds: float) -> None:
-        """Accepts nothing new, and ends what is in flight within `seconds`. A second call can only shorten that."""
+        """Accepts no new work, and ends the work in flight within `seconds`. A second call can only shorten that."""
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Binds a socket. Raises UserError with the reason that the system gives."""
+    """Binds a TCP socket to an address.
+
+    Args:
+        host: An IPv4 or IPv6 address, or a host name.
+        port: The port; 0 chooses a free one.
+
+    Raises:
+        UserError: The address cannot be bound. The message has the system's reason.
+    """
     listening = None
     try:
         listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # The send deadline cannot see bytes that the system buffers for a client that does not read. A small buffer
-        # limits their number.
+        # Bytes in the system's send buffer count as sent, even if the client never reads them. With a large buffer the
+        # send deadline would begin late, or never. The buffer is therefore small.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         listening.bind((host, port))
     except (OSError, OverflowError) as error:
@@ -100,18 +112,21 @@ def serve(
     log: Callable[[str], None],
     on_ready: Callable[[Callable[[], None]], None],
 ) -> None:
-    """Serves an application until a signal arrives or it is stopped. A signal is raised again at the end.
+    """Serves an application until a signal arrives or the server is stopped.
+
+    After the shutdown, the signal is raised again, so that its original handler runs.
 
     Args:
         app: The application.
         listening: A socket from bind().
-        work: Work that must end before the connections are closed.
-        deadlines: Time limits of requests and clients.
-        log: Receives lines for the operator.
-        on_ready: Called when the server listens, with a function that stops it from any thread.
+        work: The work of the application, if it has threads of its own.
+        deadlines: Time limits for requests and clients.
+        log: Called with each line of the log.
+        on_ready: Called when the server accepts connections. Its argument is a function that stops the server. Any
+            thread may call that function.
 
     Raises:
-        Exception: The failure of the work.
+        Exception: `work.failure`, or an error of `work.start`.
     """
 
     async def run() -> int | None:
@@ -128,7 +143,14 @@ def serve(
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server. It handles three signals, ends its work first, and calls `on_ready` when it listens."""
+    """uvicorn's server with three changes.
+
+    It calls `on_ready` when it accepts connections, handles SIGHUP like SIGINT and SIGTERM, and ends the work before it
+    closes connections.
+
+    Attributes:
+        signal: The number of the last signal; None before the first one.
+    """
 
     def __init__(
         self,
@@ -159,13 +181,13 @@ class Server(uvicorn.Server):
         self._on_ready(self.stop)
 
     def stop(self) -> None:
-        """Ends serving, from any thread."""
+        """Begins a graceful shutdown. Can be called from any thread."""
         self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handles signals: the first begins a graceful shutdown, the next ends the work at once."""
-        if threading.current_thread() is not threading.main_thread():
+        """Handles SIGNALS: the first signal begins a graceful shutdown, the second ends the work at once."""
+        if threading.current_thread() is not threading.main_thread():  # Python allows handlers only in the main thread
             yield
             return
         before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
@@ -190,7 +212,7 @@ class Server(uvicorn.Server):
         work.close(GRACE)
         if count := work.in_flight:
             self._log(f"stopping: {count} {work.unit} have {GRACE:g} s to finish; a second signal ends them at once")
-        with contextlib.suppress(TimeoutError):  # a step that hangs does not delay the shutdown
+        with contextlib.suppress(TimeoutError):  # work that hangs delays the shutdown only by this timeout
             async with asyncio.timeout(GRACE + 0.5):
                 while work.alive:
                     await asyncio.sleep(0.02)
@@ -202,16 +224,15 @@ class HttpProtocol(H11Protocol):
     def __init__(self, *args, deadlines: Deadlines, log: Callable[[str], None], **options):
         super().__init__(*args, **options)
         self._deadlines, self._log = deadlines, log
-        self._receiving: asyncio.TimerHandle | None = None
-        self._sending: asyncio.TimerHandle | None = None
-        self._discarded: int | None = None  # bytes read after the response; None before
+        self._receiving: asyncio.TimerHandle | None = None  # the receive deadline of the request that is arriving
+        self._sending: asyncio.TimerHandle | None = None  # the send deadline, while the client does not read
+        self._discarded: int | None = None  # bytes discarded since _linger(); None before
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self.transport = _Transport(transport, self._close)
-        transport.set_write_buffer_limits(
-            high=0
-        )  # pause_writing is called as soon as the socket does not accept a byte
+        # pause_writing() is called as soon as the socket accepts no more bytes, and begins the send deadline.
+        transport.set_write_buffer_limits(high=0)
         if len(self.connections) > MAX_CONNECTIONS:
             self._refuse(503, "too many connections; try again later")
         else:
@@ -242,9 +263,15 @@ class HttpProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
+        """Called by uvicorn for a request that is not valid HTTP."""
         self._refuse(400, msg)
 
     def _too_slow(self) -> None:
+        """Ends the connection at the receive deadline.
+
+        If a response has begun, the connection is aborted: another status can no longer be sent. If only a part of the
+        request has arrived, the client gets status 408. If nothing has arrived, the connection is closed.
+        """
         self._receiving = None
         if self.cycle and self.cycle.response_started and not self.cycle.response_complete:
             self.transport.abort()
@@ -254,6 +281,7 @@ class HttpProtocol(H11Protocol):
             self.transport.close()
 
     def _refuse(self, status: int, message: str) -> None:
+        """Sends an error without the application, logs it, and closes the connection."""
         self._log(f"{(self.client or '-')[0]} {status} {message}")
         body = msgspec.json.encode(ApiError(status, message).body)
         head = f"HTTP/1.1 {status} {STATUS_PHRASES[status].decode()}\r\ncontent-type: application/json\r\n"
@@ -262,17 +290,17 @@ class HttpProtocol(H11Protocol):
         self._linger()
 
     def _close(self) -> None:
-        """Closes the connection when the response is sent. If the request is not complete, it lingers."""
+        """Closes the connection after the response. If the request is still arriving, _linger() closes it later."""
         if self._discarded is None and self.conn.their_state is h11.SEND_BODY:
             self._linger()
         else:
             self.transport.close_now()
 
     def _linger(self) -> None:
-        """Ends the response, and closes the connection after LINGER seconds. What the client sends is discarded.
+        """Ends the response, and closes the connection after LINGER seconds. Until then, received bytes are discarded.
 
-        If a socket were closed while bytes of the client are unread, the system would reset the connection, and the
-        client could lose the response.
+        If a socket were closed while received bytes are unread, the system would reset the connection. The client could
+        then lose the response.
         """
         self._discarded, self._receiving = 0, _cancel(self._receiving)
         self.transport.write_eof()
@@ -281,7 +309,10 @@ class HttpProtocol(H11Protocol):
 
 
 class _Transport:
-    """A transport with another close(). uvicorn closes connections in several places, and all of them call it."""
+    """A transport whose close() is replaced by `close`. The original method is `close_now`.
+
+    uvicorn closes connections in several places. All of them call close() of the transport.
+    """
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]):
         self._transport, self.close, self.close_now = transport, close, transport.close
@@ -291,5 +322,6 @@ class _Transport:
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    """Cancels a timer, if there is one. Returns None, the new value of the caller's variable."""
     if timer:
         timer.cancel()

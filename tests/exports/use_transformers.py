@@ -62,7 +62,7 @@ try:
     model(torch.zeros(1, model.config.block_size + 1, dtype=torch.long))
     raise AssertionError("a context too long was taken")
 except ValueError as error:
-    assert "generate() slides" in str(error)
+    assert "call generate()" in str(error)
 
 # A round trip through the library's own writer.
 model.save_pretrained(scratch)

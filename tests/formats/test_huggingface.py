@@ -278,7 +278,7 @@ def rename(config, weights):
 
 CHANGES = [
     (lambda c, w: c.update(model_type="gpt2"), "config.json: model_type 'gpt2'"),
-    (lambda c, w: c.update(mlp_dim=-1), "config.json: mlp_dim -1 is not allowed; expected a width, as 128"),
+    (lambda c, w: c.update(mlp_dim=-1), "config.json: mlp_dim -1 is not allowed; expected a width, such as 128"),
     (lambda c, w: c.update(quantization={"bits": 4}), "quantized weights cannot be read; export without --quantize"),
     (lambda c, w: c.pop("n_embd"), "config.json: 'n_embd' is missing"),
     (lambda c, w: c.update(n_head=5), "config.json: .*n_head=5 does not divide"),

@@ -1,1 +1,1 @@
-"""Folders that transformers and mlx-lm load, written and read."""
+"""Writes and reads the folders that Hugging Face transformers and mlx-lm load."""

@@ -19,16 +19,17 @@ mlx_lm.generate --model {name} --trust-remote-code --ignore-chat-template --prom
 def card(
     header: Header, name: str, target: str, license: str, evaluations: list[dict], has_curve: bool, notes: list[str]
 ) -> str:
-    """The card as Markdown, with the front matter that the hub reads.
+    """Returns the card as Markdown, with the YAML front matter that the Hugging Face hub reads.
 
     Args:
-        header: The header of the checkpoint.
+        header: The header of the checkpoint. Its tokenizer is not None.
         name: The model's name.
         target: "huggingface" or "mlx-lm".
         license: The identifier of the license, such as mit.
-        evaluations: Lines of metrics.jsonl.
-        has_curve: Whether curve.png is in the folder. If not, the card has a table of the evaluations.
-        notes: Further lines about the training.
+        evaluations: The lines of metrics.jsonl that are evaluations, in order. May be empty.
+        has_curve: Whether the folder contains curve.png, which the card then shows. Otherwise the card has a table of
+            evenly spaced evaluations, at most 39.
+        notes: Further items for the list of facts about the training.
     """
     model, train = header.config.model, header.config.train
     corpora = ", ".join(header.config.data.corpus)
@@ -49,8 +50,8 @@ def card(
         "",
         LOADING[target].format(name=name, prompt="The "),
         "",
-        "The library has no architecture like this one, so this folder contains its code. The code is short, and the "
-        "same for every model.",
+        "The library does not implement this network, so this folder contains the code of the model. The code is "
+        "short, and it is the same for every model.",
         "",
         "## Training",
         "",

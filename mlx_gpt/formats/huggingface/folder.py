@@ -1,8 +1,8 @@
 """Folders that Hugging Face transformers and mlx-lm can load.
 
-A folder contains config.json, model.safetensors, the files of the tokenizer, the code of the model and a model card.
-The code is a fixed template, without any input of the user. Exports of mlxgpt and of randyGPT's scripts can be read.
-Reading never runs the code in a folder.
+A folder contains config.json, generation_config.json, model.safetensors, the files of the tokenizer, the code of the
+model and a model card. The code is a fixed template that contains nothing from the user. Folders that mlxgpt or
+randyGPT's scripts have exported can be read. Reading never runs the code in a folder.
 """
 
 import dataclasses
@@ -30,44 +30,49 @@ from mlx_gpt.model.gpt import shapes_of
 
 TARGETS = ("huggingface", "mlx-lm")
 TEMPLATES = Path(__file__).parent / "templates"
+# The code files of each target: the name in the folder, and the name in TEMPLATES.
 CODE = {
     "huggingface": {"configuration_mlxgpt.py": "configuration_mlxgpt.py", "modeling_mlxgpt.py": "modeling_mlxgpt.py"},
     "mlx-lm": {"mlxgpt.py": "mlxgpt_mlx_lm.py"},
 }
-# The files of an export, of both targets.
+# The names of all files that an export to either target writes.
 FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "README.md", "curve.png"),
     *(name for code in CODE.values() for name in code),
 }
-# Keys of config.json, besides the shape, and their settings of [model].
+# Keys of config.json besides the shape, and the settings of the table [model] that they hold.
 OPTIONS = {
     **{key: key for key in ("positions", "qk_norm", "norm_weights", "final_norm", "tied_head")},
     "mlp": "ffn",
 }
-# Values that the templates support beyond the defaults, by setting of [model].
+# The values that the templates support besides the default, for each setting of the table [model].
 COMPUTED: dict[str, Container] = {
     "positions": ("rotary",),
     **{switch: (True,) for switch in ("qk_norm", "norm_weights", "final_norm", "tied_head")},
     "ffn": ("swiglu",),
     "ffn_dim": range(1, 1 << 21),
 }
-# The defaults of transformers' generate().
+# The content of generation_config.json, from which generate() of transformers takes its defaults.
 GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "max_new_tokens": 200}
 MAX_JSON = 64 << 20  # largest config.json or tokenizer.json, in bytes
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The format of one of TARGETS, see formats.Format.
+    """The folder format of one target, see formats.Format.
 
-    It holds no optimizer state. The checkpoint must have a tokenizer.
+    It holds no optimizer state. A checkpoint without a tokenizer cannot be written.
+
+    Args:
+        name: One of TARGETS.
     """
 
     name: str
     is_folder = True
 
     def recognizes(self, path: Path) -> bool:
+        # Folders of randyGPT's scripts have no code file of mlx-lm, so they count as "huggingface".
         has_mlx_lm_code = all((path / name).is_file() for name in CODE["mlx-lm"])
         return is_folder(path) and has_mlx_lm_code == (self.name == "mlx-lm")
 
@@ -79,7 +84,7 @@ class Folder:
         self.require(header.config)
         if header.tokenizer is None:
             raise UserError(
-                f"{self.name} needs a tokenizer, and this checkpoint has none; add one with mlxgpt convert and "
+                f"{self.name} needs a tokenizer, but this checkpoint has none; add one with mlxgpt convert and "
                 "--corpus or --vocab"
             )
         text = card(header, path.resolve().name, self.name, "other", [], False, [])
@@ -88,7 +93,7 @@ class Folder:
 
     def refuses(self, config: Config) -> str | None:
         model = config.model
-        plain = ModelConfig(**model.shape()).architecture()
+        plain = ModelConfig(**model.shape()).architecture()  # randyGPT's network, the defaults
         others = {k: v for k, v in model.architecture().items() if v != plain[k] and v not in COMPUTED.get(k, ())}
         if others:
             found = ", ".join(f"model.{k}={toml_value(v)}" for k, v in others.items())
@@ -104,7 +109,7 @@ class Folder:
 def write_folder(
     folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, target: str, readme: str, extra: dict
 ) -> list[Path]:
-    """Writes all files of a folder except the weights.
+    """Writes all files of a folder except the weights and curve.png. Removes the code of the other target, if any.
 
     Args:
         folder: The folder; it is created if it does not exist.
@@ -115,10 +120,12 @@ def write_folder(
         extra: Further entries of config.json.
 
     Returns:
-        The paths written.
+        The paths of the files written.
 
     Raises:
-        UserError: The code does not support the network, or a tokenizer.json cannot represent the vocabulary.
+        UserError: The templates do not support the network, a tokenizer.json cannot represent the vocabulary, or a file
+            cannot be written.
+        OutOfRoom: The disk is full.
     """
     Folder(target).require(checkpoint.header.config)
     block_size = checkpoint.header.config.model.block_size
@@ -141,14 +148,18 @@ def write_folder(
 
 
 def write_weights(folder: Path, weights: Tensors) -> Path:
-    """Writes model.safetensors, with the metadata that transformers requires."""
+    """Writes model.safetensors, with the metadata {"format": "pt"} that transformers requires. Returns its path."""
     path = folder / "model.safetensors"
     write_atomic(path, [safetensors.numpy.save(weights, {"format": "pt"})])
     return path
 
 
 def config_json(header: Header, tokenizer: Tokenizer, target: str) -> dict:
-    """The content of config.json."""
+    """The content of config.json.
+
+    The entry "mlxgpt" holds the progress of the run, for read_folder(). Its keys are those of checkpoint format version
+    2: `iteration` is header.step, and `step` is header.num_updates. `best_loss` is a string: JSON has no infinity.
+    """
     model = header.config.model
     facts = {
         "model_type": "mlxgpt",
@@ -158,6 +169,7 @@ def config_json(header: Header, tokenizer: Tokenizer, target: str) -> dict:
         **{key: getattr(model, setting) for key, setting in OPTIONS.items()},
         "mlp_dim": model.ffn_width,
         **_token_ids(tokenizer),
+        # With tied_head, the template itself uses wte as the head. There is no lm_head for transformers to tie.
         "tie_word_embeddings": False,
         "use_cache": True,
         "dtype": "float32",
@@ -174,6 +186,7 @@ def config_json(header: Header, tokenizer: Tokenizer, target: str) -> dict:
 
 
 def _tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict:
+    """The content of tokenizer_config.json."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **_token_names(tokenizer),
@@ -186,10 +199,12 @@ def _tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict:
 
 
 def _token_ids(tokenizer: Tokenizer) -> dict:
+    """The ids of the special tokens, as config.json names them. EOS is also the padding token."""
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
 
 
 def _token_names(tokenizer: Tokenizer) -> dict:
+    """The names of the special tokens, as tokenizer_config.json names them. EOS is also the padding token."""
     bos, eos = special_names(tokenizer)
     return {"bos_token": bos, "eos_token": eos, "pad_token": eos}
 
@@ -199,7 +214,11 @@ def _dump(content: dict) -> str:
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
-    """The content of tokenizer.json, for the `tokenizers` library. Character tokenizers are supported too."""
+    """The content of tokenizer.json, for the `tokenizers` library. A character tokenizer becomes a BPE without merges.
+
+    Raises:
+        UserError: A tokenizer.json cannot represent the vocabulary.
+    """
     return character_json(tokenizer.characters) if tokenizer.kind == "char" else tokenizer.to_json()
 
 
@@ -216,7 +235,14 @@ def is_folder(path: Path) -> bool:
 
 
 def require_whole(folder: Path) -> None:
-    """Checks that the weights and the vocabulary of a folder can be read. Raises BadFile or UserError if not."""
+    """Checks that the weights and the vocabulary of an exported folder can be read.
+
+    Of quantized weights, only the header of model.safetensors is checked, since read_folder() does not support them.
+
+    Raises:
+        BadFile: A file is corrupt.
+        UserError: A file is missing.
+    """
     if "quantization" not in _json(folder / "config.json"):
         read_folder(folder)
     read_header(folder / "model.safetensors")
@@ -224,10 +250,14 @@ def require_whole(folder: Path) -> None:
 
 
 def read_folder(folder: Path) -> Checkpoint:
-    """Reads an export of mlxgpt or of randyGPT's scripts.
+    """Reads a folder that mlxgpt or randyGPT's scripts have exported.
+
+    Returns:
+        A checkpoint without optimizer state. Its tokenizer is None if the folder has no tokenizer.json. Its step, its
+        number of updates and its best loss are those of the exported checkpoint if config.json contains them.
 
     Raises:
-        BadFile: A file is corrupt or not supported. The message names the file and the place in it.
+        BadFile: A file is corrupt or not supported. The message names the file and what is wrong with it.
         UserError: model.safetensors is missing.
     """
     facts = _json(folder / "config.json")
@@ -246,7 +276,7 @@ def read_folder(folder: Path) -> Checkpoint:
     width = facts.get("mlp_dim", model.ffn_width)
     if type(width) is not int or width < 1:
         raise BadFile(
-            f"{folder / 'config.json'}: mlp_dim {width!r} is not allowed; expected a width, as {model.ffn_width}"
+            f"{folder / 'config.json'}: mlp_dim {width!r} is not allowed; expected a width, such as {model.ffn_width}"
         )
     model = dataclasses.replace(model, ffn_dim=width)
     vocab_size = facts.get("vocab_size")
@@ -259,7 +289,9 @@ def read_folder(folder: Path) -> Checkpoint:
     if (folder / "tokenizer.json").is_file():
         tokenizer = open_vocab(folder / "tokenizer.json")
         if tokenizer.vocab_size != vocab_size:
-            raise BadFile(f"{folder / 'tokenizer.json'}: has {tokenizer.vocab_size} ids, config.json has {vocab_size}")
+            raise BadFile(
+                f"{folder / 'tokenizer.json'}: has {tokenizer.vocab_size} ids, but config.json has {vocab_size}"
+            )
     found = _checkpoint(model, vocab_size, weights, tokenizer.to_dict() if tokenizer else None)
     own = facts.get("mlxgpt", {})
     try:
@@ -268,28 +300,31 @@ def read_folder(folder: Path) -> Checkpoint:
             "num_updates": int(own["step"]),
             "best_loss": float(own["best_loss"]),
         }
-    except (KeyError, TypeError, ValueError):  # not an export of mlxgpt
+    except (KeyError, TypeError, ValueError):  # a folder of randyGPT's scripts has no entry "mlxgpt"
         return found
     return dataclasses.replace(found, header=dataclasses.replace(found.header, **done))
 
 
 def read_state_dict(path: Path, known: Mapping[str, Any]) -> Checkpoint:
-    """Reads a PyTorch state_dict in safetensors whose tensors have randyGPT's names.
+    """Reads a PyTorch state_dict that is stored in a safetensors file and has randyGPT's tensor names.
 
     Args:
         path: The file.
-        known: Settings of [model]. The number of heads is not in the file; it is taken from here or from the common
-            shapes.
+        known: Settings of the table [model] that the caller knows. Only `n_head`, which is not in the file, is used.
+            Without it, the number of heads is that of the common shapes with this n_embd and block_size.
+
+    Returns:
+        A checkpoint without a tokenizer and without optimizer state.
 
     Raises:
-        BadFile: The file is corrupt, or has other tensors.
-        UserError: The number of heads is not known.
+        BadFile: The file is corrupt, or has other tensors than randyGPT's network.
+        UserError: The number of heads is not known, or it does not divide n_embd.
     """
     entries, _ = read_header(path)
     shapes = {name: entry.shape for name, entry in entries.items()}
     for name in ("wte.weight", "wpe.weight", "lm_head.weight"):
         if len(shapes.get(name, ())) != 2:
-            raise BadFile(f"{path}: {name} is missing or not a matrix; give a state_dict with randyGPT's names")
+            raise BadFile(f"{path}: {name} is missing or not a matrix; give a state_dict with randyGPT's tensor names")
     vocab_size, n_embd = shapes["wte.weight"]
     layers = {int(name.split(".")[1]) for name in shapes if name.startswith("layers.") and name.split(".")[1].isdigit()}
     found = {"n_embd": n_embd, "n_layer": len(layers), "block_size": shapes["wpe.weight"][0]}
@@ -298,7 +333,16 @@ def read_state_dict(path: Path, known: Mapping[str, Any]) -> Checkpoint:
 
 
 def _weights(path: Path, expected: dict[str, tuple[int, ...]]) -> Tensors:
-    """Reads the tensors as float32. Raises BadFile unless they are exactly the expected ones."""
+    """Reads the tensors of a safetensors file as float32.
+
+    Args:
+        path: The file.
+        expected: The shape of every tensor by its name.
+
+    Raises:
+        BadFile: The file is corrupt, its tensors are not exactly the expected ones, or a value is not finite.
+        UserError: There is no such file.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     entries, _ = read_header(path)
@@ -318,6 +362,7 @@ def _weights(path: Path, expected: dict[str, tuple[int, ...]]) -> Tensors:
 
 
 def _checkpoint(model: ModelConfig, vocab_size: int, weights: Tensors, tokenizer: dict | None) -> Checkpoint:
+    """A checkpoint of weights whose training is not known. Its step is 1, the lowest that an RGPT file can hold."""
     header = Header(
         config=Config(model=model),
         vocab_size=vocab_size,
@@ -330,9 +375,10 @@ def _checkpoint(model: ModelConfig, vocab_size: int, weights: Tensors, tokenizer
 
 
 def _json(path: Path) -> dict:
+    """Reads a JSON object. Raises BadFile if the file is missing, too large or not a JSON object."""
     try:
         if path.stat().st_size > MAX_JSON:
-            raise BadFile(f"{path}: has {path.stat().st_size} bytes, and at most {MAX_JSON} are read")
+            raise BadFile(f"{path}: has {path.stat().st_size} bytes, but at most {MAX_JSON} are allowed")
         data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BadFile(f"{path}: not a readable JSON file: {error}") from None

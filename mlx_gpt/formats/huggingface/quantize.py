@@ -1,4 +1,9 @@
-"""Quantizes weights to 8 or 4 bits, in the affine form of MLX's quantized layers."""
+"""Quantizes weights to 8 or 4 bits, as MLX's quantized layers hold them.
+
+The quantization is affine: each row of a matrix is divided into groups of consecutive elements, and each group has a
+float32 scale and a float32 bias. An element w is stored as an integer q from 0 to 2^bits - 1, and w is about
+scale * q + bias.
+"""
 
 import numpy as np
 
@@ -7,18 +12,24 @@ from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
 
 BITS = (8, 4)
-GROUPS = (64, 32)  # allowed sizes of a group, which is a run of numbers in a row that share a scale and a bias
+GROUPS = (64, 32)  # the group sizes that are tried, in elements
 
 
 def quantize(weights: Tensors, bits: int) -> tuple[Tensors, Tensors, int]:
-    """Quantizes every matrix whose rows divide into groups, but not the learned positions.
+    """Quantizes every matrix whose row length is a multiple of the group size, except the learned positions.
+
+    The group size is the first of GROUPS that divides the row length of at least one matrix. All other weights stay
+    float32.
 
     Args:
         weights: float32 weights by name.
         bits: One of BITS.
 
     Returns:
-        The weights as MLX's quantized layers hold them, the same weights dequantized to float32, and the group size.
+        packed: The weights as MLX's quantized layers hold them. A quantized "x.weight" (rows, columns) becomes
+            "x.weight" (rows, columns * bits / 32) uint32, "x.scales" and "x.biases" (rows, columns / group size).
+        dequantized: The weights by their own names and with their own shapes. Quantized ones are rounded.
+        group: The group size.
 
     Raises:
         UserError: No matrix has rows that divide into groups.
@@ -27,8 +38,8 @@ def quantize(weights: Tensors, bits: int) -> tuple[Tensors, Tensors, int]:
     group = next((g for g in GROUPS if any(width % g == 0 for width in widths)), None)
     if not group:
         raise UserError(
-            f"--quantize {bits}: rows are {' and '.join(map(str, sorted(widths)))} numbers wide, and MLX needs a "
-            f"multiple of {GROUPS[-1]}, as in all presets except model-xs; export without --quantize"
+            f"--quantize {bits}: the matrices have rows of {' and '.join(map(str, sorted(widths)))} elements, but MLX "
+            f"needs a multiple of {GROUPS[-1]}, as in all presets except model-xs; export without --quantize"
         )
     packed, dequantized = {}, {}
     for name, w in weights.items():
@@ -42,4 +53,5 @@ def quantize(weights: Tensors, bits: int) -> tuple[Tensors, Tensors, int]:
 
 
 def _is_matrix(name: str, w: np.ndarray) -> bool:
+    """Whether a weight is a matrix other than the learned positions."""
     return w.ndim == 2 and name != "wpe.weight"

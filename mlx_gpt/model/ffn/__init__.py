@@ -1,4 +1,4 @@
-"""Feed-forward networks: the half of a block that works on each position alone. One row a network."""
+"""Feed-forward networks: the half of a block that computes each position independently. FFNS is their table."""
 
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.config.table import lookup
@@ -9,5 +9,5 @@ FFNS: dict[str, type[FFN]] = {"relu2": ReLU2, "swiglu": SwiGLU}
 
 
 def ffn_class(config: ModelConfig) -> type[FFN]:
-    """The row of FFNS that `model.ffn` names. Raises UserError for an unknown name."""
+    """Returns the class that `model.ffn` names. Raises UserError for an unknown name."""
     return lookup(FFNS, config.ffn, "feed-forward network", prefix="model.ffn=")

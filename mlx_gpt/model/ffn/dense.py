@@ -1,6 +1,6 @@
-"""Dense feed-forward networks: squared ReLU (arXiv:2109.08668) between two matrices, and SwiGLU (arXiv:2002.05202).
+"""Dense feed-forward networks: with squared ReLU (arXiv:2109.08668), and SwiGLU (arXiv:2002.05202).
 
-Shapes: B batch, T time, C n_embd, F ffn_width.
+Shapes: C n_embd, F ffn_width.
 """
 
 from mlx_gpt.config.schema import ModelConfig
@@ -12,7 +12,11 @@ from mlx_gpt.model.specs import Normal, Specs, prefixed
 
 @mx.custom_function
 def squared_relu(x: mx.array) -> mx.array:
-    """max(x, 0)^2. Its gradient is 2 max(x, 0): MLX's own would mask by x > 0 what is zero already."""
+    """Returns max(x, 0)^2.
+
+    The gradient is defined here as 2 max(x, 0). MLX's automatic gradient would also multiply by the mask x > 0, which
+    changes nothing and costs time.
+    """
     return mx.square(mx.maximum(x, 0))
 
 
@@ -22,7 +26,7 @@ def _(x, cotangent, _output):
 
 
 class ReLU2(nn.Module):
-    """fc2(max(fc1(x), 0)^2), no bias."""
+    """fc2(max(fc1(x), 0)^2), without bias. fc1 maps C to F channels, fc2 maps F to C."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -43,7 +47,7 @@ class ReLU2(nn.Module):
 
 
 class SwiGLU(ReLU2):
-    """fc2(silu(fc_gate(x)) fc1(x)), no bias."""
+    """fc2(silu(fc_gate(x)) * fc1(x)), without bias. fc_gate and fc1 map C to F channels, fc2 maps F to C."""
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)

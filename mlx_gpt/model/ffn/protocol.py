@@ -1,4 +1,4 @@
-"""What a feed-forward network is to its block."""
+"""The protocol of feed-forward networks."""
 
 from typing import Protocol
 
@@ -6,16 +6,19 @@ from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.specs import Specs
 
-# Scalars by name, each a mean over tokens, as a router's balance. The objective receives their sums over the layers.
+# Auxiliary outputs: () arrays by name, each a mean over tokens. An example is a router's load-balancing loss. The model
+# adds them over the layers and passes the sums to the training objective.
 Aux = dict[str, mx.array]
 
 
 class FFN(Protocol):
-    """x (B, T, C) to (y, aux), y of the same shape. Works on each position alone."""
+    """A feed-forward network. It computes each position independently of the others."""
 
     def __init__(self, config: ModelConfig): ...
 
     @staticmethod
     def specs(config: ModelConfig) -> Specs: ...
 
-    def __call__(self, x: mx.array) -> tuple[mx.array, Aux]: ...
+    def __call__(self, x: mx.array) -> tuple[mx.array, Aux]:
+        """Returns the output for x (B, T, C), of the same shape, and the auxiliary outputs."""
+        ...

@@ -1,4 +1,4 @@
-"""Mixers: the half of a block that moves information between positions. One row a mixer."""
+"""Mixers: the half of a block that moves information between positions. MIXERS is their table."""
 
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.config.table import lookup
@@ -11,10 +11,13 @@ MIXERS: dict[str, type[Mixer]] = {"attention": CausalSelfAttention}
 
 
 def layer_states(config: ModelConfig, rows: int, dtype: mx.Dtype) -> list[LayerState]:
-    """The state of each layer for `rows` rows before anything was read. Allocates nothing until it is evaluated."""
+    """Makes the initial decoding state of each layer, for `rows` rows.
+
+    The arrays are lazy: they take no memory until they are evaluated.
+    """
     return [mixer_class(name).State.zeros(config, rows, dtype) for name in config.mixer_of]
 
 
 def mixer_class(name: str) -> type[Mixer]:
-    """The row of MIXERS of this name. Raises UserError for an unknown name."""
+    """Returns the mixer class of this name. Raises UserError for an unknown name."""
     return lookup(MIXERS, name, "mixer", prefix="model.mixers=")

@@ -1,6 +1,6 @@
 """Causal self-attention.
 
-Shapes: B batch, T time, S block_size, C n_embd, H heads, D head_dim.
+Shapes: B rows (sequences) in a batch, T tokens in a row, C n_embd, H heads, D head_dim.
 """
 
 from mlx_gpt.config.schema import ModelConfig, SpeedConfig
@@ -14,7 +14,11 @@ from mlx_gpt.model.state import KVState
 
 
 class CausalSelfAttention(nn.Module):
-    """Heads of scaled dot products over the past, softmax in float32, no bias."""
+    """Multi-head causal self-attention without bias. The softmax is computed in float32.
+
+    With `model.qk_norm`, queries and keys of each head are normalized (RMSNorm without weights). With
+    `model.positions` = "rotary", they are then rotated by their positions.
+    """
 
     State = KVState
 
@@ -39,11 +43,15 @@ class CausalSelfAttention(nn.Module):
 
     @staticmethod
     def token_flops(config: ModelConfig) -> float:
-        """Scores and weighted values over the whole context, 2 C T each."""
+        """Returns 4 C T for a full context T: 2 C T for the scores and 2 C T for the weighted sum of the values."""
         return 4 * config.n_embd * config.block_size
 
     def __call__(self, x: mx.array, state: KVState | None, positions: Positions, valid: mx.array | None) -> mx.array:
-        """See Mixer. Padding needs no care: it comes after the tokens that count, and is written over."""
+        """Computes attention. See `Mixer` for the arguments.
+
+        `valid` is not used. Real tokens do not attend to the padding after them. In the state, the next real tokens
+        overwrite the keys and values of the padding before any query can read them.
+        """
         B, T, C = x.shape
         q, k, v = (self._heads(w(x)) for w in (self.wq, self.wk, self.wv))  # (B, H, T, D)
         if self.qk_norm:
@@ -63,6 +71,9 @@ class CausalSelfAttention(nn.Module):
 
 
 def _swap(x: mx.array) -> mx.array:
-    """(B, T, H, D) to (B, H, T, D) and back; a single token's numbers stay where they are."""
+    """Swaps axes 1 and 2: (B, T, H, D) to (B, H, T, D), and back.
+
+    If one of these axes has size 1, the data are already in the right order, and a reshape avoids a strided view.
+    """
     B, M, N, D = x.shape
     return x.reshape(B, N, M, D) if 1 in (M, N) else x.swapaxes(1, 2)

@@ -1,6 +1,7 @@
-"""Kernels of causal attention. All of them compute the same function; which is fastest depends on the device.
+"""Implementations ("kernels") of causal attention. All compute the same function; the fastest depends on the device.
 
-Shapes: B batch, T time, S keys, H heads, D head_dim.
+Shapes: B rows (sequences) in a batch, T queries, S keys, H heads, D head_dim. Several functions compute transposed
+scores, (B, H, S, T), which have the keys before the queries.
 """
 
 from collections.abc import Callable
@@ -9,34 +10,37 @@ from functools import partial
 from mlx_gpt.device.mlx import mx, on_gpu
 from mlx_gpt.model.positions import causal_mask
 
-# Head widths with fused kernels, forward and backward, in MLX's Metal backend. 32 and 48 have none.
+# Widths of a head for which MLX's Metal backend has fused kernels, forward and backward. It has none for 32 and 48.
 FUSED_HEAD_DIMS = (64, 72, 80, 96, 128, 192, 256)
-# Maps queries, keys and values (B, H, T, D) and the scale of the scores to (B, H, T, D).
+# attend(q, k, v, scale) maps queries, keys and values, (B, H, T, D) each, to (B, H, T, D). Scores are scale * q k^T.
 Attend = Callable[[mx.array, mx.array, mx.array, float], mx.array]
 
 
 def make_attend(name: str = "auto", query_blocks: int = 4) -> Attend:
-    """The attention function of a row of KERNELS.
+    """Returns the attention function for training and prompts.
 
-    "auto" is `blocks` on a CPU, where it is the fastest, and `fused` on a GPU, where nothing was measured.
+    Args:
+        name: A name in KERNELS, or "auto". "auto" is "blocks" on a CPU, where it is the fastest, and "fused" on a GPU,
+            where nothing has been measured yet.
+        query_blocks: The number of query blocks of the kernel "blocks". The others ignore it.
     """
     return partial(KERNELS[kernel_of(name)], query_blocks=query_blocks)
 
 
 def kernel_of(name: str) -> str:
-    """The row of KERNELS that `speed.attention` names."""
+    """Returns the name in KERNELS for a value of `speed.attention`: resolves "auto" for this device."""
     return ("fused" if on_gpu() else "blocks") if name == "auto" else name
 
 
 def attend_cached(q: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array) -> mx.array:
-    """Attention of new queries over cached keys and values.
+    """Computes attention of new queries over cached keys and values.
 
     Args:
-        q: (B, H, T, D).
-        keys: (B, H, S, D).
-        values: (B, H, S, D).
-        scale: Factor of the scores.
-        mask: (B, 1, S, T) or (S, T), added to the transposed scores.
+        q: Queries, (B, H, T, D).
+        keys: Cached keys, (B, H, S, D).
+        values: Cached values, (B, H, S, D).
+        scale: The factor of the scores.
+        mask: (B, 1, S, T) or (S, T), as `causal_mask` returns it. It is added to the transposed scores.
 
     Returns:
         (B, H, T, D).
@@ -49,12 +53,18 @@ def attend_cached(q: mx.array, keys: mx.array, values: mx.array, scale: float, m
 
 
 def fused(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: int = 1) -> mx.array:
-    """MLX's own attention: one kernel where the device has one for this head width, else plain operations."""
+    """Computes attention with MLX's own function. `query_blocks` is ignored.
+
+    MLX uses a fused kernel if the device has one for this head width, and separate operations otherwise.
+    """
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
 
 
 def padded(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: int = 1) -> mx.array:
-    """fused() with heads padded with zeros to a width that has a kernel. Zeros change no score."""
+    """Computes fused() with heads padded with zeros to the next width in FUSED_HEAD_DIMS. `query_blocks` is ignored.
+
+    Zeros in queries and keys do not change the scores. Zeros in the values give output channels that are cut off.
+    """
     D = q.shape[-1]
     width = next((d for d in FUSED_HEAD_DIMS if d >= D), D)
     missing = [(0, 0)] * 3 + [(0, width - D)]
@@ -62,10 +72,10 @@ def padded(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: in
 
 
 def blocks(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: int = 4) -> mx.array:
-    """Attention by blocks of queries, each against the keys up to the block's end.
+    """Computes attention for one block of queries at a time, each with the keys up to the end of the block.
 
-    With T = 8 and four blocks, the queries 0-1, 2-3, 4-5 and 6-7 meet the keys 0-1, 0-3, 0-5 and 0-7: 2 x (2 + 4 + 6
-    + 8) = 40 of 64 scores, five eighths.
+    This skips most of the scores that the causal mask would discard. With T = 8 and four blocks, the queries 0-1, 2-3,
+    4-5 and 6-7 need the keys 0-1, 0-3, 0-5 and 0-7. These are 2 * (2 + 4 + 6 + 8) = 40 scores of 64, or five eighths.
     """
     T = q.shape[2]
     ends = [T * i // min(query_blocks, T) for i in range(min(query_blocks, T) + 1)]
@@ -73,19 +83,24 @@ def blocks(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: in
 
 
 def _attend_by_blocks(scale: float, spans: list[tuple[int, int]]):
-    """Attention over spans of queries, with a gradient of its own.
+    """Makes attend(q, k, v) for spans (first, end) of queries, with a gradient written by hand.
 
-    Outputs are y (B, H, T, D), the sums of the exponentials (B, H, T, 1), and the exponentials of each span, which the
-    gradient needs.
+    attend returns y (B, H, T, D), the sums of the exponentials (B, H, T, 1), and the transposed exponentials of each
+    span. All but y are for the gradient only: their own cotangents are ignored.
 
-    For one row of scores s, E = exp(s - max s), P = E / sum(E) and y = P V, the gradient of a loss with dY = dL/dy is
+    With the scores S = scale Q K^T, E = exp(S - rowmax(S)), P = E / rowsum(E), y = P V, and the gradient dY = dL/dy:
 
         dV = P^T dY
         dP = dY V^T
-        ds = P (dP - rowsum(P dP)) = P (dY V^T - rowsum(dY y))
+        dS = P * (dP - rowsum(P * dP)) = P * (dY V^T - rowsum(dY * y))
 
-    With dO = dY / sum(E), E takes the place of P, and P is never computed. rowsum(dO y) enters the product with V as a
-    further column: [dO, -rowsum(dO y)] [V, 1]^T = dO V^T - rowsum(dO y). This avoids a broadcast subtraction.
+    where * is elementwise. The code never computes P. With dO = dY / rowsum(E), it uses E instead:
+
+        dV = E^T dO
+        dS = E * (dO V^T - rowsum(dO * y))
+
+    The subtraction is part of the matrix product, [dO, -rowsum(dO * y)] [V, 1]^T, because MLX's broadcast subtraction
+    is slow on a CPU. dQ = scale dS K and dK = scale dS^T Q; the code applies this scale to [dO, -rowsum(dO * y)].
     """
 
     @mx.custom_function
@@ -108,7 +123,7 @@ def _attend_by_blocks(scale: float, spans: list[tuple[int, int]]):
         v_ones = mx.concatenate([v, mx.ones_like(rows).astype(v.dtype)], axis=-1)
         dout = dout.astype(q.dtype)
         dqs, dk, dv = [], None, None
-        # From the last span, whose keys are all keys, to the first: each adds to the front of dK and dV.
+        # The last span comes first, because it uses all keys. Each earlier span adds to the front of dK and dV.
         for (first, end), exp in reversed(list(zip(spans, exps, strict=True))):
             dscores = exp * (v_ones[:, :, :end] @ _t(dout_rows[:, :, first:end]))
             dqs.append(_t(dscores) @ k[:, :, :end])
@@ -120,11 +135,15 @@ def _attend_by_blocks(scale: float, spans: list[tuple[int, int]]):
 
 
 def _exp_scores(q: mx.array, k: mx.array, mask: mx.array, scale: float) -> tuple[mx.array, mx.array]:
-    """exp(scale (scores - max)), (B, H, S, T), and its sums over the keys, (B, H, T, 1).
+    """Returns exp(scale * (scores - max)) transposed, (B, H, S, T), and its sums over the keys, (B, H, T, 1).
 
-    On a CPU, MLX fuses elementwise operations that broadcast into slow strided loops. The scores are transposed, so
-    that the maximum and the sum reduce over rows; they are not normalized, which would broadcast the sum. Strided views
-    replace the broadcasts of the mask and the maximum. The reshape keeps the subtraction out of the kernel of exp.
+    The order of operations is for speed on a CPU, where MLX compiles a chain of elementwise operations with a broadcast
+    into one slow strided loop. Therefore
+
+    - the scores are transposed, so that the maximum and the sum reduce over axis -2, whole rows at a time;
+    - the exponentials are not divided by their sums, which would be a broadcast;
+    - strided views replace the broadcasts of the mask and of the maximum;
+    - the reshape before exp keeps MLX from fusing the subtraction with exp.
     """
     scores = (k @ _t(q)).astype(mx.float32)
     B, H, S, T = scores.shape
@@ -136,11 +155,12 @@ def _exp_scores(q: mx.array, k: mx.array, mask: mx.array, scale: float) -> tuple
 
 
 def _t(x: mx.array) -> mx.array:
+    """Swaps the last two axes."""
     return x.swapaxes(-1, -2)
 
 
 def _add_front(total: mx.array | None, x: mx.array) -> mx.array:
-    """Adds x (B, H, S, D) to the first S positions of `total`."""
+    """Adds x (B, H, S, D) to the first S positions of `total`. None stands for an empty total."""
     if total is None:
         return x
     end = x.shape[2]

@@ -1,4 +1,7 @@
-"""What a mixer is to its block."""
+"""The protocol of mixers.
+
+Shapes: B rows (sequences) in a batch, T tokens in a row, C n_embd.
+"""
 
 from typing import Protocol, runtime_checkable
 
@@ -11,10 +14,14 @@ from mlx_gpt.model.state import LayerState
 
 @runtime_checkable
 class Mixer(Protocol):
-    """Moves information between the positions of a row, forward in time only.
+    """Moves information between the positions of a row, from earlier to later positions only.
 
-    `State` is the class of what it remembers while decoding. `speed` says how to compute; results differ by rounding
-    only.
+    Args:
+        config: The settings of [model].
+        speed: How to compute. Results differ by rounding only.
+
+    Attributes:
+        State: The class of the layer's state in decoding, such as the keys and values of attention.
     """
 
     State: type[LayerState]
@@ -26,20 +33,25 @@ class Mixer(Protocol):
 
     @staticmethod
     def token_flops(config: ModelConfig) -> float:
-        """Floating-point operations of a forward pass, per token, that are not products with weights of the roles
-        matrix and matrices.
+        """Returns the floating-point operations of a forward pass per token, for the estimate of the training cost.
+
+        Products with weights of the roles "matrix" and "matrices" are not included: they are counted from the specs.
         """
         ...
 
     def __call__(self, x: mx.array, state: LayerState | None, positions: Positions, valid: mx.array | None) -> mx.array:
-        """Mixes x (B, T, C) into y (B, T, C).
+        """Computes the output for the tokens of a batch.
 
         Args:
-            x: The tokens' vectors.
-            state: What the layer remembers of each row; the mixer updates it. None in training.
-            positions: Where the tokens stand. Where `positions.at_start`, nothing was read before, and what `state`
-                holds is to be ignored.
-            valid: (B,) int32, the number of real tokens in each row; those after them are padding. The state must be
-                the one after the last real token. None where all tokens are real.
+            x: (B, T, C).
+            state: The state of the layer after the earlier tokens of each row. The mixer updates it in place. None in
+                training.
+            positions: The positions of the tokens. If `positions.at_start`, there are no earlier tokens, and the mixer
+                must ignore the contents of `state`.
+            valid: (B,) int32, the number of real tokens in each row; the tokens after them are padding. The updated
+                state must be the one after the last real token. None if there is no padding.
+
+        Returns:
+            (B, T, C).
         """
         ...

@@ -2,15 +2,16 @@
 
 const $ = (id) => document.getElementById(id);
 const SETTINGS = ["temperature", "top_p", "top_k", "seed", "max_tokens"];
-const KEPT = [...SETTINGS, "prompt"];
-const MOST_BITS = 8; // the surprisal from which on a token has the full tint
+const KEPT = [...SETTINGS, "prompt"]; // fields whose values are kept in localStorage
+const MOST_BITS = 8; // surprisal in bits, -log2(probability), at and above which a token has the full tint
 const STRONGEST = 0.55; // opacity of the full tint; text stays readable on it
 
 let mode = "complete";
 let model = null;
 const kept = { complete: [], chat: [] }; // the turns of the mode that is not shown
 let running = null; // the AbortController of the text that is being generated
-// A turn is {role, text, tokens}. In complete mode, the first has the role "prompt". Each continuation is a "text".
+// A turn is {role, text, tokens}. Only generated turns have tokens. In complete mode, the first turn has the role
+// "prompt", and each generated turn has the role "text". In chat mode, the roles are "user" and "assistant".
 let turns = [];
 
 // -- the server ---------------------------------------------------------------------------------------------------
@@ -33,6 +34,7 @@ async function ask(path, options = {}) {
   throw new Error(body?.error?.message ?? `The server responded with status ${answer.status}.`);
 }
 
+// The path and the body of the request for the next text. During generation: of the request for the last turn.
 function request() {
   const body = { model, stream: true };
   for (const name of SETTINGS) {
@@ -48,6 +50,7 @@ function request() {
 // The text to continue: the prompt field or, during generation, the text of all turns before the last.
 const given = () => (running ? turns.slice(0, -1).map((turn) => turn.text).join("") : $("prompt").value);
 
+// Yields the JSON objects of a stream of server-sent events, until the event [DONE].
 async function* frames(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let rest = ""; ; ) {
@@ -65,7 +68,8 @@ async function* frames(answer) {
   }
 }
 
-// Tokens as {text, logprob, top: [[text, logprob], ...]}.
+// The next two functions add a frame's text to the turn. They return its tokens as {text, logprob, top: [[text, logprob],
+// ...]}, where `top` has the most likely tokens.
 function completionTokens(choice, turn) {
   turn.text += choice.text;
   const { tokens, text_offset, token_logprobs, top_logprobs } = choice.logprobs;
@@ -119,7 +123,7 @@ async function write() {
   }
 }
 
-// A message that the server refused is removed from the chat and put back into the field, where it can be changed.
+// A chat message that the server refused is moved from the chat back into the field, where the user can change it.
 function takeBack() {
   const refused = turns.findLast((turn) => turn.role === "user");
   if (mode !== "chat" || $("prompt").value) return;
@@ -141,6 +145,7 @@ function status(turn, start, first) {
   $("status").textContent = `${count} tokens, ${rate}${bits.toFixed(2)} bits per token`;
 }
 
+// Updates the buttons and labels to the current mode, the turns, and whether a text is being generated.
 function refresh() {
   const written = turns.some((turn) => turn.tokens?.length);
   $("write").disabled = $("curl").disabled = !!running;
@@ -186,10 +191,11 @@ function drawToken(token) {
   const span = make("span", "token", token.text);
   const bits = -token.logprob / Math.LN2;
   span.style.setProperty("--surprise", (Math.min(bits / MOST_BITS, 1) * STRONGEST).toFixed(3));
-  span.told = token;
+  span.told = token; // for showTip
   return span;
 }
 
+// Spaces, newlines and tabs as visible symbols; the symbol of the empty set for an empty text.
 const visible = (text) => text.replaceAll("\n", "\u23ce").replaceAll(" ", "\u2423").replaceAll("\t", "\u21e5") || "\u2205";
 
 function showTip(span) {
@@ -236,6 +242,7 @@ function begin() {
   write();
 }
 
+// Generates the last turn again. In complete mode without a continuation, it starts over from the prompt field.
 function again() {
   if (mode === "complete" && turns.length < 3) return begin();
   if (turns.at(-1).tokens) turns.pop();
@@ -267,7 +274,7 @@ async function copyCurl() {
     await navigator.clipboard.writeText(line);
     $("status").textContent = "copied";
   } catch {
-    tell(line); // if the browser denies access to the clipboard, the line is shown, to be copied by hand
+    tell(line); // the browser denied access to the clipboard: show the line, so that the user can copy it
   }
 }
 
@@ -309,6 +316,7 @@ async function loadCard() {
   }
 }
 
+// Moves the tooltip from the chosen token to another one. Returns undefined for a key that does not move it.
 function moveTip(key) {
   const tokens = [...document.activeElement.querySelectorAll(".token")], last = tokens.length - 1;
   const now = tokens.findIndex((token) => token.classList.contains("chosen"));

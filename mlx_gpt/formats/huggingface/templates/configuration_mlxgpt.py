@@ -1,9 +1,30 @@
-"""The shape of an mlxgpt model, for Hugging Face transformers. Written by `mlxgpt export`; the same for every model."""
+"""The configuration of an mlxgpt model, for Hugging Face transformers.
+
+`mlxgpt export` writes this file. It is the same for every model.
+"""
 
 from transformers import PretrainedConfig
 
 
 class MLXGPTConfig(PretrainedConfig):
+    """The settings of the network.
+
+    Args:
+        vocab_size: The number of token ids.
+        n_embd: The width of the residual stream.
+        n_head: The number of attention heads. It divides n_embd.
+        n_layer: The number of blocks.
+        block_size: The longest context, in tokens.
+        mlp_dim: The width of the hidden layer of the feed-forward network.
+        mlp: The feed-forward network: "relu2" (squared ReLU) or "swiglu".
+        positions: "learned" or "rotary".
+        qk_norm: Whether queries and keys are normalized.
+        norm_weights: Whether the norms of the residual stream have a learned weight for each channel.
+        final_norm: Whether the input of the head is normalized.
+        tied_head: Whether the token embedding is also the head.
+        use_cache: Whether keys and values are cached by default.
+    """
+
     model_type = "mlxgpt"
     keys_to_ignore_at_inference = ["past_key_values"]
     attribute_map = {

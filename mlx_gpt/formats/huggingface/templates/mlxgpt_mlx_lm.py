@@ -1,4 +1,6 @@
-"""An mlxgpt model for mlx-lm, which config.json names as `model_file`. Written by `mlxgpt export`; the same for all.
+"""An mlxgpt model for mlx-lm, which finds this file by the entry `model_file` of config.json.
+
+`mlxgpt export` writes this file. It is the same for every model.
 
 Shapes: B batch, T new tokens, C n_embd, H heads, D head width, V vocabulary.
 """
@@ -30,7 +32,7 @@ class ModelArgs(BaseModelArgs):
 
 
 class Norm(nn.Module):
-    """RMSNorm, with a weight a channel where learned."""
+    """RMSNorm. With `norm_weights` it has a learned weight for each channel."""
 
     def __init__(self, args):
         super().__init__()
@@ -42,6 +44,8 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
+    """Causal self-attention."""
+
     def __init__(self, args):
         super().__init__()
         self.n_head, self.head_dim = args.n_head, args.n_embd // args.n_head
@@ -66,6 +70,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """The feed-forward network: SwiGLU if it has `fc_gate`, otherwise squared ReLU."""
+
     def __init__(self, args):
         super().__init__()
         self.fc1 = nn.Linear(args.n_embd, args.mlp_dim, bias=False)
@@ -80,6 +86,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and the feed-forward network, each with a norm before it and a residual connection around it."""
+
     def __init__(self, args):
         super().__init__()
         self.attn_norm, self.mlp_norm = Norm(args), Norm(args)
@@ -91,6 +99,8 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
+    """The network. mlx-lm looks for the names Model and ModelArgs."""
+
     def __init__(self, args):
         super().__init__()
         self.args, self.model_type = args, args.model_type
@@ -104,13 +114,18 @@ class Model(nn.Module):
             self.lm_head = nn.Linear(args.n_embd, args.vocab_size, bias=False)
 
     def __call__(self, inputs, cache=None):
-        """Logits (B, T, V). Past the context the last learned position stands for all that follow."""
+        """Returns logits (B, T, V) of token ids (B, T).
+
+        Learned positions exist for block_size tokens only. Every token after them uses the last one.
+        """
         cache = cache or [None] * len(self.layers)
+        # The position of the first new token: () or, with a cache for a batch, (B,). In a row with n padding tokens on
+        # its left it begins at -n.
         offset = mx.array(0 if cache[0] is None else cache[0].offset)
         x = self.wte(inputs)
         if "wpe" in self:
-            places = mx.arange(inputs.shape[1]) + offset[..., None]
-            x = x + self.wpe(mx.clip(places, 0, self.args.block_size - 1))
+            positions = mx.arange(inputs.shape[1]) + offset[..., None]  # (T,) or (B, T)
+            x = x + self.wpe(mx.clip(positions, 0, self.args.block_size - 1))
         mask = create_attention_mask(x, cache[0])
         for layer, own in zip(self.layers, cache, strict=True):
             x = layer(x, mask, own, offset)

@@ -1,6 +1,8 @@
-"""An mlxgpt model in PyTorch, for Hugging Face transformers. Written by `mlxgpt export`; the same for every model.
+"""An mlxgpt model in PyTorch, for Hugging Face transformers.
 
-Shapes: B batch, T new tokens, S tokens with the past, C n_embd, H heads, D head width, V vocabulary.
+`mlxgpt export` writes this file. It is the same for every model.
+
+Shapes: B batch, T new tokens, S cached and new tokens, C n_embd, H heads, D head width, V vocabulary.
 """
 
 import torch
@@ -18,7 +20,7 @@ ROTARY_BASE = 10000.0
 
 
 class Norm(nn.Module):
-    """RMSNorm, with a weight a channel where learned."""
+    """RMSNorm. If `learned`, it has a learned weight for each channel."""
 
     def __init__(self, width, learned):
         super().__init__()
@@ -30,36 +32,48 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
+    """Causal self-attention. `layer` is the index of its keys and values in the cache."""
+
     def __init__(self, config, layer):
         super().__init__()
         self.config, self.layer = config, layer
         for name in ("wq", "wk", "wv", "wo"):
             setattr(self, name, nn.Linear(config.n_embd, config.n_embd, bias=False))
 
-    def forward(self, x, places, hidden, past):
+    def forward(self, x, positions, mask, past):
+        """Maps x (B, T, C) to (B, T, C).
+
+        `positions` (B, T) are those of the new tokens. `mask` (B, 1, T, S) is added to the scores. `past` is the cache,
+        to which the new keys and values are appended, or None.
+        """
         B, T, C = x.shape
         H = self.config.n_head
         q, k, v = (w(x).view(B, T, H, C // H).transpose(1, 2) for w in (self.wq, self.wk, self.wv))  # (B, H, T, D)
         if self.config.qk_norm:
             q, k = (F.rms_norm(a, (C // H,), None, EPS) for a in (q, k))
         if self.config.positions == "rotary":
-            q, k = rotate(q, places), rotate(k, places)
+            q, k = rotate(q, positions), rotate(k, positions)
         if past is not None:
             k, v = past.update(k, v, self.layer)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=hidden.to(q.dtype))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
         return self.wo(y.transpose(1, 2).reshape(B, T, C))
 
 
-def rotate(x, places):
-    """Turns the two halves of each head of x (B, H, T, D) by its place (B, T)."""
+def rotate(x, positions):
+    """Rotary positions (arXiv:2104.09864) for queries or keys x (B, H, T, D) at positions (B, T).
+
+    For i < D/2, elements i and i + D/2 of a head are rotated as a pair by the angle position * ROTARY_BASE^(-2i/D).
+    """
     half = x.shape[-1] // 2
     rates = ROTARY_BASE ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angles = places[:, None, :, None].float() * rates
+    angles = positions[:, None, :, None].float() * rates  # (B, 1, T, D/2)
     cos, sin, (a, b) = angles.cos(), angles.sin(), x.float().split(half, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
 
 
 class MLP(nn.Module):
+    """The feed-forward network: squared ReLU or SwiGLU."""
+
     def __init__(self, config):
         super().__init__()
         self.fc1 = nn.Linear(config.n_embd, config.mlp_dim, bias=False)
@@ -74,6 +88,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and the feed-forward network, each with a norm before it and a residual connection around it."""
+
     def __init__(self, config, layer):
         super().__init__()
         self.attn_norm = Norm(config.n_embd, config.norm_weights)
@@ -81,12 +97,14 @@ class Block(nn.Module):
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x, places, hidden, past):
-        x = x + self.attn(self.attn_norm(x), places, hidden, past)
+    def forward(self, x, positions, mask, past):
+        x = x + self.attn(self.attn_norm(x), positions, mask, past)
         return x + self.mlp(self.mlp_norm(x))
 
 
 class MLXGPTForCausalLM(PreTrainedModel, GenerationMixin):
+    """The network, for AutoModelForCausalLM and generate()."""
+
     config_class = MLXGPTConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
@@ -124,7 +142,15 @@ class MLXGPTForCausalLM(PreTrainedModel, GenerationMixin):
         return_dict=None,
         **kwargs,
     ):
-        """Logits (B, T, V). A token's position counts the tokens of its row that the mask shows, from 0."""
+        """Returns logits (B, T, V) and, if `labels` (B, T) are given, the loss. Labels of -100 do not count.
+
+        Unless `position_ids` are given, the position of a token is the number of tokens before it in its row that
+        `attention_mask` (B, S) does not mask. Example: for the mask 0 0 1 1 of a left-padded row, the positions are
+        0 0 0 1.
+
+        Raises:
+            ValueError: Cached and new tokens together are more than block_size.
+        """
         x = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
         B, T, _ = x.shape
         if use_cache if use_cache is not None else self.config.use_cache:
@@ -134,7 +160,10 @@ class MLXGPTForCausalLM(PreTrainedModel, GenerationMixin):
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
         S = before + T
         if S > self.config.block_size:
-            raise ValueError(f"{S} tokens, the model has a context of {self.config.block_size}; generate() slides")
+            raise ValueError(
+                f"{S} tokens are more than the context of {self.config.block_size} tokens; give fewer, or call "
+                "generate(), which reads only the last ones"
+            )
         shown = torch.ones(B, S, device=x.device) if attention_mask is None else attention_mask[:, -S:]
         if position_ids is None:
             position_ids = (shown.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]
@@ -142,9 +171,10 @@ class MLXGPTForCausalLM(PreTrainedModel, GenerationMixin):
             x = x + self.wpe(position_ids)
         keys, queries = torch.arange(S, device=x.device), torch.arange(before, S, device=x.device)
         seen = (keys[None, :] <= queries[:, None])[None, None] & (shown[:, None, None, :] > 0)  # (B, 1, T, S)
-        hidden = torch.zeros(seen.shape, device=x.device).masked_fill(~seen, torch.finfo(x.dtype).min)
+        # The lowest finite number, not -inf: a padding token on the left sees no key, and -inf would give NaN.
+        mask = torch.zeros(seen.shape, device=x.device).masked_fill(~seen, torch.finfo(x.dtype).min)
         for layer in self.layers:
-            x = layer(x, position_ids, hidden, past_key_values)
+            x = layer(x, position_ids, mask, past_key_values)
         if self.config.final_norm:
             x = self.final_norm(x)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
@@ -158,7 +188,11 @@ class MLXGPTForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
     def prepare_inputs_for_generation(self, input_ids, past_key_values=None, attention_mask=None, **kwargs):
-        """The new tokens; once the context is full, its last block_size tokens again, from position 0."""
+        """Returns the arguments of forward() for the next token: the tokens that are not in the cache, and the cache.
+
+        If the text is longer than block_size, its last block_size tokens are read again without the cache. Their
+        positions, which start at 0, have changed, so the cached keys and values are not valid any more.
+        """
         size = self.config.block_size
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if input_ids.shape[1] > size:
