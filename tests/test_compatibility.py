@@ -27,7 +27,8 @@ import mlx_gpt
 from mlx_gpt.checkpoint import store
 from mlx_gpt.cli.main import cli
 from mlx_gpt.config.presets import parse_set, resolve
-from mlx_gpt.config.schema import RENAMED, Config
+from mlx_gpt.config.renames import RENAMED
+from mlx_gpt.config.schema import Config
 from mlx_gpt.data.bpe import open_vocab
 from mlx_gpt.errors import UserError
 from mlx_gpt.formats import rgpt

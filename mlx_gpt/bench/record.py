@@ -15,7 +15,7 @@ from mlx_gpt.bench import report
 from mlx_gpt.bench.case import Case
 from mlx_gpt.bench.race import race
 from mlx_gpt.config.presets import resolve
-from mlx_gpt.config.schema import with_old_names
+from mlx_gpt.config.renames import with_old_names
 from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.encoding import encode, make_tokenizer
 from mlx_gpt.data.tokens import Tokens

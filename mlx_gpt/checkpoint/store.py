@@ -24,7 +24,7 @@ from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
 from mlx_gpt.model.gpt import shapes_of
 
-FORMAT, FORMAT_VERSION = "mlxgpt", 3
+FORMAT, FORMAT_VERSION = "mlxgpt", 4
 OPTIMIZER = "optimizer."
 # The largest vocabulary that is read: more ids than Unicode has code points, or than any published vocabulary has.
 MAX_VOCAB = 1 << 21
@@ -47,8 +47,8 @@ class Header:
         num_lr_cuts: How often the learning rate has been cut because `train.patience` ran out.
         last_eval: The step of the last evaluation; -1 before the first one.
         planned: Whether `train.iters` has been computed from the time budget, `train.minutes`.
-        averaged: Whether the checkpoint's weights are the average of the weights. If so, the optimizer tensors
-            ema.<weight> are the trained weights. Otherwise it is the other way round.
+        averaged: Whether the weights in this checkpoint are the moving average. If so, the optimizer tensors
+            ema.<weight> are the trained weights. If not, they are the average, or absent if none is kept.
         tokens: The number of training tokens so far.
         elapsed: Seconds of training so far, including those before the run was resumed.
         tokenizer: The result of the tokenizer's to_dict(); None if the checkpoint contains no tokenizer.
@@ -109,16 +109,26 @@ def _from_version_1(data: dict) -> dict:
 def _from_version_2(data: dict) -> dict:
     """Converts a header of version 2 to version 3.
 
-    Version 2 called the step `iteration` and the number of updates `step`. It had no `source`: the position is the
-    number of windows that its tokens make up, block_size tokens each.
+    Version 2 called the step `iteration` and the number of updates `step`. It had no `source`: the number of
+    windows read so far is computed from its field `tokens`, since each window has block_size tokens.
     """
     names = {"step": "num_updates", "iteration": "step", "best_iteration": "best_step", "lr_cuts": "num_lr_cuts"}
     windows = data.get("tokens", 0) // Config.from_dict(data["config"]).model.block_size
     return {names.get(key, key): value for key, value in data.items()} | {"source": {"windows": windows}}
 
 
+def _from_version_3(data: dict) -> dict:
+    """Converts a header of version 3 to version 4.
+
+    Muon's learning rate was absolute in version 3. It is relative in version 4: Config.from_dict() computes the ratio.
+    Version 1 did not write defaults, so the two rates may be missing.
+    """
+    rates = {"optimizer": {"learning_rate": 3e-3, "muon_learning_rate": 0.02}}
+    return data | {"config": merge(rates, data["config"])}
+
+
 # MIGRATIONS[i] converts a header of version i + 1 to version i + 2.
-MIGRATIONS = (_from_version_1, _from_version_2)
+MIGRATIONS = (_from_version_1, _from_version_2, _from_version_3)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

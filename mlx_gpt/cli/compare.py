@@ -1,11 +1,12 @@
 """`mlxgpt compare`: compares settings, losses and speed of runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from mlx_gpt.cli.options import echo_json, json_option
-from mlx_gpt.config.schema import RENAMED
+from mlx_gpt.config.renames import old_values
 from mlx_gpt.watch.compare import differences, draw, read_record, table, thresholds
 
 
@@ -34,9 +35,8 @@ def compare_command(runs, levels, plot, as_json):
     if as_json:
         reached = [{f"{level:g}": record.tokens_to(level) for level in levels} for record in records]
         facts = [{"run": r.name, **r.facts(), "tokens_to": to} for r, to in zip(records, reached, strict=True)]
-        differing = differences(records)
-        # Renamed settings are also listed under their old names, for scripts of earlier versions.
-        differing |= {old: differing[new] for old, new in RENAMED.items() if new in differing}
+        # Settings are also listed under their old names, for scripts of earlier versions.
+        differing = differences([replace(r, settings=r.settings | old_values(r.settings)) for r in records])
         echo_json({"differences": differing, "runs": facts})
         return
     rows = [("", [record.name for record in records]), *table(records, levels)]

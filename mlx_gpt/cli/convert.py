@@ -17,7 +17,7 @@ from mlx_gpt.cli.options import (
     vocab_option,
 )
 from mlx_gpt.config.presets import preset_of
-from mlx_gpt.config.schema import with_old_names
+from mlx_gpt.config.renames import with_old_names
 
 FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003"]
 

@@ -60,7 +60,8 @@ from mlx_gpt.errors import BadFile, OutOfRoom, UserError
     "--context-policy",
     type=click.Choice(["slide", "error"]),
     default="slide",
-    help="When the context is full, slide drops its older half and continues. error refuses requests that do not fit.",
+    help="When the context is full: 'slide' drops its older half and continues; 'error' refuses requests that do not "
+    "fit.",
 )
 @preset_option
 @corpus_option

@@ -9,7 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mlx_gpt.config.schema import RENAMED, TABLES, Config, ModelConfig, current_names
+from mlx_gpt.config.renames import MUON_RATE, MUON_REPLACED, RENAMED, current_names
+from mlx_gpt.config.schema import TABLES, Config, ModelConfig
 from mlx_gpt.config.table import allowed, lookup, merge, nest
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.paths import resource_dir
@@ -53,6 +54,8 @@ def parse_set(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     key, value = key.strip(), value.strip()
     key = RENAMED.get(key, key)
+    if key == MUON_RATE:
+        raise UserError(MUON_REPLACED)
     table_name, dot, name = key.partition(".")
     if not (equals and dot):
         raise UserError(f"--set {text!r} is not TABLE.KEY=VALUE; write it as --set model.n_head=4")

@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from mlx_gpt.config.renames import current_names
 from mlx_gpt.config.table import Table, lookup, merge, nest, setting, toml_value
 from mlx_gpt.errors import UserError
 
@@ -14,8 +15,6 @@ from mlx_gpt.errors import UserError
 UNTIL_TIME_IS_UP = (1 << 32) - 1
 # The sizes of randyGPT's network. An RGPT file does not store them, so they can be given to commands that read one.
 SHAPE_KEYS = ("n_embd", "n_head", "n_layer", "block_size")
-# Old name -> current name. Old names are accepted in checkpoint headers, run.toml files, presets and --set.
-RENAMED = {"model.mlp": "model.ffn", "model.mlp_dim": "model.ffn_dim", "optimizer.lr_cuts": "optimizer.max_lr_cuts"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,8 +150,8 @@ class OptimizerConfig(Table):
         choices=("adamw", "muon", "lion"),
     )
     learning_rate: float = setting(3e-3, "peak learning rate", low=0.0, high=10.0)
-    muon_learning_rate: float = setting(
-        0.02, "peak learning rate of the matrices that Muon updates", low=0.0, high=10.0
+    muon_lr_scale: float = setting(
+        20 / 3, "learning rate of the matrices that Muon updates, as a multiple of the learning rate", low=0.0, high=1e6
     )
     schedule: str = setting(
         "wsd",
@@ -191,7 +190,7 @@ class OptimizerConfig(Table):
 
     def __post_init__(self):
         Table.__post_init__(self)
-        for name in ("learning_rate", "muon_learning_rate", "lr_cut"):
+        for name in ("learning_rate", "muon_lr_scale", "lr_cut"):
             if getattr(self, name) == 0:
                 raise UserError(f"optimizer.{name}=0 is not allowed; give a number above 0, such as 1e-3")
         if self.min_learning_rate > self.learning_rate:
@@ -317,26 +316,3 @@ TABLES: dict[str, type[Table]] = {
     "data": DataConfig,
     "speed": SpeedConfig,
 }
-
-
-def current_names(tables: dict[str, Any]) -> dict[str, Any]:
-    """Replaces old names of settings in nested dictionaries. Raises UserError if a setting has both of its names."""
-    renamed = dict(tables)
-    for old, new in RENAMED.items():
-        (table, old_name), new_name = old.split("."), new.partition(".")[2]
-        values = renamed.get(table)
-        if not isinstance(values, dict) or old_name not in values:
-            continue
-        if new_name in values:
-            raise UserError(f"{old} is the old name of {new}, and both are given; give only {new}")
-        renamed[table] = {new_name if name == old_name else name: value for name, value in values.items()}
-    return renamed
-
-
-def with_old_names(tables: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Adds the old names of renamed settings, so that scripts for earlier versions can read the JSON output."""
-    named = {table: dict(values) for table, values in tables.items()}
-    for old, new in RENAMED.items():
-        (table, old_name), new_name = old.split("."), new.partition(".")[2]
-        named[table][old_name] = tables[table][new_name]
-    return named

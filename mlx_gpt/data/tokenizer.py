@@ -21,7 +21,7 @@ class Tokenizer:
         pieces: the UTF-8 bytes that each id stands for, V items. Special tokens have none, b"".
 
     Attributes:
-        kind: the name of the class in to_dict() and in data.tokenizer: "char", "bpe" or "byte-bpe".
+        kind: how to_dict() and the setting data.tokenizer name this class: "char", "bpe" or "byte-bpe".
         bos_id: the id of BOS.
         eos_id: the id of EOS.
         pieces: the argument.

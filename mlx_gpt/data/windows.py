@@ -210,8 +210,8 @@ class Windows:
     def _cached(self, key: tuple, make) -> np.ndarray:
         """Returns make(), or its cached result if it was called for `key` before.
 
-        For S sources, the cache keeps the 2 S + 2 newest arrays: two epochs, which a batch may span, and a pass over
-        each source for both of them.
+        For S sources, the cache keeps the 2 S + 2 newest arrays: a batch may span two
+        epochs, and each of them needs one pass over each source.
         """
         if key not in self._cache:
             made = make()  # for an epoch, this call adds passes to the cache

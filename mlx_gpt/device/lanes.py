@@ -15,7 +15,9 @@ from mlx_gpt.device.mlx import BLAS, mx, on_gpu
 # Maximum number of tokens in a part on a CPU: enough for efficient matrix products, few enough for caches and memory.
 LANE_TOKENS = 2048
 
-MAX_PARTS = 64  # of a batch on a CPU; each part is traced separately, so more parts take longer to compile
+# LANE_TOKENS does not cut a batch into more parts than this; max_rows (see divide) may. Each part is traced separately,
+# so more parts take longer to compile.
+MAX_PARTS = 64
 
 _local = threading.local()  # an MLX stream belongs to the thread that made it
 
@@ -66,14 +68,16 @@ def divide(rows: int, max_rows: int, lanes: list[mx.Stream], block_size: int) ->
     >>> divide(10, 6, ["a", "b"], block_size=256)
     [(0, 3, 'a'), (3, 6, 'b'), (6, 9, 'a'), (9, 10, 'b')]
 
-    On a CPU a part has at most LANE_TOKENS tokens, which is 8 rows of 256, unless this gives more than MAX_PARTS parts:
+    On a CPU a part also has at most LANE_TOKENS tokens (8 rows of 256), but at least one row, and more if LANE_TOKENS
+    would give more than MAX_PARTS parts:
 
     >>> divide(32, 32, ["a", "b"], block_size=256)
     [(0, 8, 'a'), (8, 16, 'b'), (16, 24, 'a'), (24, 32, 'b')]
 
     Args:
         rows: the number of rows.
-        max_rows: the maximum number of rows that all lanes together compute at once; it limits the memory of a step.
+        max_rows: the number of rows that all lanes together may compute at once, to limit memory. Each lane computes
+            at most max_rows / lanes rows, rounded up.
         lanes: the lanes.
         block_size: the number of tokens in a row.
 

@@ -24,8 +24,9 @@ MIN_PROMPT = 16  # minimum length of a padded prompt, in tokens
 class Decoder:
     """Decodes B sequences at once with two compiled functions, read() for prompts and step() for single tokens.
 
-    read() is compiled once for each padded length of a prompt, step() once for each B. The rows of a batch are divided
-    over the lanes, so both functions take and return a list with one StateTree for each part of the rows.
+    read() is compiled once for each B and padded length of a prompt, step() once for each B.
+    The rows of a batch are divided over the lanes. Both functions therefore return a list with one StateTree for each
+    part of the rows, and step() takes such a list.
 
     step(ids, draw, states) feeds ids (B,) int32 at the positions in `states`. It returns the result of `choose` and the
     new states.
@@ -107,7 +108,8 @@ def _parts(tokens: mx.array) -> list[tuple[int, int, mx.Stream]]:
 def decode(model, prompt: Sequence[int], how: Sampling, seed: int = 0) -> Iterator[int]:
     """Yields the token ids that follow `prompt`. The iterator never ends.
 
-    Each token is a function of `how`, the seed, the token's index in the text, and its logits.
+    Each token is a function of `how`, the seed, its logits, and its index among the generated tokens (0 is the first
+    after the prompt).
 
     When the context is full, the window slides: for each further token, the last block_size tokens are read again from
     position 0. The cached state cannot be used there, because every token of the window has moved to another position.

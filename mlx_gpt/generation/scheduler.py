@@ -11,7 +11,8 @@ The thread runs a loop. One iteration is called a pass. Each pass
 4. delivers the tokens of the step that the previous pass launched, and the token of the slot filled in this pass.
 
 The device computes the new step while the host converts the ids of the previous step into text. If a pass fails, every
-text in a slot ends with an error. Waiting texts are not affected.
+text in a slot ends with an error. Waiting texts are not affected,
+unless the scheduler gives up (see MAX_FAULTS).
 
 Example with two slots. Text A has two tokens, a1 and a2; B has four; C has two, and waits until a slot is free:
 
@@ -31,111 +32,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from mlx_gpt.device.mlx import mx
+from mlx_gpt.generation.job import Job, Piece, Token
 from mlx_gpt.generation.sampling import Sampling, to_draw
 from mlx_gpt.generation.slots import Scored, Slots
-from mlx_gpt.generation.text import TextWriter
 
 MAX_FAULTS = 3  # the scheduler gives up after this many failed passes with no delivered token between them
 STALLED_AFTER = 30.0  # the scheduler is unhealthy after this many seconds without a token, while texts are in flight
 IDLE = (Sampling(temperature=0), 0, 0)  # (sampling, seed, index) of the draw in an unused slot
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A token of a text. Log-probabilities are the model's own, before temperature, top-k and top-p, in nats."""
-
-    id: int
-    logprob: float | None  # None for a token of the prompt that the model did not predict
-    top: list[tuple[int, float]]  # the most likely ids and their log-probabilities, in descending order
-    offset: int = 0  # index of the token's first character in the delivered text, echo included
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The next part of a text. Only the last piece of a text has a finish_reason or an error."""
-
-    text: str = ""
-    tokens: tuple[Token, ...] = ()  # tokens whose characters are complete with this piece
-    num_drawn: int = 0  # number of tokens drawn since the previous piece; their text may still be held back
-    finish_reason: str | None = None  # "stop" or "length"
-    error: str | None = None
-
-
-def merge(pieces: Sequence[Piece]) -> Piece:
-    """Joins consecutive pieces of one text, at least one, into one piece."""
-    return Piece(
-        text="".join(piece.text for piece in pieces),
-        tokens=tuple(token for piece in pieces for token in piece.tokens),
-        num_drawn=sum(piece.num_drawn for piece in pieces),
-        finish_reason=pieces[-1].finish_reason,
-        error=pieces[-1].error,
-    )
-
-
-@dataclass(eq=False, kw_only=True)
-class Job:
-    """One text to generate.
-
-    Args:
-        prompt: Token ids, at least one.
-        sampling: Sampling parameters.
-        seed: Seed of the draws. The text depends on the seed, the prompt and `sampling`, not on other jobs.
-        max_tokens: Maximum number of tokens to draw. 0 draws none.
-        writer: Converts the drawn ids into text, and detects the end of the text.
-        echo: Text to deliver before the first token: the text of the prompt, or "".
-        scored: Whether the echo is delivered with the prompt's tokens and their log-probabilities.
-
-    The other fields are the scheduler's own state of the job.
-    """
-
-    prompt: list[int]
-    sampling: Sampling
-    seed: int
-    max_tokens: int
-    writer: TextWriter
-    echo: str = ""
-    scored: bool = False
-    cancelled: bool = False
-    launched: int = 0  # number of tokens drawn, including those that the device is still computing
-    position: int = 0  # number of tokens that the layer states of the slot hold
-    drawn: list[int] = field(default_factory=list)  # ids of the drawn tokens that the host has read
-    _held: list[tuple[Token, int]] = field(default_factory=list)  # undelivered: (token, writer.length after it)
-
-    def window(self, length: int) -> list[int]:
-        """The last `length` tokens of the text so far: the prompt, followed by the drawn tokens."""
-        return (self.prompt + self.drawn)[-length:]
-
-    def take(self, token: Token) -> Piece:
-        """Adds a drawn token. Returns the text and the tokens that can be delivered now.
-
-        Text is held back as long as it may be the beginning of a stop string. A token is delivered together with the
-        last of its characters. A token is not delivered if a stop string removes all of its characters.
-        """
-        writer, begin = self.writer, self.writer.length
-        self.drawn.append(token.id)
-        text = writer.feed(token.id)
-        if len(self.drawn) == self.max_tokens:
-            text += writer.end()
-        self._held.append((replace(token, offset=len(self.echo) + begin), writer.length))
-        if self.over:
-            certain = [token for token, _ in self._held if token.offset < len(self.echo) + writer.length]
-        else:
-            certain = [token for token, end in self._held if end <= writer.released]
-        self._held = self._held[len(certain) :]
-        return Piece(text, tuple(certain), num_drawn=1, finish_reason=writer.finish_reason)
-
-    def prompt_offsets(self) -> list[int]:
-        """The index of the first character of each token of the prompt."""
-        writer = TextWriter(self.writer.tokenizer)
-        return [(writer.length, writer.feed(id))[0] for id in self.prompt]  # the length before each token
-
-    @property
-    def over(self) -> bool:
-        """Whether the job has ended or was cancelled."""
-        return self.cancelled or self.writer.finish_reason is not None
 
 
 class Busy(Exception):
@@ -156,7 +62,7 @@ class Scheduler:
         num_slots: Number of rows of the batch.
         max_waiting: Maximum number of jobs that wait for a slot.
         deliver: Called in the scheduler's thread with a list of (job, piece). The pieces of a job arrive in order.
-        give_up: Called in the scheduler's thread with the last error, after MAX_FAULTS passes in a row have failed. The
+        give_up: Called in the scheduler's thread with the last error, after MAX_FAULTS failed passes (see there). The
             thread then ends.
     """
 
@@ -193,7 +99,11 @@ class Scheduler:
             raise self._failure
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Adds all jobs to the queue, or none and raises Busy: closed, or too many jobs would be in flight."""
+        """Adds all jobs to the queue.
+
+        Raises:
+            Busy: The scheduler is closed, or too many jobs would be in flight. No job is added.
+        """
         with self._work:
             if self._closes_at is not None:
                 raise Busy("the server is shutting down", for_good=True)
@@ -258,7 +168,7 @@ class Scheduler:
             return
         finally:
             self._ready.set()
-        faults = 0  # in a row
+        faults = 0  # failed passes since the last pass that delivered a token
         while self._wait():
             try:
                 if faults:  # inside `try`, so that an error of clear() counts as a fault too
@@ -278,7 +188,7 @@ class Scheduler:
         self._fail([*filter(None, self._jobs), *self._waiting], "the server is shutting down")
 
     def _warm_up(self) -> None:
-        """Compiles the step, and prefill for every padded length: 16, 32, 64 and 100 if the context has 100 tokens."""
+        """Compiles the step, and prefill for every padded length. A context of 100 tokens has 16, 32, 64 and 100."""
         length, block_size = 1, self._slots.block_size
         while length < 2 * block_size:
             mx.eval(self._slots.read(0, [0] * min(length, block_size), to_draw([IDLE])))
@@ -296,7 +206,7 @@ class Scheduler:
         """Runs one pass, as the docstring of this module describes it. Returns whether a token was delivered."""
         self._release_slots()
         self._fill_slot()
-        num_due = len(self._under_way)  # not the step launched next: the device computes it during the delivery
+        num_due = len(self._under_way)  # excludes the step launched next, which the device computes during the delivery
         self._launch_step()
         return self._deliver_results(num_due)
 
@@ -345,7 +255,10 @@ class Scheduler:
         self._under_way.append(([job], scored))
 
     def _prompt_scores(self, job: Job, window: list[int]) -> tuple[Token, ...]:
-        """The prompt's tokens with their log-probabilities. `window` is the end of the prompt that the model reads."""
+        """The prompt's tokens with their log-probabilities.
+
+        `window` holds the last tokens of the prompt. The model reads only these.
+        """
         num_unscored = len(job.prompt) - len(window) + 1  # the tokens before the window, and the window's first token
         scores = [Token(id, None, []) for id in job.prompt[:num_unscored]]
         scores += _to_tokens(self._slots.score(window)) if len(window) > 1 else []

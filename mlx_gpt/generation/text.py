@@ -48,7 +48,10 @@ class TextWriter:
         self.length, self.released, self.finish_reason = 0, 0, None
 
     def feed(self, token: int) -> str:
-        """Decodes one more token and returns the text that can no longer change. At the end, that is all of it."""
+        """Decodes one more token and returns the text that can no longer change.
+
+        At the end of the text, that is all held characters. Bytes of an incomplete character are dropped.
+        """
         if token == self.tokenizer.eos_id:
             self.finish_reason = "stop"
             return self._release(len(self._held))

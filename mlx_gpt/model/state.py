@@ -75,7 +75,7 @@ class ModelState:
     Args:
         layers: The state of each layer.
         positions: The number of tokens that each row has read, (B,) int32, or None before the first tokens. A traced
-            function can branch on None. For a prompt, the model thus skips the computation for earlier tokens.
+            function can branch on None: a prompt attends only to its own tokens, not to the cache.
     """
 
     def __init__(self, layers: Sequence[LayerState], positions: mx.array | None = None):

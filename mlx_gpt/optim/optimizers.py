@@ -6,8 +6,8 @@ arrays by weight name, each of the weight's shape: "m" (the first moment or mome
 (the moving average of the weights). A part exists only if a rule or the settings need it.
 
 Every rule is a dataclass with a method `update(weights, grads, state, lr) -> (new weights, new parts)`, where
-state["num_updates"] includes the current update, and `lr` is the learning rate, () float32. `parts` names the parts of
-the state that the rule needs.
+state["num_updates"] includes the current update, and `lr` is the rule's learning rate, () float32. `parts` names the
+parts of the state that the rule needs. `lr_scale` is the rule's learning rate as a multiple of the scheduled one.
 """
 
 import math
@@ -34,6 +34,7 @@ class AdamW:
     config: OptimizerConfig
     decay: float
     parts: ClassVar = ("m", "v")
+    lr_scale: ClassVar = 1.0
 
     def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array) -> tuple[Weights, State]:
         beta1, beta2, eps, decay = self.config.beta1, self.config.beta2, self.config.eps, self.decay
@@ -61,10 +62,12 @@ class Muon:
     decay: float
     parts: ClassVar = ("m",)
 
+    @property
+    def lr_scale(self) -> float:
+        return self.config.muon_lr_scale
+
     def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array) -> tuple[Weights, State]:
         momentum, decay = self.config.momentum, self.decay
-        # Muon follows the same schedule as the other weights, with another peak: the whole schedule is scaled.
-        lr = lr * (self.config.muon_learning_rate / self.config.learning_rate)
         m = {name: momentum * state["m"][name] + (1 - momentum) * grads[name] for name in weights}
         directions = orthogonal({name: momentum * m[name] + (1 - momentum) * grads[name] for name in weights})
         new_weights = {}
@@ -81,6 +84,7 @@ class Lion:
     config: OptimizerConfig
     decay: float
     parts: ClassVar = ("m",)
+    lr_scale: ClassVar = 1.0
 
     def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array) -> tuple[Weights, State]:
         beta1, beta2, decay = self.config.beta1, self.config.beta2, self.decay
@@ -98,8 +102,8 @@ RULES = {
     "muon": dict.fromkeys(ROLES, AdamW) | {"matrix": Muon, "matrices": Muon},
     "lion": dict.fromkeys(ROLES, Lion),
 }
-# Roles without weight decay. Decay pulls a weight to 0, and thus a gate or a mixing share to sigmoid(0) = 1/2. randyGPT
-# decays all of its weights, but it has none of this role.
+# Roles without weight decay. A scalar may be the logit of a gate: decay to 0 would pull the gate to sigmoid(0) = 1/2.
+# randyGPT decays all of its weights. It has no scalars, so this exception does not change its training.
 NOT_DECAYED = {"scalar"}
 
 
@@ -149,19 +153,28 @@ class Optimizer:
                 values.
             num_updates: The number of updates made so far.
         """
-        # The entries are in the same order as in init(): mx.compile takes the arrays of a dictionary in their order.
+        # Assigning to existing keys keeps init()'s order. mx.compile takes the arrays of a dictionary in its order, so
+        # another order would be traced as another graph.
         state = self.init(weights)
         for part in state.keys() - {COUNT}:
             state[part] = {name: mx.array(tensors.get(f"{part}.{name}", a)) for name, a in state[part].items()}
         return state | {COUNT: mx.array(num_updates, dtype=mx.int32)}
 
     def required_tensors(self) -> set[str]:
-        """Returns the names of the optimizer tensors that are required to resume, such as "m.wte.weight"."""
+        """Returns the names of the rules' tensors, such as "m.wte.weight".
+
+        If a checkpoint lacks one of them, a resumed run starts with a new optimizer state. The moving average is not
+        among them: without it, the average starts again at the weights.
+        """
         return {f"{part}.{name}" for group in self.groups for part in group.rule.parts for name in group.names}
 
     def learning_rate(self, step: int, num_steps: int, num_cuts: int) -> float:
-        """Returns the learning rate of an update on the host. See `schedules.learning_rate` for the arguments."""
+        """Returns the scheduled learning rate of an update. See `schedules.learning_rate` for the arguments."""
         return learning_rate(self.config, step, num_steps, num_cuts)
+
+    def rule_rates(self, lr: float) -> dict[str, float]:
+        """Returns the learning rate of each rule, by the rule's name in lower case, for the scheduled rate `lr`."""
+        return {type(group.rule).__name__.lower(): lr * group.rule.lr_scale for group in self.groups}
 
     def average(self, state: State) -> Weights | None:
         """Returns the moving average of the weights, or None if `optimizer.ema_decay` is 0."""
@@ -174,7 +187,7 @@ class Optimizer:
             weights: The weights by name, float32.
             grads: Their gradients by the same names.
             state: The state that `init`, `restore` or the last update returned.
-            lr: The learning rate, () float32.
+            lr: The scheduled learning rate, () float32. Each rule multiplies it by its `lr_scale`.
 
         Returns:
             The new weights and the new state.
@@ -183,7 +196,10 @@ class Optimizer:
         new_weights = dict(weights)
         for group in self.groups:
             changed, parts = group.rule.update(
-                {name: weights[name] for name in group.names}, grads, state | {COUNT: new[COUNT]}, lr
+                {name: weights[name] for name in group.names},
+                grads,
+                state | {COUNT: new[COUNT]},
+                lr * group.rule.lr_scale,
             )
             new_weights |= changed
             for part, arrays in parts.items():
@@ -197,7 +213,8 @@ class Optimizer:
 def orthogonal(matrices: Weights) -> Weights:
     """Replaces each matrix by a nearly orthogonal one: U S V^T (its SVD) becomes about U V^T.
 
-    The singular values of a result lie between about 0.7 and 1.2. The function applies five steps of Muon's quintic
+    The singular values of a result lie between about 0.7 and 1.2, except that those below about 0.0014 of the matrix's
+    Frobenius norm stay smaller. The function applies five steps of Muon's quintic
     Newton-Schulz iteration, in float32. For speed, matrices of the same shape are stacked, and each lane (an
     MLX stream, see `device/lanes.py`) computes a part of the stack.
 

@@ -69,7 +69,7 @@ def resumed(request: Request, note: Note) -> Start:
 def _checkpoint_to_resume(request: Request, note: Note) -> tuple[Checkpoint, Path | None]:
     """Returns the checkpoint to resume from and the folder to continue in, which is None for a new folder.
 
-    A run continues in its own folder if `request.resume` is that folder or the latest checkpoint in it, and
+    A run continues in its own folder if `request.resume` is that folder or its checkpoint.safetensors, and
     `request.out` is not another folder. A run that resumes from any other file continues in a new folder.
     """
     if request.resume == "":

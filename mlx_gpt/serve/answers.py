@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from mlx_gpt.generation.scheduler import Job, Piece, Token
+from mlx_gpt.generation.job import Job, Piece, Token
 from mlx_gpt.version import __version__
 
 
@@ -19,14 +19,14 @@ class Answer:
         request: The decoded request.
         jobs: The jobs of the request, in order. The `index` of a text in the JSON is an index into them.
         model: The id of the served model.
-        pieces: The bytes of each token id.
+        token_bytes: The bytes of each token id.
     """
 
     # `object` of the JSON, the prefix of its `id`, what a frame appends to `object`, and `system_fingerprint`.
     object, prefix, frame_suffix, fingerprint = "", "", "", f"mlxgpt-{__version__}"
 
-    def __init__(self, request: Any, jobs: Sequence[Job], model: str, pieces: Sequence[bytes]):
-        self.request, self.jobs, self.model, self._pieces = request, jobs, model, pieces
+    def __init__(self, request: Any, jobs: Sequence[Job], model: str, token_bytes: Sequence[bytes]):
+        self.request, self.jobs, self.model, self._token_bytes = request, jobs, model, token_bytes
         self.id, self.created = f"{self.prefix}-{secrets.token_hex(12)}", int(time.time())
 
     def opening(self) -> list[dict]:
@@ -34,7 +34,7 @@ class Answer:
         return []
 
     def frames(self, index: int, piece: Piece) -> list[dict]:
-        """The frames for a piece of text `index`. An empty piece has none."""
+        """The frames for one piece of the text with number `index`. An empty piece has no frames."""
         if not (piece.text or piece.tokens or piece.finish_reason):
             return []
         return [self._outer([self._choice(index, piece)], streamed=True)]
@@ -77,9 +77,9 @@ class Answer:
     def _name(self, id: int) -> str:
         """A token as text. A token that is not valid UTF-8 by itself has OpenAI's form, as "bytes:\\xe2"."""
         try:
-            return self._pieces[id].decode()
+            return self._token_bytes[id].decode()
         except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self._pieces[id])
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self._token_bytes[id])
 
 
 class CompletionAnswer(Answer):
@@ -101,7 +101,7 @@ class CompletionAnswer(Answer):
         }
 
     def _top(self, token: Token, count: int) -> dict | None:
-        """The log-probabilities of the `count` most likely tokens and of the token itself; None if it has none."""
+        """The log-probabilities of the `count` most likely tokens and of `token`; None if token.logprob is None."""
         if token.logprob is None:
             return None
         return {self._name(id): logprob for id, logprob in [*token.top[:count], (token.id, token.logprob)]}
@@ -149,7 +149,7 @@ class ChatAnswer(Answer):
         }
 
     def _entry(self, id: int, logprob: float) -> dict:
-        return {"token": self._name(id), "logprob": logprob, "bytes": list(self._pieces[id])}
+        return {"token": self._name(id), "logprob": logprob, "bytes": list(self._token_bytes[id])}
 
 
 class RandyAnswer(Answer):

@@ -16,15 +16,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from mlx_gpt.generation.scheduler import Piece, merge
+from mlx_gpt.generation.job import Piece, merge
 from mlx_gpt.serve import answers, schema
 from mlx_gpt.serve.answers import Answer
+from mlx_gpt.serve.prometheus import Metrics
 from mlx_gpt.serve.schema import Reader
 from mlx_gpt.serve.service import Inbox, Service
 from mlx_gpt.web.errors import HANDLERS, ApiError
 from mlx_gpt.web.guard import Access, Guard
 
-PING_EVERY = 15.0  # seconds without text after which a stream sends a comment, to keep the connection open
+PING_EVERY = 15.0  # seconds without a piece after which a stream sends a comment, to keep the connection open
 # Path -> (file in the folder page/, media type).
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -38,7 +39,8 @@ TEXT_ROUTES = {
     "/": (schema.RandyRequest, Reader.randy, answers.RandyAnswer),
 }
 
-# Lists of (index of the text, piece), with at most one piece per text. An empty list means PING_EVERY s without text.
+# Lists of (index of the text, piece), with at most one piece per text. An empty list:
+# no piece has arrived for PING_EVERY seconds.
 Pieces = AsyncIterator[list[tuple[int, Piece]]]
 
 
@@ -63,51 +65,53 @@ class TextRoute:
         answer = self.answer(request, jobs, service.card["id"], service.token_bytes)
         async with service.submitted(jobs) as inbox:
             service.metrics.prompt_tokens.inc(answer.usage([])["prompt_tokens"])
-            pieces = self._pieces(inbox, len(jobs), start)
+            pieces = arriving(inbox, len(jobs), start, service.metrics)
             if getattr(request, "stream", None):
                 work = _stream(send, answer, pieces, len(jobs))
             else:
                 work = _whole(scope, receive, send, answer, pieces, len(jobs))
             await _while_connected(receive, work)
 
-    async def _pieces(self, inbox: Inbox, count: int, start: float) -> Pieces:
-        """Yields pieces when they arrive, until all `count` texts have ended.
 
-        Pieces of one text that have arrived together are merged. After PING_EVERY seconds without a piece, an empty
-        list is yielded. The number of tokens and the times between them are recorded in the metrics.
+async def arriving(inbox: Inbox, count: int, start: float, metrics: Metrics) -> Pieces:
+    """Yields pieces when they arrive, until all `count` texts have ended.
 
-        Args:
-            inbox: Receives the pieces.
-            count: Number of texts.
-            start: Time at which the request arrived, from time.perf_counter().
+    Pieces of one text that have arrived together are merged. After PING_EVERY seconds without a piece, an empty
+    list is yielded.
 
-        Raises:
-            ApiError: The scheduler ended a text with an error.
-        """
-        metrics, last, num_open = self.service.metrics, [start] * count, count
-        started = [False] * count
-        while num_open:
-            try:
-                async with asyncio.timeout(PING_EVERY):
-                    arrived = [await inbox.get()]
-            except TimeoutError:
-                yield []
-                continue
-            while not inbox.empty():
-                arrived.append(inbox.get_nowait())
-            now, merged, error = time.perf_counter(), [], None
-            for index in sorted({index for index, _ in arrived}):
-                piece = merge([piece for i, piece in arrived if i == index])
-                error = error or piece.error
-                if piece.num_drawn:
-                    metrics.tokens.inc(piece.num_drawn)
-                    (metrics.next_token if started[index] else metrics.first_token).observe(now - last[index])
-                    last[index], started[index] = now, True
-                num_open -= piece.finish_reason is not None
-                merged.append((index, piece))
-            yield merged  # before the error is raised, so that the text generated before it is sent
-            if error:
-                raise ApiError(503, error, code="engine_error")
+    Args:
+        inbox: Receives the pieces.
+        count: Number of texts.
+        start: Time at which the request arrived, from time.perf_counter().
+        metrics: Receives the number of tokens and the times between them.
+
+    Raises:
+        ApiError: The scheduler ended a text with an error.
+    """
+    last, num_open = [start] * count, count
+    started = [False] * count
+    while num_open:
+        try:
+            async with asyncio.timeout(PING_EVERY):
+                arrived = [await inbox.get()]
+        except TimeoutError:
+            yield []
+            continue
+        while not inbox.empty():
+            arrived.append(inbox.get_nowait())
+        now, merged, error = time.perf_counter(), [], None
+        for index in sorted({index for index, _ in arrived}):
+            piece = merge([piece for i, piece in arrived if i == index])
+            error = error or piece.error
+            if piece.num_drawn:
+                metrics.tokens.inc(piece.num_drawn)
+                (metrics.next_token if started[index] else metrics.first_token).observe(now - last[index])
+                last[index], started[index] = now, True
+            num_open -= piece.finish_reason is not None
+            merged.append((index, piece))
+        yield merged  # before the error is raised, so that the text generated before it is sent
+        if error:
+            raise ApiError(503, error, code="engine_error")
 
 
 async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:

@@ -16,8 +16,8 @@ import msgspec
 
 from mlx_gpt.errors import UserError
 from mlx_gpt.generation.decode import require_ids
+from mlx_gpt.generation.job import Job
 from mlx_gpt.generation.sampling import Sampling
-from mlx_gpt.generation.scheduler import Job
 from mlx_gpt.generation.text import TextWriter
 from mlx_gpt.web.errors import ApiError, bad
 
@@ -221,7 +221,7 @@ class Reader:
         return self._jobs(prompts, request, request.max_tokens, default=16, echo=echo, scored=scored)
 
     def chat(self, request: ChatRequest) -> list[Job]:
-        """The jobs of a chat: n for one prompt. The prompt is all messages in the chat template, and "Assistant:"."""
+        """The jobs of a chat: request.n of one prompt, which is all messages in the template, then "Assistant:"."""
         if request.top_logprobs and not request.logprobs:
             raise bad("top_logprobs", "top_logprobs is allowed only with logprobs; set logprobs to true")
         prompt = "".join(self._turn(i, message) for i, message in enumerate(request.messages))
@@ -281,7 +281,7 @@ class Reader:
             )
         if (max_tokens or 0) > limits.max_tokens:
             allowed = f"0 to {limits.max_tokens:,}"
-            raise bad("max_tokens", f"max_tokens={max_tokens:,} is not allowed; {allowed}", "too_large")
+            raise bad("max_tokens", f"max_tokens={max_tokens:,} is not allowed; give {allowed}", "too_large")
         rooms = [self._room(ids, 1 if max_tokens is None else max_tokens) for ids in prompts]
         sampling, stop, seed = _sampling(request), (*_stops(request.stop), *stop), request.seed
         seed = secrets.randbits(32) if seed is None else seed
@@ -351,5 +351,5 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(stops) > MAX_STOPS or not all(1 <= len(s) <= MAX_STOP_CHARS for s in stops):
         allowed = f"up to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters"
-        raise bad("stop", f"stop={ascii(stop)[:60]} is not allowed; {allowed}")
+        raise bad("stop", f"stop={ascii(stop)[:60]} is not allowed; give {allowed}")
     return stops

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 from mlx_gpt.errors import EngineFailed
-from mlx_gpt.generation.scheduler import MAX_FAULTS, Busy, Job, Piece, Scheduler
+from mlx_gpt.generation.job import Job, Piece
+from mlx_gpt.generation.scheduler import MAX_FAULTS, Busy, Scheduler
 from mlx_gpt.serve.prometheus import Metrics
 from mlx_gpt.serve.schema import Limits, Reader
 from mlx_gpt.web.errors import ApiError

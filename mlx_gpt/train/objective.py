@@ -39,7 +39,8 @@ class Objective(Protocol):
         Args:
             logits: (B, T, V), of any floating-point dtype.
             aux: Auxiliary losses or statistics from the model, () each. They are means over the tokens of these rows,
-                added over the layers. To make one part of the loss, add it to the sum times `self.count(batch)`.
+                added over the layers. To make one part of the loss, multiply it by `self.count(batch)` and add
+                it to the sum.
             batch: The batch that the source gathered, or some of its rows.
 
         Returns:

@@ -28,7 +28,8 @@ class StepReport:
         step: Number of finished steps, including this one and skipped ones.
         loss: Mean loss of the batch. For the cross-entropy objective, in nats per token.
         grad_norm: L2 norm of all gradients before clipping.
-        lr: Learning rate of this step.
+        lr: Scheduled learning rate of this step.
+        rule_lrs: Learning rate of this step by update rule, such as {"adamw": 0.003, "muon": 0.02}.
         tokens: Number of training tokens read since the run's start, padding included.
         seconds: Time since the end of the previous step, evaluation or save. If text was generated in between, this
             time is included.
@@ -46,6 +47,7 @@ class StepReport:
     seconds: float
     elapsed: float
     skipped: int
+    rule_lrs: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
 

@@ -52,9 +52,10 @@ def initial_state(weights: dict[str, mx.array], optimizer) -> State:
 def make_loss(model, objective: Objective, config: Config):
     """Makes loss(weights, part, count, dropout_key, first_row) -> (loss, metrics), the loss of a part of a batch.
 
-    The arguments are the float32 weights, some rows of a batch, the objective's count for the whole batch, the dropout
-    key, and the index of the part's first row in the whole batch. `loss` is the objective's sum over the part, divided
-    by `count` and multiplied by LOSS_SCALE. `metrics` are the objective's other sums over the part.
+    The arguments are the float32 weights, some rows of this process's batch, the objective's count summed over the
+    batches of all processes, the dropout key, and the index of the part's first row in this process's batch. `loss`
+    is the objective's sum over the part, divided by `count` and multiplied by LOSS_SCALE. `metrics` are the objective's
+    other sums over the part.
     """
     dtype = config.train.dtype
 
@@ -99,8 +100,8 @@ def over_lanes(run: Callable, arrays: Sequence[mx.array], config: Config):
         run: run(part, first_row) -> a tree of arrays. `part` is a list of some rows of each of `arrays`, and
             `first_row` is the index of its first row.
         arrays: Arrays whose first axis is the row of the batch.
-        config: The run. Lanes together compute at most `train.batch_size` rows at once; this is how a batch of
-            `train.grad_accum_steps` micro-batches accumulates gradients.
+        config: The settings of the run. `arrays` hold the rows of all `train.grad_accum_steps` micro-batches. A lane
+            computes at most `train.batch_size` / lanes rows at once, rounded up, so it accumulates their gradients.
 
     Returns:
         The sum of the trees.

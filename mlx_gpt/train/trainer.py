@@ -31,7 +31,7 @@ from mlx_gpt.train.source import Source
 from mlx_gpt.train.step import StepOutput, make_step
 
 MAX_BAD_STEPS = 5  # the run stops as diverged after this many bad steps in a row: skipped, or with an absurd loss
-ABSURD = 10  # a loss is absurd from this multiple of a uniform guess's loss on, about log(vocab_size)
+ABSURD = 10  # a loss is absurd above this multiple of log(vocab_size + 1), about that of a uniform guess
 PROBE_STEPS = 5  # steps that are timed before a time budget is converted to a number of updates
 LATEST, BEST = "checkpoint.safetensors", "best.safetensors"
 
@@ -60,7 +60,7 @@ class Trainer:
         folder: Folder for checkpoints. `run` requires that it exists.
 
     Attributes:
-        header: Settings and progress, up to the last submitted step.
+        header: Settings and progress, `step` and `tokens` up to the last submitted step; see also checkpoint().
         state: The training state on the device: {"weights": ..., "optimizer": ...}.
     """
 
@@ -235,6 +235,7 @@ class Trainer:
         return StepReport(
             step=pending.step,
             lr=pending.lr,
+            rule_lrs=self._optimizer.rule_rates(pending.lr),
             seconds=seconds,
             elapsed=self._elapsed(),
             loss=loss,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_gpt.config.schema import current_names
+from mlx_gpt.config.renames import current_names
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.watch.metrics import read_metrics
 

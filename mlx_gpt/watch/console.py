@@ -135,7 +135,8 @@ class RunConsole:
         parts += [f"{name}: {value:.4f}" for name, value in step.metrics.items()]
         if last:
             parts.append(f"Val: {last.loss:.4f} (ppl {last.ppl:.1f})")
-        parts.append(f"LR: {step.lr:.6f}")
+        others = [f"{rule} {lr:.6f}" for rule, lr in step.rule_lrs.items() if lr != step.lr]
+        parts.append(f"LR: {step.lr:.6f}" + (f" ({', '.join(others)})" if others else ""))
         if last:
             parts.append(f"Best: {last.best_loss:.4f} @{last.best_step}")
         parts += [
@@ -164,7 +165,7 @@ class RunConsole:
             "val": f"{last.loss:.4f}" if last else "-",
             "ppl": f"{last.ppl:.2f}" if last else "-",
             "best": f"{last.best_loss:.4f} @{last.best_step}" if last else "-",
-            "lr": f"{step.lr:.2e}",
+            **({f"lr {rule}": f"{lr:.2e}" for rule, lr in step.rule_lrs.items()} or {"lr": f"{step.lr:.2e}"}),
             "ms/iter": f"{ms:.0f}",
             "tok/s": f"{rate:,.0f}",
             "ETA": eta,

@@ -36,7 +36,7 @@ class Access:
 
     Args:
         host: The address that the server listens on. If it is a loopback address, requests must name a loopback host or
-            one of `hosts`. If it is any other address, they may also name any IP address and one of `own_names`.
+            one of `hosts`. If it is any other address, requests may also name any IP address or one of `own_names`.
         key: The API key; None if no key is required.
         hosts: Further host names, in lower case, without port.
         origins: Web origins, such as "https://mac.example", whose pages may send requests. Pages of the server itself
@@ -111,7 +111,8 @@ def _is_address(name: str) -> bool:
 class Guard:
     """ASGI middleware: checks each request, adds security headers to its response, and logs one line about it.
 
-    The line has the client's address, the method, the path, the status, the time taken and a request id. It contains
+    The line has the client's address, the method, the path, the status (with the error code, if any) or "gone", the
+    time taken and a request id. It contains
     neither the body nor the headers of the request.
 
     Args:

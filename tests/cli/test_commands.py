@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from commands import mlxgpt
 from constants import COMMANDS, ROOT, SMALL, TINY_SHAPE
@@ -13,8 +14,10 @@ from test_compatibility import assert_still_there, kept, todays
 
 from mlx_gpt import bench
 from mlx_gpt.bench import race
+from mlx_gpt.checkpoint import store
 from mlx_gpt.cli import main
 from mlx_gpt.data.corpus import open_corpus
+from mlx_gpt.watch.metrics import read_metrics
 
 
 def test_help_answers_without_loading_mlx(tmp_path):
@@ -60,6 +63,26 @@ def test_a_run_folder_holds_what_tools_rely_on(home):
     assert [line["step"] for line in lines if "val_loss" in line] == [6, 12]
     assert all(line["tokens"] == line["step"] * 4 * 64 for line in lines if line["report"] in ("step", "eval"))
     assert lines[-1]["report"] == "stop"
+
+
+def test_one_learning_rate_scales_the_updates_of_all_weights(home, tmp_path):
+    """The first update after a resume is a hundred times smaller at a hundredth of the rate, Muon's matrices included.
+
+    The rates in force are printed and recorded.
+    """
+    path, sizes = home / "runs/custom-pydocs/best.safetensors", {}
+    step = store.load(path).header.step
+    for rate in ("1e-3", "1e-5"):
+        command = ["train", "--resume", path, "--lr", rate, "--min-lr", rate, f"--iters={step + 1}", "--out", rate]
+        done = mlxgpt(*command, "--set=train.log_every=1", "--set=optimizer.warmup_steps=0", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"LR: {float(rate):.6f} (muon {float(rate) * 20 / 3:.6f})" in done.stdout
+        [update] = [r for r in read_metrics(tmp_path / rate / "metrics.jsonl") if r["report"] == "step"]
+        assert update["rule_lrs"] == pytest.approx({"adamw": float(rate), "muon": float(rate) * 20 / 3})
+        before, after = (store.load(p).as_trained().weights for p in (path, tmp_path / rate / "checkpoint.safetensors"))
+        sizes[rate] = {name: np.linalg.norm(w - before[name]) for name, w in after.items()}
+    for name, size in sizes["1e-3"].items():
+        assert size == pytest.approx(100 * sizes["1e-5"][name], rel=0.02) and size > 0, name
 
 
 def test_plain_output_reads_like_a_log(tmp_path):

@@ -9,8 +9,9 @@ import pytest
 
 import mlx_gpt
 from mlx_gpt.device.mlx import mx
+from mlx_gpt.generation.job import Job, merge
 from mlx_gpt.generation.sampling import Sampling
-from mlx_gpt.generation.scheduler import Busy, Job, Scheduler, merge
+from mlx_gpt.generation.scheduler import Busy, Scheduler
 from mlx_gpt.generation.slots import Slots
 from mlx_gpt.generation.text import TextWriter
 from mlx_gpt.model.gpt import GPT

@@ -102,7 +102,7 @@ def muon_reference(c, t, w, g, lr, state):
     s = s / np.sqrt((s**2).sum())
     for _ in range(5):
         s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
-    lr = lr * c.muon_learning_rate / c.learning_rate
+    lr = lr * c.muon_lr_scale
     return w * (1 - lr * c.weight_decay) - lr * max(1, w.shape[0] / w.shape[1]) ** 0.5 * (u * s) @ vt
 
 
@@ -119,7 +119,7 @@ REFERENCES = {
 
 @pytest.mark.parametrize("name, num_lanes", covering(list(RULES), [1, 2, 5], together=1))
 def test_optimizers_are_their_definitions_in_float64(name, num_lanes):
-    config = OptimizerConfig(name=name, learning_rate=1e-2, muon_learning_rate=3e-2, ema_decay=0.9)
+    config = OptimizerConfig(name=name, learning_rate=1e-2, muon_lr_scale=3.0, ema_decay=0.9)
     optimizer, draw = Optimizer(config, ROLES), np.random.default_rng(1)
     expected = {k: draw.normal(size=shape) for k, shape in WEIGHTS.items()}
     weights = {k: mx.array(w.astype(np.float32)) for k, w in expected.items()}

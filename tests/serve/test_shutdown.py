@@ -18,9 +18,9 @@ from commands import mlxgpt, process
 from serving import CONTEXT, Served, complete, connect, raw, serving
 
 from mlx_gpt.checkpoint import store
-from mlx_gpt.generation.scheduler import Piece
+from mlx_gpt.generation.job import Piece
 from mlx_gpt.generation.slots import Slots
-from mlx_gpt.serve.app import TextRoute
+from mlx_gpt.serve.app import arriving
 from mlx_gpt.serve.prometheus import Metrics
 from mlx_gpt.serve.schema import TURN
 from mlx_gpt.web import server
@@ -201,14 +201,13 @@ def test_the_card_and_the_key_of_the_command(checkpoint):
 def test_text_that_comes_together_with_an_error_is_sent_before_it(run):
     """The loop may be late, and find tokens and the error of a later step in one reading of the inbox."""
     metrics = Metrics(types.SimpleNamespace(num_active=0, num_waiting=0, num_slots=1, num_faults=0, healthy=True))
-    route = types.SimpleNamespace(service=types.SimpleNamespace(metrics=metrics))
 
     async def arrived():
         inbox, found = asyncio.Queue(), []
         for piece in (Piece(text="a", num_drawn=1), Piece(text="b", num_drawn=1), Piece(error="a step failed")):
             inbox.put_nowait((0, piece))
         with pytest.raises(ApiError, match="a step failed"):
-            async for pieces in TextRoute._pieces(route, inbox, 1, 0.0):
+            async for pieces in arriving(inbox, 1, 0.0, metrics):
                 found += pieces
         return found
 

@@ -24,6 +24,7 @@ def config(tiny_config):
             "train.patience": 2,
             "optimizer.lr_cuts": 50,
             "optimizer.learning_rate": 0.02,
+            "optimizer.muon_lr_scale": 1.0,
             "optimizer.warmup_steps": 4,
         }
     )
