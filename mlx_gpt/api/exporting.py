@@ -35,14 +35,14 @@ def export(
     """Writes a folder that transformers or mlx-lm can load, with code, weights, tokenizer and model card.
 
     Args:
-        src: A checkpoint of any format, or a run folder. If src is in a run folder, the model card lists the
-            evaluations of the run.
+        src: A checkpoint of any format, or a run folder. If src is a run folder or in one, the model card shows the
+            run's validation losses, as a curve or a table.
         folder: The folder to write. It is created if it does not exist.
         target: "huggingface" for transformers, or "mlx-lm".
         quantize: 8 or 4, the bits per weight of quantized matrices; for mlx-lm only. None does not quantize.
         license: Name of the model's license, for the model card.
         corpus: The text on whose validation split the loss before and after quantizing is measured. [default: the
-            corpus the model was trained on]
+            checkpoint's `data.corpus`]
         force: Whether to write into a folder that is not empty.
         note: Called with each message for the user, one line of text.
 
@@ -115,7 +115,7 @@ def _losses(checkpoint: Checkpoint, dequantized: Tensors, specs: tuple[str, ...]
 def _evaluations(src: Path) -> list[dict]:
     """Returns the evaluations in the metrics.jsonl of the run folder, or of the folder of a checkpoint.
 
-    The list is empty if there is no such file.
+    Evaluations before the first update or without a finite loss are left out. The list is empty if there is no file.
     """
     lines = read_metrics((src if src.is_dir() else src.parent) / "metrics.jsonl")
     return [

@@ -56,7 +56,7 @@ class GPT(nn.Module):
         speed: How to compute. Results differ by rounding only.
 
     Raises:
-        UserError: A setting names a mixer, a network or another part that does not exist.
+        UserError: A setting names a mixer, a feed-forward network or another part that does not exist.
         ValueError: A module has a weight without specs, or specs for a weight that it does not have.
     """
 
@@ -138,8 +138,8 @@ class GPT(nn.Module):
             state: The decoding state after the earlier tokens of each row. It is updated in place. None in training.
             valid: (B,) int32, the number of real tokens in each row; the tokens after them are padding. None if there
                 is no padding.
-            dropout_key: The key of the dropout masks, (2,) uint32. None disables dropout. A key also applies the
-                settings for training: the order of the gradients, and `speed.remat`.
+            dropout_key: The key of the dropout masks, (2,) uint32. None disables dropout. With a key, the backward pass
+                also uses `weights_first` and, if `speed.remat`, gradient checkpointing.
             first_row: The index of tokens[0] among the rows of the whole batch. The dropout masks depend on it.
 
         Returns:
@@ -187,7 +187,7 @@ class GPT(nn.Module):
         return dict(sorted(tree_flatten(self.parameters())))
 
     def set_weights(self, weights: dict[str, mx.array]) -> None:
-        """Replaces weights by their dotted names."""
+        """Sets each weight that `weights` names, a dictionary from dotted names to new arrays."""
         self.update(tree_unflatten(list(weights.items())))
 
     def new_state(self, rows: int, dtype: mx.Dtype = mx.float32) -> ModelState:
@@ -201,7 +201,7 @@ class GPT(nn.Module):
         return ModelState(states, positions)
 
     def packed(self) -> "GPT":
-        """Returns a model for inference, with every linear layer replaced by its `pack()`.
+        """Returns a model for inference, with every linear layer of the blocks replaced by its `pack()`.
 
         Returns the model itself if `pack` changes no layer, as for dense layers.
         """

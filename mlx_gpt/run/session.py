@@ -1,6 +1,6 @@
 """A training session: one process that trains a run in its folder.
 
-The session locks the folder, and writes the settings, the vocabulary and the metrics to it.
+The session locks the folder, and writes the settings, a byte-pair vocabulary and the metrics to it.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from mlx_gpt.watch.metrics import MetricsFile
 class Session(Iterator[Report]):
     """Trains a run in its folder. Iterating over the session yields the trainer's reports.
 
-    No update is made before the first report is requested. The folder is locked until the last report, or until
-    `close()`. The session writes run.toml, metrics.jsonl and the checkpoints. For a byte-pair tokenizer it also writes
-    tokenizer.json, or vocab.json if a tokenizer.json cannot represent the vocabulary. A run that has already reached
-    `train.iters` has no reports, and its folder is not changed.
+    No update is made before the first report is requested. The folder is locked until the iteration ends, after the
+    last report, or until `close()`. The session writes run.toml, metrics.jsonl and the checkpoints. For a byte-pair
+    tokenizer it also writes tokenizer.json, or vocab.json if a tokenizer.json cannot represent the vocabulary. A run
+    that has already reached `train.iters` has no reports. In its folder, at most the lock file is created.
 
     Attributes:
         start: The initial state.
@@ -51,8 +51,8 @@ class Session(Iterator[Report]):
     def stop(self) -> None:
         """Ends the run after the current update.
 
-        Continue to iterate: the remaining reports are those of updates that have already been submitted to the device,
-        of the last save, and of the end.
+        Continue to iterate: the run finishes what it has begun, at most one further update, saves a checkpoint, and
+        reports the end.
         """
         self.trainer.stop()
 

@@ -1,6 +1,6 @@
 """Evaluation of weights on a split of the text: loss, perplexity and bits per byte.
 
-Shapes: B windows in a batch, T tokens in a window, V vocabulary size.
+Shapes: B windows in a batch, V vocabulary size.
 """
 
 import math
@@ -99,7 +99,7 @@ class Evaluator:
 
 
 def _exp(loss: float) -> float:
-    """exp(loss), or infinity where math.exp would raise OverflowError, which it does from about 709.8 on."""
+    """exp(loss), or infinity if the loss is NaN or at least 700; math.exp overflows from about 709.8 on."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
