@@ -1,4 +1,4 @@
-"""The only module that imports MLX.
+"""The only module that imports mlx.core and mlx.nn.
 
 Importing this module first prepares the process: it loads a tuned BLAS, installs vectorized kernels and sets MLX's
 environment variables. All of this must happen before MLX is loaded. Every other module imports `mx` and `nn` from here.

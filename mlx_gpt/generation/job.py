@@ -75,9 +75,10 @@ class Job:
     def take(self, token: Token) -> Piece:
         """Adds a drawn token. Returns the text and the tokens that can be delivered now.
 
-        Text is held back as long as it may be the beginning of a stop string. A token is delivered once every character
-        completed so far, up to and including the token, is delivered. EOS is not delivered, nor is a token whose
-        characters a stop string removes entirely.
+        If there are stop strings, the last characters of the text are held back (see TextWriter). A token is delivered
+        as soon as all characters that are complete after it are delivered. A character whose last bytes come with a
+        later token is not waited for. EOS is not delivered, nor is a token whose characters a stop string removes
+        entirely.
         """
         writer, begin = self.writer, self.writer.length
         self.drawn.append(token.id)

@@ -1,4 +1,4 @@
-"""Decodes token ids into text, and returns text as soon as no later token can change it."""
+"""Decodes token ids into text, and returns only text that no later token can change."""
 
 import codecs
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ class TextWriter:
         self.tokenizer, self._stop = tokenizer, stop
         self._longest = max(map(len, stop), default=1)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds the bytes of incomplete characters
-        self._held = ""  # characters that may be the beginning of a stop string
+        self._held = ""  # the last characters, which wait because of stop strings
         self.length, self.released, self.finish_reason = 0, 0, None
 
     def feed(self, token: int) -> str:

@@ -74,8 +74,9 @@ class ModelState:
 
     Args:
         layers: The state of each layer.
-        positions: The number of tokens that each row has read, (B,) int32, or None before the first tokens. A traced
-            function can branch on None: a prompt attends only to its own tokens, not to the cache.
+        positions: The number of tokens that each row has read, (B,) int32, or None before the first tokens. None is no
+            array, so a traced function can branch on it. The first tokens (a prompt) attend only to each other, not to
+            the cache.
     """
 
     def __init__(self, layers: Sequence[LayerState], positions: mx.array | None = None):

@@ -30,7 +30,7 @@ def resumed(request: Request, note: Note) -> Start:
         note: Called with one line for each thing the user should know.
 
     Raises:
-        ResumeRefused: The checkpoint has another network, tokenizer, text or validation split than the request.
+        ResumeRefused: The checkpoint has another network, tokenizer, text or `data.val_fraction` than the request.
         BadFile: The checkpoint is corrupt.
         UserError: There is no such run, or a setting or a path is wrong.
     """
@@ -49,7 +49,7 @@ def resumed(request: Request, note: Note) -> Start:
         config=config,
         tokenizer=tokenizer.to_dict(),
         corpus=corpus.fingerprint,
-        # A new length or time budget replaces the number of steps that was computed from the old time budget.
+        # With a new length or time budget, the trainer fits the length to the time budget again, if there is one.
         planned=header.planned and not {"train.iters", "train.minutes"} & request.settings.keys(),
         # New moments are zero, so their bias correction, which depends on this count, starts again too.
         num_updates=header.num_updates if has_moments else 0,
@@ -125,9 +125,9 @@ def _resumed_config(checkpoint: Checkpoint, request: Request) -> Config:
     """
     header = checkpoint.header
     if header.tokenizer is None:
-        # The checkpoint was read from an RGPT file or a state_dict. It has the shape of the network and perhaps AdamW's
-        # moments, but no settings. read_checkpoint() has compared the shape with the request's settings, so they are
-        # left out here.
+        # Such a checkpoint comes from an RGPT file or a state_dict. It has the shape of the network and perhaps AdamW's
+        # moments, but no settings. Sizes in the request are dropped in favor of the checkpoint's: read_checkpoint() has
+        # checked that they are equal.
         overrides = {
             k: v for k, v in request.settings.items() if k.removeprefix("model.") not in header.config.model.shape()
         }

@@ -63,7 +63,7 @@ class Session(Iterator[Report]):
 
     @property
     def run(self) -> Run:
-        """The model, its tokenizer and the current header.
+        """The model, its tokenizer and the trainer's header (see Trainer).
 
         The model holds the weights of the last SampleDue report. Before the first such report it holds the initial
         weights.

@@ -1,8 +1,8 @@
 """The types of requests, and their conversion to jobs of the scheduler.
 
-There are three types: OpenAI's completions, OpenAI's chat completions, and randyGPT's form. Every error names the
-field. A field that is not supported is an error if its value would change the text. An unknown field is an error too,
-because it may be misspelled.
+There are three types: OpenAI's completions, OpenAI's chat completions, and randyGPT's form. Every error about a field
+names it. A field that is not supported is an error if its value would change the text. An unknown top-level field is an
+error too, because it may be misspelled.
 """
 
 import difflib
@@ -221,7 +221,7 @@ class Reader:
         return self._jobs(prompts, request, request.max_tokens, default=16, echo=echo, scored=scored)
 
     def chat(self, request: ChatRequest) -> list[Job]:
-        """The jobs of a chat: request.n of one prompt, which is all messages in the template, then "Assistant:"."""
+        """The jobs of a chat: n for one prompt. The prompt is all messages in the template, and then "Assistant:"."""
         if request.top_logprobs and not request.logprobs:
             raise bad("top_logprobs", "top_logprobs is allowed only with logprobs; set logprobs to true")
         prompt = "".join(self._turn(i, message) for i, message in enumerate(request.messages))

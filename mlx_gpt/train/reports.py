@@ -34,8 +34,8 @@ class StepReport:
         seconds: Time since the end of the previous step, evaluation or save. If text was generated in between, this
             time is included.
         elapsed: Training time since the run's start in seconds, including earlier processes of a resumed run.
-        skipped: Number of consecutive skipped updates up to this step; 0 if this update was applied. An update is
-            skipped if the loss or the gradient norm is not finite.
+        skipped: Number of consecutive skipped updates of this process up to this step; 0 if this update was applied. An
+            update is skipped if the loss or the gradient norm is not finite.
         metrics: Further means that the objective reports.
     """
 

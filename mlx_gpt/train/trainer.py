@@ -60,7 +60,7 @@ class Trainer:
         folder: Folder for checkpoints. `run` requires that it exists.
 
     Attributes:
-        header: Settings and progress, `step` and `tokens` up to the last submitted step; see also checkpoint().
+        header: Settings and progress; `num_updates`, `elapsed` and `source` are those of the start (see checkpoint()).
         state: The training state on the device: {"weights": ..., "optimizer": ...}.
     """
 

@@ -28,7 +28,7 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.web.errors import ApiError
 
 GRACE = 4.0  # seconds that work in flight has to end after the first signal
-LINGER = 1.0  # seconds that a client that is still sending has to read the response
+LINGER = 1.0  # seconds until the connection is closed after an early response; meanwhile, input is discarded
 MAX_DISCARDED = 4 << 20  # bytes that such a client may still send before it is disconnected
 MAX_CONNECTIONS = 512
 SEND_BUFFER = 1 << 16  # bytes of the system's send buffer for each connection
