@@ -91,10 +91,11 @@ def test_a_background_job_hears_of_an_interrupt_and_nohup_of_no_hang_up(tmp_path
 
 
 def test_a_second_signal_ends_at_once(tmp_path):
+    """The first update takes far longer than the signals, so that it cannot end between them."""
     folder = tmp_path / "twice"
-    slow = ["train", "--preset=model-l", "--batch=64", "--corpus=pydocs", "--json", "--out", folder]
-    with process(*slow, cwd=tmp_path) as running:
-        run_to(running, '"step": 1,')
+    slow = ["train", "--preset=model-xl", "--batch=64", "--corpus=pydocs", "--json", "--out", folder]
+    with process(*slow, "--set=train.eval_at_start=true", "--set=train.eval_windows=2", cwd=tmp_path) as running:
+        run_to(running, '"report": "eval"')
         running.send_signal(signal.SIGINT)
         time.sleep(0.5)  # signals closer together are taken for one
         running.send_signal(signal.SIGINT)
