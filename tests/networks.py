@@ -46,6 +46,6 @@ def likeliest(model, prompts, count):
     ids, state = decoder.read(prompts, mx.array(0))
     found = [ids]
     for index in range(1, count):
-        ids, state = decoder.step(ids, mx.array(index), state)
+        ids, state = decoder.step(ids, mx.array(index), state, prompts.shape[1] + index)
         found.append(ids)
     return np.array(mx.stack(found, axis=1))

@@ -9,7 +9,6 @@ import itertools
 import numpy as np
 import pytest
 from constants import TINY
-from mlx.utils import tree_flatten
 from networks import likeliest
 from serving import serving
 from toys import Counted, DecayedSum, Halves, Repeated, Squares, Twins, TwoStreams
@@ -34,7 +33,7 @@ from mlx_gpt.model.linear import LINEARS
 from mlx_gpt.model.mixers import MIXERS
 from mlx_gpt.model.residual import RESIDUALS
 from mlx_gpt.model.specs import Constant, Weight
-from mlx_gpt.model.state import put_row, take_row
+from mlx_gpt.model.state import leaves, put_row, take_rows
 from mlx_gpt.optim.optimizers import RULES, Optimizer
 from mlx_gpt.train.objective import CrossEntropy
 from mlx_gpt.train.parallel import Alone
@@ -177,18 +176,15 @@ def test_rows_join_and_leave_a_batch(network):
         layers = [put_row(a, b, mx.array(i)) for a, b in zip(layers, state.tree[1], strict=True)]
     for i, (_, arrays) in enumerate(alone):
         for a, b in zip(layers, arrays, strict=True):
-            assert all(mx.array_equal(x, y) for x, y in zip(*map(leaves, (take_row(a, i), b)), strict=True))
+            assert all(
+                mx.array_equal(x, y) for x, y in zip(*map(leaves, (take_rows(a, mx.array([i])), b)), strict=True)
+            )
     found, _ = model.forward(
         mx.array(tokens[range(3), lengths][:, None]), state=model.state_of((mx.array(lengths), layers))
     )
     for row, length, logits in zip(tokens, lengths, np.array(found), strict=True):
         expected = np.array(model(row[None]))[0, length]
         np.testing.assert_allclose(logits[0], expected, atol=2e-4 * np.abs(expected).max(), rtol=0)
-
-
-def leaves(tree):
-    """Returns the arrays of a tree, without their names."""
-    return [a for _, a in tree_flatten(tree)]
 
 
 def test_bytes_of_the_state_are_known_beforehand(network):

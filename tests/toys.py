@@ -22,8 +22,12 @@ class SumState:
         self.arrays = arrays
 
     @classmethod
-    def zeros(cls, config, rows, dtype):
+    def zeros(cls, config, rows, room, dtype):
         return cls({"sum": mx.zeros((rows, config.n_embd), dtype)})
+
+    @staticmethod
+    def resized(arrays, room):
+        return arrays
 
 
 class DecayedSum(nn.Module):

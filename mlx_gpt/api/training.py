@@ -26,7 +26,7 @@ def train(
 
     No update is made before the first report is requested. Every report is a frozen dataclass of
     `mlx_gpt.train.reports`. To end the run early, call `stop()` of the result and continue to iterate. The last two
-    reports are then those of the last checkpoint and of the end of the run.
+    reports are then those of the last checkpoint (if a step was made) and of the end of the run.
 
     Args:
         preset: Name or path of a preset. [default: model-l]

@@ -40,7 +40,8 @@ class Header:
         config: The settings.
         vocab_size: The number of token ids, V.
         step: The number of finished training steps.
-        num_updates: How many of these steps updated the weights. A step whose loss or gradient is not finite does not.
+        num_updates: The number of updates since the optimizer state was initialized. A step whose loss or gradient is
+            not finite makes none. A run that resumes without the optimizer's moments starts again at 0.
         best_loss: The lowest validation loss so far, in nats per token; infinity before the first evaluation.
         best_step: The step of the evaluation that found it.
         bad_evals: Evaluations since the last new best loss or the last cut of the learning rate.

@@ -38,8 +38,9 @@ def list_command(as_json):
 def stats_command(specs, vocab, as_json):
     """Print statistics of a text: its size, its documents, its most common tokens, and a baseline loss.
 
-    The baseline is a model of order 2, which predicts each token from the two tokens before it. It counts tokens in the
-    first nine tenths of the text, and its loss is measured on the last tenth. Large vocabularies have no baseline.
+    The baseline is a model of order 2, which predicts each token from the two tokens before it. Its counts are taken
+    from the first nine tenths of each text, and its loss is measured on the last tenths. Large vocabularies have no
+    baseline.
     """
     settings, text = DataConfig(corpus=specs, vocab=str(Path(vocab)) if vocab else ""), data.open_corpus(specs)
     for line in text.notes:

@@ -40,11 +40,13 @@ REMEDY = (
 # The shim computes C = alpha A B + beta C, with A (m, k), B (k, n) and C (m, n). A and B may be stored
 # transposed. There are two special cases for products of few rows or columns, as in decoding:
 #
-# * If m = 1 or n = 1, the shim calls sgemv, which reads the matrix once. sgemm would first copy (pack) the matrix. For
-#   m = 1, sgemv computes the transposed product c = B^T a.
+# * If n = 1, the shim calls sgemv, which reads the matrix once. sgemm would first copy (pack) the matrix.
 # * If m <= FEW_ROWS, the shim cuts B into blocks of p columns with m p k <= UNPACKED, where p is a multiple of 16.
 #   OpenBLAS multiplies such blocks with its small-matrix kernels, without packing. If p would be less than 16, B is
 #   not cut. Example: m = 16 and k = 256 give p = 1000000 / 4096 = 244, rounded down to 240.
+#
+# A single row, m = 1, is multiplied in the same way as several rows, not with sgemv. The sums are then in the same
+# order, so a sequence is decoded to the same bits alone and in a batch (see generation/slots.py).
 #
 # The text of SHIM is part of the name of the compiled file: a change of one character compiles it again.
 SHIM = """
@@ -55,10 +57,7 @@ extern void scipy_cblas_sgemv64_(int order, int ta, long long, long long, float,
 enum { ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112, FEW_ROWS = 32, UNPACKED = 1000000 };
 void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda,
                  const float *b, int ldb, float beta, float *c, int ldc) {
-    if (order == ROW_MAJOR && m == 1) /* a row times a matrix: reads the matrix once and packs nothing */
-        scipy_cblas_sgemv64_(order, tb == PLAIN ? TRANSPOSED : PLAIN, tb == PLAIN ? k : n, tb == PLAIN ? n : k,
-                             alpha, b, ldb, a, ta == PLAIN ? 1 : lda, beta, c, 1);
-    else if (order == ROW_MAJOR && n == 1)
+    if (order == ROW_MAJOR && n == 1)
         scipy_cblas_sgemv64_(order, ta, ta == PLAIN ? m : k, ta == PLAIN ? k : m,
                              alpha, a, lda, b, tb == PLAIN ? ldb : 1, beta, c, ldc);
     else if (order == ROW_MAJOR && m <= FEW_ROWS) { /* in pieces that OpenBLAS multiplies without packing */

@@ -68,8 +68,8 @@ def divide(rows: int, max_rows: int, lanes: list[mx.Stream], block_size: int) ->
     >>> divide(10, 6, ["a", "b"], block_size=256)
     [(0, 3, 'a'), (3, 6, 'b'), (6, 9, 'a'), (9, 10, 'b')]
 
-    On a CPU a part also has at most LANE_TOKENS tokens (8 rows of 256), but at least one row, and more if LANE_TOKENS
-    would give more than MAX_PARTS parts:
+    On a CPU a part also has at most LANE_TOKENS tokens (8 rows of 256). The limit is raised to one row if a row has
+    more tokens, and to ceil(rows / MAX_PARTS) rows if it would otherwise give more than MAX_PARTS parts:
 
     >>> divide(32, 32, ["a", "b"], block_size=256)
     [(0, 8, 'a'), (8, 16, 'b'), (16, 24, 'a'), (24, 32, 'b')]

@@ -8,6 +8,7 @@ Shapes: B batch, T time, V vocabulary.
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,20 +17,29 @@ from mlx_gpt.device.lanes import divide, lanes, one_at_a_time
 from mlx_gpt.device.mlx import for_few_rows, mx
 from mlx_gpt.errors import UserError
 from mlx_gpt.generation.sampling import Sampling, sample, to_draw
-from mlx_gpt.model.state import StateTree
+from mlx_gpt.model.state import StateTree, join_rows, take_rows
 
 MIN_PROMPT = 16  # minimum length of a padded prompt, in tokens
+MIN_ROOM = 64  # minimum number of tokens that a state has room for
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """The decoding states of B sequences.
+
+    Attributes:
+        parts: The rows are divided over the lanes; one StateTree for each part of the rows.
+        room: The number of tokens that each row has room for.
+    """
+
+    parts: list[StateTree]
+    room: int
 
 
 class Decoder:
-    """Decodes B sequences at once with two compiled functions, read() for prompts and step() for single tokens.
+    """Decodes B sequences at once with two compiled functions, for prompts and for single tokens.
 
-    read() is compiled once for each B and padded length of a prompt, step() once for each B.
-    The rows of a batch are divided over the lanes. Both functions therefore return a list with one StateTree for each
-    part of the rows, and step() takes such a list.
-
-    step(ids, draw, states) feeds ids (B,) int32 at the positions in `states`. It returns the result of `choose` and the
-    new states.
+    The first is compiled once for each B and padded length of a prompt, the second once for each B and room of a state.
 
     Args:
         model: The network. The memory layout of its weights may be changed in place; their values stay the same.
@@ -43,10 +53,10 @@ class Decoder:
         model.set_weights(for_few_rows(model.weights()))
 
         def read(tokens: mx.array, length: mx.array, draw: Any) -> tuple[Any, list[StateTree]]:
-            logits, trees = [], []
+            logits, trees, room = [], [], self.room(tokens.shape[1])
             for first, end, lane in _parts(tokens):
                 with mx.stream(lane):
-                    state, valid = model.new_state(end - first), mx.broadcast_to(length, (end - first,))
+                    state, valid = model.new_state(end - first, room), mx.broadcast_to(length, (end - first,))
                     found, _ = model.forward(tokens[first:end], state=state, valid=valid)
                     logits.append(mx.take(found, length - 1, axis=1))
                     trees.append(state.tree)
@@ -62,9 +72,9 @@ class Decoder:
                     after.append(state.tree)
             return choose(mx.concatenate(logits), draw), after
 
-        self._read, self.step = mx.compile(read), mx.compile(step)
+        self._read, self._step = mx.compile(read), mx.compile(step)
 
-    def read(self, tokens: np.ndarray, draw: Any) -> tuple[Any, list[StateTree]]:
+    def read(self, tokens: np.ndarray, draw: Any) -> tuple[Any, States]:
         """Reads prompts of equal length and selects the token that follows each of them (prefill).
 
         Prompts are padded at their end, so that only a few lengths have to be compiled. Padding has no effect: the
@@ -75,28 +85,60 @@ class Decoder:
             draw: Passed to `choose`.
 
         Returns:
-            The result of `choose`, and the states to continue from, one for each part of the rows.
+            The result of `choose`, and the states to continue from.
         """
         length = tokens.shape[1]
         padded = np.pad(tokens, ((0, 0), (0, self.padded(length) - length)))
-        found = self._read(mx.array(padded), mx.array(length), draw)
+        found, trees = self._read(mx.array(padded), mx.array(length), draw)
         if len(tokens) == 1:  # one row occupies one lane, so its matrix products may use all cores
             with one_at_a_time():
-                mx.eval(found)
-        return found
+                mx.eval(found, trees)
+        return found, States(trees, self.room(padded.shape[1]))
+
+    def step(self, ids: mx.array, draw: Any, states: States, length: int) -> tuple[Any, States]:
+        """Reads one token of each sequence, and selects the next. Returns before they are computed.
+
+        Args:
+            ids: (B,) int32, read at the positions in `states`.
+            draw: Passed to `choose`.
+            states: The states before these tokens.
+            length: The number of tokens of the longest sequence with this one, at most block_size. If it exceeds the
+                room of the states, they grow first.
+
+        Returns:
+            The result of `choose`, and the new states.
+        """
+        if length > states.room:
+            states = self.resized(states, self.room(length))
+        found, trees = self._step(ids, draw, states.parts)
+        return found, States(trees, states.room)
 
     def padded(self, length: int) -> int:
         """The next power of two, but at least MIN_PROMPT and at most block_size: 5 -> 16, 17 -> 32."""
         return min(max(1 << (length - 1).bit_length(), MIN_PROMPT), self.block_size)
 
-    def empty(self, rows: int) -> list[Any]:
-        """The initial layer states of `rows` sequences.
+    def room(self, length: int) -> int:
+        """The room of a state of `length` tokens: the next power of two, at least MIN_ROOM and at most block_size."""
+        return min(max(1 << (length - 1).bit_length(), MIN_ROOM), self.block_size)
 
-        Returns:
-            For each part that step() divides the rows into, a list of each layer's state arrays.
-        """
-        parts = _parts(mx.zeros((rows, 1)))
-        return [[layer.arrays for layer in self._model.new_state(end - first).layers] for first, end, _ in parts]
+    def resized(self, states: States, room: int) -> States:
+        """Returns the states with room for `room` tokens in each row."""
+        return States([(positions, self._model.resized(layers, room)) for positions, layers in states.parts], room)
+
+    def empty(self, rows: int, room: int) -> States:
+        """Returns the states of `rows` sequences that have not read any token, with room for `room` tokens each."""
+        layers = [layer.arrays for layer in self._model.new_state(rows, room).layers]
+        return _divided(mx.zeros(rows, mx.int32), layers, room)
+
+    def arranged(self, states: States, rows: Sequence[int], room: int) -> States:
+        """Returns the states of the sequences `rows` of `states`, in this order, with room for `room` tokens each."""
+        positions, layers = take_rows(join_rows(states.parts), mx.array(rows, dtype=mx.int32))
+        return _divided(positions, self._model.resized(layers, room), room)
+
+
+def _divided(positions: mx.array, layers: list[Any], room: int) -> States:
+    """Divides the states of a batch over the lanes."""
+    return States([take_rows((positions, layers), slice(first, end)) for first, end, _ in _parts(positions)], room)
 
 
 def _parts(tokens: mx.array) -> list[tuple[int, int, mx.Stream]]:
@@ -127,14 +169,12 @@ def decode(model, prompt: Sequence[int], how: Sampling, seed: int = 0) -> Iterat
     require_ids(tokens, model.vocab_size)
     decoder = Decoder(model, sample)
     window = tokens[-block_size:]
-    ids, state = decoder.read(np.array([window]), to_draw([(how, seed, 0)]))
-    room = block_size - len(window)
+    ids, states = decoder.read(np.array([window]), to_draw([(how, seed, 0)]))
     for index in itertools.count(1):
-        draw = to_draw([(how, seed, index)])
-        if fits := room > 0:  # the device computes the next token while the host reads this one
-            following, state = decoder.step(ids, draw, state)
-            mx.async_eval(following, state)
-            room -= 1
+        draw, length = to_draw([(how, seed, index)]), len(window) + index
+        if fits := length <= block_size:  # the device computes the next token while the host reads this one
+            following, states = decoder.step(ids, draw, states, length)
+            mx.async_eval(following, states.parts)
         tokens.append(ids.item())
         yield tokens[-1]
         if not fits:

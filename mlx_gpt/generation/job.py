@@ -75,10 +75,11 @@ class Job:
     def take(self, token: Token) -> Piece:
         """Adds a drawn token. Returns the text and the tokens that can be delivered now.
 
-        If there are stop strings, the last characters of the text are held back (see TextWriter). A token is delivered
-        as soon as all characters that are complete after it are delivered. A character whose last bytes come with a
-        later token is not waited for. EOS is not delivered, nor is a token whose characters a stop string removes
-        entirely.
+        If there are stop strings, the last characters of the text are held back (see TextWriter). While the text goes
+        on, a token is delivered once every character that ends in it or in an earlier token is delivered. If it ends
+        inside a character, it does not wait for that character. When the text ends, undelivered tokens that begin at or
+        after its end are dropped: EOS, tokens that a stop string removes entirely, and tokens that completed no
+        character.
         """
         writer, begin = self.writer, self.writer.length
         self.drawn.append(token.id)

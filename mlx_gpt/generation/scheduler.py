@@ -5,7 +5,7 @@ Texts join and leave the batch between two steps.
 
 The thread runs a loop. One iteration is called a pass. Each pass
 
-1. releases the slots of finished texts,
+1. releases the slots of finished texts, and grows or shrinks the batch,
 2. fills at most one slot, with a waiting prompt or with the newer half of its full context, and draws the next token,
 3. launches one step for all texts, and
 4. delivers the tokens of the step that the previous pass launched, and the token of the slot filled in this pass.
@@ -36,12 +36,12 @@ from dataclasses import replace
 
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.generation.job import Job, Piece, Token
-from mlx_gpt.generation.sampling import Sampling, to_draw
-from mlx_gpt.generation.slots import Scored, Slots
+from mlx_gpt.generation.sampling import to_draw
+from mlx_gpt.generation.slots import IDLE, Scored, Slots
 
 MAX_FAULTS = 3  # the scheduler gives up after this many failed passes with no delivered token between them
 STALLED_AFTER = 30.0  # the scheduler is unhealthy after this many seconds without a token, while texts are in flight
-IDLE = (Sampling(temperature=0), 0, 0)  # (sampling, seed, index) of the draw in an unused slot
+SHRINK_AFTER = 32  # the batch shrinks after this many passes in a row in which a smaller one would have been enough
 
 
 class Busy(Exception):
@@ -59,7 +59,7 @@ class Scheduler:
 
     Args:
         model: The network.
-        num_slots: Number of rows of the batch.
+        num_slots: Largest number of rows of the batch.
         max_waiting: Maximum number of jobs that wait for a slot.
         deliver: Called in the scheduler's thread with a list of (job, piece). The pieces of a job arrive in order.
         give_up: Called in the scheduler's thread with the last error, after MAX_FAULTS failed passes (see there). The
@@ -78,7 +78,8 @@ class Scheduler:
         self.num_faults = 0
         self._model, self._deliver, self._give_up = model, deliver, give_up
         self._waiting: deque[Job] = deque()
-        self._jobs: list[Job | None] = [None] * num_slots
+        self._jobs: list[Job | None] = []  # the job in each slot of the batch
+        self._spare_passes = 0  # passes in a row in which a smaller batch would have been enough
         self._under_way: list[tuple[list[Job | None], Scored]] = []  # launched results that the host has not read
         self._next_slot = 0  # the slot at which the next search for a slot to fill begins
         self._work = threading.Condition()
@@ -144,6 +145,11 @@ class Scheduler:
         return sum(job is not None for job in self._jobs)
 
     @property
+    def batch_rows(self) -> int:
+        """The present number of slots, free ones included."""
+        return len(self._jobs)
+
+    @property
     def num_waiting(self) -> int:
         return len(self._waiting)
 
@@ -162,7 +168,7 @@ class Scheduler:
     def _run(self) -> None:
         try:
             self._slots = Slots(self._model, self.num_slots)
-            self._warm_up()
+            self._jobs = [None] * self._slots.num_rows
         except Exception as error:
             self._failure = error
             return
@@ -173,6 +179,7 @@ class Scheduler:
             try:
                 if faults:  # inside `try`, so that an error of clear() counts as a fault too
                     self._slots.clear()
+                    self._jobs = [None] * self._slots.num_rows
                 if self._pass():
                     faults = 0
             except Exception as error:
@@ -187,14 +194,6 @@ class Scheduler:
                     return
         self._fail([*filter(None, self._jobs), *self._waiting], "the server is shutting down")
 
-    def _warm_up(self) -> None:
-        """Compiles the step, and prefill for every padded length. A context of 100 tokens has 16, 32, 64 and 100."""
-        length, block_size = 1, self._slots.block_size
-        while length < 2 * block_size:
-            mx.eval(self._slots.read(0, [0] * min(length, block_size), to_draw([IDLE])))
-            length *= 2
-        mx.eval(self._slots.step([0] * self.num_slots, to_draw([IDLE] * self.num_slots)))
-
     def _wait(self) -> bool:
         """Blocks until a job is in flight or the scheduler is closed. Returns whether the thread should continue."""
         with self._work:
@@ -205,6 +204,7 @@ class Scheduler:
     def _pass(self) -> bool:
         """Runs one pass, as the docstring of this module describes it. Returns whether a token was delivered."""
         self._release_slots()
+        self._fit_batch()
         self._fill_slot()
         num_due = len(self._under_way)  # excludes the step launched next, which the device computes during the delivery
         self._launch_step()
@@ -215,6 +215,19 @@ class Scheduler:
             if job and job.over:
                 self._jobs[slot] = None
 
+    def _fit_batch(self) -> None:
+        """Changes the shape of the batch: it grows at once, and shrinks after SHRINK_AFTER passes with spare slots."""
+        slots, kept = self._slots, [slot for slot, job in enumerate(self._jobs) if job]
+        wanted = min(len(kept) + len(self._waiting), self.num_slots)
+        num_rows = next(size for size in slots.sizes if size >= wanted)
+        length = max((self._jobs[slot].position for slot in kept), default=0) + 1
+        room = slots.room_for(min(length, slots.block_size))
+        self._spare_passes = self._spare_passes + 1 if num_rows < slots.num_rows or room < slots.room else 0
+        if num_rows > slots.num_rows or self._spare_passes == SHRINK_AFTER or (self._spare_passes and not kept):
+            slots.arrange(kept, num_rows, room)
+            self._jobs = [self._jobs[slot] for slot in kept] + [None] * (num_rows - len(kept))
+            self._spare_passes = 0
+
     def _fill_slot(self) -> None:
         """Reads tokens into at most one slot.
 
@@ -223,7 +236,7 @@ class Scheduler:
         and full contexts take turns.
         """
         block_size = self._slots.block_size
-        slots = [(self._next_slot + i) % self.num_slots for i in range(self.num_slots)]
+        slots = [(self._next_slot + i) % len(self._jobs) for i in range(len(self._jobs))]
         with self._work:
             slot = next((i for i in slots if self._needs_prefill(self._jobs[i])), None)
             if slot is None:

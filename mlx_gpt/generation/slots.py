@@ -1,15 +1,22 @@
 """Slots: rows of a batch that hold one sequence each and are advanced together by one compiled step.
 
-Sequences start and end at any time. The shape of the step never changes, and no row depends on another row. A sequence
-therefore gets the same tokens whatever the other slots hold.
+Sequences start and end at any time, and no row depends on another row. The batch grows and shrinks in a few shapes,
+each compiled once: its number of rows, and the number of tokens that a row has room for. A step in a smaller shape
+takes less time.
 
-Example with two slots. The prompt of sequence A is [a b], the prompt of sequence B is [x]. A position is the number of
-tokens that the slot has read. read() and step() also draw the next token, which the following step reads:
+A sequence must get the same tokens in every shape. The shapes compute the same function, but the matrix products of
+some devices and libraries round differently for other numbers of rows. Slots therefore compares all shapes when it
+starts. If one of them differs in a single bit, only the largest shape is used.
 
-    read(0, [a b])       slot 0: A at position 2   slot 1: empty
-    step([2, 0])         slot 0: A at position 3   slot 1: empty; its output is meaningless and is ignored
-    read(1, [x])         slot 0: A at position 3   slot 1: B at position 1; its whole state was replaced
-    step([3, 1])         slot 0: A at position 4   slot 1: B at position 2
+Example with up to four slots. The prompt of sequence A is [a b], the prompt of sequence B is [x]. A position is the
+number of tokens that the slot has read. read() and step() also draw the next token, which the following step reads:
+
+    read(0, [a b])       slot 0: A at position 2
+    step([2])            slot 0: A at position 3
+    arrange([0], 4)      slot 0: A at position 3   slots 1 to 3: empty
+    read(1, [x])         slot 0: A at position 3   slot 1: B at position 1
+    step([3, 1, 0, 0])   slot 0: A at position 4   slot 1: B at position 2   slots 2 and 3: meaningless output
+    arrange([1], 1)      slot 0: B at position 2
 
 Shapes: B slots, T time, V vocabulary, K = min(MAX_ALTERNATIVES, V).
 """
@@ -19,11 +26,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlx_gpt.device.mlx import mx
-from mlx_gpt.generation.decode import Decoder
-from mlx_gpt.generation.sampling import Draw, sample
-from mlx_gpt.model.state import num_rows, put_row
+from mlx_gpt.generation.decode import Decoder, States
+from mlx_gpt.generation.sampling import Draw, Sampling, sample, to_draw
+from mlx_gpt.model.state import join_rows, leaves, put_row
 
 MAX_ALTERNATIVES = 20  # number of most likely tokens that are reported with each token
+GROWTH = 4  # ratio of two successive numbers of slots
+IDLE = (Sampling(temperature=0), 0, 0)  # (sampling, seed, index) of the draw in an unused slot
+PROBE_TOKENS = 24  # tokens of each sequence on which the shapes are compared
 
 # Ids (B,), their log-probabilities (B,), the K most likely ids (B, K) in descending order, and the log-probabilities of
 # these (B, K). Log-probabilities are those of the model, before temperature, top-k and top-p, float32.
@@ -31,28 +41,58 @@ Scored = tuple[mx.array, mx.array, mx.array, mx.array]
 
 
 class Slots:
-    """The layer states and the last drawn tokens of `count` sequences.
+    """The layer states and the last drawn tokens of up to `count` sequences.
 
-    Only the thread that creates an instance may use it, because MLX streams belong to a thread.
+    Only the thread that creates an instance may use it, because MLX streams belong to a thread. Creating it compiles
+    all shapes.
 
     Args:
         model: The network.
-        count: Number of slots.
+        count: Largest number of slots.
+
+    Attributes:
+        num_rows: B, the present number of slots.
+        sizes: The possible values of num_rows, ascending: 1, 4, 16, ... and `count`, or `count` alone.
     """
 
     def __init__(self, model, count: int):
-        self.block_size, self._count = model.config.block_size, count
+        self.block_size, self._vocab_size = model.config.block_size, model.vocab_size
         self._decoder = Decoder(model, lambda logits, draw: _scored(logits, sample(logits, draw)))
         self._score = mx.compile(lambda tokens, following: _scored(model.forward(tokens[None])[0][0], following))
+        self.sizes = [*(GROWTH**i for i in range(count) if GROWTH**i < count), count]
+        self._rooms = sorted({self._decoder.room(length) for length in range(1, self.block_size + 1)})
+        self._compile_prompts()
+        if not self._shapes_agree():
+            self.sizes, self._rooms = [count], [self.block_size]
         self.clear()
 
+    @property
+    def num_rows(self) -> int:
+        return len(self._ids)
+
+    @property
+    def room(self) -> int:
+        """The number of tokens that each slot has room for."""
+        return self._states.room
+
+    def room_for(self, length: int) -> int:
+        """The smallest room for sequences of `length` tokens, at most block_size."""
+        return next(room for room in self._rooms if room >= length)
+
     def clear(self) -> None:
-        """Resets all slots. Must be called after an exception of read() or step(), which may lose the states."""
-        self._ids = mx.zeros(self._count, mx.int32)
-        self._layers = self._decoder.empty(self._count)  # one entry for each part of the rows, see Decoder
-        rows = [num_rows(layers) for layers in self._layers]
-        self._firsts = [sum(rows[:i]) for i in range(len(rows))]  # the first slot of each part
-        mx.eval(self._layers)
+        """Empties all slots. Must be called after an exception of read() or step(), which may lose the states."""
+        self._reset(self.sizes[0], self._rooms[0])
+
+    def arrange(self, order: Sequence[int], num_rows: int, room: int) -> None:
+        """Changes the shape of the batch.
+
+        Args:
+            order: The slots to keep, in their new order. They become the first slots; the others are empty.
+            num_rows: The new number of slots, one of `sizes`.
+            room: The new room, a result of room_for() for the longest of these sequences or a longer one.
+        """
+        rows = [*order, *[0] * (num_rows - len(order))]
+        self._ids, self._states = self._ids[mx.array(rows)], self._decoder.arranged(self._states, rows, room)
 
     def read(self, slot: int, tokens: Sequence[int], draw: Draw) -> Scored:
         """Starts a sequence in a slot: reads its tokens and draws the next one. Replaces what the slot held.
@@ -65,11 +105,15 @@ class Slots:
         Returns:
             The drawn token, as arrays of one row.
         """
-        found, [(_, row)] = self._decoder.read(np.array([tokens]), draw)
-        part = max(i for i, first in enumerate(self._firsts) if first <= slot)
-        at = mx.array(slot - self._firsts[part])
-        # When this is evaluated, nothing else refers to the old arrays. MLX therefore updates them in place.
-        self._layers[part] = put_row(self._layers[part], row, at)
+        found, row = self._decoder.read(np.array([tokens]), draw)
+        self._grow(len(tokens))
+        [(_, layers)] = self._decoder.resized(row, self.room).parts
+        first = 0
+        for i, (positions, part) in enumerate(self._states.parts):
+            if first <= slot < first + len(positions):
+                # When this is evaluated, nothing else refers to the old arrays. MLX therefore updates them in place.
+                self._states.parts[i] = positions, put_row(part, layers, mx.array(slot - first))
+            first += len(positions)
         self._ids = mx.slice_update(self._ids, found[0], mx.array(slot), axes=(0,))
         return found
 
@@ -85,12 +129,11 @@ class Slots:
             The drawn tokens, as arrays of B rows.
         """
         assert all(0 <= position < self.block_size for position in positions)
-        parts = np.split(np.array(positions, np.int32), self._firsts[1:])
-        states = [(mx.array(part), layers) for part, layers in zip(parts, self._layers, strict=True)]
-        self._layers = []  # drops this reference to the old arrays, so that MLX can update them in place
-        found, states = self._decoder.step(self._ids, draw, states)
-        self._ids, self._layers = found[0], [layers for _, layers in states]
-        mx.async_eval(found, self._layers)
+        self._grow(max(positions) + 1)
+        # No name refers to the old arrays when the new ones are evaluated, so MLX updates them in place.
+        found, self._states = self._decoder.step(self._ids, draw, self._at(positions), max(positions) + 1)
+        self._ids = found[0]
+        mx.async_eval(found, self._states.parts)
         return found
 
     def score(self, tokens: Sequence[int]) -> Scored:
@@ -105,6 +148,55 @@ class Slots:
         length = len(tokens) - 1
         filled = np.pad(np.array(tokens, np.int32), (0, self._decoder.padded(length) - length))
         return tuple(a[:length] for a in self._score(mx.array(filled[:-1]), mx.array(filled[1:])))
+
+    def _at(self, positions: Sequence[int]) -> States:
+        """Returns the states with other positions."""
+        ends = np.cumsum([len(at) for at, _ in self._states.parts])
+        parts = zip(np.split(np.array(positions, np.int32), ends[:-1]), self._states.parts, strict=True)
+        return States([(mx.array(at), layers) for at, (_, layers) in parts], self.room)
+
+    def _reset(self, num_rows: int, room: int) -> None:
+        self._ids, self._states = mx.zeros(num_rows, mx.int32), self._decoder.empty(num_rows, room)
+        mx.eval(self._ids, self._states.parts)
+
+    def _grow(self, length: int) -> None:
+        """Makes room for sequences of `length` tokens."""
+        if length > self.room:
+            self._states = self._decoder.resized(self._states, self.room_for(length))
+
+    def _compile_prompts(self) -> None:
+        """Compiles prefill for every padded length. A context of 100 tokens has 16, 32, 64 and 100."""
+        for length in sorted({self._decoder.padded(length) for length in range(1, self.block_size + 1)}):
+            found, states = self._decoder.read(np.zeros((1, length), np.int32), to_draw([IDLE]))
+            mx.eval(found, states.parts)
+
+    def _shapes_agree(self) -> bool:
+        """Compiles the step in every shape, on sequences of PROBE_TOKENS random tokens.
+
+        Returns whether each sequence has the same log-probabilities and layer states in every shape, bit for bit.
+        """
+        count, length = self.sizes[-1], min(PROBE_TOKENS, self.block_size - 1)
+        self._reset(count, self._rooms[0])
+        for slot in range(count if length else 0):
+            tokens = np.random.default_rng(slot).integers(self._vocab_size, size=length)
+            self.read(slot, tokens, to_draw([IDLE]))
+        ids, states = self._ids, self._states
+
+        def bits(num_rows: int, room: int) -> list[np.ndarray]:
+            """The results of a step in this shape, and the layer states after it, of each sequence."""
+            self._ids, self._states = ids, states
+            self.arrange(range(num_rows), num_rows, room)
+            found = self.step([length] * num_rows, to_draw([IDLE] * num_rows))
+            self.arrange(range(num_rows), num_rows, self._rooms[0])
+            return [np.array(a) for a in leaves((found, join_rows(self._states.parts)))]
+
+        expected = bits(count, self._rooms[-1])
+        return all(
+            np.array_equal(a, b[: len(a)])
+            for num_rows in self.sizes
+            for room in self._rooms
+            for a, b in zip(bits(num_rows, room), expected, strict=True)
+        )
 
 
 def _scored(logits: mx.array, ids: mx.array) -> Scored:

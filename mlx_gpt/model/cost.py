@@ -2,12 +2,11 @@
 
 import math
 
-from mlx.utils import tree_flatten
-
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.mixers import layer_states, mixer_class
+from mlx_gpt.model.state import leaves
 
 
 def num_params(config: ModelConfig, vocab_size: int) -> int:
@@ -28,8 +27,8 @@ def flops_per_token(config: ModelConfig, vocab_size: int) -> float:
 
 def state_bytes(config: ModelConfig, rows: int, dtype: mx.Dtype = mx.float32) -> int:
     """Returns the size of the decoding state of `rows` sequences in bytes. Allocates nothing."""
-    states = layer_states(config, rows, dtype)
-    return sum(a.nbytes for state in states for _, a in tree_flatten(state.arrays))
+    states = layer_states(config, rows, config.block_size, dtype)
+    return sum(a.nbytes for state in states for a in leaves(state.arrays))
 
 
 def step_bytes(config: ModelConfig, vocab_size: int, rows: int, by_blocks: bool, remat: bool) -> int:

@@ -8,6 +8,7 @@ Shapes: B rows (sequences) in a batch, T tokens in a row, C n_embd, V vocabulary
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from mlx.utils import tree_flatten, tree_unflatten
 
@@ -190,15 +191,25 @@ class GPT(nn.Module):
         """Sets each weight that `weights` names, a dictionary from dotted names to new arrays."""
         self.update(tree_unflatten(list(weights.items())))
 
-    def new_state(self, rows: int, dtype: mx.Dtype = mx.float32) -> ModelState:
-        """Makes the initial decoding state of `rows` rows. Its arrays take no memory until they are evaluated."""
-        return ModelState(layer_states(self.config, rows, dtype))
+    def new_state(self, rows: int, room: int | None = None, dtype: mx.Dtype = mx.float32) -> ModelState:
+        """Makes the initial decoding state of `rows` rows. Its arrays take no memory until they are evaluated.
+
+        Args:
+            rows: B.
+            room: The number of tokens that each row can read. None is block_size.
+            dtype: The type of the arrays.
+        """
+        return ModelState(layer_states(self.config, rows, room or self.config.block_size, dtype))
 
     def state_of(self, tree: StateTree) -> ModelState:
         """Makes a decoding state from its arrays, `ModelState.tree`."""
         positions, arrays = tree
         states = [mixer_class(name).State(a) for name, a in zip(self.config.mixer_of, arrays, strict=True)]
         return ModelState(states, positions)
+
+    def resized(self, layers: list[Any], room: int) -> list[Any]:
+        """Returns the arrays of all layers (see ModelState.tree) with room for `room` tokens in each row."""
+        return [mixer_class(name).State.resized(a, room) for name, a in zip(self.config.mixer_of, layers, strict=True)]
 
     def packed(self) -> "GPT":
         """Returns a model for inference, with every linear layer of the blocks replaced by its `pack()`.

@@ -35,6 +35,11 @@ class Positions:
         """The position of every token: (T,) if all rows are at their start, otherwise (B, T)."""
         return mx.arange(self.count) if self.at_start else self.first[:, None] + mx.arange(self.count)
 
+    @cached_property
+    def rows(self) -> mx.array:
+        """The index of each row, (B, 1), if the rows have positions of their own."""
+        return mx.arange(len(self.first))[:, None]
+
     def mask(self, num_keys: int) -> mx.array:
         """Returns the causal mask of these tokens for `num_keys` cached keys. See `causal_mask`."""
         if num_keys not in self._masks:

@@ -23,8 +23,8 @@ class LayerState(Protocol):
     """The state of one layer.
 
     Attributes:
-        arrays: A tree of arrays whose first axis is the row. `put_row` and `take_row` therefore work for every state. A
-            mixer assigns new arrays after it has read tokens.
+        arrays: A tree of arrays whose first axis is the row. `put_row` and `take_rows` therefore work for every state.
+            A mixer assigns new arrays after it has read tokens.
     """
 
     arrays: Any
@@ -32,8 +32,16 @@ class LayerState(Protocol):
     def __init__(self, arrays: Any): ...
 
     @classmethod
-    def zeros(cls, config: ModelConfig, rows: int, dtype: mx.Dtype) -> Self:
-        """Makes the state of `rows` rows that have not read any token."""
+    def zeros(cls, config: ModelConfig, rows: int, room: int, dtype: mx.Dtype) -> Self:
+        """Makes the state of `rows` rows that have not read any token, with room for `room` tokens in each row."""
+        ...
+
+    @staticmethod
+    def resized(arrays: Any, room: int) -> Any:
+        """Returns the arrays with room for `room` tokens in each row, which are at least those that were read.
+
+        A state whose size does not depend on the number of tokens returns them unchanged.
+        """
         ...
 
 
@@ -47,9 +55,14 @@ class KVState:
         self.arrays = arrays
 
     @classmethod
-    def zeros(cls, config: ModelConfig, rows: int, dtype: mx.Dtype) -> "KVState":
-        shape = (rows, config.n_head, config.block_size, config.head_dim)
+    def zeros(cls, config: ModelConfig, rows: int, room: int, dtype: mx.Dtype) -> "KVState":
+        shape = (rows, config.n_head, room, config.head_dim)
         return cls((mx.zeros(shape, dtype), mx.zeros(shape, dtype)))
+
+    @staticmethod
+    def resized(arrays: tuple[mx.array, mx.array], room: int) -> tuple[mx.array, mx.array]:
+        missing = max(room - arrays[0].shape[2], 0)
+        return tuple(mx.pad(a[:, :, :room], [(0, 0), (0, 0), (0, missing), (0, 0)]) for a in arrays)
 
     def extend(self, k: mx.array, v: mx.array, positions: Positions) -> tuple[mx.array, mx.array]:
         """Writes k and v, (B, H, T, D) each, at their positions. Returns all keys and values, (B, H, S, D) each.
@@ -65,7 +78,7 @@ def _write(old: mx.array, new: mx.array, positions: Positions) -> mx.array:
     if positions.at_start:
         return mx.slice_update(old, new, mx.array(0), axes=(2,))
     whole = old[:]  # a new array object, so that the indexed assignment does not change `old`
-    whole[mx.arange(len(new))[:, None], :, positions.indices] = new.swapaxes(1, 2)
+    whole[positions.rows, :, positions.indices] = new.swapaxes(1, 2)
     return whole
 
 
@@ -101,11 +114,11 @@ class ModelState:
 
 
 def put_row(batch: Any, row: Any, index: mx.array) -> Any:
-    """Replaces one row of a layer's arrays.
+    """Replaces one row in a tree of arrays, those of one or more layers (`LayerState.arrays`).
 
     Args:
-        batch: The arrays of a layer (`LayerState.arrays`) for a batch.
-        row: The arrays of the same layer for a batch of one row.
+        batch: The arrays for a batch.
+        row: The arrays of the same layers for a batch of one row.
         index: The row to replace, an integer array of one element.
 
     Returns:
@@ -114,11 +127,16 @@ def put_row(batch: Any, row: Any, index: mx.array) -> Any:
     return tree_map(lambda old, new: mx.slice_update(old, new, index, axes=(0,)), batch, row)
 
 
-def take_row(batch: Any, index: int) -> Any:
-    """Returns row `index` of a layer's arrays, as the arrays of a batch of one row."""
-    return tree_map(lambda a: a[index : index + 1], batch)
+def leaves(tree: Any) -> list[mx.array]:
+    """Returns the arrays of a tree."""
+    return [a for _, a in tree_flatten(tree)]
 
 
-def num_rows(arrays: Any) -> int:
-    """Returns the number of rows of a layer's arrays."""
-    return len(tree_flatten(arrays)[0][1])
+def take_rows(batch: Any, rows: mx.array | slice) -> Any:
+    """Returns some rows of a tree of arrays, in the order of `rows`."""
+    return tree_map(lambda a: a[rows], batch)
+
+
+def join_rows(batches: Sequence[Any]) -> Any:
+    """Returns a tree of arrays with the rows of several such trees, one after the other."""
+    return tree_map(lambda *parts: mx.concatenate(parts), *batches)

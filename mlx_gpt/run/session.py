@@ -51,8 +51,8 @@ class Session(Iterator[Report]):
     def stop(self) -> None:
         """Ends the run after the current update.
 
-        Continue to iterate: the run finishes what it has begun, at most one further update, saves a checkpoint, and
-        reports the end.
+        Continue to iterate: the run makes at most one further update, saves a checkpoint if it has made any step, and
+        reports the end. An evaluation in progress is abandoned.
         """
         self.trainer.stop()
 

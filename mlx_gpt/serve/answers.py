@@ -1,4 +1,4 @@
-"""The JSON of responses, whole or streamed: OpenAI's completions, OpenAI's chat completions, and randyGPT's form."""
+"""The JSON of responses: OpenAI's completions and chat completions, whole or streamed, and randyGPT's form, whole."""
 
 import secrets
 import time

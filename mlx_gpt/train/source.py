@@ -81,7 +81,7 @@ class TextSource:
 
     @property
     def position(self) -> dict[str, int]:
-        """The number of windows read so far."""
+        """The number of windows that `next` has returned so far, without those read in advance."""
         return {"windows": self._num_windows}
 
     def seek(self, position: dict[str, int]) -> None:

@@ -60,7 +60,7 @@ class Trainer:
         folder: Folder for checkpoints. `run` requires that it exists.
 
     Attributes:
-        header: Settings and progress; `num_updates`, `elapsed` and `source` are those of the start (see checkpoint()).
+        header: Settings and progress. checkpoint() fills in the current `num_updates`, `elapsed` and `source`.
         state: The training state on the device: {"weights": ..., "optimizer": ...}.
     """
 

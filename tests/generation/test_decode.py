@@ -138,8 +138,11 @@ class Scripted:
     def packed(self):
         return self
 
-    def new_state(self, rows):
+    def new_state(self, rows, room):
         return ModelState([])
+
+    def resized(self, layers, room):
+        return layers
 
     def state_of(self, tree):
         return ModelState([], tree[0])

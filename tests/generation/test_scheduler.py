@@ -340,6 +340,32 @@ def test_it_is_unhealthy_only_when_texts_stand_still(client, monkeypatch):
     client.until(lambda: client.scheduler.healthy)
 
 
+class Rounding(Slots):
+    """Slots whose step rounds differently in a batch of four rows."""
+
+    def step(self, positions, draw):
+        found = super().step(positions, draw)
+        return [a * (1 + 2.0**-20) if len(positions) == 4 else a for a in found]
+
+
+def test_only_the_largest_shape_is_used_where_another_one_rounds_differently(small_run):
+    assert Slots(small_run.model, 16).sizes == [1, 4, 16]
+    assert Rounding(small_run.model, 16).sizes == [16]
+
+
+def test_the_batch_grows_at_once_and_shrinks_later(client):
+    """A lone text is computed in one row, and its text stays the same when the batch changes its shape under it."""
+    alone = client.job(max_tokens=400, temperature=0)
+    [expected] = client.write(alone)
+    assert client.scheduler.batch_rows == 1
+    long = client.job(max_tokens=400, temperature=0)
+    client.submit(long)
+    client.write(*(client.job(seed=i) for i in range(3)))
+    assert client.scheduler.batch_rows == SLOTS
+    assert client.wait(long) == [expected]
+    assert client.scheduler.batch_rows == 1
+
+
 def test_a_place_out_of_range_never_reaches_the_model(small_run):
     slots = Slots(small_run.model, 1)
     for place in (-1, small_run.config.model.block_size):

@@ -59,9 +59,10 @@ def test_a_stream_is_the_whole_in_pieces(client, stop):
     frames = list(
         complete(client, max_tokens=60, logprobs=3, stop=stop, stream=True, stream_options={"include_usage": True})
     )
-    assert len({f.id for f in frames}) == 1 and len(frames) > 10
+    assert len({f.id for f in frames}) == 1
     assert "".join(f.choices[0].text for f in frames[:-1]) == whole.choices[0].text
-    assert [f.choices[0].finish_reason for f in frames[:-1]][-2:] == [None, whole.choices[0].finish_reason]
+    reasons = [f.choices[0].finish_reason for f in frames[:-1]]
+    assert reasons == [None] * (len(reasons) - 1) + [whole.choices[0].finish_reason]
     assert frames[-1].choices == [] and frames[-1].usage == whole.usage
     for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
         told = [x for f in frames[:-1] for x in getattr(f.choices[0].logprobs, field)]

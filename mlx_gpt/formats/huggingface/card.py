@@ -3,6 +3,7 @@
 from mlx_gpt.checkpoint.store import Header
 from mlx_gpt.model.cost import num_params
 
+LIBRARY = {"huggingface": "transformers", "mlx-lm": "mlx-lm"}
 LOADING = {
     "huggingface": """```python
 from transformers import pipeline
@@ -50,8 +51,8 @@ def card(
         "",
         LOADING[target].format(name=name, prompt="The "),
         "",
-        "The library does not implement this network, so this folder contains the code of the model. The code is "
-        "short, and it is the same for every model.",
+        f"{LIBRARY[target]} does not implement this network, so this folder contains the code of the model. The code "
+        "is short, and it is the same for every model.",
         "",
         "## Training",
         "",

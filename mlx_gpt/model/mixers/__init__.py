@@ -10,12 +10,12 @@ from mlx_gpt.model.state import LayerState
 MIXERS: dict[str, type[Mixer]] = {"attention": CausalSelfAttention}
 
 
-def layer_states(config: ModelConfig, rows: int, dtype: mx.Dtype) -> list[LayerState]:
-    """Makes the initial decoding state of each layer, for `rows` rows.
+def layer_states(config: ModelConfig, rows: int, room: int, dtype: mx.Dtype) -> list[LayerState]:
+    """Makes the initial decoding state of each layer, for `rows` rows with room for `room` tokens each.
 
     The arrays are lazy: they take no memory until they are evaluated.
     """
-    return [mixer_class(name).State.zeros(config, rows, dtype) for name in config.mixer_of]
+    return [mixer_class(name).State.zeros(config, rows, room, dtype) for name in config.mixer_of]
 
 
 def mixer_class(name: str) -> type[Mixer]:
