@@ -20,6 +20,8 @@ PARAMETERS = {
     "model-l-modern": 4_752_896,
     "model-deep": 7_152_768,
     "model-xl": 14_305_536,
+    "tiny": 1_204_992,
+    "large": 4_769_280,
 }
 
 
