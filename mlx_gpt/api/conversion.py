@@ -64,8 +64,5 @@ def convert(
     if format == "safetensors" and not tokenizer:
         note(f"{dst} has no tokenizer; add the characters of a text with --corpus, or a vocabulary with --vocab")
     if format != "safetensors" and tokenizer and tokenizer["kind"] != "char":
-        note(
-            f"{dst} does not contain the vocabulary; write it to a file with: "
-            "mlxgpt tokenizer convert RUN/tokenizer.json vocab.json"
-        )
+        note(f"{dst} does not contain the vocabulary; it is in the run folder, vocab.json in randyGPT's format")
     return format

@@ -215,6 +215,7 @@ def test_a_run_of_pairs_keeps_its_vocabulary(tmp_path, mode):
     done = mlxgpt("train", "--resume", "run", "--iters=14", cwd=tmp_path)
     assert done.returncode == 0 and "vocabulary" not in done.stderr
     assert (tmp_path / "run/tokenizer.json").read_bytes() == vocab
+    assert (tmp_path / "run/vocab.json").exists() == ("--byte-level" not in mode)
     done = mlxgpt(
         "generate", "run/best.safetensors", "--prompt=The", "--temp=0", "--max-tokens=9", "--json", cwd=tmp_path
     )
@@ -225,6 +226,26 @@ def test_a_run_of_pairs_keeps_its_vocabulary(tmp_path, mode):
     assert 0 < facts["bits_per_byte"] < facts["loss"] / 0.6931
     done = mlxgpt("train", "--resume", "run", "--iters=20", "--bpe=500", cwd=tmp_path)
     assert done.returncode == 4 and "the tokenizer of a run cannot change" in done.stderr
+
+
+def test_randygpts_vocabulary_is_trained_and_lies_beside_the_checkpoint(vectors, tmp_path, shakespeare):
+    """By both of its recipes, by the tokenizer command, and not by default."""
+    (text,) = open_corpus([shakespeare]).documents
+    (tmp_path / "text.txt").write_text(text[:200_000])
+    expected, found = (vectors / "bpe-train-600.vocab.json").read_bytes(), []
+    for i, recipe in enumerate((["--recipe=randygpt"], ["--recipe=randygpt-0.9.5"], [])):
+        small = [*SMALL[:4], "--iters=1", "--batch=2", "--set=train.eval_windows=2", "--sample-every=0", f"--out=run{i}"]
+        done = mlxgpt("train", "--corpus=text.txt", "--bpe=600", *small, *recipe, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found.append((tmp_path / f"run{i}/vocab.json").read_bytes() == expected)
+    assert found == [True, True, False]
+    trained = ["tokenizer", "train", "--corpus=text.txt", "--bpe=600"]
+    for dst, rule in (("vocab-a.json", ["--rule=randygpt"]), ("vocab-b.json", [])):
+        assert mlxgpt(*trained, dst, *rule, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "vocab-a.json").read_bytes() == expected
+    assert (tmp_path / "vocab-b.json").read_bytes() == (tmp_path / "run2/vocab.json").read_bytes()
+    done = mlxgpt(*trained, "c.json", "--rule=randygpt", "--byte-level", cwd=tmp_path)
+    assert done.returncode == 2 and "--rule randygpt" in done.stderr and "give one of them" in done.stderr
 
 
 def test_the_tokenizer_commands_translate_and_agree(vectors, tmp_path):

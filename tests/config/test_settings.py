@@ -75,6 +75,14 @@ def test_the_randygpt_recipe_is_the_seeds():
     assert (config.train.eval_every, config.train.eval_windows, config.train.patience) == (10, 50, 20)
 
 
+def test_the_randygpt_recipes_train_byte_pairs_by_its_rule():
+    assert [resolve(None, name).data.bpe_rule for name in ("randygpt", "randygpt-0.9.5")] == ["randygpt"] * 2
+    assert resolve().data.bpe_rule == "lines"
+    written = {table: dict(values) for table, values in resolve().to_dict().items()}
+    del written["data"]["bpe_rule"]  # as in files of earlier versions
+    assert Config.from_dict(written).data.bpe_rule == "lines"
+
+
 def test_command_line_wins_over_recipe_over_preset_over_defaults(tmp_path):
     preset, recipe = tmp_path / "p.toml", tmp_path / "r.toml"
     preset.write_text("[model]\nn_layer = 2\n[train]\nseed = 1\niters = 1\n")
