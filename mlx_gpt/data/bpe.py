@@ -58,9 +58,7 @@ class BPETokenizer(Tokenizer):
         self._engine = _engine(self._ids, self._merges_by_id()) if self._library_agrees() else None
 
     @classmethod
-    def train(
-        cls, texts: Iterable[str], vocab_size: int, characters: set[str], rule: str = "lines"
-    ) -> "BPETokenizer":
+    def train(cls, texts: Iterable[str], vocab_size: int, characters: set[str], rule: str = "lines") -> "BPETokenizer":
         """Trains a vocabulary with learn_merges.
 
         Args:

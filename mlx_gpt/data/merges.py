@@ -81,42 +81,65 @@ def learn_merges(
     """
     vocab, known, merges, rule = list(vocab), set(vocab), [], RULES[rule]
     tokens = TokenizedText(_ids(texts, vocab[first:], first, rule.across_lines), vocab_size)
-    # The heap pops its smallest entry first: the highest count, and of equal counts the lowest or the highest ids.
-    sign_of_ids = -1 if rule.higher_ids_first else 1
-    counts, heap = Counter(), []
-
-    def count(starts: np.ndarray, sign: int) -> None:
-        """Adds `sign` to the count of a pair for each of its occurrences that begins at one of `starts`."""
-        for pair, number in tokens.pairs(starts):
-            counts[pair] += sign * number
-            if sign > 0:
-                push(pair)
-
-    def push(pair: tuple[int, int]) -> None:
-        heapq.heappush(heap, (-counts[pair], sign_of_ids * pair[0], sign_of_ids * pair[1]))
-
-    count(np.arange(len(tokens.ids) - 1), 1)
-    while len(vocab) < vocab_size and heap:
-        # An entry of the heap is outdated if the count of its pair changed after the push. A lower count is not pushed
-        # at once. Instead, an outdated entry that is popped is pushed again with the current count.
-        number, left, right = heapq.heappop(heap)
-        pair = left, right = left * sign_of_ids, right * sign_of_ids
-        if -number != counts[pair]:
-            if counts[pair]:
-                push(pair)
-        elif (string := vocab[left] + vocab[right]) not in known or rule.repeats:
-            # The tokens x left right y become x merged y. The pairs that begin at x, left and right are subtracted, and
-            # the new pairs that begin at x and merged are added. `count` reads the pairs from the tokens, so it
-            # subtracts before the merge and adds after it.
-            starts = tokens.find(left, right)
-            before = tokens.before(starts, left)
-            count(np.concatenate([before, starts, starts + tokens.lengths[left]]), -1)
-            tokens.merge(starts, left, right, len(vocab))
-            count(np.concatenate([before, starts]), 1)
-            merges.append((vocab[left], vocab[right]))
-            vocab.append(string)
-            known.add(string)
+    counts = PairCounts(rule.higher_ids_first)
+    counts.add(tokens.pairs(np.arange(len(tokens.ids) - 1)))
+    while len(vocab) < vocab_size and (pair := counts.pop()):
+        left, right = pair
+        string = vocab[left] + vocab[right]
+        if string in known and not rule.repeats:
+            continue
+        # The tokens x left right y become x merged y. The pairs that begin at x, left and right are subtracted, and the
+        # new pairs that begin at x and merged are added.
+        starts = tokens.find(left, right)
+        before = tokens.before(starts, left)
+        counts.subtract(tokens.pairs(np.concatenate([before, starts, starts + tokens.lengths[left]])))
+        tokens.merge(starts, left, right, len(vocab))
+        counts.add(tokens.pairs(np.concatenate([before, starts])))
+        merges.append((vocab[left], vocab[right]))
+        vocab.append(string)
+        known.add(string)
     return merges
+
+
+class PairCounts:
+    """The counts of pairs of ids, and a heap that finds the most frequent pair.
+
+    An entry of the heap is outdated if the count of its pair changed after the push. A lower count is not pushed at
+    once. Instead, an outdated entry that is popped is pushed again with the current count.
+
+    Args:
+        higher_ids_first: As in Rule.
+    """
+
+    def __init__(self, higher_ids_first: bool):
+        self._counts: Counter[tuple[int, int]] = Counter()
+        self._heap: list[tuple[int, int, int]] = []
+        self._sign = -1 if higher_ids_first else 1  # the heap pops its smallest entry first
+
+    def add(self, pairs: Iterable[tuple[tuple[int, int], int]]) -> None:
+        """Adds to the counts, for each pair the given number."""
+        for pair, number in pairs:
+            self._counts[pair] += number
+            self._push(pair)
+
+    def subtract(self, pairs: Iterable[tuple[tuple[int, int], int]]) -> None:
+        """Subtracts from the counts, for each pair the given number."""
+        for pair, number in pairs:
+            self._counts[pair] -= number
+
+    def pop(self) -> tuple[int, int] | None:
+        """Removes the most frequent pair from the heap and returns it; None if there is no pair."""
+        while self._heap:
+            number, left, right = heapq.heappop(self._heap)
+            pair = left * self._sign, right * self._sign
+            if -number == self._counts[pair]:
+                return pair
+            if self._counts[pair]:
+                self._push(pair)
+        return None
+
+    def _push(self, pair: tuple[int, int]) -> None:
+        heapq.heappush(self._heap, (-self._counts[pair], pair[0] * self._sign, pair[1] * self._sign))
 
 
 class TokenizedText:

@@ -234,7 +234,14 @@ def test_randygpts_vocabulary_is_trained_and_lies_beside_the_checkpoint(vectors,
     (tmp_path / "text.txt").write_text(text[:200_000])
     expected, found = (vectors / "bpe-train-600.vocab.json").read_bytes(), []
     for i, recipe in enumerate((["--recipe=randygpt"], ["--recipe=randygpt-0.9.5"], [])):
-        small = [*SMALL[:4], "--iters=1", "--batch=2", "--set=train.eval_windows=2", "--sample-every=0", f"--out=run{i}"]
+        small = [
+            *SMALL[:4],
+            "--iters=1",
+            "--batch=2",
+            "--set=train.eval_windows=2",
+            "--sample-every=0",
+            f"--out=run{i}",
+        ]
         done = mlxgpt("train", "--corpus=text.txt", "--bpe=600", *small, *recipe, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         found.append((tmp_path / f"run{i}/vocab.json").read_bytes() == expected)
