@@ -42,6 +42,8 @@ def resumed(request: Request, note: Note) -> Start:
     config = _resumed_config(checkpoint, request, note)
     corpus = _open_corpus(header, config, request, note)
     tokenizer = _checked_tokenizer(checkpoint, config, corpus, note)
+    if folder is None:
+        note(f"resuming from {request.resume} in a new run folder")
     optimizer = Optimizer(config.optimizer, roles_of(config.model, header.vocab_size))
     has_moments = optimizer.required_tensors() <= checkpoint.optimizer.keys()
     if not has_moments:
@@ -88,10 +90,7 @@ def _checkpoint_to_resume(request: Request, note: Note) -> tuple[Checkpoint, Pat
     else:
         checkpoint = read_checkpoint(path, request.preset, network_of(request.settings))
         folder = path.parent if path.name == LATEST and is_run(path.parent) else None
-    if folder is None or request.out not in (None, folder):
-        note(f"resuming from {path} in a new run folder")
-        folder = None
-    return checkpoint, folder
+    return checkpoint, folder if request.out in (None, folder) else None
 
 
 def _newest_valid(folder: Path, request: Request, note: Note) -> Checkpoint:

@@ -165,6 +165,31 @@ def test_runs_are_numbered_and_resumed_by_themselves(tmp_path):
     assert curve == [*range(1, 7), 6, *range(7, 13), 12, 13, 14, 15, 15]
 
 
+def test_iterations_are_an_argument_and_train_txt_is_the_text(tmp_path, vectors):
+    """randyGPT's habits: the number of iterations alone, and train.txt in the current folder, for new runs and old."""
+    small = [word for word in SMALL if "iters" not in word] + ["--set=data.val_fraction=0.1"]
+    small.remove("--set=data.val_fraction=0.002")
+    elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
+    for folder in (elsewhere, here):
+        folder.mkdir()
+        (folder / "other.txt").write_text("to be or not to be\n" * 60)
+    (here / "train.txt").write_text("".join(map(chr, range(48, 48 + 65))) * 12)
+    done = mlxgpt("train", "2", *small, cwd=here)
+    assert done.returncode == 0 and "training on train.txt; --corpus names another text\n" in done.stderr, done.stderr
+    assert "(2 iters)" in done.stdout and (here / "runs/custom-train").is_dir()
+    done = mlxgpt("train", "3", "--resume", cwd=here)
+    assert done.returncode == 0 and "training on" not in done.stderr and "(1 iters)" in done.stdout
+    done = mlxgpt("train", "1", *small, "--corpus=other.txt", cwd=here)
+    assert done.returncode == 0 and "train.txt" not in done.stderr + done.stdout
+    file = ["--resume", vectors / "tiny.rgpt0003.bin", *small, "--out=run"]
+    done = mlxgpt("train", "7", *file, cwd=elsewhere)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "--corpus" in done.stderr
+    done = mlxgpt("train", "7", *file, cwd=here)
+    assert done.returncode == 0 and "training on train.txt" in done.stderr and "(1 iters)" in done.stdout, done.stderr
+    done = mlxgpt("train", "6", *file[:-1], "--out=run2", cwd=here)
+    assert "tiny.rgpt0003.bin: already at iteration 6 of 6" in done.stderr
+
+
 def test_an_rgpt_run_goes_on_with_its_moments(vectors, tmp_path, shakespeare):
     """From golden file to safetensors, on with training, and back to RGPT."""
     shape = [f"--set=model.{k}={v}" for k, v in TINY_SHAPE.items()]
