@@ -43,7 +43,7 @@ def settings_for(checkpoint: Checkpoint, request: Request, note: Note) -> Config
     # A recipe that names no optimizer keeps AdamW, whose moments an RGPT file holds.
     base = {"optimizer.name": "adamw"} | request.base
     tables = layered(None, recipe, request.settings | own, base)
-    if "corpus" not in tables["data"]:
+    if "corpus" not in tables.get("data", {}):
         raise UserError(
             f"{request.resume}: does not contain the name of its text; give the text that it was trained on with "
             "--corpus"

@@ -1,6 +1,7 @@
 """Resuming: a randyGPT file continues as randyGPT continues it."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -155,9 +156,9 @@ def begin_with(folder, source, settings, **more):
 
 
 def test_a_checkpoint_that_names_no_text_needs_one(sources):
-    for source in sources:
+    for source, recipe in itertools.product(sources, (None, "default")):
         with pytest.raises(UserError, match=f"{source}.*--corpus") as error:
-            mlx_gpt.train(resume=source, settings=TINY)
+            mlx_gpt.train(resume=source, recipe=recipe, settings=TINY)
         assert "\n" not in str(error.value)
 
 
