@@ -1,4 +1,4 @@
-"""Straight-line NumPy implementations of the networks, written from their equations, in float64."""
+"""Straight-line NumPy implementations of the networks and of randyGPT's training, from their equations, in float64."""
 
 import numpy as np
 
@@ -52,3 +52,109 @@ def numpy_gpt(w, tokens, config):
         x = x + hidden @ w[f"{p}mlp.fc2"].T
     x = rms(x, "final_norm") if config.final_norm else x
     return x @ w["wte" if config.tied_head else "lm_head"].T
+
+
+def randygpt_gradients(w, inputs, targets, n_head):
+    """The loss of randyGPT's network on one window, and its gradient for every weight.
+
+    Args:
+        w: The weights by name, without the suffix ".weight".
+        inputs, targets: The ids, (T,).
+        n_head: The number of heads.
+    """
+    T, C = len(inputs), w["wte"].shape[1]
+    scale, layers = (C // n_head) ** -0.5, [f"layers.{i}." for i in range(sum(k.endswith("fc1") for k in w))]
+    grads, kept = {k: np.zeros_like(v) for k, v in w.items()}, []
+
+    def rms(x):
+        r = 1 / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+        return x * r, r
+
+    def rms_back(dy, y, r):
+        return r * (dy - y * (dy * y).mean(-1, keepdims=True))
+
+    def softmax(x):
+        e = np.exp(x - x.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    def split(x):
+        return x.reshape(T, n_head, -1).transpose(1, 0, 2)
+
+    def join(x):
+        return x.transpose(1, 0, 2).reshape(T, C)
+
+    x = w["wte"][inputs] + w["wpe"][:T]
+    for p in layers:
+        h, r = rms(x)
+        q, k, v = (split(h @ w[f"{p}attn.{n}"].T) for n in ("wq", "wk", "wv"))
+        share = softmax(np.where(np.tri(T, dtype=bool), q @ k.transpose(0, 2, 1) * scale, -np.inf))
+        out = join(share @ v)
+        x = x + out @ w[f"{p}attn.wo"].T
+        g, s = rms(x)
+        hidden = np.maximum(g @ w[f"{p}mlp.fc1"].T, 0)
+        x = x + hidden**2 @ w[f"{p}mlp.fc2"].T
+        kept.append((h, r, q, k, v, share, out, g, s, hidden))
+    chances = softmax(x @ w["lm_head"].T)
+    loss = -np.log(chances[np.arange(T), targets]).mean()
+
+    d = (chances - np.eye(len(w["wte"]))[targets]) / T
+    grads["lm_head"] = d.T @ x
+    dx = d @ w["lm_head"]
+    for p, (h, r, q, k, v, share, out, g, s, hidden) in reversed(list(zip(layers, kept, strict=True))):
+        grads[f"{p}mlp.fc2"] = dx.T @ hidden**2
+        d = dx @ w[f"{p}mlp.fc2"] * 2 * hidden
+        grads[f"{p}mlp.fc1"] = d.T @ g
+        dx = dx + rms_back(d @ w[f"{p}mlp.fc1"], g, s)
+        grads[f"{p}attn.wo"] = dx.T @ out
+        d = split(dx @ w[f"{p}attn.wo"])
+        dv, d = share.transpose(0, 2, 1) @ d, d @ v.transpose(0, 2, 1)
+        d = share * (d - (d * share).sum(-1, keepdims=True)) * scale
+        dh = 0
+        for n, part in (("wq", d @ k), ("wk", d.transpose(0, 2, 1) @ q), ("wv", dv)):
+            grads[f"{p}attn.{n}"] = join(part).T @ h
+            dh = dh + join(part) @ w[f"{p}attn.{n}"]
+        dx = dx + rms_back(dh, h, r)
+    np.add.at(grads["wte"], inputs, dx)
+    grads["wpe"][:T] = dx
+    return loss, grads
+
+
+def randygpt_rate(iteration, iters, peak, lowest):
+    """randyGPT's learning rate: warm-up from a tenth over 100 iterations, flat to 60% of the run, then a cosine."""
+    if iteration < 100:
+        return peak * (0.1 + 0.9 * iteration / 100)
+    progress = max(iteration - 0.6 * iters, 0) / (0.4 * iters)
+    return lowest + (peak - lowest) * (1 + np.cos(np.pi * progress)) / 2
+
+
+def randygpt_training(w, m, v, window, *, n_head, first, iters, num_updates, peak, lowest, decay):
+    """Trains randyGPT's network on one window, from iteration `first` to `iters`, by randyGPT's rules.
+
+    Every element of the gradient is clamped to [-1, 1]. AdamW has the betas 0.9 and 0.999 and decays every weight.
+
+    Args:
+        w, m, v: Weights and moments by name, without the suffix ".weight". They are changed.
+        window: The ids, (T + 1,).
+        n_head: The number of heads.
+        first, iters: The first iteration, and the length of the whole run.
+        num_updates: The number of updates of AdamW before the first iteration.
+        peak, lowest: The learning rates of the schedule.
+        decay: The decoupled weight decay.
+
+    Returns:
+        The losses before each update, and the largest absolute element of the gradients before they are clamped.
+    """
+    losses, largest = [], 0.0
+    for iteration in range(first, iters):
+        loss, grads = randygpt_gradients(w, window[:-1], window[1:], n_head)
+        losses.append(loss)
+        rate = randygpt_rate(iteration, iters, peak, lowest)
+        num_updates += 1
+        for name, grad in grads.items():
+            largest = max(largest, np.abs(grad).max())
+            grad = np.clip(grad, -1, 1)
+            m[name] = 0.9 * m[name] + 0.1 * grad
+            v[name] = 0.999 * v[name] + 0.001 * grad**2
+            update = m[name] / (1 - 0.9**num_updates) / (np.sqrt(v[name] / (1 - 0.999**num_updates)) + 1e-8)
+            w[name] = w[name] * (1 - rate * decay) - rate * update
+    return losses, largest

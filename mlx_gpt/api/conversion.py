@@ -6,6 +6,7 @@ from pathlib import Path
 from mlx_gpt.errors import UserError
 from mlx_gpt.formats import FORMATS
 from mlx_gpt.formats.rgpt import has_moments
+from mlx_gpt.run.imported import with_recipe
 from mlx_gpt.run.loading import read_checkpoint, sizes_of, with_text
 from mlx_gpt.run.request import Note, ignore
 
@@ -55,17 +56,17 @@ def convert(
     if dst.exists() and not force:
         raise UserError(f"{dst}: already exists; name another file, or overwrite it with --force")
     sizes = sizes_of(n_embd, n_head, n_layer, block_size)
-    checkpoint = with_text(read_checkpoint(src, preset, sizes), corpus, vocab)
-    tokenizer = checkpoint.header.tokenizer
+    checkpoint = read_checkpoint(src, preset, sizes)
     if not format and dst.suffix == ".bin":
         format = "rgpt0003" if has_moments(checkpoint) else "rgpt0002"
     format = format or "safetensors"
+    if format == "safetensors":
+        checkpoint = with_recipe(checkpoint, note)
+    checkpoint = with_text(checkpoint, corpus, vocab)
+    tokenizer = checkpoint.header.tokenizer
     files[format].write(checkpoint, dst)
     if format == "safetensors" and not tokenizer:
         note(f"{dst} has no tokenizer; add the characters of a text with --corpus, or a vocabulary with --vocab")
     if format != "safetensors" and tokenizer and tokenizer["kind"] != "char":
-        note(
-            f"{dst} does not contain the vocabulary; write it to a file with: "
-            "mlxgpt tokenizer convert RUN/tokenizer.json vocab.json"
-        )
+        note(f"{dst} does not contain the vocabulary; it is in the run folder, vocab.json in randyGPT's format")
     return format

@@ -31,6 +31,7 @@ def train(
     Args:
         preset: Name or path of a preset. [default: model-l]
         corpus: Corpus names, files, folders or patterns. [default: pydocs, or the corpus of the checkpoint]
+            Required to resume a checkpoint that names no corpus, such as an RGPT file.
         recipe: Name or path of a recipe, a file of training settings that override the preset.
         vocab: A vocab.json or tokenizer.json whose vocabulary encodes the corpus.
         settings: Any settings by dotted name, such as {"train.iters": 100}. They override preset and recipe.

@@ -33,15 +33,23 @@ force_option = click.option("--force", is_flag=True, help="Overwrite DST.")
 @click.option(
     "--byte-level", is_flag=True, help="Merge bytes within words, as GPT-2 does, instead of characters within lines."
 )
+@click.option(
+    "--rule",
+    type=click.Choice(["lines", "randygpt"]),
+    help="Rule that chooses the merges of characters; randygpt learns the same vocabulary as randyGPT.  "
+    "[default: lines]",
+)
 @force_option
-def train_command(dst, corpus, size, byte_level, force):
+def train_command(dst, corpus, size, byte_level, rule, force):
     """Train a vocabulary on a corpus and write it to DST.
 
     If the name of DST begins with "vocab", DST is written in randyGPT's vocab.json format, otherwise in the
-    tokenizer.json format. The most frequent pair is merged first. Among equally frequent pairs, the pair with the lower
-    ids is merged first.
+    tokenizer.json format. The most frequent pair is merged first. Of equally frequent pairs, the rule lines merges the
+    one with the lower ids first, and randygpt the one with the higher ids.
     """
-    settings = {"corpus": corpus} if corpus else {}
+    if rule and byte_level:
+        raise UserError(f"--rule {rule} chooses merges of characters, but --byte-level merges bytes; give one of them")
+    settings = ({"corpus": corpus} if corpus else {}) | ({"bpe_rule": rule} if rule else {})
     wanted = DataConfig(tokenizer="byte-bpe" if byte_level else "bpe", vocab_size=size, **settings)
     _refuse_existing(dst, force)
     _require_name(dst, wanted.tokenizer)

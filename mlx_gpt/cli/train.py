@@ -25,18 +25,20 @@ from mlx_gpt.cli.options import (
 )
 from mlx_gpt.cli.plan import print_plan
 from mlx_gpt.config.schema import UNTIL_TIME_IS_UP
-from mlx_gpt.errors import Diverged, OutOfRoom
+from mlx_gpt.errors import Diverged, OutOfRoom, UserError
 from mlx_gpt.run.request import NEWEST
 from mlx_gpt.train.reports import SampleDue, StopReport, kind, to_dict
 
 EXIT_OF_SIGNAL = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SAMPLE_TOKENS = 300
+OWN_TEXT = "train.txt"  # the corpus if no other is named and it exists in the current folder, as in randyGPT
 # timeout(1) and some shells signal both the process and its group, so one signal can arrive twice. Signals that follow
 # the first one this soon are ignored.
 SAME_SIGNAL_SECONDS = 0.3
 
 
 @click.command()
+@click.argument("updates", metavar="[ITERS]", required=False)
 @preset_option
 @click.option("--recipe", metavar="NAME", help="Training settings: default, randygpt, randygpt-0.9.5, or a TOML file.")
 @corpus_option
@@ -84,10 +86,14 @@ SAME_SIGNAL_SECONDS = 0.3
 @set_option
 @click.option("--plan", is_flag=True, help="Time a few steps, print size, memory, tokens, FLOPs and ETA, and stop.")
 @json_option
-def train_command(preset, recipe, out, resume, fine_tune, sets, plan, as_json, **flags):
+def train_command(updates, preset, recipe, out, resume, fine_tune, sets, plan, as_json, **flags):
     """Train a model; by default model-l on Python's help topics.
 
+    ITERS is the total number of updates, the same as --iters. If no corpus is named, ./train.txt is the corpus if it
+    exists.
+
     \b
+    mlxgpt train 1000
     mlxgpt train --preset model-l --corpus shakespeare
     mlxgpt train --preset model-s --corpus notes/ --minutes 10
     mlxgpt train --bpe 2000 --corpus shakespeare:2 --corpus 'books/*.txt'
@@ -95,19 +101,45 @@ def train_command(preset, recipe, out, resume, fine_tune, sets, plan, as_json, *
 
     Ctrl-C ends the run after the current update and saves it. A second Ctrl-C ends it at once.
     """
+    flags["iters"] = _iters(updates, flags["iters"])
     request = run.Request(
-        preset=preset, recipe=recipe, settings=settings_from(sets, flags), out=out, resume=resume, fine_tune=fine_tune
+        preset=preset,
+        recipe=recipe,
+        settings=settings_from(sets, flags),
+        out=out,
+        resume=resume,
+        fine_tune=fine_tune,
+        default_corpus=(OWN_TEXT,) if Path(OWN_TEXT).is_file() else (),
     )
     start = run.begin(request, note)
     if plan:
         print_plan(run.plan(start, note), as_json)
     elif start.is_complete:
         note(
-            f"{start.folder}: already at iteration {start.header.step} of {start.header.config.train.iters}, nothing "
-            "to do; raise --iters to train further"
+            f"{start.folder or resume}: already at iteration {start.header.step} of {start.header.config.train.iters}, "
+            "nothing to do; raise --iters to train further"
         )
     else:
         sys.exit(_train(run.Session(start, run.folder_of(request, start), note), as_json))
+
+
+def _iters(argument: str | None, option: int | None) -> int | None:
+    """The number of updates that the argument ITERS or the option --iters gives, or None.
+
+    Raises:
+        UserError: Both are given, or the argument is not a whole number.
+    """
+    if argument is None:
+        return option
+    if option is not None:
+        raise UserError(f"{argument} and --iters {option} both give the number of updates; give one of them")
+    try:
+        return int(argument)
+    except ValueError:
+        raise UserError(
+            f"{argument!r} is not a number of updates; give a whole number, as in mlxgpt train 1000, and name a text "
+            "with --corpus"
+        ) from None
 
 
 def _train(session, as_json: bool) -> int:

@@ -34,12 +34,19 @@ def resolve(
         UserError: A name is unknown, a value is not allowed, or a file does not exist.
         BadFile: A file is not valid TOML.
     """
+    return Config.from_dict(layered(preset, recipe, overrides, base))
+
+
+def layered(
+    preset: str | None, recipe: str | None, overrides: dict[str, Any] | None, base: dict[str, Any] | None
+) -> dict[str, dict[str, Any]]:
+    """The same as `resolve`, as nested dictionaries of only the settings that an argument gives."""
     tables = nest(base or {})
     if preset is not None:
         tables = merge(tables, load_toml("presets", preset))
     if recipe is not None:
         tables = merge(tables, load_toml("presets/recipes", recipe))
-    return Config.from_dict(merge(tables, current_names(nest(overrides or {}))))
+    return merge(tables, current_names(nest(overrides or {})))
 
 
 def parse_set(text: str) -> tuple[str, Any]:

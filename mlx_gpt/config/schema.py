@@ -235,6 +235,11 @@ class DataConfig(Table):
         choices=("char", "bpe", "byte-bpe"),
     )
     vocab_size: int = setting(2000, "number of ids of a byte-pair vocabulary that is trained", low=3, high=1 << 20)
+    bpe_rule: str = setting(
+        "lines",
+        "rule that trains a bpe vocabulary: lines merges within lines; randygpt learns the vocabulary of randyGPT",
+        choices=("lines", "randygpt"),
+    )
     vocab: str = setting("", "path of a vocab.json or tokenizer.json to use instead of training a vocabulary")
     unknown: str = setting(
         "drop",

@@ -58,7 +58,7 @@ class BPETokenizer(Tokenizer):
         self._engine = _engine(self._ids, self._merges_by_id()) if self._library_agrees() else None
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, characters: set[str]) -> "BPETokenizer":
+    def train(cls, texts: Iterable[str], vocab_size: int, characters: set[str], rule: str = "lines") -> "BPETokenizer":
         """Trains a vocabulary with learn_merges.
 
         Args:
@@ -66,6 +66,7 @@ class BPETokenizer(Tokenizer):
             vocab_size: the number of ids to reach: two special tokens, the characters and the merged strings. The
                 result has fewer ids if the texts run out of pairs.
             characters: the characters of the vocabulary. They must include every character of `texts`.
+            rule: the rule that chooses the merges, a name in merges.RULES.
 
         Raises:
             UserError: if the special tokens and the characters alone take `vocab_size` ids or more.
@@ -76,7 +77,7 @@ class BPETokenizer(Tokenizer):
                 f"a vocabulary of {vocab_size} is too small: the {len(characters)} distinct characters of the text and "
                 f"two special tokens take {len(vocab)} ids before the first merge; choose a larger size"
             )
-        merges = learn_merges(texts, vocab, len(SPECIALS), vocab_size)
+        merges = learn_merges(texts, vocab, len(SPECIALS), vocab_size, rule)
         return cls([*vocab, *(left + right for left, right in merges)], merges)
 
     @classmethod
@@ -120,14 +121,10 @@ class BPETokenizer(Tokenizer):
             )
         return _with_specials(self._ids, self._merges_by_id(), self.special_names)
 
-    @property
-    def file_name(self) -> str:
-        """The name of the file that to_file() returns: tokenizer.json if possible, else vocab.json."""
-        return "tokenizer.json" if self._has_json() else "vocab.json"
-
-    def to_file(self) -> str:
-        """Returns the text of the file `file_name`."""
-        return self.to_json() if self._has_json() else self.to_vocab_json()
+    def to_files(self) -> dict[str, str]:
+        """vocab.json, and tokenizer.json if that format can represent the vocabulary."""
+        files = {"vocab.json": self.to_vocab_json()}
+        return files | {"tokenizer.json": self.to_json()} if self._has_json() else files
 
     def _has_json(self) -> bool:
         """Whether a tokenizer.json can represent the vocabulary: _library_agrees(), and no string occurs twice."""
@@ -204,13 +201,15 @@ class ByteBPETokenizer(Tokenizer):
         self._engine = engine
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, characters: set[str]) -> "ByteBPETokenizer":
+    def train(
+        cls, texts: Iterable[str], vocab_size: int, characters: set[str], rule: str = "lines"
+    ) -> "ByteBPETokenizer":
         """Trains a vocabulary with the library, which merges bytes within words.
 
         Args:
             texts: the texts that pairs are counted in.
             vocab_size: the number of ids to reach: two special tokens, 256 bytes and the merged strings.
-            characters: ignored. BPETokenizer.train has the same arguments.
+            characters, rule: ignored. BPETokenizer.train has the same arguments.
 
         Raises:
             UserError: if the special tokens and the bytes alone take `vocab_size` ids or more.
@@ -242,7 +241,8 @@ class ByteBPETokenizer(Tokenizer):
     def to_json(self) -> str:
         return self._json
 
-    file_name, to_file = "tokenizer.json", to_json
+    def to_files(self) -> dict[str, str]:
+        return {"tokenizer.json": self._json}
 
 
 def tokenizer_from_dict(data: dict) -> Tokenizer:

@@ -67,7 +67,7 @@ def make_tokenizer(corpus: Corpus, data: DataConfig, note: Note) -> Tokenizer:
 
     Args:
         corpus: the text to train on. It is not read if `data.vocab` is set.
-        data: the settings `vocab`, `tokenizer` and `vocab_size`.
+        data: the settings `vocab`, `tokenizer`, `vocab_size` and `bpe_rule`.
         note: receives a message about the trained vocabulary.
 
     Raises:
@@ -83,7 +83,7 @@ def make_tokenizer(corpus: Corpus, data: DataConfig, note: Note) -> Tokenizer:
     texts = itertools.islice(corpus.texts(), 0, None, every)
     kind = {"bpe": BPETokenizer, "byte-bpe": ByteBPETokenizer}[data.tokenizer]
     start = time.perf_counter()
-    tokenizer = kind.train(texts, data.vocab_size, characters)
+    tokenizer = kind.train(texts, data.vocab_size, characters, data.bpe_rule)
     details = f", on one of every {every} pieces of the text" if every > 1 else ""
     details += "; the text has no further pairs to merge" if tokenizer.vocab_size < data.vocab_size else ""
     note(f"trained a vocabulary of {tokenizer.vocab_size} in {time.perf_counter() - start:.1f} s{details}")

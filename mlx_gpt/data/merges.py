@@ -14,27 +14,54 @@ Example: the text is two lines, "abab" and "abc", and a, b, c have the ids 2, 3,
 
 In the second row both pairs occur once. The pair (ab, c) is merged first, since its ids (5, 4) are lower than the ids
 (5, 5) of (ab, ab).
+
+This is the rule `lines`. randyGPT trains by another rule, see RULES.
 """
 
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from mlx_gpt.data.tokenizer import code_points
 
 Merge = tuple[str, str]  # the left and the right string
-BORDER = 0  # the id that separates lines and texts: that of BOS, which no text contains
+BORDER = 0  # the id that separates lines or texts: that of BOS, which no text contains
 
 
-def learn_merges(texts: Iterable[str], vocab: Sequence[str], first: int, vocab_size: int) -> list[Merge]:
+@dataclass(frozen=True)
+class Rule:
+    """A rule that chooses the merges.
+
+    Attributes:
+        across_lines: Whether the texts are one sequence, in which a newline is a character like others. If not, pairs
+            are counted within lines, and no pair contains a newline.
+        higher_ids_first: Of equally frequent pairs, whether the one with the higher left id is merged first, then the
+            one with the higher right id. If not, lower ids are first.
+        repeats: Whether a pair is merged although its concatenation is in the vocabulary. If not, no string occurs
+            twice: (a, bc) and (ab, c) are never both merged.
+    """
+
+    across_lines: bool
+    higher_ids_first: bool
+    repeats: bool
+
+
+# The rules by name. The tokenizer encodes lines separately, so it never uses a merge that contains a newline.
+RULES = {
+    "lines": Rule(across_lines=False, higher_ids_first=False, repeats=False),
+    "randygpt": Rule(across_lines=True, higher_ids_first=True, repeats=True),
+}
+
+
+def learn_merges(
+    texts: Iterable[str], vocab: Sequence[str], first: int, vocab_size: int, rule: str = "lines"
+) -> list[Merge]:
     """Learns merges until the vocabulary has `vocab_size` strings or the text has no more pairs.
 
-    Each merge replaces the most frequent pair of adjacent tokens by one token with the next free id. Pairs are counted
-    within lines. Of equally frequent pairs, the one with the lower left id is merged first, then the one with the lower
-    right id. A pair is skipped if its concatenation is already in the vocabulary, so no string occurs twice: (a, bc)
-    and (ab, c) are never both merged.
+    Each merge replaces the most frequent pair of adjacent tokens by one token with the next free id.
 
     The example of the module docstring:
 
@@ -42,48 +69,77 @@ def learn_merges(texts: Iterable[str], vocab: Sequence[str], first: int, vocab_s
     [('a', 'b'), ('ab', 'c'), ('ab', 'ab')]
 
     Args:
-        texts: the texts. Pairs across the end of a text are not counted.
+        texts: the texts. Pairs across the end of a text are counted only if the rule has `across_lines`.
         vocab: the initial vocabulary: `first` special tokens, then characters in code-point order. Every character of
             the texts must be among them.
         first: the id of the first character.
         vocab_size: the number of strings to reach.
+        rule: the name of a rule in RULES.
 
     Returns:
         The merges in order, at most vocab_size - len(vocab) of them.
     """
-    vocab, known, merges = list(vocab), set(vocab), []
-    tokens = TokenizedText(_ids(texts, vocab[first:], first), vocab_size)
-    counts, heap = Counter(), []
-
-    def count(starts: np.ndarray, sign: int) -> None:
-        """Adds `sign` to the count of a pair for each of its occurrences that begins at one of `starts`."""
-        for pair, number in tokens.pairs(starts):
-            counts[pair] += sign * number
-            if sign > 0:
-                heapq.heappush(heap, (-counts[pair], pair))
-
-    count(np.arange(len(tokens.ids) - 1), 1)
-    while len(vocab) < vocab_size and heap:
-        # An entry of the heap is outdated if the count of its pair changed after the push. A lower count is not pushed
-        # at once. Instead, an outdated entry that is popped is pushed again with the current count.
-        number, pair = heapq.heappop(heap)
+    vocab, known, merges, rule = list(vocab), set(vocab), [], RULES[rule]
+    tokens = TokenizedText(_ids(texts, vocab[first:], first, rule.across_lines), vocab_size)
+    counts = PairCounts(rule.higher_ids_first)
+    counts.add(tokens.pairs(np.arange(len(tokens.ids) - 1)))
+    while len(vocab) < vocab_size and (pair := counts.pop()):
         left, right = pair
-        if -number != counts[pair]:
-            if counts[pair]:
-                heapq.heappush(heap, (-counts[pair], pair))
-        elif (string := vocab[left] + vocab[right]) not in known:
-            # The tokens x left right y become x merged y. The pairs that begin at x, left and right are subtracted, and
-            # the new pairs that begin at x and merged are added. `count` reads the pairs from the tokens, so it
-            # subtracts before the merge and adds after it.
-            starts = tokens.find(left, right)
-            before = tokens.before(starts, left)
-            count(np.concatenate([before, starts, starts + tokens.lengths[left]]), -1)
-            tokens.merge(starts, left, right, len(vocab))
-            count(np.concatenate([before, starts]), 1)
-            merges.append((vocab[left], vocab[right]))
-            vocab.append(string)
-            known.add(string)
+        string = vocab[left] + vocab[right]
+        if string in known and not rule.repeats:
+            continue
+        # The tokens x left right y become x merged y. The pairs that begin at x, left and right are subtracted, and the
+        # new pairs that begin at x and merged are added.
+        starts = tokens.find(left, right)
+        before = tokens.before(starts, left)
+        counts.subtract(tokens.pairs(np.concatenate([before, starts, starts + tokens.lengths[left]])))
+        tokens.merge(starts, left, right, len(vocab))
+        counts.add(tokens.pairs(np.concatenate([before, starts])))
+        merges.append((vocab[left], vocab[right]))
+        vocab.append(string)
+        known.add(string)
     return merges
+
+
+class PairCounts:
+    """The counts of pairs of ids, and a heap that finds the most frequent pair.
+
+    An entry of the heap is outdated if the count of its pair changed after the push. A lower count is not pushed at
+    once. Instead, an outdated entry that is popped is pushed again with the current count.
+
+    Args:
+        higher_ids_first: As in Rule.
+    """
+
+    def __init__(self, higher_ids_first: bool):
+        self._counts: Counter[tuple[int, int]] = Counter()
+        self._heap: list[tuple[int, int, int]] = []
+        self._sign = -1 if higher_ids_first else 1  # the heap pops its smallest entry first
+
+    def add(self, pairs: Iterable[tuple[tuple[int, int], int]]) -> None:
+        """Adds to the counts, for each pair the given number."""
+        for pair, number in pairs:
+            self._counts[pair] += number
+            self._push(pair)
+
+    def subtract(self, pairs: Iterable[tuple[tuple[int, int], int]]) -> None:
+        """Subtracts from the counts, for each pair the given number."""
+        for pair, number in pairs:
+            self._counts[pair] -= number
+
+    def pop(self) -> tuple[int, int] | None:
+        """Removes the most frequent pair from the heap and returns it; None if there is no pair."""
+        while self._heap:
+            number, left, right = heapq.heappop(self._heap)
+            pair = left * self._sign, right * self._sign
+            if -number == self._counts[pair]:
+                return pair
+            if self._counts[pair]:
+                self._push(pair)
+        return None
+
+    def _push(self, pair: tuple[int, int]) -> None:
+        heapq.heappush(self._heap, (-self._counts[pair], pair[0] * self._sign, pair[1] * self._sign))
 
 
 class TokenizedText:
@@ -105,7 +161,7 @@ class TokenizedText:
     ([0, 5, -1, 5, -1, 0], [0, 1, 3, 5])
 
     Args:
-        ids: (N,) int32, one id for each character, with BORDER at both ends and between lines. Merges change it.
+        ids: (N,) int32, one id for each character, with BORDER at both ends and wherever no pair is. Merges change it.
         vocab_size: V, the number of ids after all merges.
 
     Attributes:
@@ -181,16 +237,16 @@ class TokenizedText:
         return positions
 
 
-def _ids(texts: Iterable[str], characters: Sequence[str], first: int) -> np.ndarray:
+def _ids(texts: Iterable[str], characters: Sequence[str], first: int, across_lines: bool) -> np.ndarray:
     """Maps texts to one array of ids, (N,) int32.
 
-    The first of the sorted `characters` has the id `first`, the second the id first + 1, and so on. BORDER replaces
-    each newline. It is also inserted before the first text and after each text.
+    The first of the sorted `characters` has the id `first`, the second the id first + 1, and so on. The array begins
+    and ends with BORDER. Unless `across_lines`, BORDER also replaces each newline and follows each text.
     """
     alphabet, border = code_points("".join(characters)), np.full(1, BORDER, np.int32)
     parts = [border]
     for text in texts:
         points = code_points(text)
         ids = np.searchsorted(alphabet, points).astype(np.int32) + first
-        parts += [np.where(points == ord("\n"), np.int32(BORDER), ids), border]
-    return np.concatenate(parts)
+        parts += [ids] if across_lines else [np.where(points == ord("\n"), np.int32(BORDER), ids), border]
+    return np.concatenate([*parts, border] if across_lines else parts)

@@ -66,6 +66,10 @@ class Tokenizer:
         """
         raise NotImplementedError
 
+    def to_files(self) -> dict[str, str]:
+        """Returns the files that `--vocab` can read, text by name. A tokenizer of characters has none."""
+        return {}
+
     def to_dict(self) -> dict:
         """Returns a dict of JSON values from which bpe.tokenizer_from_dict restores the tokenizer."""
         raise NotImplementedError

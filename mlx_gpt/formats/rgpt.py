@@ -16,9 +16,9 @@ moment v of AdamW. For two weights a and b, the formats hold:
     RGPT0002    a b
     RGPT0003    a b  m(a) m(b) v(a) v(b)
 
-The shape of the network is not in the file. The caller gives it, or it is found from the length of the file: of the
-common shapes, which are those of the presets and of OLD_SHAPES, it is the one that needs exactly this length. Example:
-model-xs with 67 ids has 529,656 parameters, so its RGPT0002 file has 24 + 4 * 529,656 = 2,118,648 bytes.
+The shape of the network is not in the file. The caller gives it, or it is found from the length of the file: it is the
+shape of the preset that needs exactly this length. Example: model-xs with 67 ids has 529,656 parameters, so its
+RGPT0002 file has 24 + 4 * 529,656 = 2,118,648 bytes.
 """
 
 import itertools
@@ -43,11 +43,6 @@ from mlx_gpt.model.gpt import shapes_of
 HEADER = struct.Struct("<8sIIIf")
 MAGIC = {"rgpt0001": b"RGPT0001", "rgpt0002": b"RGPT0002", "rgpt0003": b"RGPT0003"}
 U32_MAX = (1 << 32) - 1
-# Shapes of the networks that randyGPT trained before it had presets.
-OLD_SHAPES = (
-    {"n_embd": 128, "n_head": 8, "n_layer": 6, "block_size": 64},
-    {"n_embd": 256, "n_head": 8, "n_layer": 6, "block_size": 64},
-)
 
 Shape = dict[str, int]
 
@@ -181,9 +176,9 @@ def _read_header(path: Path, f: BinaryIO, length: int) -> tuple[bytes, int, int,
 def _solve_shape(path: Path, length: int, *, copies: int, vocab_size: int, known: Shape) -> ModelConfig:
     """Finds the shape of a network whose file has exactly this length.
 
-    If `known` has n_embd, n_layer and block_size, the file must have their length. Otherwise the shape is the common
-    shape that has this length and the known sizes. The number of heads does not change the length. It is taken from
-    `known`, otherwise from a common shape.
+    If `known` has n_embd, n_layer and block_size, the file must have their length. Otherwise the shape is that of the
+    preset that has this length and the known sizes. The number of heads does not change the length. It is taken from
+    `known`, otherwise from a preset.
 
     Args:
         path: The file, for messages.
@@ -193,7 +188,7 @@ def _solve_shape(path: Path, length: int, *, copies: int, vocab_size: int, known
         known: Settings of SHAPE_KEYS that the caller knows.
 
     Raises:
-        BadFile: The length is not that of the known sizes, or not that of exactly one common shape.
+        BadFile: The length is not that of the known sizes, or not that of exactly one preset.
         UserError: The number of heads is not known, or it does not divide n_embd.
     """
 
@@ -209,33 +204,32 @@ def _solve_shape(path: Path, length: int, *, copies: int, vocab_size: int, known
                 f"{_what_fits(length, copies, vocab_size, {})}"
             )
         return ModelConfig(**given, n_head=known.get("n_head") or known_heads(path, given))
-    fits = [s for s in _common_shapes() if size_of(s) == length and all(s[k] == v for k, v in given.items())]
+    fits = [s for s in _preset_shapes() if size_of(s) == length and all(s[k] == v for k, v in given.items())]
     if len({(s["n_embd"], s["n_layer"], s["block_size"]) for s in fits}) != 1:
         raise BadFile(
-            f"{path}: its length, {length} bytes with {vocab_size} ids, does not match exactly one common shape"
+            f"{path}: its length, {length} bytes with {vocab_size} ids, does not match the shape of exactly one preset"
             f"{' with ' + _named(given) if given else ''}; {_what_fits(length, copies, vocab_size, given)}; a "
             "truncated file matches no shape"
         )
     return ModelConfig(**{**fits[0], "n_head": known.get("n_head") or fits[0]["n_head"]})
 
 
-def _common_shapes() -> list[Shape]:
-    """The shapes of the presets, then those of OLD_SHAPES."""
-    presets = [load_toml("presets", name)["model"] for name in names_of("presets")]
-    return [ModelConfig(**p).shape() for p in presets] + list(OLD_SHAPES)
+def _preset_shapes() -> list[Shape]:
+    """The shapes of the presets."""
+    return [ModelConfig(**load_toml("presets", name)["model"]).shape() for name in names_of("presets")]
 
 
 def known_heads(path: Path, given: Shape) -> int:
-    """The number of heads of the common shapes that have the given n_embd and block_size.
+    """The number of heads of the presets that have the given n_embd and block_size.
 
     Args:
         path: The file, for the message.
         given: A shape with at least n_embd and block_size.
 
     Raises:
-        UserError: There is no such common shape, or their numbers of heads differ.
+        UserError: There is no such preset, or their numbers of heads differ.
     """
-    same = [s for s in _common_shapes() if all(s[k] == given[k] for k in ("n_embd", "block_size"))]
+    same = [s for s in _preset_shapes() if all(s[k] == given[k] for k in ("n_embd", "block_size"))]
     heads = {s["n_head"] for s in same}
     if len(heads) != 1:
         raise UserError(f"{path}: does not contain the number of heads; give it, as in --set model.n_head=4")

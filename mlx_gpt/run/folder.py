@@ -68,6 +68,6 @@ def save_config(folder: Path, config: Config) -> None:
 
 
 def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Writes a byte-pair vocabulary to a file that `--vocab` can read. Writes nothing for a character tokenizer."""
-    if tokenizer.kind != "char":
-        write_atomic(folder / tokenizer.file_name, [tokenizer.to_file().encode()])
+    """Writes a byte-pair vocabulary to the files that `--vocab` can read. Writes nothing for a character tokenizer."""
+    for name, text in tokenizer.to_files().items():
+        write_atomic(folder / name, [text.encode()])

@@ -21,6 +21,9 @@ from mlx_gpt.model.gpt import GPT
 from mlx_gpt.run.request import specs_of
 from mlx_gpt.train.trainer import BEST, LATEST
 
+# The settings of the table [data] that determine a tokenizer.
+TOKENIZER_KEYS = ("tokenizer", "vocab_size", "bpe_rule", "vocab")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
@@ -187,6 +190,29 @@ def require_vocab(origin: str, tokenizer: Tokenizer, vocab_size: int) -> None:
             f"{origin} has a vocabulary of {tokenizer.vocab_size} ids, but the checkpoint has {vocab_size}; give "
             "the text that the checkpoint was trained on with --corpus, or its vocabulary with --vocab"
         )
+
+
+def tokenizer_settings(header: Header, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a checkpoint's tokenizer, by dotted name; none if the checkpoint contains no tokenizer.
+
+    Args:
+        header: The header of the checkpoint.
+        settings: The requested settings by dotted name.
+
+    Raises:
+        ResumeRefused: `settings` has another value for one of these settings.
+    """
+    if header.tokenizer is None:
+        return {}
+    own = {f"data.{name}": getattr(header.config.data, name) for name in TOKENIZER_KEYS}
+    own["data.tokenizer"] = header.tokenizer["kind"]
+    for name, value in own.items():
+        if settings.get(name, value) != value:
+            raise ResumeRefused(
+                f"{name} is {settings[name]}, but the checkpoint has {value or 'its own'}; a model keeps its "
+                "tokenizer, leave out --bpe and --vocab"
+            )
+    return own
 
 
 def to_run(checkpoint: Checkpoint) -> Run:

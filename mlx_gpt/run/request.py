@@ -25,6 +25,8 @@ class Request:
         out: Folder of the run; None for a new folder in runs/.
         resume: Checkpoint file or run folder to resume, or NEWEST. None does not resume.
         fine_tune: Checkpoint whose weights a new run starts from. None does not fine-tune.
+        default_corpus: The corpus if neither settings, preset, recipe nor checkpoint name one; () for `data.corpus`'s
+            default.
 
     Raises:
         UserError: Both `resume` and `fine_tune` are given.
@@ -36,12 +38,23 @@ class Request:
     out: Path | None = None
     resume: str | None = None
     fine_tune: Path | None = None
+    default_corpus: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.resume is not None and self.fine_tune:
             raise UserError(
                 "--resume continues a run, --fine-tune starts a new run from a checkpoint's weights; give one of them"
             )
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """The settings that replace the defaults, by dotted name."""
+        return {"data.corpus": self.default_corpus} if self.default_corpus else {}
+
+    def note_corpus(self, corpus: tuple[str, ...], note: Note) -> None:
+        """Tells the user if `corpus`, the one of the run, is the default corpus of this request."""
+        if corpus == self.default_corpus and "data.corpus" not in self.settings:
+            note(f"training on {', '.join(corpus)}; --corpus names another text")
 
 
 def ignore(line: str) -> None:

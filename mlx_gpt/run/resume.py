@@ -5,19 +5,21 @@ import itertools
 import math
 from pathlib import Path
 
-from mlx_gpt.checkpoint.store import Checkpoint
-from mlx_gpt.config.presets import load_toml, resolve
+from mlx_gpt.checkpoint.store import Checkpoint, Header
+from mlx_gpt.config.presets import load_toml
 from mlx_gpt.config.schema import UNTIL_TIME_IS_UP, Config
 from mlx_gpt.config.table import merge, nest
 from mlx_gpt.data.corpus import Corpus
 from mlx_gpt.data.encoding import make_tokenizer
 from mlx_gpt.data.tokenizer import Tokenizer
 from mlx_gpt.errors import BadFile, ResumeRefused, UserError
+from mlx_gpt.formats.huggingface.folder import is_folder
 from mlx_gpt.model.gpt import roles_of
 from mlx_gpt.optim.optimizers import Optimizer
 from mlx_gpt.run.build import Start, open_text
 from mlx_gpt.run.folder import is_run, newest_run
-from mlx_gpt.run.loading import read_checkpoint, require_vocab, tokenizer_of
+from mlx_gpt.run.imported import has_settings, settings_for
+from mlx_gpt.run.loading import TOKENIZER_KEYS, read_checkpoint, require_vocab, tokenizer_of
 from mlx_gpt.run.request import NEWEST, Note, Request, network_of
 from mlx_gpt.train.trainer import BEST, LATEST
 
@@ -37,9 +39,11 @@ def resumed(request: Request, note: Note) -> Start:
     checkpoint, folder = _checkpoint_to_resume(request, note)
     checkpoint = checkpoint.as_trained()  # best.safetensors may hold the average of the weights in their place
     header = checkpoint.header
-    config = _resumed_config(checkpoint, request)
-    corpus = _open_corpus(config, request, note)
+    config = _resumed_config(checkpoint, request, note)
+    corpus = _open_corpus(header, config, request, note)
     tokenizer = _checked_tokenizer(checkpoint, config, corpus, note)
+    if folder is None:
+        note(f"resuming from {request.resume} in a new run folder")
     optimizer = Optimizer(config.optimizer, roles_of(config.model, header.vocab_size))
     has_moments = optimizer.required_tensors() <= checkpoint.optimizer.keys()
     if not has_moments:
@@ -77,15 +81,16 @@ def _checkpoint_to_resume(request: Request, note: Note) -> tuple[Checkpoint, Pat
     if request.resume == NEWEST and request.out and not request.out.is_dir():
         raise UserError(f"--out {request.out}: no run there to resume; leave out --resume to start one")
     path = Path(request.resume) if request.resume != NEWEST else request.out or newest_run()
-    if path.is_dir():
+    if request.resume.isdigit() and not path.exists():
+        raise UserError(
+            f"{path}: no such file or run folder; for a number of iterations, write: mlxgpt train {path} --resume"
+        )
+    if path.is_dir() and not is_folder(path):
         checkpoint, folder = _newest_valid(path, request, note), path
     else:
         checkpoint = read_checkpoint(path, request.preset, network_of(request.settings))
         folder = path.parent if path.name == LATEST and is_run(path.parent) else None
-    if folder is None or request.out not in (None, folder):
-        note(f"resuming from {path} in a new run folder")
-        folder = None
-    return checkpoint, folder
+    return checkpoint, folder if request.out in (None, folder) else None
 
 
 def _newest_valid(folder: Path, request: Request, note: Note) -> Checkpoint:
@@ -117,28 +122,28 @@ def _newest_valid(folder: Path, request: Request, note: Note) -> Checkpoint:
     return max(found, key=lambda checkpoint: checkpoint.header.step)
 
 
-def _resumed_config(checkpoint: Checkpoint, request: Request) -> Config:
+def _resumed_config(checkpoint: Checkpoint, request: Request, note: Note) -> Config:
     """Returns the checkpoint's settings, changed by the recipe and the settings of the request.
+
+    A checkpoint without settings takes those of a recipe, see settings_for().
 
     Raises:
         ResumeRefused: The request changes the tokenizer or the validation split.
+        UserError: The checkpoint has no settings, and the request names no corpus.
     """
     header = checkpoint.header
-    if header.tokenizer is None:
-        # Such a checkpoint comes from an RGPT file or a state_dict. It has the shape of the network and perhaps AdamW's
-        # moments, but no settings. Sizes in the request are dropped in favor of the checkpoint's: read_checkpoint() has
-        # checked that they are equal.
-        overrides = {
-            k: v for k, v in request.settings.items() if k.removeprefix("model.") not in header.config.model.shape()
-        }
-        shape = {f"model.{k}": v for k, v in header.config.model.shape().items()}
-        return resolve(None, request.recipe, overrides | shape, base={"optimizer.name": "adamw"})
+    if not has_settings(header):
+        config = settings_for(checkpoint, request, note)
+        request.note_corpus(config.data.corpus, note)
+        return config
     tables = header.config.to_dict()
     if request.recipe:
-        tables = merge(tables, load_toml("presets/recipes", request.recipe))
+        # A vocabulary that exists was trained by its own rule.
+        rule = {"data": {"bpe_rule": header.config.data.bpe_rule}}
+        tables = merge(merge(tables, load_toml("presets/recipes", request.recipe)), rule)
     config = Config.from_dict(merge(tables, nest(request.settings)))
     old, new = header.config, config
-    for key in ("tokenizer", "vocab_size", "vocab"):
+    for key in TOKENIZER_KEYS:
         if getattr(old.data, key) != getattr(new.data, key):
             raise ResumeRefused(
                 f"data.{key} is {getattr(new.data, key)}, but the run has {getattr(old.data, key) or 'its own'}; "
@@ -152,12 +157,12 @@ def _resumed_config(checkpoint: Checkpoint, request: Request) -> Config:
     return config
 
 
-def _open_corpus(config: Config, request: Request, note: Note) -> Corpus:
+def _open_corpus(header: Header, config: Config, request: Request, note: Note) -> Corpus:
     """Opens the run's corpus. If it cannot be found, the error explains how to give its new location."""
     try:
         return open_text(config, note)
     except UserError as error:
-        if "data.corpus" in request.settings:
+        if "data.corpus" in request.settings or not has_settings(header):
             raise
         raise type(error)(
             f"{error}; this run was trained on that corpus, give its new location with --corpus"
@@ -168,7 +173,8 @@ def _checked_tokenizer(checkpoint: Checkpoint, config: Config, corpus: Corpus, n
     """Returns the run's tokenizer, after checking that the corpus is the text that the run was trained on.
 
     A checkpoint that was read from an RGPT file contains no tokenizer and no fingerprint of its text. For such a
-    checkpoint, the tokenizer is made from the settings and the corpus, and only its number of ids is checked.
+    checkpoint, the tokenizer is made from the settings and the corpus, and only its number of ids is checked. An
+    exported folder contains a tokenizer, but no fingerprint, so nothing is checked.
 
     Raises:
         ResumeRefused: The corpus is another text, or the tokenizer has another number of ids than the checkpoint.
@@ -178,6 +184,8 @@ def _checked_tokenizer(checkpoint: Checkpoint, config: Config, corpus: Corpus, n
     if tokenizer is None:
         tokenizer = make_tokenizer(corpus, config.data, note)
         require_vocab(config.data.vocab or f"corpus {corpus.name}", tokenizer, header.vocab_size)
+        return tokenizer
+    if not has_settings(header):
         return tokenizer
     if corpus.fingerprint != header.corpus:
         raise ResumeRefused(

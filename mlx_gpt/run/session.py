@@ -21,8 +21,9 @@ class Session(Iterator[Report]):
 
     No update is made before the first report is requested. The folder is locked until the iteration ends, after the
     last report, or until `close()`. The session writes run.toml, metrics.jsonl and the checkpoints. For a byte-pair
-    tokenizer it also writes tokenizer.json, or vocab.json if a tokenizer.json cannot represent the vocabulary. A run
-    that has already reached `train.iters` has no reports. In its folder, at most the lock file is created.
+    tokenizer it also writes tokenizer.json, if that format can represent the vocabulary, and for merges of characters
+    randyGPT's vocab.json. A run that has already reached `train.iters` has no reports. In its folder, at most the lock
+    file is created.
 
     Attributes:
         start: The initial state.

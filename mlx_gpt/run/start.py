@@ -2,16 +2,15 @@
 
 from typing import Any
 
-from mlx_gpt.checkpoint.store import Checkpoint, Header
+from mlx_gpt.checkpoint.store import Header
 from mlx_gpt.config.presets import resolve
 from mlx_gpt.config.schema import Config
 from mlx_gpt.data.corpus import Corpus
 from mlx_gpt.data.encoding import make_tokenizer
 from mlx_gpt.data.tokenizer import Tokenizer
-from mlx_gpt.errors import ResumeRefused
 from mlx_gpt.run import tuned
 from mlx_gpt.run.build import Start, open_text
-from mlx_gpt.run.loading import read_checkpoint, require_vocab, tokenizer_of
+from mlx_gpt.run.loading import read_checkpoint, require_vocab, tokenizer_of, tokenizer_settings
 from mlx_gpt.run.request import Note, Request, network_of
 from mlx_gpt.run.resume import resumed
 
@@ -34,9 +33,9 @@ def begin(request: Request, note: Note) -> Start:
         return resumed(request, note)
     if request.fine_tune:
         return _fine_tuned(request, note)
-    config = resolved(
-        DEFAULT_PRESET if request.preset is None else request.preset, request.recipe, request.settings, note
-    )
+    preset = DEFAULT_PRESET if request.preset is None else request.preset
+    config = resolved(preset, request.recipe, request.settings, note, request.base)
+    request.note_corpus(config.data.corpus, note)
     corpus = open_text(config, note)
     tokenizer = make_tokenizer(corpus, config.data, note)
     return Start(
@@ -49,14 +48,16 @@ def begin(request: Request, note: Note) -> Start:
     )
 
 
-def resolved(preset: str | None, recipe: str | None, settings: dict[str, Any], note: Note) -> Config:
+def resolved(
+    preset: str | None, recipe: str | None, settings: dict[str, Any], note: Note, base: dict[str, Any] | None = None
+) -> Config:
     """Returns the settings of a new run.
 
-    The sources, from the lowest to the highest precedence, are: the defaults, the settings that `mlxgpt bench --tune`
-    stored for this device and network, the preset, the recipe, and `settings`.
+    The sources, from the lowest to the highest precedence, are: the defaults, `base`, the settings that
+    `mlxgpt bench --tune` stored for this device and network, the preset, the recipe, and `settings`.
     """
     found = tuned.settings_for(resolve(preset, recipe, settings).model)
-    config = resolve(preset, recipe, settings, found)
+    config = resolve(preset, recipe, settings, (base or {}) | found)
     used = [f"{key}={value}" for key, value in found.items() if config.get(key) == value]
     if used:
         note(f"tuned for this device: {', '.join(used)} (MLXGPT_TUNED=off ignores these settings)")
@@ -66,16 +67,16 @@ def resolved(preset: str | None, recipe: str | None, settings: dict[str, Any], n
 def _fine_tuned(request: Request, note: Note) -> Start:
     """The initial state of a new run with the weights and the tokenizer of a checkpoint.
 
-    Without `data.corpus` in the request, the run trains on the corpus that the checkpoint names, or on the default
-    corpus if the checkpoint names none. If the checkpoint contains no tokenizer, the tokenizer is made from the corpus.
-    A checkpoint that was read from an RGPT file has neither.
+    Without `data.corpus` in the request, the run trains on the corpus that the checkpoint names, or on the request's
+    default corpus if the checkpoint names none. If the checkpoint contains no tokenizer, the tokenizer is made from the
+    corpus. A checkpoint that was read from an RGPT file has neither.
     """
     checkpoint = read_checkpoint(request.fine_tune, request.preset, network_of(request.settings))
     shape = {f"model.{k}": v for k, v in checkpoint.header.config.model.architecture().items()}
     own_text = {"data.corpus": checkpoint.header.config.data.corpus} if checkpoint.header.corpus else {}
-    config = resolved(
-        None, request.recipe, own_text | request.settings | shape | _own_tokenizer(checkpoint, request), note
-    )
+    own_tokenizer = tokenizer_settings(checkpoint.header, request.settings)
+    config = resolved(None, request.recipe, own_text | request.settings | shape | own_tokenizer, note, request.base)
+    request.note_corpus(config.data.corpus, note)
     corpus = open_text(config, note)
     tokenizer = tokenizer_of(checkpoint.header) or make_tokenizer(corpus, config.data, note)
     require_vocab(config.data.vocab or f"corpus {corpus.name}", tokenizer, checkpoint.header.vocab_size)
@@ -88,26 +89,6 @@ def _fine_tuned(request: Request, note: Note) -> Start:
         tokenizer=tokenizer,
         folder=None,
     )
-
-
-def _own_tokenizer(checkpoint: Checkpoint, request: Request) -> dict[str, Any]:
-    """The settings of the checkpoint's tokenizer, by dotted name; none if the checkpoint contains no tokenizer.
-
-    Raises:
-        ResumeRefused: The request gives another value for one of these settings.
-    """
-    header = checkpoint.header
-    if header.tokenizer is None:
-        return {}
-    data = header.config.data
-    own = {"tokenizer": header.tokenizer["kind"], "vocab_size": data.vocab_size, "vocab": data.vocab}
-    for name, value in own.items():
-        if request.settings.get(f"data.{name}", value) != value:
-            raise ResumeRefused(
-                f"data.{name} is {request.settings[f'data.{name}']}, but the checkpoint has {value or 'its own'}; "
-                "a model keeps its tokenizer, leave out --bpe and --vocab"
-            )
-    return {f"data.{name}": value for name, value in own.items()}
 
 
 def _new_header(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> Header:

@@ -4,6 +4,7 @@ Shapes: B windows in a batch, V vocabulary size.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from mlx_gpt.data.windows import Windows, batches
 from mlx_gpt.device.lanes import divide, lanes
 from mlx_gpt.device.mlx import cast, mx
 from mlx_gpt.train.objective import cross_entropy
+from mlx_gpt.train.reports import StartReport
+
+START_WINDOWS = 64  # the most windows of Validation.at_start
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,9 +135,30 @@ class Validation:
         """Evaluates `weights` at `step`. Returns None if `stopped()` was true before the last batch."""
         return self._evaluate(weights, self._batches(step), stopped)
 
+    def at_start(
+        self, weights: dict[str, mx.array], step: int, stopped: Callable[[], bool] = lambda: False
+    ) -> StartReport | None:
+        """Evaluates `weights` on at most START_WINDOWS random windows, so that it takes no longer on a large split.
+
+        If an evaluation has no more windows than that, the loss is that of an evaluation at `step`.
+
+        Returns:
+            The loss before the first update of a process, or None if `stopped()` was true before the last batch.
+        """
+        start = time.perf_counter()
+        few = self.num_windows <= START_WINDOWS
+        found = self._evaluate(weights, self._batches(step) if few else self._draw(step, START_WINDOWS), stopped)
+        seconds = time.perf_counter() - start
+        return found and StartReport(
+            step=step, start_loss=found.loss, ppl=found.ppl, eval_tokens=found.tokens, seconds=seconds
+        )
+
     def _batches(self, step: int) -> list[np.ndarray]:
         train = self._train
         if not train.eval_windows:
             return self._sweep
-        windows = self._windows.draw(train.seed, rng.EVALUATION, step, train.eval_windows)
-        return batches(windows, train.batch_size)
+        return self._draw(step, train.eval_windows)
+
+    def _draw(self, step: int, count: int) -> list[np.ndarray]:
+        windows = self._windows.draw(self._train.seed, rng.EVALUATION, step, count)
+        return batches(windows, self._train.batch_size)

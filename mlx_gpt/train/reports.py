@@ -21,6 +21,27 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StartReport:
+    """The loss before the first update of a process: of initial weights, or of the weights that a run resumes with.
+
+    It is not one of the run's evaluations. There is no such report if `train.eval_at_start` evaluates these weights.
+
+    Attributes:
+        step: Number of finished steps.
+        start_loss: Validation loss in nats per token, over a sample of the validation split.
+        ppl: Perplexity, exp(start_loss).
+        eval_tokens: Number of predicted validation tokens.
+        seconds: Duration of the measurement.
+    """
+
+    step: int
+    start_loss: float
+    ppl: float
+    eval_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
     """One finished step.
 
@@ -161,11 +182,11 @@ class StopReport:
     saved: bool
 
 
-Report = Plan | StepReport | EvalReport | SampleDue | SaveReport | StopReport
+Report = Plan | StartReport | StepReport | EvalReport | SampleDue | SaveReport | StopReport
 
 
 def kind(report: Report) -> str:
-    """Returns the report's kind, as in metrics.jsonl and --json: plan, step, eval, sampledue, save or stop."""
+    """Returns the report's kind, as in metrics.jsonl and --json: plan, start, step, eval, sampledue, save or stop."""
     return type(report).__name__.removesuffix("Report").lower()
 
 

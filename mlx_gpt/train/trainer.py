@@ -26,7 +26,8 @@ from mlx_gpt.files import require_space
 from mlx_gpt.train.evaluate import Validation
 from mlx_gpt.train.objective import Objective
 from mlx_gpt.train.parallel import Group
-from mlx_gpt.train.reports import EvalReport, Plan, Report, SampleDue, SaveReport, StepReport, StopReport
+from mlx_gpt.train.patience import after_evaluation
+from mlx_gpt.train.reports import EvalReport, Plan, Report, SampleDue, SaveReport, StartReport, StepReport, StopReport
 from mlx_gpt.train.source import Source
 from mlx_gpt.train.step import StepOutput, make_step
 
@@ -171,6 +172,7 @@ class Trainer:
         """
         self._begin()
         require_space(self.folder, 2 * self.state_bytes, "the run's two checkpoints", "choose another --out")
+        yield from self._start()
         while True:
             if self._needs_plan():
                 yield self._plan()
@@ -294,12 +296,18 @@ class Trainer:
             return False
         return step % train.eval_every == 0 and (step > 0 or train.eval_at_start)
 
+    def _start(self) -> Iterator[StartReport]:
+        """Reports the loss before the first update, unless an evaluation is due, which reports it, or no update is."""
+        if self._evaluation_due() or self._end():
+            return
+        if report := self._validation.at_start(self.state["weights"], self.header.step, lambda: self._signal):
+            yield report
+        self._last_read = time.perf_counter()
+
     def _evaluation(self) -> Iterator[Report]:
         """Evaluates the weights and their average, updates the header, and saves a checkpoint with a new lowest loss.
 
-        The header counts the evaluations without a new lowest loss. When they reach `train.patience`, the peak learning
-        rate is cut and the count starts again, at most `optimizer.max_lr_cuts` times; after that, `_end` stops the run.
-        Nothing changes if the evaluation is interrupted by `stop`.
+        Nothing changes if `stop` interrupts the evaluation.
         """
         start, header = time.perf_counter(), self.header
         average = self._optimizer.average(self.state["optimizer"])
@@ -309,18 +317,7 @@ class Trainer:
             return
         result = min(results, key=lambda r: r.loss)
         self._last_eval_seconds = time.perf_counter() - start
-        if result.loss < header.best_loss:
-            self._advance(best_loss=result.loss, best_step=header.step, bad_evals=0)
-        else:
-            self._advance(bad_evals=header.bad_evals + 1)
-            train, optimizer = self.config.train, self.config.optimizer
-            if (
-                train.patience
-                and self.header.bad_evals >= train.patience
-                and header.num_lr_cuts < optimizer.max_lr_cuts
-            ):
-                self._advance(num_lr_cuts=header.num_lr_cuts + 1, bad_evals=0)
-        self._advance(last_eval=header.step)
+        self.header = after_evaluation(header, result.loss)
         report = EvalReport(
             step=header.step,
             loss=result.loss,

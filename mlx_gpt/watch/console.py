@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mlx_gpt.train.reports import EvalReport, Plan, Report, SaveReport, StepReport, StopReport
+from mlx_gpt.train.reports import EvalReport, Plan, Report, SaveReport, StartReport, StepReport, StopReport
 
 # StopReport.reason -> the text that is shown for it.
 STOPPED = {
@@ -79,6 +79,11 @@ class RunConsole:
                     )
                 if not self._live and report.step % self._log_every == 0:
                     self.note(self._line(), "")
+            case StartReport():
+                self.note(
+                    f"start @{report.step}: loss {report.start_loss:.4f}  ppl {report.ppl:.2f}  over "
+                    f"{report.eval_tokens:,} validation tokens in {report.seconds:.1f}s"
+                )
             case EvalReport():
                 self._eval = report
                 mark = "  * best" if report.is_best else ""

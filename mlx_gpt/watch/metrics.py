@@ -1,8 +1,8 @@
 """metrics.jsonl: one line per report of a run, each a JSON object.
 
-The field `report` names the kind of the report: plan, step, eval, sampledue, save or stop. The other fields are those
-of the report's class. The fields loss, ppl and bits_per_byte of an evaluation are renamed to val_loss, val_ppl and
-val_bits_per_byte. Files of mlxgpt 0.1 have lines for updates and evaluations only, without the field `report`.
+The field `report` names the kind of the report: plan, start, step, eval, sampledue, save or stop. The other fields are
+those of the report's class. The fields loss, ppl and bits_per_byte of an evaluation are renamed to val_loss, val_ppl
+and val_bits_per_byte. Files of mlxgpt 0.1 have lines for updates and evaluations only, without the field `report`.
 """
 
 import json

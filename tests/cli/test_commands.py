@@ -188,6 +188,31 @@ def test_runs_are_numbered_and_resumed_by_themselves(tmp_path):
     assert curve == [*range(1, 7), 6, *range(7, 13), 12, 13, 14, 15, 15]
 
 
+def test_iterations_are_an_argument_and_train_txt_is_the_text(tmp_path, vectors):
+    """randyGPT's habits: the number of iterations alone, and train.txt in the current folder, for new runs and old."""
+    small = [word for word in SMALL if "iters" not in word] + ["--set=data.val_fraction=0.1"]
+    small.remove("--set=data.val_fraction=0.002")
+    elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
+    for folder in (elsewhere, here):
+        folder.mkdir()
+        (folder / "other.txt").write_text("to be or not to be\n" * 60)
+    (here / "train.txt").write_text("".join(map(chr, range(48, 48 + 65))) * 12)
+    done = mlxgpt("train", "2", *small, cwd=here)
+    assert done.returncode == 0 and "training on train.txt; --corpus names another text\n" in done.stderr, done.stderr
+    assert "(2 iters)" in done.stdout and (here / "runs/custom-train").is_dir()
+    done = mlxgpt("train", "3", "--resume", cwd=here)
+    assert done.returncode == 0 and "training on" not in done.stderr and "(1 iters)" in done.stdout
+    done = mlxgpt("train", "1", *small, "--corpus=other.txt", cwd=here)
+    assert done.returncode == 0 and "train.txt" not in done.stderr + done.stdout
+    file = ["--resume", vectors / "tiny.rgpt0003.bin", *small, "--out=run"]
+    done = mlxgpt("train", "7", *file, cwd=elsewhere)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "--corpus" in done.stderr
+    done = mlxgpt("train", "7", *file, cwd=here)
+    assert done.returncode == 0 and "training on train.txt" in done.stderr and "(1 iters)" in done.stdout, done.stderr
+    done = mlxgpt("train", "6", *file[:-1], "--out=run2", cwd=here)
+    assert "tiny.rgpt0003.bin: already at iteration 6 of 6" in done.stderr
+
+
 def test_an_rgpt_run_goes_on_with_its_moments(vectors, tmp_path, shakespeare):
     """From golden file to safetensors, on with training, and back to RGPT."""
     shape = [f"--set=model.{k}={v}" for k, v in TINY_SHAPE.items()]
@@ -238,6 +263,7 @@ def test_a_run_of_pairs_keeps_its_vocabulary(tmp_path, mode):
     done = mlxgpt("train", "--resume", "run", "--iters=14", cwd=tmp_path)
     assert done.returncode == 0 and "vocabulary" not in done.stderr
     assert (tmp_path / "run/tokenizer.json").read_bytes() == vocab
+    assert (tmp_path / "run/vocab.json").exists() == ("--byte-level" not in mode)
     done = mlxgpt(
         "generate", "run/best.safetensors", "--prompt=The", "--temp=0", "--max-tokens=9", "--json", cwd=tmp_path
     )
@@ -248,6 +274,33 @@ def test_a_run_of_pairs_keeps_its_vocabulary(tmp_path, mode):
     assert 0 < facts["bits_per_byte"] < facts["loss"] / 0.6931
     done = mlxgpt("train", "--resume", "run", "--iters=20", "--bpe=500", cwd=tmp_path)
     assert done.returncode == 4 and "the tokenizer of a run cannot change" in done.stderr
+
+
+def test_randygpts_vocabulary_is_trained_and_lies_beside_the_checkpoint(vectors, tmp_path, shakespeare):
+    """By both of its recipes, by the tokenizer command, and not by default."""
+    (text,) = open_corpus([shakespeare]).documents
+    (tmp_path / "text.txt").write_text(text[:200_000])
+    expected, found = (vectors / "bpe-train-600.vocab.json").read_bytes(), []
+    for i, recipe in enumerate((["--recipe=randygpt"], ["--recipe=randygpt-0.9.5"], [])):
+        small = [
+            *SMALL[:4],
+            "--iters=1",
+            "--batch=2",
+            "--set=train.eval_windows=2",
+            "--sample-every=0",
+            f"--out=run{i}",
+        ]
+        done = mlxgpt("train", "--corpus=text.txt", "--bpe=600", *small, *recipe, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found.append((tmp_path / f"run{i}/vocab.json").read_bytes() == expected)
+    assert found == [True, True, False]
+    trained = ["tokenizer", "train", "--corpus=text.txt", "--bpe=600"]
+    for dst, rule in (("vocab-a.json", ["--rule=randygpt"]), ("vocab-b.json", [])):
+        assert mlxgpt(*trained, dst, *rule, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "vocab-a.json").read_bytes() == expected
+    assert (tmp_path / "vocab-b.json").read_bytes() == (tmp_path / "run2/vocab.json").read_bytes()
+    done = mlxgpt(*trained, "c.json", "--rule=randygpt", "--byte-level", cwd=tmp_path)
+    assert done.returncode == 2 and "--rule randygpt" in done.stderr and "give one of them" in done.stderr
 
 
 def test_the_tokenizer_commands_translate_and_agree(vectors, tmp_path):

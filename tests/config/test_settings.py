@@ -20,6 +20,8 @@ PARAMETERS = {
     "model-l-modern": 4_752_896,
     "model-deep": 7_152_768,
     "model-xl": 14_305_536,
+    "tiny": 1_204_992,
+    "large": 4_769_280,
 }
 
 
@@ -71,6 +73,14 @@ def test_the_randygpt_recipe_is_the_seeds():
     assert (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay) == (0.9, 0.999, 1e-8, 0.01)
     assert (optimizer.clip_mode, optimizer.max_grad_norm) == ("element", 1.0)
     assert (config.train.eval_every, config.train.eval_windows, config.train.patience) == (10, 50, 20)
+
+
+def test_the_randygpt_recipes_train_byte_pairs_by_its_rule():
+    assert [resolve(None, name).data.bpe_rule for name in ("randygpt", "randygpt-0.9.5")] == ["randygpt"] * 2
+    assert resolve().data.bpe_rule == "lines"
+    written = {table: dict(values) for table, values in resolve().to_dict().items()}
+    del written["data"]["bpe_rule"]  # as in files of earlier versions
+    assert Config.from_dict(written).data.bpe_rule == "lines"
 
 
 def test_command_line_wins_over_recipe_over_preset_over_defaults(tmp_path):

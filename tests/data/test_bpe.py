@@ -1,5 +1,6 @@
 """Byte-pair encodings: the public system's vectors and rule, GPT-2's kind, and files of others."""
 
+import heapq
 import json
 import random
 from collections import Counter
@@ -116,9 +117,9 @@ def test_random_vocabularies_follow_the_rule(seed, monkeypatch):
 
 def test_both_ways_of_computing_are_tried(public):
     """The random vocabularies above are of both kinds: those that the library computes and those that it can't."""
-    assert public.file_name == "tokenizer.json"
+    assert public.to_files().keys() == {"tokenizer.json", "vocab.json"}
     disordered = BPETokenizer([*SPECIALS, "a", "b", "aba", "ab"], [("a", "b"), ("ab", "a")])
-    assert disordered.file_name == "vocab.json"
+    assert disordered.to_files().keys() == {"vocab.json"}
     assert_as_reference(disordered, "abababaab")
 
 
@@ -159,6 +160,46 @@ def reference_merges(text, vocab_size):
     return merges
 
 
+def reference_randygpt_merges(text, vocab_size):
+    """randyGPT's rule step by step: one sequence, recorded counts, a max-heap whose outdated entries are skipped."""
+    vocab, merges = [*SPECIALS, *sorted(set(text))], []
+    ids = [vocab.index(c) for c in text]
+    counts, heap = Counter(zip(ids, ids[1:], strict=False)), []
+    for (left, right), n in counts.items():
+        heapq.heappush(heap, (-n, -left, -right))
+    while len(vocab) < vocab_size and heap:
+        n, left, right = (-x for x in heapq.heappop(heap))
+        if counts[left, right] != n:
+            continue
+        new, out, adjusted, i = len(vocab), [], [], 0
+
+        def adjust(pair, change, adjusted=adjusted):
+            counts[pair] += change
+            adjusted.append(pair)
+
+        while i < len(ids):
+            if ids[i : i + 2] != [left, right]:
+                out.append(ids[i])
+                i += 1
+                continue
+            if out:
+                adjust((out[-1], left), -1)
+                adjust((out[-1], new), 1)
+            adjust((left, right), -1)
+            if i + 2 < len(ids):
+                adjust((right, ids[i + 2]), -1)
+                adjust((new, ids[i + 2]), 1)
+            out.append(new)
+            i += 2
+        for pair in adjusted:
+            if counts[pair] > 0:
+                heapq.heappush(heap, (-counts[pair], -pair[0], -pair[1]))
+        ids = out
+        merges.append((vocab[left], vocab[right]))
+        vocab.append(vocab[left] + vocab[right])
+    return merges
+
+
 RUNS = [
     "abab",
     "aaaa bbb ab",
@@ -179,7 +220,29 @@ def test_training_merges_the_most_frequent_pair_first(text):
         text = "".join(draw.choice(alphabet) for _ in range(draw.choice([10, 100, 1000])))
     tokenizer = BPETokenizer.train([text], len(set(text)) + 42, set(text))
     assert tokenizer.merges == reference_merges(text, len(set(text)) + 42)
-    assert tokenizer.file_name == "tokenizer.json"
+    assert "tokenizer.json" in tokenizer.to_files()
+
+
+@pytest.mark.parametrize("text", [*RUNS, *range(60)])
+def test_training_by_randygpts_rule_makes_its_merges(text):
+    """Of one text, and of the same text in pieces."""
+    if isinstance(text, int):
+        draw = random.Random(text)
+        alphabet = "ab\n" if text % 3 == 0 else "aab\n\u00e9\U0001f600"
+        text = "".join(draw.choice(alphabet) for _ in range(draw.choice([10, 100, 1000])))
+    expected = reference_randygpt_merges(text, len(set(text)) + 42)
+    for texts in ([text], [text[:4], text[4:9], text[9:]]):
+        tokenizer = BPETokenizer.train(texts, len(set(text)) + 42, set(text), "randygpt")
+        assert tokenizer.merges == expected
+        assert tokenizer.vocab == [*SPECIALS, *sorted(set(text)), *(a + b for a, b in expected)]
+    assert_as_reference(tokenizer, text)
+
+
+def test_training_by_randygpts_rule_makes_its_file(vectors, shakespeare):
+    (text,) = open_corpus([shakespeare]).documents
+    text = text[:200_000]  # all ASCII
+    tokenizer = BPETokenizer.train([text], 600, set(text), "randygpt")
+    assert tokenizer.to_files()["vocab.json"] == (vectors / "bpe-train-600.vocab.json").read_text()
 
 
 def test_a_string_that_is_there_already_is_not_made_twice():

@@ -9,8 +9,10 @@ from checkpoints import MODEL, checkpoint
 from constants import TINY_SHAPE
 
 from mlx_gpt.checkpoint import store
+from mlx_gpt.config.presets import resolve
 from mlx_gpt.errors import UserError
 from mlx_gpt.formats import rgpt
+from mlx_gpt.model.cost import num_params
 
 
 @pytest.mark.parametrize("format", rgpt.MAGIC)
@@ -37,6 +39,16 @@ def test_a_presets_shape_is_found_from_the_length(vectors):
     header = rgpt.read(vectors / "model-xs.rgpt0002.bin").header
     assert header.config.model.shape() == {"n_embd": 116, "n_head": 4, "n_layer": 3, "block_size": 256}
     assert (header.vocab_size, header.step, header.num_updates, header.best_loss) == (67, 42, 42, 3.25)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "large"])
+def test_a_file_of_randygpts_earlier_networks_is_found_from_its_length(tmp_path, preset):
+    model = resolve(preset).model
+    with open(tmp_path / "old.bin", "wb") as file:
+        file.write(struct.pack("<8sIIIf", b"RGPT0001", 67, 9, 10, 2.5))
+        file.truncate(24 + 12 * num_params(model, 67))
+    assert rgpt.read(tmp_path / "old.bin").header.config.model == model
+    assert model.block_size == 64 and model.n_head == 8
 
 
 @pytest.mark.parametrize("best", [float("inf"), float("nan"), 0.1, -1.5])

@@ -10,7 +10,8 @@ from mlx_gpt.checkpoint import store
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import OutOfRoom
 from mlx_gpt.optim.optimizers import RULES
-from mlx_gpt.train.reports import EvalReport, Plan, SampleDue, SaveReport, StepReport, StopReport
+from mlx_gpt.train import evaluate
+from mlx_gpt.train.reports import EvalReport, Plan, SampleDue, SaveReport, StartReport, StepReport, StopReport
 from mlx_gpt.train.trainer import BEST, LATEST, MAX_BAD_STEPS
 
 
@@ -108,6 +109,33 @@ def test_the_average_is_evaluated_and_saved_as_best_where_it_is_better(tmp_path,
     for checkpoint, loss in ((best, report.loss), (best.as_trained(), report.raw_loss)):
         weights = {k: mx.array(w) for k, w in checkpoint.weights.items()}
         assert validation(made.model, config)(weights, best.header.step).loss == loss
+
+
+def test_the_loss_before_the_first_update_is_reported_by_every_process(tmp_path, config):
+    """Of the weights it starts from. It is no evaluation: the test above shows that it changes nothing of a run."""
+    config = config.replace({"train.iters": 12, "train.patience": 0})
+    whole, seen = trainer(tmp_path, config), []
+    for report in whole.run():
+        seen.append(report)
+        if isinstance(report, StepReport) and report.step == 7:
+            whole.stop()
+    part = store.load(tmp_path / LATEST)
+    resumed = list(trainer(tmp_path, config, part).run())
+    fresh = trainer(tmp_path, config)
+    weights_at = {0: fresh.state["weights"], 7: {k: mx.array(w) for k, w in part.weights.items()}}
+    for reports, step in ((seen, 0), (resumed, 7)):
+        assert [r for r in reports if isinstance(r, StartReport)] == reports[:1] and reports[0].step == step
+        assert reports[0].start_loss == validation(fresh.model, config)(weights_at[step], step).loss
+    assert [r.step for r in resumed if isinstance(r, EvalReport)] == [9, 12]
+    first = list(trainer(tmp_path, config.replace({"train.eval_at_start": True})).run())
+    assert isinstance(first[0], EvalReport) and (first[0].step, first[0].loss) == (0, seen[0].start_loss)
+    assert not [r for r in first if isinstance(r, StartReport)]
+
+
+def test_the_loss_before_the_first_update_is_that_of_a_few_windows(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(evaluate, "START_WINDOWS", 2)
+    first = next(iter(trainer(tmp_path, config).run()))
+    assert isinstance(first, StartReport) and first.eval_tokens == 2 * config.model.block_size
 
 
 def test_losses_are_reported_in_order_each_once(unbroken):

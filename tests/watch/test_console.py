@@ -6,7 +6,7 @@ import pytest
 from reporting import evaluation, step, stop
 from rich.console import Console
 
-from mlx_gpt.train.reports import Plan, SaveReport
+from mlx_gpt.train.reports import Plan, SaveReport, StartReport
 from mlx_gpt.watch.console import STOPPED, RunConsole
 
 
@@ -42,6 +42,11 @@ def test_a_run_that_is_not_planned_yet_has_no_eta():
         shown([Plan(iters=40, step_seconds=0.5), step(2)], iters=None),
     )
     assert "2/?" in before and "ETA ?" in before and "2/40" in after and "ETA 0:19" in after
+
+
+def test_the_loss_before_the_first_update_is_shown():
+    start = StartReport(step=6, start_loss=4.51211, ppl=91.1, eval_tokens=4096, seconds=0.5)
+    assert "start @6: loss 4.5121  ppl 91.10  over 4,096 validation tokens in 0.5s" in shown([start])
 
 
 def test_what_went_wrong_is_said():

@@ -6,7 +6,7 @@ import math
 
 from reporting import evaluation, step, stop
 
-from mlx_gpt.train.reports import SaveReport
+from mlx_gpt.train.reports import SaveReport, StartReport
 from mlx_gpt.watch import metrics as metrics_module
 from mlx_gpt.watch.metrics import MetricsFile, read_metrics
 
@@ -29,6 +29,12 @@ def test_one_json_object_a_line(tmp_path):
         (2, None, 3.0, 200),
     ]
     assert read_metrics(path) == lines
+
+
+def test_the_loss_before_the_first_update_is_no_loss_of_an_update_or_evaluation(tmp_path):
+    write(tmp_path / "m", [StartReport(step=0, start_loss=4.5, ppl=90.0, eval_tokens=64, seconds=0.5), step(1)])
+    first, second = read_metrics(tmp_path / "m")
+    assert (first["report"], first["start_loss"]) == ("start", 4.5) and not {"loss", "val_loss"} & first.keys()
 
 
 def test_a_resumed_run_drops_what_will_come_again_and_a_torn_line(tmp_path):

@@ -311,7 +311,7 @@ def read_state_dict(path: Path, known: Mapping[str, Any]) -> Checkpoint:
     Args:
         path: The file.
         known: Settings of the table [model] that the caller knows. Only `n_head`, which is not in the file, is used.
-            Without it, the number of heads is that of the common shapes with this n_embd and block_size.
+            Without it, the number of heads is that of the presets with this n_embd and block_size.
 
     Returns:
         A checkpoint without a tokenizer and without optimizer state.
