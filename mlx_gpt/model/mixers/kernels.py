@@ -40,11 +40,9 @@ HALF = (mx.bfloat16, mx.float16)
 CHOICES = (
     Choice("cpu", lambda D, T, dtype: True, "blocks", "measured on Linux: skips three eighths of the scores"),
     Choice("metal", lambda D, T, dtype: D in FUSED_HEAD_DIMS, "fused", "MLX 0.32 sources: a kernel for this width"),
-    # Padding a narrower head costs more than twice its operations. The bound of 32 is an estimate.
-    Choice(
-        "metal", lambda D, T, dtype: 32 <= D <= max(FUSED_HEAD_DIMS), "padded", "MLX 0.32 sources: see FUSED_HEAD_DIMS"
-    ),
-    Choice("metal", lambda D, T, dtype: True, "blocks", "MLX 0.32 sources: no kernel at a reasonable width"),
+    # From width 32 on, padding at most doubles the operations. The bound is an estimate.
+    Choice("metal", lambda D, T, dtype: 32 <= D <= 256, "padded", "MLX 0.32 sources: a kernel for a wider head"),
+    Choice("metal", lambda D, T, dtype: True, "blocks", "MLX 0.32 sources: no kernel for a width close to it"),
     # cuDNN has a gradient only for contexts that are a multiple of 128, and no kernel for float32.
     Choice(
         "cuda",
