@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from constants import ROOT
+from devices import cpu_only
 
 from mlx_gpt.bench import race, report, tuner
 from mlx_gpt.bench.case import Case
@@ -175,6 +176,7 @@ def test_the_tuner_keeps_what_is_faster_and_computes_the_same(case, monkeypatch)
     assert any("has a loss of 9" in note for note in notes)
 
 
+@cpu_only("lanes")
 def test_what_the_user_fixed_is_not_tuned(case, monkeypatch):
     monkeypatch.setattr(tuner, "Candidate", Measured)
     monkeypatch.setattr(Measured, "costs", {("speed.query_blocks", 8): 0.5, ("speed.lanes", 1): 0.5})
