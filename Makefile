@@ -6,6 +6,7 @@ MINUTES ?= 2
 ITERS   ?=
 PRESETS ?=
 QUICK   ?=
+DEVICE  ?= gpu
 
 BIN := .venv/bin
 # The default preset is model-l on macOS, where MLX uses the GPU. Elsewhere it is model-s, because a CPU makes more
@@ -13,7 +14,7 @@ BIN := .venv/bin
 TRAIN_PRESET := $(or $(PRESET),$(if $(filter Darwin,$(shell uname)),model-l,model-s))
 BENCH_PRESETS := $(or $(PRESETS),$(PRESET),model-l)
 
-.PHONY: train test test-all test-exports test-page bench clean
+.PHONY: train test test-all test-device test-exports test-page bench device-report clean
 
 train: $(BIN)/mlxgpt
 	$(BIN)/mlxgpt train --preset $(TRAIN_PRESET) --corpus $(CORPUS) $(if $(ITERS),--iters $(ITERS),--minutes $(MINUTES))
@@ -25,6 +26,10 @@ test: $(BIN)/.test
 test-all: $(BIN)/.test
 	$(BIN)/python -m pytest -m ""
 
+# The tests on the device that is there: the GPU, or with DEVICE=cpu the CPU. Tests of other devices are skipped.
+test-device: $(BIN)/.test
+	MLXGPT_TEST_DEVICE=$(DEVICE) $(BIN)/python -m pytest
+
 # Loads folders that `mlxgpt export` wrote in transformers and mlx-lm, which are installed in a separate environment.
 test-exports: $(BIN)/.test .venv-exports/.ready
 	MLXGPT_EXPORT_PYTHON=$(CURDIR)/.venv-exports/bin/python $(BIN)/python -m pytest tests/formats/test_huggingface.py
@@ -33,8 +38,12 @@ test-exports: $(BIN)/.test .venv-exports/.ready
 test-page: $(BIN)/.test $(BIN)/.page
 	$(BIN)/python -m pytest tests/serve/test_page.py
 
-bench: $(BIN)/mlxgpt
+bench: $(BIN)/.bench
 	$(BIN)/mlxgpt bench $(BENCH_PRESETS:%=--preset %) --corpus $(CORPUS) $(if $(QUICK),--quick)
+
+# Tests and measures this machine, which takes about ten minutes. Writes runs/device-report/report.md and report.json.
+device-report: $(BIN)/.test $(BIN)/.bench
+	$(BIN)/python experiments/device_report.py $(if $(QUICK),--quick)
 
 clean:
 	rm -rf .venv .venv-exports dist build
@@ -54,6 +63,11 @@ $(BIN)/.test: $(BIN)/mlxgpt
 
 $(BIN)/.page: $(BIN)/mlxgpt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[page]'
+	@touch $@
+
+# PyTorch, which the benchmark compares with, and matplotlib, which draws its chart.
+$(BIN)/.bench: $(BIN)/mlxgpt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
 .venv-exports/.ready:

@@ -2,8 +2,8 @@
 
     python experiments/memory.py PICTURE.png [STEPS]
 
-The run has 2,000 updates by default, with evaluations and saves. The growth over its second half is that of a fitted
-line, relative to the mean. The exit code is 1 if either size grows by more than 1%.
+The run has 2,000 updates of model-xs by default, with evaluations and saves. The growth over its second half is that of
+a fitted line, relative to the mean. The exit code is 1 if either size grows by more than 1%.
 """
 
 import os
@@ -11,7 +11,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
 from mlx_gpt.device.mlx import mx
@@ -20,8 +19,7 @@ from mlx_gpt.run.request import Request
 from mlx_gpt.run.start import begin
 from mlx_gpt.train.reports import SaveReport, StepReport
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+EVAL_EVERY = 100
 
 
 def resident() -> int:
@@ -34,11 +32,16 @@ def resident() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def main(picture: str, steps: int = 2000) -> None:
+def note(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def sizes(steps: int) -> tuple[np.ndarray, int]:
+    """Trains model-xs. Returns rows of (step, active MB, resident MB), (steps, 3), and the number of saves."""
     overrides = {
         "train.batch_size": 4,
         "train.iters": steps,
-        "train.eval_every": 100,
+        "train.eval_every": EVAL_EVERY,
         "train.eval_windows": 64,
         "train.save_minutes": 0.1,
         "train.patience": 0,
@@ -46,25 +49,40 @@ def main(picture: str, steps: int = 2000) -> None:
     request = Request(preset="model-xs", settings=overrides)
     rows, saves = [], 0
     with tempfile.TemporaryDirectory() as folder:
-        for report in make_trainer(begin(request, print), Path(folder), print).run():
+        for report in make_trainer(begin(request, note), Path(folder), note).run():
             saves += isinstance(report, SaveReport)
             if isinstance(report, StepReport):
                 rows.append((report.step, mx.get_active_memory() / 1e6, resident() / 1e6))
-    step, *curves = np.array(rows).T
+    return np.array(rows), saves
+
+
+def growth(step: np.ndarray, curve: np.ndarray) -> float:
+    """Returns the growth of a curve over its second half: that of a fitted line, relative to the mean."""
+    half = len(step) // 2
+    slope, _ = np.polyfit(step[half:], curve[half:], 1)
+    return slope * (step[-1] - step[half]) / curve[half:].mean()
+
+
+def main(picture: str, steps: int = 2000) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows, saves = sizes(steps)
+    step, *curves = rows.T
     figure, axes = plt.subplots(2, 1, figsize=(7, 4), sharex=True)
     grew = False
     for axis, curve, name in zip(axes, curves, ("MLX active memory", "resident size"), strict=True):
-        half = len(step) // 2
-        slope, level = np.polyfit(step[half:], curve[half:], 1)
-        growth = slope * (step[-1] - step[half]) / curve[half:].mean()
-        grew |= growth > 0.01
-        print(f"{name}: {curve[half:].mean():.1f} MB, {growth:+.2%} over the last {len(step) - half} updates")
+        half, grown = len(step) // 2, growth(step, curve)
+        grew |= grown > 0.01
+        print(f"{name}: {curve[half:].mean():.1f} MB, {grown:+.2%} over the last {len(step) - half} updates")
         axis.plot(step, curve, linewidth=0.8)
         axis.set_ylabel("MB")
-        axis.set_title(f"{name}: {growth:+.2%} over the second half", loc="left", fontsize=9)
+        axis.set_title(f"{name}: {grown:+.2%} over the second half", loc="left", fontsize=9)
         axis.set_ylim(0, 1.2 * curve.max())
         axis.spines[["top", "right"]].set_visible(False)
-    axes[1].set_xlabel(f"updates of model-xs ({steps // 100} evaluations, {saves} saves)")
+    axes[1].set_xlabel(f"updates of model-xs ({steps // EVAL_EVERY} evaluations, {saves} saves)")
     figure.tight_layout()
     figure.savefig(picture, dpi=150)
     sys.exit(int(grew))

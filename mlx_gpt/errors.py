@@ -36,6 +36,12 @@ class OutOfRoom(UserError):
     exit_code = 6
 
 
+class DeviceTimeout(UserError):
+    """The system ended work on the GPU because it took too long."""
+
+    exit_code = 7
+
+
 class Disagreement(UserError):
     """Two implementations that should agree compute different results: an error in mlxgpt, not in its use."""
 
@@ -46,3 +52,31 @@ class EngineFailed(UserError):
     """The server's engine failed repeatedly: an error in mlxgpt or in the device."""
 
     exit_code = 1
+
+
+# Rows of: what the message of an exception contains, the error that explains it, and the message of that error.
+_DEVICE_ERRORS = (
+    (
+        ("gpu timeout", "impacting interactivity", "callbackerrortimeout"),
+        DeviceTimeout,
+        (
+            "the system stopped the GPU because a command buffer ran too long while a display is attached; lower "
+            "--batch and raise --accum by the same factor, set speed.ops_per_buffer=10, or run without a display"
+        ),
+    ),
+    (
+        ("malloc", "allocate", "resource limit", "insufficient memory", "out of memory"),
+        OutOfRoom,
+        "out of memory; lower --batch and raise --accum by the same factor, or choose a smaller --preset",
+    ),
+)
+
+
+def from_device(error: RuntimeError | MemoryError) -> UserError | None:
+    """Returns the error that explains an exception of MLX, or None if it is not about the device.
+
+    The error is OutOfRoom, or DeviceTimeout for the watchdog of macOS, which ends long work on the GPU so that the
+    display can be updated.
+    """
+    text = "out of memory" if isinstance(error, MemoryError) else str(error).lower()
+    return next((kind(message) for words, kind, message in _DEVICE_ERRORS if any(word in text for word in words)), None)

@@ -1,6 +1,7 @@
 """Fixtures: golden data, a real corpus, a tiny config, and models with random weights.
 
-The tests run on the CPU, use no network, and write files only under pytest's temporary folders.
+The tests run on the CPU, or on the device that MLXGPT_TEST_DEVICE names. They use no network, and write files only
+under pytest's temporary folders.
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from constants import ROOT, TINY
+from devices import use_device
 
 from mlx_gpt.api import Run
 from mlx_gpt.checkpoint.store import Header
@@ -19,8 +21,11 @@ from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.gpt import GPT
 
-mx.set_default_device(mx.cpu)
 os.environ["MLXGPT_TUNED"] = "off"  # results must not depend on settings that were tuned on this machine
+
+
+def pytest_configure(config):
+    use_device()
 
 
 @pytest.fixture(scope="session")

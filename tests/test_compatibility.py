@@ -21,6 +21,7 @@ import click
 import commands
 import numpy as np
 import pytest
+from devices import tolerance
 from safetensors import safe_open
 
 import mlx_gpt
@@ -36,7 +37,7 @@ from mlx_gpt.train.reports import EvalReport
 
 V010 = commands.ROOT / "tests/fixtures/v0.1.0"
 FLAGS = json.loads((V010 / "flags.json").read_text())
-TOLERANCE = 1e-4
+TOLERANCE = tolerance("float32 network")
 SIZES = {"n_embd": 8, "n_head": 2, "n_layer": 1, "block_size": 16}
 SHAPE = [f"--set=model.{name}={size}" for name, size in SIZES.items()]
 # Arguments of `mlxgpt train` for the run adamw/, as in make.py of the fixture.

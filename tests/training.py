@@ -53,7 +53,7 @@ def trainer(folder, config, checkpoint=None, lag=0):
         group=Alone(),
         folder=folder,
     )
-    made.lag = lag
+    made.pipeline.lag = lag
     return made
 
 

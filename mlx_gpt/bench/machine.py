@@ -5,18 +5,16 @@ import shutil
 import subprocess
 import sys
 
-from mlx_gpt.device.mlx import on_gpu
 from mlx_gpt.device.report import device_report
 
 
 def machine() -> dict:
-    """Returns device_report() with four further facts that affect speed.
+    """Returns device_report() with further facts that affect speed.
 
-    These are: whether matrix products may use TF32 (never on a CPU), the load average of the last minute, and on macOS
-    the power source with the low-power mode, and the thermal limits.
+    These are: the load average of the last minute, and on macOS the power source, the low-power mode and the thermal
+    limits.
     """
     return device_report() | {
-        "tf32": os.environ.get("MLX_ENABLE_TF32", "1") != "0" if on_gpu() else False,
         "load_average": round(os.getloadavg()[0], 2),
         **(_mac_power() if sys.platform == "darwin" else {}),
     }

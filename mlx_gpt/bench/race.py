@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mlx_gpt.bench.case import Case
 from mlx_gpt.config.schema import SpeedConfig
-from mlx_gpt.device.mlx import STOCK_ENVIRONMENT, buffer_variables, on_gpu
+from mlx_gpt.device.mlx import STOCK_ENVIRONMENT, on_gpu, speed_variables
 from mlx_gpt.errors import Disagreement, UserError
 from mlx_gpt.model.cost import flops_per_token
 
@@ -46,7 +46,7 @@ class Racer:
     Args:
         name: A key of CONTENDERS.
         case: The file of the case.
-        speed: Its limits of the command buffers are set in the environment of mlxgpt's process.
+        speed: Its variables of MLX are set in the environment of mlxgpt's process.
 
     Raises:
         Failed: By the constructor if the contender cannot be built, and by a call if the method raised an error or the
@@ -55,7 +55,7 @@ class Racer:
 
     def __init__(self, name: str, case: Path, speed: SpeedConfig):
         command = [sys.executable, "-m", "mlx_gpt.bench.worker", name, str(case)]
-        own = {PLAIN: STOCK, OURS: buffer_variables(speed)}
+        own = {PLAIN: STOCK, OURS: speed_variables(speed)}
         environment = STOCK_ENVIRONMENT | own.get(name, {})
         # A file, because a pipe that nobody reads would block the process once it is full.
         self._name, self._complaints = name, tempfile.TemporaryFile("w+", errors="replace")

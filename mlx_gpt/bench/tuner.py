@@ -13,10 +13,8 @@ from pathlib import Path
 
 from mlx_gpt.bench.case import Case
 from mlx_gpt.bench.race import OURS, TOLERANCES, Failed, Racer
-from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.lanes import num_cores
-from mlx_gpt.device.mlx import on_gpu
-from mlx_gpt.model.mixers.kernels import FUSED_HEAD_DIMS
+from mlx_gpt.device.mlx import kind, on_gpu
 
 LIMIT_SECONDS = 280  # after this time no further candidate is started
 NOISE = 0.98  # a candidate must take less than this fraction of the time of the best so far
@@ -50,7 +48,7 @@ def tune(case: Case, given: Settings, note: Callable[[str], None]) -> dict:
     try:
         fastest = champion.seconds()
         note(f"defaults: {1000 * fastest:,.1f} ms/iter")
-        for options in _stages(case.config.model):
+        for options in _stages():
             start = best  # of the stages before: options of one stage exclude each other, so they are not combined
             for option in options:
                 if option.keys() & given.keys() or time.perf_counter() > until:
@@ -123,7 +121,7 @@ def time_in_turns(one: Candidate, other: Candidate) -> tuple[float, float]:
     return tuple(map(min, zip(*turns, strict=True)))
 
 
-def _stages(model: ModelConfig) -> list[list[Settings]]:
+def _stages() -> list[list[Settings]]:
     """Returns the candidates in stages, those with the largest expected gain first.
 
     At most one candidate of each stage is kept. The candidates of the next stage are added to it.
@@ -133,6 +131,8 @@ def _stages(model: ModelConfig) -> list[list[Settings]]:
         cores = num_cores()
         lanes = sorted({1, max(cores // 2, 1), 2 * cores} - {cores})
         return [[{"speed.attention": "fused"}, *blocks], [{"speed.lanes": n} for n in lanes]]
-    padded = [] if model.head_dim in FUSED_HEAD_DIMS else [{"speed.attention": "padded"}]
+    kernels = [{"speed.attention": name} for name in ("fused", "padded")]
+    # MLX's own attention on Metal computes its gradient in tiles. Tiles narrower than the context skip masked scores.
+    tiles = [{"speed.attention_tile": size} for size in (64, 128)] if kind() == "metal" else []
     buffers = [{"speed.ops_per_buffer": ops, "speed.mb_per_buffer": mb} for ops, mb in ((100, 200), (200, 1000))]
-    return [[*padded, *blocks], [{"train.dtype": "bfloat16"}], buffers]
+    return [[{"train.dtype": "bfloat16"}], [*kernels, *blocks], tiles, buffers]

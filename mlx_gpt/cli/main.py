@@ -9,7 +9,7 @@ import warnings
 import click
 
 from mlx_gpt.cli.lazy_group import LazyGroup, PipeClosed
-from mlx_gpt.errors import OutOfRoom, UserError
+from mlx_gpt.errors import OutOfRoom, UserError, from_device
 from mlx_gpt.version import __version__
 
 # Command -> its module, and its line in the help, which repeats the first sentence of the command's docstring.
@@ -56,9 +56,6 @@ COMMANDS = {
     "bench": ("mlx_gpt.cli.bench", "Measure training and generation on this machine."),
 }
 
-# MLX raises RuntimeError if memory runs out. Its message then contains one of these.
-MEMORY_WORDS = ("malloc", "allocate", "resource limit", "insufficient memory", "out of memory")
-
 
 @click.group(
     cls=LazyGroup,
@@ -76,8 +73,8 @@ def cli():
     Every option can also be set by an environment variable, such as MLXGPT_TRAIN_PRESET for train --preset.
 
     Exit codes: 1 internal error, 2 wrong usage, 3 bad file, 4 checkpoint does not match the request or run folder is in
-    use, 5 training diverged, 6 out of disk space or memory, 130, 143 or 129 interrupted by SIGINT, SIGTERM or SIGHUP,
-    141 output closed by its reader.
+    use, 5 training diverged, 6 out of disk space or memory, 7 work on the GPU took too long, 130, 143 or 129
+    interrupted by SIGINT, SIGTERM or SIGHUP, 141 output closed by its reader.
     """
 
 
@@ -105,16 +102,11 @@ def main() -> None:
         name = f"{error.filename}: " if error.filename else ""
         kind = OutOfRoom if error.errno == errno.ENOSPC else UserError
         _fail(kind(f"{name}{error.strerror or error}"))
-    except MemoryError:
-        _fail(_out_of_memory())
-    except RuntimeError as error:
-        if not any(word in str(error).lower() for word in MEMORY_WORDS):
+    except (MemoryError, RuntimeError) as error:
+        explained = from_device(error)
+        if explained is None:
             raise
-        _fail(_out_of_memory())
-
-
-def _out_of_memory() -> OutOfRoom:
-    return OutOfRoom("out of memory; lower --batch and raise --accum by the same factor, or choose a smaller --preset")
+        _fail(explained)
 
 
 def _fail(error: UserError) -> None:

@@ -220,6 +220,15 @@ class SpeedConfig(Table):
     mb_per_buffer: int = setting(
         0, "megabytes per GPU command buffer (MLX_MAX_MB_PER_BUFFER); 0 is MLX's default", low=0, high=1 << 20
     )
+    attention_tile: int = setting(
+        0,
+        "tile size of the gradient of MLX's own attention on Metal (MLX_SDPA_VJP_BLOCK); 0 is MLX's default",
+        low=0,
+        high=1 << 20,
+    )
+    tf32: bool = setting(
+        False, "allow TF32, with 10 bits of mantissa, in float32 matrix products on a GPU (MLX_ENABLE_TF32)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

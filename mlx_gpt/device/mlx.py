@@ -6,6 +6,7 @@ environment variables. All of this must happen before MLX is loaded. Every other
 
 import os
 import shutil
+import sys
 
 from mlx_gpt.config.schema import SpeedConfig
 from mlx_gpt.device import blas, jit
@@ -14,10 +15,9 @@ from mlx_gpt.device import blas, jit
 STOCK_ENVIRONMENT = dict(os.environ)
 BLAS = blas.preload()
 VECTORIZED = jit.vectorize()
-# MLX schedules the operations of a graph breadth first up to this width, and depth first beyond it. Breadth-first order
-# interleaves the lanes, so that they compute concurrently. Depth-first order would schedule all work of one lane before
-# that of the next. MLX's default width is 20.
-os.environ.setdefault("MLX_BFS_MAX_WIDTH", "200")
+# By default, MLX multiplies float32 matrices in TF32 on an M5 and on CUDA: with 10 bits of mantissa instead of 23.
+# float32 must mean the same on every device, so TF32 is off unless the user sets this variable or `speed.tf32`.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402, F401
@@ -28,6 +28,14 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 def on_gpu() -> bool:
     """Whether MLX's default device is a GPU."""
     return mx.default_device().type == mx.DeviceType.gpu
+
+
+# MLX schedules the operations of a graph breadth first up to this width, and depth first beyond it. Breadth-first order
+# interleaves the lanes, so that they compute concurrently. Depth-first order would schedule all work of one lane before
+# that of the next. MLX's default width is 20. The value was measured on Linux CPUs, and only they have lanes. MLX reads
+# the variable at the first evaluation, so it can be set here, where the device is known.
+if sys.platform == "linux" and not on_gpu():
+    os.environ.setdefault("MLX_BFS_MAX_WIDTH", "200")
 
 
 def kind() -> str:
@@ -73,15 +81,20 @@ def changed_variables() -> list[str]:
     return sorted(k for k in os.environ.keys() | STOCK_ENVIRONMENT if os.environ.get(k) != STOCK_ENVIRONMENT.get(k))
 
 
-def limit_buffers(speed: SpeedConfig) -> None:
-    """Sets the variables that buffer_variables() returns. Must be called before the device is first used."""
-    os.environ.update(buffer_variables(speed))
+def set_variables(speed: SpeedConfig) -> None:
+    """Sets the variables that speed_variables() returns. Must be called before the device is first used."""
+    os.environ.update(speed_variables(speed))
 
 
-def buffer_variables(speed: SpeedConfig) -> dict[str, str]:
-    """Returns the environment variables that limit the size of a GPU's command buffers; {} if no setting limits it.
+def speed_variables(speed: SpeedConfig) -> dict[str, str]:
+    """Returns MLX's environment variables for these settings, without those of settings at their defaults.
 
     MLX reads these variables once, when the device is first used.
     """
-    variables = {"MLX_MAX_OPS_PER_BUFFER": speed.ops_per_buffer, "MLX_MAX_MB_PER_BUFFER": speed.mb_per_buffer}
-    return {name: str(value) for name, value in variables.items() if value}
+    variables = {
+        "MLX_MAX_OPS_PER_BUFFER": speed.ops_per_buffer,
+        "MLX_MAX_MB_PER_BUFFER": speed.mb_per_buffer,
+        "MLX_SDPA_VJP_BLOCK": speed.attention_tile,
+        "MLX_ENABLE_TF32": speed.tf32,
+    }
+    return {name: str(int(value)) for name, value in variables.items() if value}

@@ -1,5 +1,6 @@
 """Describes the machine: its hardware and software, the causes of slow training, and its measured speed."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -9,15 +10,19 @@ from importlib.metadata import distributions, version
 
 from mlx_gpt.device import blas, jit
 from mlx_gpt.device.lanes import num_cores
+from mlx_gpt.device.memory import limit_memory, memory_limits
 from mlx_gpt.device.mlx import BLAS, DTYPES, VECTORIZED, can_compile, changed_variables, kind, mx, on_gpu
 
 
 def prepare(dtype: str = "float32") -> None:
-    """Issues a Python warning for each cause of slow training here, and disables mx.compile if it cannot work.
+    """Prepares the device for a run, and issues a Python warning for each cause of slow training here.
+
+    Sets the limits of memory, and disables mx.compile if it cannot work.
 
     Args:
         dtype: the compute type of the run, a key of DTYPES.
     """
+    limit_memory()
     if not can_compile():
         mx.disable_compile()
     for weakness in weaknesses():
@@ -62,7 +67,7 @@ def device_report() -> dict:
     """Returns the facts about this machine that `mlxgpt doctor` and `mlxgpt bench` report, by name."""
     info = mx.device_info()
     gib = 1 << 30
-    limits = {k: round(info[k] / gib, 2) for k in ("memory_size", "max_recommended_working_set_size") if k in info}
+    sizes = {k: info[k] for k in ("memory_size", "max_recommended_working_set_size") if k in info} | memory_limits()
     return {
         "device": "gpu" if on_gpu() else "cpu",
         "name": info.get("device_name", info.get("architecture", "unknown")),
@@ -78,9 +83,10 @@ def device_report() -> dict:
         "blas_path": BLAS.path,
         "vectorised_kernels": VECTORIZED,
         "compile": can_compile(),
+        "tf32": on_gpu() and os.environ["MLX_ENABLE_TF32"] != "0",
         "environment_changed": ", ".join(changed_variables()),
         "memory_limit_gib": round(mx.get_memory_limit() / gib, 2),
-        **{f"{k}_gib": v for k, v in limits.items()},
+        **{f"{name}_gib": round(size / gib, 2) for name, size in sizes.items()},
     }
 
 

@@ -17,6 +17,7 @@ from mlx_gpt.config.schema import ModelConfig, SpeedConfig
 from mlx_gpt.device.mlx import mx, nn
 from mlx_gpt.errors import UserError
 from mlx_gpt.model.block import Block, Drop
+from mlx_gpt.model.embedding import Embedding
 from mlx_gpt.model.ffn.protocol import Aux
 from mlx_gpt.model.linear import LINEARS
 from mlx_gpt.model.mixers import layer_states, mixer_class
@@ -67,9 +68,9 @@ class GPT(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.remat = speed.remat
-        self.wte = nn.Embedding(vocab_size, config.n_embd)
+        self.wte = Embedding(vocab_size, config.n_embd)
         if config.positions == "learned":
-            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+            self.wpe = Embedding(config.block_size, config.n_embd)
         self.layers = [Block(config, i, speed) for i in range(config.n_layer)]
         if config.final_norm:
             self.final_norm = Norm(config.n_embd, config.norm_weights)

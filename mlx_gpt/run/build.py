@@ -10,7 +10,7 @@ from mlx_gpt.data.encoding import encode
 from mlx_gpt.data.tokenizer import Tokenizer
 from mlx_gpt.data.windows import Windows
 from mlx_gpt.device.lanes import divide, lanes
-from mlx_gpt.device.mlx import limit_buffers, mx
+from mlx_gpt.device.mlx import DTYPES, mx, set_variables
 from mlx_gpt.device.report import prepare
 from mlx_gpt.errors import OutOfRoom, UserError
 from mlx_gpt.model.cost import step_bytes
@@ -72,7 +72,7 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
         OutOfRoom: A training step does not fit into memory.
     """
     config, tokenizer = start.header.config, start.tokenizer
-    limit_buffers(config.speed)  # first: MLX reads these environment variables once, when the device is first used
+    set_variables(config.speed)  # first: MLX reads these environment variables once, when the device is first used
     prepare(config.train.dtype)
     require_memory(config, tokenizer.vocab_size)
     train, val = _windows(start, note)
@@ -102,7 +102,8 @@ def require_memory(config: Config, vocab_size: int) -> None:
     parts = divide(train.sequences_per_step, train.batch_size, streams, config.model.block_size)
     # The most sequences that are computed at the same time: one part on each lane.
     rows = min(len(streams), len(parts)) * max(end - first for first, end, _ in parts)
-    needed = step_bytes(config.model, vocab_size, rows, kernel_of(speed.attention) == "blocks", speed.remat)
+    kernel = kernel_of(speed.attention, config.model.head_dim, config.model.block_size, DTYPES[train.dtype])
+    needed = step_bytes(config.model, vocab_size, rows, kernel == "blocks", speed.remat)
     if needed > mx.get_memory_limit():
         raise OutOfRoom(
             f"a training step with batches of {config.train.batch_size} sequences needs about {needed / 1e9:.1f} GB, "

@@ -6,6 +6,7 @@ There are two exceptions: the number of consecutive bad steps starts again at 0,
 the run depends on measured times.
 """
 
+import contextlib
 import dataclasses
 import math
 import statistics
@@ -13,37 +14,27 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_gpt.checkpoint import store
-from mlx_gpt.checkpoint.store import Checkpoint, Header
-from mlx_gpt.device.mlx import mx, on_gpu, peak_memory
-from mlx_gpt.errors import OutOfRoom
+from mlx_gpt.checkpoint.store import Header
+from mlx_gpt.device.mlx import mx, peak_memory
+from mlx_gpt.errors import OutOfRoom, from_device
 from mlx_gpt.files import require_space
 from mlx_gpt.train.evaluate import Validation
 from mlx_gpt.train.objective import Objective
 from mlx_gpt.train.parallel import Group
 from mlx_gpt.train.patience import after_evaluation
 from mlx_gpt.train.reports import EvalReport, Plan, Report, SampleDue, SaveReport, StartReport, StepReport, StopReport
+from mlx_gpt.train.snapshot import Pending, Pipeline, Snapshot
 from mlx_gpt.train.source import Source
-from mlx_gpt.train.step import StepOutput, make_step
+from mlx_gpt.train.step import make_step
 
 MAX_BAD_STEPS = 5  # the run stops as diverged after this many bad steps in a row: skipped, or with an absurd loss
 ABSURD = 10  # a loss is absurd above this multiple of log(vocab_size + 1), about that of a uniform guess
 PROBE_STEPS = 5  # steps that are timed before a time budget is converted to a number of updates
 LATEST, BEST = "checkpoint.safetensors", "best.safetensors"
-
-
-class Pending(NamedTuple):
-    """A step that was submitted to the device and whose outputs have not been read yet."""
-
-    step: int  # number of finished steps, with this one
-    tokens: int  # training tokens read since the run's start, with those of this step
-    lr: float
-    output: StepOutput
 
 
 class Trainer:
@@ -61,8 +52,10 @@ class Trainer:
         folder: Folder for checkpoints. `run` requires that it exists.
 
     Attributes:
-        header: Settings and progress. checkpoint() fills in the current `num_updates`, `elapsed` and `source`.
+        header: Settings and progress. A snapshot and its checkpoint have the current `elapsed`, `source` and
+            `num_updates`.
         state: The training state on the device: {"weights": ..., "optimizer": ...}.
+        pipeline: The steps whose outputs have not been read yet.
     """
 
     def __init__(
@@ -88,11 +81,7 @@ class Trainer:
             "optimizer": optimizer.restore(weights, optimizer_state or {}, header.num_updates),
         }
         self._step = make_step(model, optimizer, objective, source.gather, group, self.config)
-        self._pending: deque[Pending] = deque()
-        # The number of submitted steps whose outputs stay unread. A lag of 1 keeps a GPU busy while the host reads. On
-        # a CPU, submitting a step blocks until the one before it is nearly done, so a lag gains nothing (measured on
-        # model-m: 1.35 s per step with a lag of 1, 1.31 s without).
-        self.lag = 1 if on_gpu() else 0
+        self.pipeline = Pipeline()
         self._skipped = self._bad_steps = 0
         self._signal = False
         self._last_eval_seconds = 0.0
@@ -168,8 +157,19 @@ class Trainer:
         Each of the last three first reads the outputs of all submitted steps, so that reports are in order of steps.
 
         Raises:
-            OutOfRoom: The disk has no space for two checkpoints.
+            OutOfRoom: The disk has no space for two checkpoints, or memory ran out.
+            DeviceTimeout: The system ended work on the GPU because it took too long.
         """
+        try:
+            yield from self._loop()
+        except (RuntimeError, MemoryError) as error:
+            explained = from_device(error)
+            if explained is None:
+                raise
+            yield from self._rescue()
+            raise explained from error
+
+    def _loop(self) -> Iterator[Report]:
         self._begin()
         require_space(self.folder, 2 * self.state_bytes, "the run's two checkpoints", "choose another --out")
         yield from self._start()
@@ -188,27 +188,15 @@ class Trainer:
                 yield from self._drain()
                 yield from self._save(LATEST)
             self._submit()
-            if len(self._pending) > self.lag:
+            if self.pipeline.full:
                 yield self._read()
         yield from self._drain()
         yield from self._finish(reason)
 
-    def checkpoint(self, averaged: bool = False) -> Checkpoint:
-        """Copies the state of the run to the host.
-
-        If `averaged`, the checkpoint's weights are the moving average, and its optimizer tensors hold the trained ones.
-        """
-        state = dict(self.state["optimizer"])
-        num_updates = state.pop("num_updates").item()
-        header = dataclasses.replace(
-            self.header, elapsed=self._elapsed(), num_updates=num_updates, source=self._source.position
-        )
-        found = Checkpoint(
-            header=header,
-            weights={name: np.array(w) for name, w in self.state["weights"].items()},
-            optimizer={name: np.array(a) for name, a in tree_flatten(state)},
-        )
-        return found.as_averaged() if averaged else found
+    def snapshot(self) -> Snapshot:
+        """Returns the state of the run, on the device."""
+        header = dataclasses.replace(self.header, elapsed=self._elapsed(), source=self._source.position)
+        return Snapshot(header, self.state)
 
     # -- the step ------------------------------------------------------------------------------------------------
 
@@ -220,36 +208,47 @@ class Trainer:
         mx.async_eval(self.state, output)
         tokens = header.tokens + self._source.tokens_per_batch
         self._advance(step=step + 1, tokens=tokens)
-        self._pending.append(Pending(step + 1, tokens, lr, output))
+        self.pipeline.add(Pending(self.snapshot(), lr, output))
 
     def _read(self) -> StepReport:
         """Waits for the oldest submitted step and returns its report."""
-        pending = self._pending.popleft()
-        finite = pending.output.finite.item()
-        loss = pending.output.loss.item()
+        after, lr, output = self.pipeline.read()
+        finite, loss = output.finite.item(), output.loss.item()
         self._skipped = 0 if finite else self._skipped + 1
         # The + 1 keeps the limit above 0 for a vocabulary of one id, whose uniform guess has the loss log(1) = 0.
         self._bad_steps = 0 if finite and loss < ABSURD * math.log(self.header.vocab_size + 1) else self._bad_steps + 1
         now = time.perf_counter()
         seconds, self._last_read = now - self._last_read, now
-        if pending.step > self._first_step + 1:  # the first step of this process also compiles
+        if after.header.step > self._first_step + 1:  # the first step of this process also compiles
             self._step_seconds.append(seconds)
         return StepReport(
-            step=pending.step,
-            lr=pending.lr,
-            rule_lrs=self._optimizer.rule_rates(pending.lr),
+            step=after.header.step,
+            lr=lr,
+            rule_lrs=self._optimizer.rule_rates(lr),
             seconds=seconds,
             elapsed=self._elapsed(),
             loss=loss,
-            grad_norm=pending.output.grad_norm.item(),
+            grad_norm=output.grad_norm.item(),
             skipped=self._skipped,
-            tokens=pending.tokens,
-            metrics={name: value.item() for name, value in pending.output.metrics.items()},
+            tokens=after.header.tokens,
+            metrics={name: value.item() for name, value in output.metrics.items()},
         )
 
     def _drain(self) -> Iterator[StepReport]:
-        while self._pending:
+        while self.pipeline:
             yield self._read()
+
+    def _rescue(self) -> Iterator[SaveReport]:
+        """Saves the last step that is known to be complete, after an error of the device.
+
+        The arrays of later steps may hold anything. Saves nothing if the complete state cannot be read either.
+        """
+        if complete := self.pipeline.abandon():
+            header, self.state = complete
+            self._advance(step=header.step, tokens=header.tokens)
+            self._source.seek(header.source)
+            with contextlib.suppress(RuntimeError):
+                yield from self._save(LATEST)
 
     # -- plans, evaluations, samples, saves, the end ---------------------------------------------------------------
 
@@ -360,7 +359,7 @@ class Trainer:
             return
         path = self.folder / name
         try:
-            store.save(path, self.checkpoint(averaged))
+            store.save(path, self.snapshot().checkpoint(averaged))
             error = None
         except OutOfRoom as full:
             error = str(full)

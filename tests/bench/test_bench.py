@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from constants import ROOT
+from devices import cpu_only
 
 from mlx_gpt.bench import race, report, tuner
 from mlx_gpt.bench.case import Case
@@ -175,10 +176,22 @@ def test_the_tuner_keeps_what_is_faster_and_computes_the_same(case, monkeypatch)
     assert any("has a loss of 9" in note for note in notes)
 
 
+@cpu_only("lanes")
 def test_what_the_user_fixed_is_not_tuned(case, monkeypatch):
     monkeypatch.setattr(tuner, "Candidate", Measured)
     monkeypatch.setattr(Measured, "costs", {("speed.query_blocks", 8): 0.5, ("speed.lanes", 1): 0.5})
     assert tuner.tune(case, {"speed.attention": "blocks"}, print)["settings"] == {"speed.lanes": 1}
+
+
+def test_on_metal_the_tuner_tries_kernels_types_tiles_and_buffers(case, monkeypatch):
+    monkeypatch.setattr(tuner, "Candidate", Measured)
+    monkeypatch.setattr(tuner, "on_gpu", lambda: True)
+    monkeypatch.setattr(tuner, "kind", lambda: "metal")
+    monkeypatch.setattr(Measured, "costs", {("speed.attention", "fused"): 0.9, ("speed.attention_tile", 128): 0.5})
+    found = tuner.tune(case, {}, print)
+    assert found["settings"] == {"speed.attention": "fused", "speed.attention_tile": 128}
+    tried = {setting.split("=")[0] for name in found["tried"] for setting in name.split(", ")}
+    assert tried >= {"train.dtype", "speed.attention", "speed.query_blocks", "speed.ops_per_buffer"}
 
 
 def test_what_was_tuned_is_used_said_and_overridden(case, known):

@@ -9,6 +9,8 @@ import pytest
 from commands import mlxgpt, process
 from constants import SMALL
 
+from mlx_gpt.train.trainer import Trainer
+
 RUN = "runs/custom-pydocs"
 SILLY = [
     # arguments, exit code, words of the one line
@@ -168,6 +170,18 @@ def test_a_run_that_blows_up_ends_with_5_and_keeps_nothing_of_it(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").exists(), reason="needs a folder that can't be written")
+def test_a_gpu_that_was_stopped_is_explained_in_one_line(tmp_path, monkeypatch):
+    def stopped(self):
+        raise RuntimeError("[METAL] Command buffer execution failed: Impacting Interactivity (0000000e)")
+        yield
+
+    monkeypatch.setattr(Trainer, "run", stopped)
+    done = mlxgpt("train", *SMALL, cwd=tmp_path)
+    assert done.returncode == 7
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error"))
+    assert all(word in line for word in ("display", "--batch", "speed.ops_per_buffer"))
+
+
 def test_a_read_only_folder_is_named(home):
     target = "/proc/mlxgpt" if os.geteuid() == 0 else home / "locked"
     if os.geteuid() != 0:

@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from devices import cpu_only
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="macOS has Accelerate")
+pytestmark = [cpu_only("BLAS"), pytest.mark.skipif(sys.platform != "linux", reason="macOS has Accelerate")]
 
 CODE = """
 import json, numpy as np

@@ -6,8 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from devices import cpu_only
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs Linux and g++")
+pytestmark = [
+    cpu_only("vectorized kernels"),
+    pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs Linux and g++"),
+]
 
 CODE = """
 import json, os, tempfile, numpy as np

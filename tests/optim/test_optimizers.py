@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from covering import covering
+from devices import tolerance
 
 from mlx_gpt.config.schema import ModelConfig, OptimizerConfig
 from mlx_gpt.device.lanes import lanes
@@ -13,6 +14,8 @@ from mlx_gpt.model.gpt import roles_of, shapes_of
 from mlx_gpt.optim.clip import CLIPS, global_norm
 from mlx_gpt.optim.optimizers import RULES, Optimizer, orthogonal
 from mlx_gpt.optim.schedules import learning_rate
+
+LOSS = tolerance("float32 loss")
 
 SEED = OptimizerConfig(
     schedule="cosine", learning_rate=3e-5, min_learning_rate=3e-6, warmup_steps=100, decay_start=0.6, max_lr_cuts=3
@@ -132,8 +135,8 @@ def test_optimizers_are_their_definitions_in_float64(name, num_lanes):
         for k, w in expected.items():
             expected[k] = REFERENCES[name](k)(config, t, w, grads[k].astype(np.float64), lr, states[k])
             average[k] = average[k] + (1 - min(0.9, (1 + t) / (10 + t))) * (expected[k] - average[k])
-            np.testing.assert_allclose(weights[k], expected[k], atol=1e-5, rtol=0, err_msg=f"{k} @{t}")
-            np.testing.assert_allclose(state["ema"][k], average[k], atol=1e-5, rtol=0, err_msg=f"{k} @{t}")
+            np.testing.assert_allclose(weights[k], expected[k], atol=LOSS, rtol=0, err_msg=f"{k} @{t}")
+            np.testing.assert_allclose(state["ema"][k], average[k], atol=LOSS, rtol=0, err_msg=f"{k} @{t}")
     lanes(0)
     assert state["num_updates"].item() == 99
 

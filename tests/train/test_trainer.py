@@ -1,5 +1,7 @@
 """The loop: a resumed run is the unbroken run, and a run ends when and how it should."""
 
+import itertools
+import sys
 import time
 
 import pytest
@@ -8,11 +10,12 @@ from training import assert_same_state, timeless, trainer, validation
 
 from mlx_gpt.checkpoint import store
 from mlx_gpt.device.mlx import mx
-from mlx_gpt.errors import OutOfRoom
+from mlx_gpt.errors import DeviceTimeout, OutOfRoom
 from mlx_gpt.optim.optimizers import RULES
 from mlx_gpt.train import evaluate
 from mlx_gpt.train.reports import EvalReport, Plan, SampleDue, SaveReport, StartReport, StepReport, StopReport
-from mlx_gpt.train.trainer import BEST, LATEST, MAX_BAD_STEPS
+from mlx_gpt.train.step import make_step
+from mlx_gpt.train.trainer import BEST, LATEST, MAX_BAD_STEPS, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +220,66 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, config, monkeypatch):
             monkeypatch.setattr(store, "save", save)
     assert any(r.error for r in seen if isinstance(r, SaveReport)) and seen[-1].saved
     assert store.load(tmp_path / LATEST).header.step == 24
+
+
+WATCHDOG = "[METAL] Command buffer execution failed: Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallback...)"
+
+
+def fail_at(monkeypatch, step, error):
+    """Makes the step of trainers that are built from now on raise an error when it is called for the step-th time."""
+    calls = itertools.count(1)
+
+    def failing(*arguments):
+        compiled = make_step(*arguments)
+
+        def run(*inputs):
+            if next(calls) == step:
+                raise error
+            return compiled(*inputs)
+
+        return run
+
+    monkeypatch.setattr(sys.modules[Trainer.__module__], "make_step", failing)
+
+
+@pytest.mark.parametrize(
+    "error, kind",
+    [
+        (RuntimeError(WATCHDOG), DeviceTimeout),
+        (RuntimeError("[METAL] Command buffer execution failed: Impacting Interactivity"), DeviceTimeout),
+        (RuntimeError("[malloc] Unable to allocate 8 bytes"), OutOfRoom),
+        (MemoryError(), OutOfRoom),
+    ],
+)
+def test_a_run_that_the_device_ends_is_saved_and_resumes_bit_for_bit(
+    tmp_path, config, unbroken, monkeypatch, error, kind
+):
+    """With a lag, the state after the last step that was read is known to be complete, and is saved."""
+    reports, final, _ = unbroken
+    fail_at(monkeypatch, 15, error)
+    seen = []
+    with pytest.raises(kind, match="lower --batch"):
+        for report in trainer(tmp_path, config, lag=1).run():
+            seen.append(report)
+    monkeypatch.undo()
+    assert isinstance(seen[-1], SaveReport) and seen[-1].step == 13 and seen[-1].error is None
+    seen += trainer(tmp_path, config, store.load(tmp_path / LATEST), lag=1).run()
+    assert timeless(seen) == timeless(reports)
+    assert_same_state(store.load(tmp_path / LATEST), final)
+
+
+def test_an_error_that_is_not_the_devices_is_not_explained(tmp_path, config, monkeypatch):
+    fail_at(monkeypatch, 5, RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        list(trainer(tmp_path, config, lag=1).run())
+
+
+def test_without_a_complete_state_the_last_save_stays(tmp_path, config, monkeypatch):
+    """Without a lag, MLX may have reused the memory of the state before the step that failed."""
+    fail_at(monkeypatch, 8, RuntimeError(WATCHDOG))
+    with pytest.raises(DeviceTimeout):
+        list(trainer(tmp_path, config).run())
+    assert not (tmp_path / LATEST).exists() and store.load(tmp_path / BEST).header.step in (3, 6)
 
 
 def test_random_windows_estimate_the_same_way_each_time(tmp_path, config):

@@ -5,9 +5,9 @@ scores, (B, H, S, T), which have the keys before the queries.
 """
 
 from collections.abc import Callable
-from functools import partial
+from typing import NamedTuple
 
-from mlx_gpt.device.mlx import mx, on_gpu
+from mlx_gpt.device.mlx import kind, mx, on_gpu
 from mlx_gpt.model.positions import causal_mask
 
 # Widths of a head for which MLX's Metal backend has fused kernels, forward and backward. It has none for 32 and 48.
@@ -16,20 +16,71 @@ FUSED_HEAD_DIMS = (64, 72, 80, 96, 128, 192, 256)
 Attend = Callable[[mx.array, mx.array, mx.array, float], mx.array]
 
 
+class Choice(NamedTuple):
+    """The kernel for some cases on one kind of device.
+
+    A case has a head width, a context of T tokens, and a compute type. MLX's unfused default is never chosen: it reads
+    or writes the scores about twenty times per step.
+
+    Attributes:
+        device: "cpu", "metal" or "cuda".
+        fits: fits(D, T, dtype) says whether this row is for the case.
+        kernel: The name in KERNELS.
+        source: Where the choice comes from.
+    """
+
+    device: str
+    fits: Callable[[int, int, mx.Dtype], bool]
+    kernel: str
+    source: str
+
+
+HALF = (mx.bfloat16, mx.float16)
+# What "auto" stands for. The first row that fits counts. The last row of a device fits every case.
+CHOICES = (
+    Choice("cpu", lambda D, T, dtype: True, "blocks", "measured on Linux: skips three eighths of the scores"),
+    Choice("metal", lambda D, T, dtype: D in FUSED_HEAD_DIMS, "fused", "MLX 0.32 sources: a kernel for this width"),
+    # From width 32 on, padding at most doubles the operations. The bound is an estimate.
+    Choice("metal", lambda D, T, dtype: 32 <= D <= 256, "padded", "MLX 0.32 sources: a kernel for a wider head"),
+    Choice("metal", lambda D, T, dtype: True, "blocks", "MLX 0.32 sources: no kernel for a width close to it"),
+    # cuDNN has a gradient only for contexts that are a multiple of 128, and no kernel for float32.
+    Choice(
+        "cuda",
+        lambda D, T, dtype: dtype in HALF and D % 8 == 0 and D <= 128 and T % 128 == 0,
+        "fused",
+        "MLX 0.32 sources, not measured",
+    ),
+    Choice("cuda", lambda D, T, dtype: True, "blocks", "MLX 0.32 sources, not measured: no fused kernel"),
+)
+
+
 def make_attend(name: str = "auto", query_blocks: int = 4) -> Attend:
     """Returns the attention function for training and prompts.
 
     Args:
-        name: A name in KERNELS, or "auto". "auto" is "blocks" on a CPU, where it is the fastest, and "fused" on a GPU,
-            where nothing has been measured yet.
+        name: A name in KERNELS, or "auto", which chooses the kernel for the queries of each call. See CHOICES.
         query_blocks: The number of query blocks of the kernel "blocks". The others ignore it.
     """
-    return partial(KERNELS[kernel_of(name)], query_blocks=query_blocks)
+
+    def attend(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+        kernel = kernel_of(name, q.shape[-1], q.shape[-2], q.dtype)
+        return KERNELS[kernel](q, k, v, scale, query_blocks=query_blocks)
+
+    return attend
 
 
-def kernel_of(name: str) -> str:
-    """Returns the name in KERNELS for a value of `speed.attention`: resolves "auto" for this device."""
-    return ("fused" if on_gpu() else "blocks") if name == "auto" else name
+def kernel_of(name: str, head_dim: int, context: int, dtype: mx.Dtype) -> str:
+    """Returns the name in KERNELS for a value of `speed.attention`: resolves "auto" for this device and case.
+
+    Args:
+        name: A name in KERNELS, or "auto".
+        head_dim: D, the head width.
+        context: T, the number of queries.
+        dtype: The compute type.
+    """
+    if name != "auto":
+        return name
+    return next(c.kernel for c in CHOICES if c.device == kind() and c.fits(head_dim, context, dtype))
 
 
 def attend_cached(q: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array) -> mx.array:
