@@ -23,7 +23,7 @@ from mlx_gpt.errors import BadFile, OutOfRoom, UserError
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path),
-    help="File that contains the API key; requests must then send it.",
+    help="File that contains the API key; requests must then send it, except for the page and /health.",
 )
 @click.option("--api-key", envvar="MLXGPT_API_KEY", hidden=True)
 @click.option("--insecure", is_flag=True, help="Allow an address other than loopback without an API key.")
@@ -35,7 +35,7 @@ from mlx_gpt.errors import BadFile, OutOfRoom, UserError
     "--streams",
     type=click.IntRange(1, 256),
     default=16,
-    help="Texts generated concurrently; 1 is fastest for one client.",
+    help="Texts generated concurrently.",
 )
 @click.option(
     "--queue", type=click.IntRange(0), default=64, help="Texts that may wait; further requests get status 429."
@@ -163,7 +163,11 @@ def model_card(loaded, path: Path, name: str | None, max_tokens: int) -> dict:
 
 
 def _access(host: str, key: str | None, insecure: bool, hosts: tuple[str, ...], origins: tuple[str, ...]):
-    """Builds the access rules. Raises UserError for an invalid option, or a public address without a key."""
+    """Builds the access rules.
+
+    Raises:
+        UserError: An option is invalid, or a public address has neither a key nor --insecure.
+    """
     from mlx_gpt.web.guard import Access, is_loopback
 
     if not host:
@@ -209,7 +213,7 @@ def _key(path: Path | None, key: str | None) -> str | None:
 
     Raises:
         BadFile: The file cannot be read, or is empty.
-        UserError: The key is empty, or an HTTP header cannot hold it.
+        UserError: The key is empty, or has spaces or characters that an HTTP header cannot hold.
     """
     if path:
         try:

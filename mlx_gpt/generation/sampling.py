@@ -52,7 +52,7 @@ def to_draw(rows: Sequence[tuple[Sampling, int, int]]) -> Draw:
     A row's token is a function of its own entry and its own logits. It is therefore the same in every batch.
 
     Args:
-        rows: (sampling parameters, seed, index of the token in its text) for each row.
+        rows: (sampling parameters, seed, index of the token among the generated tokens of its text) for each row.
     """
     how = [how for how, _, _ in rows]
     keys = np.stack([rng.host_key(seed, rng.SAMPLING, index) for _, seed, index in rows])

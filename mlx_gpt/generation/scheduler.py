@@ -216,7 +216,10 @@ class Scheduler:
                 self._jobs[slot] = None
 
     def _fit_batch(self) -> None:
-        """Changes the shape of the batch: it grows at once, and shrinks after SHRINK_AFTER passes with spare slots."""
+        """Changes the shape of the batch. The number of rows grows at once; Slots itself makes more room for tokens.
+
+        The batch shrinks after SHRINK_AFTER passes with spare slots or spare room, or at once if every slot is empty.
+        """
         slots, kept = self._slots, [slot for slot, job in enumerate(self._jobs) if job]
         wanted = min(len(kept) + len(self._waiting), self.num_slots)
         num_rows = next(size for size in slots.sizes if size >= wanted)

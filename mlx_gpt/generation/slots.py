@@ -1,15 +1,16 @@
 """Slots: rows of a batch that hold one sequence each and are advanced together by one compiled step.
 
-Sequences start and end at any time, and no row depends on another row. The batch grows and shrinks in a few shapes,
-each compiled once: its number of rows, and the number of tokens that a row has room for. A step in a smaller shape
-takes less time.
+Sequences start and end at any time, and no row depends on another row. A shape of the batch is its number of
+rows and the number of tokens that each row has room for. The batch grows and shrinks between a few shapes. The step is
+compiled once for each of them, and takes less time in a smaller one.
 
 A sequence must get the same tokens in every shape. The shapes compute the same function, but the matrix products of
 some devices and libraries round differently for other numbers of rows. Slots therefore compares all shapes when it
 starts. If one of them differs in a single bit, only the largest shape is used.
 
 Example with up to four slots. The prompt of sequence A is [a b], the prompt of sequence B is [x]. A position is the
-number of tokens that the slot has read. read() and step() also draw the next token, which the following step reads:
+number of tokens that the slot has read. read() and step() also draw the next token, which the following step reads.
+The arguments `draw` and `room` are left out:
 
     read(0, [a b])       slot 0: A at position 2
     step([2])            slot 0: A at position 3

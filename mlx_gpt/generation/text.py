@@ -50,7 +50,8 @@ class TextWriter:
     def feed(self, token: int) -> str:
         """Decodes one more token and returns the text that can no longer change.
 
-        At the end of the text, that is all held characters. Bytes of an incomplete character are dropped.
+        When the text ends, this includes the characters held back until then, except a stop string and what follows it.
+        Bytes of an incomplete character are dropped.
         """
         if token == self.tokenizer.eos_id:
             self.finish_reason = "stop"

@@ -24,6 +24,7 @@ class Positions:
     def __init__(self, first: int | mx.array, count: int):
         self.first, self.count = first, count
         self._masks: dict[int, mx.array] = {}
+        self._of_heads: dict[int, tuple[mx.array, mx.array]] = {}
 
     @property
     def at_start(self) -> bool:
@@ -35,10 +36,12 @@ class Positions:
         """The position of every token: (T,) if all rows are at their start, otherwise (B, T)."""
         return mx.arange(self.count) if self.at_start else self.first[:, None] + mx.arange(self.count)
 
-    @cached_property
-    def rows(self) -> mx.array:
-        """The index of each row, (B, 1), if the rows have positions of their own."""
-        return mx.arange(len(self.first))[:, None]
+    def of_heads(self, num_heads: int) -> tuple[mx.array, mx.array]:
+        """Indices of these positions in an array (B * H, S, D): the rows (B * H, 1), and the positions (B * H, T)."""
+        if num_heads not in self._of_heads:
+            rows = mx.arange(len(self.first) * num_heads)[:, None]
+            self._of_heads[num_heads] = rows, mx.repeat(self.indices, num_heads, axis=0)
+        return self._of_heads[num_heads]
 
     def mask(self, num_keys: int) -> mx.array:
         """Returns the causal mask of these tokens for `num_keys` cached keys. See `causal_mask`."""

@@ -2,7 +2,7 @@
 
 With it, decoding computes only the new token in each step. A row is one sequence of a batch.
 
-Shapes: B rows in a batch, T new tokens in a row, S block_size, H heads, D head_dim.
+Shapes: B rows in a batch, T new tokens in a row, S room (the tokens that a row has room for), H heads, D head_dim.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class LayerState(Protocol):
 
     @staticmethod
     def resized(arrays: Any, room: int) -> Any:
-        """Returns the arrays with room for `room` tokens in each row, which are at least those that were read.
+        """Returns the arrays with room for `room` tokens in each row, not less than the number of tokens read.
 
         A state whose size does not depend on the number of tokens returns them unchanged.
         """
@@ -77,9 +77,13 @@ def _write(old: mx.array, new: mx.array, positions: Positions) -> mx.array:
     """Returns `old` (B, H, S, D) with `new` (B, H, T, D) at the given positions."""
     if positions.at_start:
         return mx.slice_update(old, new, mx.array(0), axes=(2,))
-    whole = old[:]  # a new array object, so that the indexed assignment does not change `old`
-    whole[positions.rows, :, positions.indices] = new.swapaxes(1, 2)
-    return whole
+    B, H, S, D = old.shape
+    if B == 1:
+        return mx.slice_update(old, new, positions.first, axes=(2,))
+    # One index array for rows and heads together: MLX would make an array of indices for each axis that is not indexed.
+    whole = old.reshape(B * H, S, D)
+    whole[positions.of_heads(H)] = new.reshape(B * H, -1, D)
+    return whole.reshape(B, H, S, D)
 
 
 class ModelState:

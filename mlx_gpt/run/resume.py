@@ -128,7 +128,7 @@ def _resumed_config(checkpoint: Checkpoint, request: Request, note: Note) -> Con
     A checkpoint without settings takes those of a recipe, see settings_for().
 
     Raises:
-        ResumeRefused: The request changes the tokenizer or the validation split.
+        ResumeRefused: The request changes the tokenizer or `data.val_fraction`.
         UserError: The checkpoint has no settings, and the request names no corpus.
     """
     header = checkpoint.header
@@ -138,7 +138,7 @@ def _resumed_config(checkpoint: Checkpoint, request: Request, note: Note) -> Con
         return config
     tables = header.config.to_dict()
     if request.recipe:
-        # A vocabulary that exists was trained by its own rule.
+        # A recipe may set data.bpe_rule. The existing vocabulary keeps the rule that it was trained by.
         rule = {"data": {"bpe_rule": header.config.data.bpe_rule}}
         tables = merge(merge(tables, load_toml("presets/recipes", request.recipe)), rule)
     config = Config.from_dict(merge(tables, nest(request.settings)))

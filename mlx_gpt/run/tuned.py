@@ -1,4 +1,4 @@
-"""Stores the fastest settings that `mlxgpt bench --tune` found for each device and network.
+"""Stores the fastest settings that `mlxgpt bench --tune` found for each device and network shape (four sizes).
 
 They are stored in tuned.json, a file in the user's cache folder.
 """

@@ -24,7 +24,8 @@ class Plan:
 class StartReport:
     """The loss before the first update of a process: of initial weights, or of the weights that a run resumes with.
 
-    It is not one of the run's evaluations. There is no such report if `train.eval_at_start` evaluates these weights.
+    It is not one of the run's evaluations. There is no such report if an evaluation is due at this step, or if the
+    process makes no update.
 
     Attributes:
         step: Number of finished steps.

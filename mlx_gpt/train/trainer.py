@@ -1,7 +1,7 @@
 """The training loop: a generator that repeats the compiled step and yields reports.
 
 On a GPU, the loop submits the next step before it reads the loss of the last one, so the device does not wait for the
-host. A checkpoint holds everything that decides how a run continues, so a resumed run equals an uninterrupted one.
+host. A checkpoint holds the state of a run. On the same machine, a resumed run therefore equals an uninterrupted one.
 There are two exceptions: the number of consecutive bad steps starts again at 0, and with `train.minutes`, the length of
 the run depends on measured times.
 """
@@ -296,7 +296,7 @@ class Trainer:
         return step % train.eval_every == 0 and (step > 0 or train.eval_at_start)
 
     def _start(self) -> Iterator[StartReport]:
-        """Reports the loss before the first update, unless an evaluation is due, which reports it, or no update is."""
+        """Reports the loss before the first update, unless the run ends without an update or an evaluation is due."""
         if self._evaluation_due() or self._end():
             return
         if report := self._validation.at_start(self.state["weights"], self.header.step, lambda: self._signal):

@@ -29,7 +29,7 @@ from mlx_gpt.web.errors import ApiError
 
 GRACE = 4.0  # seconds that work in flight has to end after the first signal
 LINGER = 1.0  # seconds until the connection is closed after an early response; meanwhile, input is discarded
-MAX_DISCARDED = 4 << 20  # bytes that such a client may still send before it is disconnected
+MAX_DISCARDED = 4 << 20  # bytes discarded after an early response; a client that sends more is disconnected
 MAX_CONNECTIONS = 512
 SEND_BUFFER = 1 << 16  # bytes of the system's send buffer for each connection
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
