@@ -13,7 +13,7 @@ from mlx_gpt.device import blas, jit
 # The environment before the changes below, for child processes that must not inherit the changes.
 STOCK_ENVIRONMENT = dict(os.environ)
 BLAS = blas.preload()
-VECTORIZED = jit.vectorize()
+KERNELS = jit.vectorize()
 # MLX schedules the operations of a graph breadth first up to this width, and depth first beyond it. Breadth-first order
 # interleaves the lanes, so that they compute concurrently. Depth-first order would schedule all work of one lane before
 # that of the next. MLX's default width is 20.
