@@ -75,7 +75,9 @@ def test_what_cannot_be_used_is_done_without_and_the_reason_is_reported(tmp_path
     else:
         (tmp_path / "bin").mkdir()
         plain = tmp_path / "bin" / "g++"
-        plain.write_text('#!/bin/sh\ncase "$*" in *native*) echo "unknown option -march=native" >&2; exit 1;; esac\nexec /usr/bin/g++ "$@"\n')
+        plain.write_text(
+            '#!/bin/sh\ncase "$*" in *native*) echo "unknown option -march=native" >&2; exit 1;; esac\nexec /usr/bin/g++ "$@"\n'
+        )
         plain.chmod(0o755)
         found = run(tmp_path, PATH=f"{plain.parent}:/usr/bin:/bin")
     assert not found["vectorized"] and found["same"]
