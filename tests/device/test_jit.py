@@ -21,7 +21,14 @@ found = mx.compile(lambda x: kernels(mx, x))(mx.array(x))
 with np.errstate(all="ignore"):
     expected = kernels(np, x.astype(np.float64))
 same = all(np.allclose(a, b, rtol=1e-5, atol=1e-30, equal_nan=True) for a, b in zip(found, expected))
-print(json.dumps({"vectorized": KERNELS.vectorized, "advice": weaknesses(), "same": bool(same), "tmp": tempfile.gettempdir()}))
+facts = {"vectorized": KERNELS.vectorized, "advice": weaknesses()}
+print(json.dumps(facts | {"same": bool(same), "tmp": tempfile.gettempdir()}))
+"""
+
+# A compiler that does not know one of our flags.
+REFUSING = """#!/bin/sh
+case "$*" in *native*) echo "unknown option -march=native" >&2; exit 1;; esac
+exec /usr/bin/g++ "$@"
 """
 
 
@@ -75,9 +82,7 @@ def test_what_cannot_be_used_is_done_without_and_the_reason_is_reported(tmp_path
     else:
         (tmp_path / "bin").mkdir()
         plain = tmp_path / "bin" / "g++"
-        plain.write_text(
-            '#!/bin/sh\ncase "$*" in *native*) echo "unknown option -march=native" >&2; exit 1;; esac\nexec /usr/bin/g++ "$@"\n'
-        )
+        plain.write_text(REFUSING)
         plain.chmod(0o755)
         found = run(tmp_path, PATH=f"{plain.parent}:/usr/bin:/bin")
     assert not found["vectorized"] and found["same"]
