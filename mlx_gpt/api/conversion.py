@@ -42,7 +42,7 @@ def convert(
     Raises:
         UserError: src does not exist, dst exists, or the format cannot represent the checkpoint.
         BadFile: src is corrupt, or of an unknown format.
-        ResumeRefused: The network or the vocabulary of src differs from the arguments.
+        Mismatch: The network or the vocabulary of src differs from the arguments.
     """
     src, dst = Path(src), Path(dst)
     files = {name: row for name, row in FORMATS.items() if not row.is_folder}
@@ -55,7 +55,7 @@ def convert(
     if dst.exists() and not force:
         raise UserError(f"{dst}: already exists; name another file, or overwrite it with --force")
     sizes = sizes_of(n_embd, n_head, n_layer, block_size)
-    checkpoint = with_text(read_checkpoint(src, preset, sizes), corpus, vocab)
+    checkpoint = with_text(src, read_checkpoint(src, preset, sizes), corpus, vocab)
     tokenizer = checkpoint.header.tokenizer
     if not format and dst.suffix == ".bin":
         format = "rgpt0003" if has_moments(checkpoint) else "rgpt0002"

@@ -8,7 +8,7 @@ from mlx_gpt.config.schema import Config
 from mlx_gpt.data.corpus import Corpus
 from mlx_gpt.data.encoding import make_tokenizer
 from mlx_gpt.data.tokenizer import Tokenizer
-from mlx_gpt.errors import ResumeRefused
+from mlx_gpt.errors import Mismatch, ResumeRefused
 from mlx_gpt.run import tuned
 from mlx_gpt.run.build import Start, open_text
 from mlx_gpt.run.loading import read_checkpoint, require_vocab, tokenizer_of
@@ -26,12 +26,16 @@ def begin(request: Request, note: Note) -> Start:
         note: Called with one line for each thing the user should know.
 
     Raises:
-        ResumeRefused: The checkpoint does not match the request.
+        ResumeRefused: The checkpoint to resume does not match the request.
+        Mismatch: The checkpoint to fine-tune does not match the request.
         BadFile: A file is corrupt.
         UserError: A setting, a name or a path is wrong.
     """
     if request.resume is not None:
-        return resumed(request, note)
+        try:
+            return resumed(request, note)
+        except Mismatch as error:
+            raise ResumeRefused(str(error)) from None
     if request.fine_tune:
         return _fine_tuned(request, note)
     config = resolved(
@@ -78,7 +82,8 @@ def _fine_tuned(request: Request, note: Note) -> Start:
     )
     corpus = open_text(config, note)
     tokenizer = tokenizer_of(checkpoint.header) or make_tokenizer(corpus, config.data, note)
-    require_vocab(config.data.vocab or f"corpus {corpus.name}", tokenizer, checkpoint.header.vocab_size)
+    origin = config.data.vocab or f"corpus {corpus.name}"
+    require_vocab(str(request.fine_tune), origin, tokenizer, checkpoint.header.vocab_size)
     note(f"fine-tuning the weights of {request.fine_tune}")
     return Start(
         header=_new_header(config, corpus, tokenizer),
@@ -94,7 +99,7 @@ def _own_tokenizer(checkpoint: Checkpoint, request: Request) -> dict[str, Any]:
     """The settings of the checkpoint's tokenizer, by dotted name; none if the checkpoint contains no tokenizer.
 
     Raises:
-        ResumeRefused: The request gives another value for one of these settings.
+        Mismatch: The request gives another value for one of these settings.
     """
     header = checkpoint.header
     if header.tokenizer is None:
@@ -103,7 +108,7 @@ def _own_tokenizer(checkpoint: Checkpoint, request: Request) -> dict[str, Any]:
     own = {"tokenizer": header.tokenizer["kind"], "vocab_size": data.vocab_size, "vocab": data.vocab}
     for name, value in own.items():
         if request.settings.get(f"data.{name}", value) != value:
-            raise ResumeRefused(
+            raise Mismatch(
                 f"data.{name} is {request.settings[f'data.{name}']}, but the checkpoint has {value or 'its own'}; "
                 "a model keeps its tokenizer, leave out --bpe and --vocab"
             )

@@ -17,7 +17,7 @@ from mlx_gpt.bench.record import make_case
 from mlx_gpt.config.presets import resolve
 from mlx_gpt.device.mlx import STOCK_ENVIRONMENT
 from mlx_gpt.device.report import device_report
-from mlx_gpt.errors import Disagreement, UserError
+from mlx_gpt.errors import Disagreement, InternalError
 from mlx_gpt.run import start, tuned
 
 
@@ -92,7 +92,7 @@ def test_whoever_fails_is_left_out_with_a_word_but_we_never():
     rows = {race.OURS: 1, "PyTorch": 1}
     assert set(race.compare_losses(racers, rows, "float32", notes.append)) == {race.OURS}
     assert "PyTorch left out: no room" in notes
-    with pytest.raises(UserError, match="no room"):
+    with pytest.raises(InternalError, match="no room"):
         race.compare_losses({race.OURS: Fake(Failed("no room"))}, rows, "float32", print)
 
 
