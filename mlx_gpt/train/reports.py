@@ -30,8 +30,7 @@ class StepReport:
         grad_norm: L2 norm of all gradients before clipping.
         lr: Learning rate of this step.
         tokens: Number of training tokens read since the run's start, padding included.
-        seconds: Time since the end of the previous step, evaluation or save. If text was generated in between, this
-            time is included.
+        seconds: Time since the end of the previous step, evaluation, sample or save.
         elapsed: Training time since the run's start in seconds, including earlier processes of a resumed run.
         skipped: Number of consecutive skipped updates up to this step; 0 if this update was applied. An update is
             skipped if the loss or the gradient norm is not finite.
