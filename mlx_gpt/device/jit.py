@@ -30,7 +30,7 @@ from mlx_gpt.paths import cache_dir
 # instruction, which rounds once. It compiles several versions of a loop: a vectorized one, one for the remaining
 # elements, and one for an output that overwrites an input. It contracts each of them in its own way. Example: in Lion's
 # w * c - lr * s, the version for separate arrays does not round w * c, and the version that overwrites w does. MLX
-# overwrites an input if nothing else refers to it, which depends on how far the threads of the other lanes are.
+# overwrites an input if nothing else refers to it at that moment, which depends on how far its other threads are.
 FLAGS = (
     "-march=native",
     "-ffp-contract=off",
