@@ -39,7 +39,9 @@ def main(preset: str = "model-s", rounds: int = 20) -> None:
             peak_memory=peak_memory,
         )
         metrics = MetricsFile(Path(folder, "metrics.jsonl"), 0, print)
-        reports, state, windows = trainer.run(), trainer.state, trainer._next_windows()
+        reports, state, position = trainer.run(), trainer.state, trainer._source.position
+        arrays = [mx.array(a) for a in trainer._source.next(0, state["weights"])]
+        trainer._source.seek(position)
 
         def trained() -> None:
             """Makes one update in the trainer."""
@@ -49,9 +51,9 @@ def main(preset: str = "model-s", rounds: int = 20) -> None:
             console.show(report)
 
         def bare(index: int) -> None:
-            """Makes one update with the compiled step alone, always on the same windows."""
+            """Makes one update with the compiled step alone, always on the same batch."""
             nonlocal state
-            state, output = trainer._step(state, mx.array(1e-3), mx.array(index, dtype=mx.uint32), *windows)
+            state, output = trainer._step(state, mx.array(1e-3), mx.array(index, dtype=mx.uint32), *arrays)
             mx.eval(state, output)
 
         trained(), bare(0)  # compiles

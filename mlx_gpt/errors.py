@@ -1,8 +1,8 @@
-"""Exceptions for errors that a user can act on. The command line prints such an error as one line
-and exits with the `exit_code` of its class.
+"""Exceptions that the command line prints as one line. It exits with the `exit_code` of their class.
 
-Every message names what is wrong (a setting, a file, an argument), the value received, the values allowed, and what the
-user can do next. Programming errors in mlxgpt itself raise AssertionError instead.
+A UserError is an error that a user can act on. Its message names what is wrong (a setting, a file, an argument), the
+value received, the values allowed, and what the user can do next. An InternalError is a defect of mlxgpt, which no
+input should cause. Other exceptions end a command with a traceback.
 """
 
 
@@ -18,8 +18,14 @@ class BadFile(UserError):
     exit_code = 3
 
 
+class Mismatch(UserError):
+    """A checkpoint whose network or vocabulary differs from the arguments."""
+
+    exit_code = 4
+
+
 class ResumeRefused(UserError):
-    """A checkpoint that does not fit the requested run, or a run folder that another process uses."""
+    """A run that cannot be resumed as requested, or a run folder that another process uses."""
 
     exit_code = 4
 
@@ -42,16 +48,18 @@ class DeviceTimeout(UserError):
     exit_code = 7
 
 
-class Disagreement(UserError):
-    """Two implementations that should agree compute different results: an error in mlxgpt, not in its use."""
+class InternalError(RuntimeError):
+    """A failure of mlxgpt itself. The message says what failed; the command line adds what to report."""
 
     exit_code = 1
 
 
-class EngineFailed(UserError):
-    """The server's engine failed repeatedly: an error in mlxgpt or in the device."""
+class Disagreement(InternalError):
+    """Two implementations that should agree compute different results."""
 
-    exit_code = 1
+
+class EngineFailed(InternalError):
+    """The server's engine failed repeatedly."""
 
 
 # Rows of: what the message of an exception contains, the error that explains it, and the message of that error.

@@ -43,7 +43,7 @@ def convert(
     Raises:
         UserError: src does not exist, dst exists, or the format cannot represent the checkpoint.
         BadFile: src is corrupt, or of an unknown format.
-        ResumeRefused: The network or the vocabulary of src differs from the arguments.
+        Mismatch: The network or the vocabulary of src differs from the arguments.
     """
     src, dst = Path(src), Path(dst)
     files = {name: row for name, row in FORMATS.items() if not row.is_folder}
@@ -62,7 +62,7 @@ def convert(
     format = format or "safetensors"
     if format == "safetensors":
         checkpoint = with_recipe(checkpoint, note)
-    checkpoint = with_text(checkpoint, corpus, vocab)
+    checkpoint = with_text(src, checkpoint, corpus, vocab)
     tokenizer = checkpoint.header.tokenizer
     files[format].write(checkpoint, dst)
     if format == "safetensors" and not tokenizer:

@@ -47,7 +47,8 @@ def train(
     Raises:
         UserError: A setting, a name or a path is wrong. The classes below are its subclasses.
         BadFile: A file is corrupt.
-        ResumeRefused: A checkpoint does not match the arguments, or another process trains in the folder.
+        ResumeRefused: The run to resume does not match the arguments, or another process trains in the folder.
+        Mismatch: The checkpoint to fine-tune does not match the arguments.
         OutOfRoom: Not enough memory or disk space.
 
     Example:

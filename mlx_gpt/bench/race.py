@@ -17,7 +17,7 @@ from pathlib import Path
 from mlx_gpt.bench.case import Case
 from mlx_gpt.config.schema import SpeedConfig
 from mlx_gpt.device.mlx import STOCK_ENVIRONMENT, on_gpu, speed_variables
-from mlx_gpt.errors import Disagreement, UserError
+from mlx_gpt.errors import Disagreement, InternalError
 from mlx_gpt.model.cost import flops_per_token
 
 OURS, PLAIN = "mlxgpt", "plain MLX"
@@ -36,8 +36,8 @@ TOLERANCES = {"float32": (1e-4, 2e-3), "bfloat16": (3e-2, 1e-1), "float16": (1e-
 STOCK = {"MLXGPT_BLAS": "off", "MLXGPT_KERNELS": "off", "MLX_BFS_MAX_WIDTH": "20"}
 
 
-class Failed(UserError):
-    """A contender cannot run. The message is the contender's own error."""
+class Failed(InternalError):
+    """A contender cannot run, or its process ended. The message is the contender's own error."""
 
 
 class Racer:
@@ -118,7 +118,7 @@ def race(case: Case, names: list[str], rounds: int, note: Callable[[str], None])
 
     Raises:
         Disagreement: The losses or the generated tokens of a contender differ from those of mlxgpt.
-        UserError: mlxgpt itself cannot run.
+        Failed: mlxgpt itself cannot run.
     """
     rows = {name: _rows(case, name) for name in names}
     with tempfile.TemporaryDirectory() as folder:
@@ -164,10 +164,10 @@ def _leave_out(name: str, failure: Failed, note) -> None:
     """Notes why a contender is left out.
 
     Raises:
-        UserError: The contender is mlxgpt, which all others are compared with.
+        Failed: The contender is mlxgpt, which all others are compared with.
     """
     if name == OURS:
-        raise UserError(f"bench: {failure}") from None
+        raise failure
     note(f"{name} left out: {failure}")
 
 

@@ -26,7 +26,7 @@ def tune(case: Case, given: Settings, note: Callable[[str], None]) -> dict:
     """Finds the fastest settings for a case.
 
     Each candidate and the best settings so far are measured in turns, so that a change in the machine's speed affects
-    both.
+    both. A candidate that fails is skipped, and `note` gets its error.
 
     Args:
         case: The model and data.
@@ -41,7 +41,7 @@ def tune(case: Case, given: Settings, note: Callable[[str], None]) -> dict:
             "tried": {candidate: its speed divided by that of the defaults}.
 
     Raises:
-        Failed: The step cannot run with the default settings, or a process ended while it was measured.
+        Failed: The step cannot run with the default settings, or failed with the best settings so far.
     """
     until, best, gain, tried = time.perf_counter() + LIMIT_SECONDS, {}, 1.0, {}
     champion = Candidate(case, best)
@@ -54,12 +54,17 @@ def tune(case: Case, given: Settings, note: Callable[[str], None]) -> dict:
                 if option.keys() & given.keys() or time.perf_counter() > until:
                     continue
                 name = ", ".join(f"{key}={value}" for key, value in option.items())
+                other = None
                 try:
                     other = Candidate(case, start | option)
+                    now, seconds = time_in_turns(champion, other)
                 except Failed as failure:
+                    if other:
+                        other.close()
+                    if champion.has_failed:
+                        raise
                     note(f"{name}: {failure}")
                     continue
-                now, seconds = time_in_turns(champion, other)
                 # gain: speed of the best so far, relative to the defaults. now / seconds: speed of the candidate,
                 # relative to the best so far.
                 tried[name] = round(gain * now / seconds, 3)
@@ -85,12 +90,16 @@ class Candidate:
         case: The model and data.
         settings: Dotted settings that replace those of the case.
 
+    Attributes:
+        loss: The loss of the first batch before the first update.
+        has_failed: Whether a turn has failed.
+
     Raises:
         Failed: The step cannot run with these settings.
     """
 
     def __init__(self, case: Case, settings: Settings):
-        self.config = case.config.replace(settings)
+        self.config, self.has_failed = case.config.replace(settings), False
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "case.npz")
             dataclasses.replace(case, config=self.config).save(path)
@@ -103,8 +112,16 @@ class Candidate:
             raise
 
     def seconds(self) -> float:
-        """Runs one turn and returns the seconds per update."""
-        return self._racer("steps", self._count) / self._count
+        """Runs one turn and returns the seconds per update.
+
+        Raises:
+            Failed: The step failed, or the process ended.
+        """
+        try:
+            return self._racer("steps", self._count) / self._count
+        except Failed:
+            self.has_failed = True
+            raise
 
     def loss_differs(self, other: "Candidate") -> bool:
         """Whether the losses before the first update differ by more than the less precise compute type allows."""

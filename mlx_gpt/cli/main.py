@@ -9,7 +9,7 @@ import warnings
 import click
 
 from mlx_gpt.cli.lazy_group import LazyGroup, PipeClosed
-from mlx_gpt.errors import OutOfRoom, UserError, from_device
+from mlx_gpt.errors import InternalError, OutOfRoom, UserError, from_device
 from mlx_gpt.version import __version__
 
 # Command -> its module, and its line in the help, which repeats the first sentence of the command's docstring.
@@ -56,6 +56,9 @@ COMMANDS = {
     "bench": ("mlx_gpt.cli.bench", "Measure training and generation on this machine."),
 }
 
+# The end of the message of an InternalError.
+REPORT = "; this is a defect of mlxgpt: report this line, the command, and the output of mlxgpt doctor"
+
 
 @click.group(
     cls=LazyGroup,
@@ -85,6 +88,9 @@ def main() -> None:
         sys.exit(cli(standalone_mode=False))
     except UserError as error:
         _fail(error)
+    except InternalError as error:
+        click.echo(f"internal error: {error}{REPORT}", err=True)
+        sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         sys.exit(error.exit_code)

@@ -154,16 +154,12 @@ def _train(session, as_json: bool) -> int:
     """
     with contextlib.ExitStack() as stack:
         stack.callback(session.close)
-        view = stack.enter_context(contextlib.closing(JsonView() if as_json else TextView(session)))
+        view = PipedView(stack.enter_context(contextlib.closing(JsonView() if as_json else TextView(session))), session)
         session.note = view.note
-        received, gone = _stop_on_signals(session, view), False
+        received = _stop_on_signals(session, view)
         for report in session:
-            try:
-                view.show(report)
-            except BrokenPipeError:  # raised again below, after the session has saved the run
-                session.stop()
-                view, gone = SilentView(), True
-    if gone:
+            view.show(report)
+    if view.is_closed:
         raise BrokenPipeError
     return _exit_code(report, received, session.folder)
 
@@ -230,17 +226,34 @@ def _stop_on_signals(session, view) -> list[int]:
     return received
 
 
-class SilentView:
-    """Shows nothing. Takes the place of another view when the reader of stdout has closed the pipe."""
+class PipedView:
+    """Passes reports and notes to a view. When the reader of the output has closed the pipe, stops the session instead.
+
+    The notes may come from another thread than the reports.
+
+    Attributes:
+        is_closed: Whether the reader has closed the pipe. Nothing is shown then.
+    """
+
+    def __init__(self, view, session):
+        self._view, self._session, self.is_closed = view, session, False
 
     def show(self, report) -> None:
-        pass
+        self._pass(self._view.show, report)
 
-    def close(self) -> None:
-        pass
+    def note(self, text: str) -> None:
+        self._pass(self._view.note, text)
+
+    def _pass(self, method, argument) -> None:
+        if not self.is_closed:
+            try:
+                method(argument)
+            except BrokenPipeError:
+                self.is_closed = True
+                self._session.stop()
 
 
-class JsonView(SilentView):
+class JsonView:
     """Prints one JSON object per report on stdout, and notes on stderr."""
 
     def show(self, report) -> None:
@@ -248,6 +261,9 @@ class JsonView(SilentView):
 
     def note(self, text: str) -> None:
         note(text)
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 class TextView:

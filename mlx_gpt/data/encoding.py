@@ -243,7 +243,7 @@ def _make(path: Path, hashes: tuple[bytes, bytes], corpus: Corpus, tokenizer: To
     remedy = "move the cache to another disk with XDG_CACHE_HOME"
     # The number of tokens is not known yet. The estimate is one token for each byte of the source files.
     require_space(path.parent, corpus.num_bytes * width, f"the tokens of corpus {corpus.name}", remedy)
-    state = _load_state(part, saved)
+    state = _load_state(part, saved, width)
     if state.pieces:
         note(f"{corpus.name}: resuming its encoding, of which {state.count:,} tokens are done")
     else:
@@ -269,8 +269,10 @@ def _make(path: Path, hashes: tuple[bytes, bytes], corpus: Corpus, tokenizer: To
     saved.unlink(missing_ok=True)
 
 
-def _load_state(part: Path, saved: Path) -> State:
+def _load_state(part: Path, saved: Path, width: int) -> State:
     """Returns the saved state of an interrupted attempt, or the initial state if there is no valid saved state.
+
+    A state is also invalid if `part` is too short for the ids that it counts, of `width` bytes each.
 
     A state counts pieces of text, and corpus.PIECE decides where a text is cut into pieces. A version of mlxgpt with
     another PIECE therefore must not resume from the state; nothing checks this.
@@ -278,7 +280,7 @@ def _load_state(part: Path, saved: Path) -> State:
     try:
         state = State(**json.loads(saved.read_text("utf-8")))
         state.unknown = Counter(state.unknown)
-        if part.stat().st_size >= HEADER.size + state.count:
+        if part.stat().st_size >= HEADER.size + state.count * width:
             return state
     except (OSError, ValueError, TypeError):
         pass

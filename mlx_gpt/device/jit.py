@@ -19,14 +19,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_gpt.paths import cache_dir
 
-# None of these flags reorders arithmetic or assumes finite numbers, as -ffast-math would. -march=native lets the
-# compiler contract a multiplication and an addition, which changes rounding.
+# None of these flags changes a result: none reorders arithmetic or assumes finite numbers, as -ffast-math would.
+#
+# -ffp-contract=off makes runs equal bit for bit. By default, g++ contracts a multiplication and an addition to one
+# instruction, which rounds once. It compiles several versions of a loop: a vectorized one, one for the remaining
+# elements, and one for an output that overwrites an input. It contracts each of them in its own way. Example: in Lion's
+# w * c - lr * s, the version for separate arrays does not round w * c, and the version that overwrites w does. MLX
+# overwrites an input if nothing else refers to it at that moment, which depends on how far its other threads are.
 FLAGS = (
     "-march=native",
+    "-ffp-contract=off",
     "-fno-math-errno",  # sqrt need not set errno, so it becomes a single instruction
     "-fno-trapping-math",  # both branches of a condition may be computed, so a loop with a condition can be vectorized
     "-finline-limit=4000",  # exp is inlined into the loop
@@ -36,28 +43,66 @@ BY_MLX = ("-std=c++17", "-O3", "-fPIC")
 HEADER = Path("mlx/backend/cpu/compiled_preamble.h")
 
 
-def vectorize() -> bool:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kernels:
+    """The fused CPU kernels that MLX compiles.
+
+    Attributes:
+        vectorized: Whether they are compiled with FLAGS.
+        reason: Why not; "" if they are.
+    """
+
+    vectorized: bool
+    reason: str = ""
+
+
+def vectorize() -> Kernels:
     """Installs the wrapper if the cache has none, and sets PATH and TMPDIR. Must be called before MLX is loaded.
 
     Returns:
-        True if PATH and TMPDIR were set. False on systems other than Linux, without g++, with MLXGPT_KERNELS=off, or if
-        the installation fails.
+        Whether PATH and TMPDIR were set. They are not set on systems other than Linux, without g++, with
+        MLXGPT_KERNELS=off, or if the installation fails.
     """
-    compiler = shutil.which("g++")
-    if sys.platform != "linux" or os.environ.get("MLXGPT_KERNELS") == "off" or compiler is None:
-        return False
-    include = Path(importlib.util.find_spec("mlx").submodule_search_locations[0], "include")
+    if sys.platform != "linux":
+        return Kernels(vectorized=False, reason=f"not needed on {sys.platform}")
+    if os.environ.get("MLXGPT_KERNELS") == "off":
+        return Kernels(vectorized=False, reason="MLXGPT_KERNELS=off")
+    compiler, include = shutil.which("g++"), _include_folder()
+    if compiler is None:
+        return Kernels(vectorized=False, reason="no g++ on the PATH; install g++")
+    if include is None:
+        return Kernels(vectorized=False, reason=f"MLX's header {HEADER} is missing; install mlx again")
     folder = cache_dir() / f"kernels-{_fingerprint(compiler, include)}"
     wrapper = folder / "bin" / "g++"
     try:
         if not wrapper.exists():
             _install(wrapper, compiler, include)
-    except (OSError, subprocess.SubprocessError):
-        return False
+    except (OSError, subprocess.SubprocessError) as error:
+        return Kernels(vectorized=False, reason=_describe(error))
     tempfile.gettempdir()  # Python caches its choice here, so its own temporary files do not move with TMPDIR
     os.environ["TMPDIR"] = str(folder)
     os.environ["PATH"] = f"{wrapper.parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return True
+    return Kernels(vectorized=True)
+
+
+def _include_folder() -> Path | None:
+    """Returns MLX's folder of C++ headers, or None if no folder of the package has HEADER.
+
+    MLX is a namespace package, so every folder named mlx on sys.path is a part of it. In the working folder, that can
+    be a folder that has nothing to do with MLX, or the kernels that MLX has stored under TMPDIR.
+    """
+    spec = importlib.util.find_spec("mlx")
+    folders = [Path(part, "include") for part in spec.submodule_search_locations] if spec else []
+    return next((folder for folder in folders if (folder / HEADER).is_file()), None)
+
+
+def _describe(error: OSError | subprocess.SubprocessError) -> str:
+    """Returns one line that tells why the installation failed and what to do."""
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}; set XDG_CACHE_HOME to a folder you can write to"
+    # CalledProcessError and TimeoutExpired have the attribute stderr.
+    message = (error.stderr or b"").decode(errors="replace").splitlines() or ["no message"]
+    return f"g++ cannot compile MLX's header with {' '.join(FLAGS)}: {message[0]}; install another version of g++"
 
 
 def _fingerprint(compiler: str, include: Path) -> str:
@@ -66,7 +111,7 @@ def _fingerprint(compiler: str, include: Path) -> str:
     It is part of the folder's name, because different machines may share a home folder and thus the cache.
     """
     cpu = [line for line in cpuinfo() if line.startswith(("model name", "flags", "Features"))]
-    files = [(str(p), p.stat().st_mtime_ns) for p in (Path(compiler).resolve(), include / HEADER) if p.exists()]
+    files = [(str(p), p.stat().st_mtime_ns) for p in (Path(compiler).resolve(), include / HEADER)]
     text = f"{files} {FLAGS} {platform.machine()} {sorted(set(cpu))}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

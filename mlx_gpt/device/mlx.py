@@ -14,7 +14,7 @@ from mlx_gpt.device import blas, jit
 # The environment before the changes below, for child processes that must not inherit the changes.
 STOCK_ENVIRONMENT = dict(os.environ)
 BLAS = blas.preload()
-VECTORIZED = jit.vectorize()
+KERNELS = jit.vectorize()
 # By default, MLX multiplies float32 matrices in TF32 on an M5 and on CUDA: with 10 bits of mantissa instead of 23.
 # float32 must mean the same on every device, so TF32 is off unless the user sets this variable or `speed.tf32`.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")

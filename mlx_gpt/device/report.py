@@ -11,7 +11,7 @@ from importlib.metadata import distributions, version
 from mlx_gpt.device import blas, jit
 from mlx_gpt.device.lanes import num_cores
 from mlx_gpt.device.memory import limit_memory, memory_limits
-from mlx_gpt.device.mlx import BLAS, DTYPES, VECTORIZED, can_compile, changed_variables, kind, mx, on_gpu
+from mlx_gpt.device.mlx import BLAS, DTYPES, KERNELS, can_compile, changed_variables, kind, mx, on_gpu
 
 
 def prepare(dtype: str = "float32") -> None:
@@ -41,6 +41,8 @@ def weaknesses() -> list[str]:
         found.append(f"matrix products run on {BLAS.name} BLAS, about 30x slower than a tuned one; {blas.REMEDY}")
     if not can_compile():
         found.append("no C++ compiler: MLX runs without compiled kernels on this CPU, which is slower; install g++")
+    elif sys.platform == "linux" and not on_gpu() and not KERNELS.vectorized:
+        found.append(f"MLX's fused kernels are not vectorized, which makes them several times slower: {KERNELS.reason}")
     if not on_gpu() and (cuda := _cuda_package()):
         found.append(
             f"{cuda} is installed but MLX runs on the CPU: either there is no NVIDIA GPU, or mlx-cpu was installed "
@@ -81,7 +83,7 @@ def device_report() -> dict:
         "blas": BLAS.name,
         "blas_fast": BLAS.fast,
         "blas_path": BLAS.path,
-        "vectorised_kernels": VECTORIZED,
+        "vectorised_kernels": KERNELS.vectorized,
         "compile": can_compile(),
         "tf32": on_gpu() and os.environ["MLX_ENABLE_TF32"] != "0",
         "environment_changed": ", ".join(changed_variables()),

@@ -36,7 +36,7 @@ def settings_for(checkpoint: Checkpoint, request: Request, note: Note) -> Config
 
     Raises:
         UserError: The request names no corpus, or a setting is wrong.
-        ResumeRefused: The request gives another tokenizer than the checkpoint's own.
+        Mismatch: The request gives another tokenizer than the checkpoint's own.
     """
     header, recipe = checkpoint.header, request.recipe or RECIPE
     own = _network(header) | tokenizer_settings(header, request.settings)

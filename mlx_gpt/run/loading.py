@@ -15,7 +15,7 @@ from mlx_gpt.data.bpe import open_vocab, tokenizer_from_dict
 from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer
 from mlx_gpt.device.mlx import mx
-from mlx_gpt.errors import BadFile, ResumeRefused, UserError
+from mlx_gpt.errors import BadFile, Mismatch, UserError
 from mlx_gpt.formats.huggingface import folder as huggingface
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.run.request import specs_of
@@ -71,11 +71,11 @@ def load(
 
     Raises:
         BadFile: The file is corrupt, or of an unknown format.
-        ResumeRefused: The network or the vocabulary differs from the one that the arguments ask for.
+        Mismatch: The network or the vocabulary differs from the one that the arguments ask for.
         UserError: There is no such file or preset, or the number of heads is not known.
     """
     sizes = sizes_of(n_embd, n_head, n_layer, block_size)
-    return to_run(with_text(read_checkpoint(Path(path), preset, sizes), corpus, vocab))
+    return to_run(with_text(path, read_checkpoint(Path(path), preset, sizes), corpus, vocab))
 
 
 def sizes_of(n_embd: int | None, n_head: int | None, n_layer: int | None, block_size: int | None) -> dict[str, int]:
@@ -94,7 +94,7 @@ def read_checkpoint(path: Path, preset: str | None = None, network: dict[str, An
 
     Raises:
         BadFile: The file is corrupt, or of an unknown format.
-        ResumeRefused: The checkpoint's network differs from `preset` or `network`.
+        Mismatch: The checkpoint's network differs from `preset` or `network`.
         UserError: There is no such file or preset, or the number of heads is not known.
     """
     wanted = (ModelConfig(**load_toml("presets", preset)["model"]).architecture() if preset else {}) | (network or {})
@@ -105,7 +105,7 @@ def read_checkpoint(path: Path, preset: str | None = None, network: dict[str, An
         raise BadFile(f"{path}: {error.strerror}") from None
     own = checkpoint.header.config.model.architecture()
     if own | wanted != own:
-        raise ResumeRefused(
+        raise Mismatch(
             f"{path}: the file has another network than requested: {store.differences(wanted, own)}; leave out the "
             "preset and the settings of the network, which are read from the file"
         )
@@ -141,11 +141,15 @@ def format_of(path: Path) -> str:
 
 
 def with_text(
-    checkpoint: Checkpoint, corpus: str | Path | Sequence[str | Path] | None, vocab: str | Path | None = None
+    path: str | Path,
+    checkpoint: Checkpoint,
+    corpus: str | Path | Sequence[str | Path] | None,
+    vocab: str | Path | None = None,
 ) -> Checkpoint:
     """Adds a tokenizer to a checkpoint that may have none.
 
     Args:
+        path: The path of the checkpoint, for messages.
         checkpoint: The checkpoint.
         corpus: A text. Its characters become the tokenizer, and it becomes the checkpoint's `data.corpus`.
         vocab: A vocab.json or tokenizer.json. If it is given, `corpus` is not read.
@@ -154,26 +158,29 @@ def with_text(
         The checkpoint with the tokenizer. Without `corpus` and `vocab`, the checkpoint is returned unchanged.
 
     Raises:
-        ResumeRefused: The tokenizer differs from the checkpoint's own tokenizer, or in its number of ids from the
+        Mismatch: The tokenizer differs from the checkpoint's own tokenizer, or in its number of ids from the
             checkpoint's vocab_size.
     """
     if vocab:
-        return _with_tokenizer(checkpoint, open_vocab(Path(vocab)), str(vocab))
+        return _with_tokenizer(path, checkpoint, open_vocab(Path(vocab)), str(vocab))
     if not corpus:
         return checkpoint
     specs = specs_of(corpus)
     text = open_corpus(specs)
-    checkpoint = _with_tokenizer(checkpoint, CharTokenizer.train(text.texts()), f"corpus {text.name}")
+    checkpoint = _with_tokenizer(path, checkpoint, CharTokenizer.train(text.texts()), f"corpus {text.name}")
     config = checkpoint.header.config.replace({"data.corpus": specs})
     header = dataclasses.replace(checkpoint.header, corpus=text.fingerprint, config=config)
     return dataclasses.replace(checkpoint, header=header)
 
 
-def _with_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer, origin: str) -> Checkpoint:
+def _with_tokenizer(path: str | Path, checkpoint: Checkpoint, tokenizer: Tokenizer, origin: str) -> Checkpoint:
     header = checkpoint.header
     if header.tokenizer and header.tokenizer != tokenizer.to_dict():
-        raise ResumeRefused(f"{origin} has another vocabulary than the checkpoint's own tokenizer; leave it out")
-    require_vocab(origin, tokenizer, header.vocab_size)
+        raise Mismatch(
+            f"{path}: its tokenizer, {header.tokenizer['kind']} with {header.vocab_size} ids, differs from that of "
+            f"{origin}, {tokenizer.to_dict()['kind']} with {tokenizer.vocab_size} ids; leave out {origin}"
+        )
+    require_vocab(str(path), origin, tokenizer, header.vocab_size)
     return dataclasses.replace(checkpoint, header=dataclasses.replace(header, tokenizer=tokenizer.to_dict()))
 
 
@@ -183,11 +190,18 @@ def require_run(run: Any) -> None:
         raise UserError(f"run={run!r} is not allowed; give a model from mlx_gpt.load(PATH)")
 
 
-def require_vocab(origin: str, tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raises ResumeRefused unless the tokenizer has as many ids as the checkpoint."""
+def require_vocab(checkpoint: str, origin: str, tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raises Mismatch unless a tokenizer has as many ids as a checkpoint.
+
+    Args:
+        checkpoint: The path of the checkpoint, for the message.
+        origin: Where the tokenizer is from, for the message: a vocabulary file, or "corpus NAME".
+        tokenizer: The tokenizer.
+        vocab_size: The number of ids of the checkpoint.
+    """
     if tokenizer.vocab_size != vocab_size:
-        raise ResumeRefused(
-            f"{origin} has a vocabulary of {tokenizer.vocab_size} ids, but the checkpoint has {vocab_size}; give "
+        raise Mismatch(
+            f"{checkpoint}: has {vocab_size} ids, but {origin} has a vocabulary of {tokenizer.vocab_size} ids; give "
             "the text that the checkpoint was trained on with --corpus, or its vocabulary with --vocab"
         )
 
@@ -200,7 +214,7 @@ def tokenizer_settings(header: Header, settings: dict[str, Any]) -> dict[str, An
         settings: The requested settings by dotted name.
 
     Raises:
-        ResumeRefused: `settings` has another value for one of these settings.
+        Mismatch: `settings` has another value for one of these settings.
     """
     if header.tokenizer is None:
         return {}
@@ -208,7 +222,7 @@ def tokenizer_settings(header: Header, settings: dict[str, Any]) -> dict[str, An
     own["data.tokenizer"] = header.tokenizer["kind"]
     for name, value in own.items():
         if settings.get(name, value) != value:
-            raise ResumeRefused(
+            raise Mismatch(
                 f"{name} is {settings[name]}, but the checkpoint has {value or 'its own'}; a model keeps its "
                 "tokenizer, leave out --bpe and --vocab"
             )

@@ -32,7 +32,8 @@ def resumed(request: Request, note: Note) -> Start:
         note: Called with one line for each thing the user should know.
 
     Raises:
-        ResumeRefused: The checkpoint has another network, tokenizer, text or `data.val_fraction` than the request.
+        Mismatch: The checkpoint has another network or number of ids than the request.
+        ResumeRefused: The checkpoint has another tokenizer, text or `data.val_fraction` than the request.
         BadFile: The checkpoint is corrupt.
         UserError: There is no such run, or a setting or a path is wrong.
     """
@@ -177,13 +178,14 @@ def _checked_tokenizer(checkpoint: Checkpoint, config: Config, corpus: Corpus, n
     exported folder contains a tokenizer, but no fingerprint, so nothing is checked.
 
     Raises:
-        ResumeRefused: The corpus is another text, or the tokenizer has another number of ids than the checkpoint.
+        ResumeRefused: The corpus is another text.
+        Mismatch: The tokenizer has another number of ids than the checkpoint.
     """
     header = checkpoint.header
     tokenizer = tokenizer_of(header)
     if tokenizer is None:
         tokenizer = make_tokenizer(corpus, config.data, note)
-        require_vocab(config.data.vocab or f"corpus {corpus.name}", tokenizer, header.vocab_size)
+        require_vocab("the checkpoint", config.data.vocab or f"corpus {corpus.name}", tokenizer, header.vocab_size)
         return tokenizer
     if not has_settings(header):
         return tokenizer

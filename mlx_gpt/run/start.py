@@ -8,6 +8,7 @@ from mlx_gpt.config.schema import Config
 from mlx_gpt.data.corpus import Corpus
 from mlx_gpt.data.encoding import make_tokenizer
 from mlx_gpt.data.tokenizer import Tokenizer
+from mlx_gpt.errors import Mismatch, ResumeRefused
 from mlx_gpt.run import tuned
 from mlx_gpt.run.build import Start, open_text
 from mlx_gpt.run.loading import read_checkpoint, require_vocab, tokenizer_of, tokenizer_settings
@@ -25,12 +26,16 @@ def begin(request: Request, note: Note) -> Start:
         note: Called with one line for each thing the user should know.
 
     Raises:
-        ResumeRefused: The checkpoint does not match the request.
+        ResumeRefused: The checkpoint to resume does not match the request.
+        Mismatch: The checkpoint to fine-tune does not match the request.
         BadFile: A file is corrupt.
         UserError: A setting, a name or a path is wrong.
     """
     if request.resume is not None:
-        return resumed(request, note)
+        try:
+            return resumed(request, note)
+        except Mismatch as error:
+            raise ResumeRefused(str(error)) from None
     if request.fine_tune:
         return _fine_tuned(request, note)
     preset = DEFAULT_PRESET if request.preset is None else request.preset
@@ -79,7 +84,8 @@ def _fine_tuned(request: Request, note: Note) -> Start:
     request.note_corpus(config.data.corpus, note)
     corpus = open_text(config, note)
     tokenizer = tokenizer_of(checkpoint.header) or make_tokenizer(corpus, config.data, note)
-    require_vocab(config.data.vocab or f"corpus {corpus.name}", tokenizer, checkpoint.header.vocab_size)
+    origin = config.data.vocab or f"corpus {corpus.name}"
+    require_vocab(str(request.fine_tune), origin, tokenizer, checkpoint.header.vocab_size)
     note(f"fine-tuning the weights of {request.fine_tune}")
     return Start(
         header=_new_header(config, corpus, tokenizer),

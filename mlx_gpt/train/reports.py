@@ -53,8 +53,7 @@ class StepReport:
         lr: Scheduled learning rate of this step.
         rule_lrs: Learning rate of this step by update rule, such as {"adamw": 0.003, "muon": 0.02}.
         tokens: Number of training tokens read since the run's start, padding included.
-        seconds: Time since the end of the previous step, evaluation or save. If text was generated in between, this
-            time is included.
+        seconds: Time since the end of the previous step, evaluation, sample or save.
         elapsed: Training time since the run's start in seconds, including earlier processes of a resumed run.
         skipped: Number of consecutive skipped updates of this process up to this step; 0 if this update was applied. An
             update is skipped if the loss or the gradient norm is not finite.

@@ -181,7 +181,7 @@ class Trainer:
                 yield from self._evaluation()
             if self._sample_due():
                 yield from self._drain()
-                yield self._sample()
+                yield from self._sample()
             if reason := self._end():
                 break
             if self._save_due():
@@ -344,10 +344,11 @@ class Trainer:
         # -1 is one sample after each evaluation, 0 is never.
         return self.header.last_eval == step if every == -1 else every > 0 and step % every == 0
 
-    def _sample(self) -> SampleDue:
+    def _sample(self) -> Iterator[SampleDue]:
         self._last_sample = self.header.step
         self.model.set_weights(self.state["weights"])
-        return SampleDue(step=self.header.step)
+        yield SampleDue(step=self.header.step)
+        self._last_read = time.perf_counter()  # the caller has generated the text
 
     def _save_due(self) -> bool:
         minutes = self.config.train.save_minutes
@@ -377,7 +378,7 @@ class Trainer:
             yield from self._evaluation()
             reason = "signal" if self._signal else reason
             if self._sample_due():
-                yield self._sample()
+                yield from self._sample()
         if reason != "diverged" and self.header.step > 0:
             for save in self._save(LATEST):
                 saved = save.error is None

@@ -10,7 +10,7 @@ from devices import tolerance
 
 import mlx_gpt
 from mlx_gpt.checkpoint import store
-from mlx_gpt.errors import ResumeRefused, UserError
+from mlx_gpt.errors import Mismatch, ResumeRefused, UserError
 from mlx_gpt.train.reports import EvalReport, StopReport
 
 SETTINGS = TINY | {"train.batch_size": 2, "train.iters": 6, "train.eval_every": 3, "data.val_fraction": 0.3}
@@ -87,12 +87,19 @@ def test_convert_chooses_the_format_by_name_and_says_it(folder, tmp_path, name, 
     assert np.array_equal(np.array(back.model(tokens)), np.array(first.model(tokens)))
 
 
+def test_another_network_than_requested_is_a_mismatch_and_refuses_a_resume_only_in_train(folder):
+    with pytest.raises(Mismatch, match=r"best\.safetensors: .* n_layer"):
+        mlx_gpt.load(folder, n_layer=7)
+    with pytest.raises(ResumeRefused, match=r"\.safetensors: .* n_layer"):
+        mlx_gpt.train(resume=folder, settings={"model.n_layer": 7})
+
+
 def test_an_rgpt_file_gets_the_characters_of_its_text(folder, text, tmp_path):
     mlx_gpt.convert(folder, tmp_path / "a.bin", "rgpt0002")
     sizes = {key.removeprefix("model."): size for key, size in TINY.items()}
     run = mlx_gpt.load(tmp_path / "a.bin", corpus=str(text), **sizes)
     assert run.tokenizer.to_dict() == mlx_gpt.load(folder).tokenizer.to_dict()
-    with pytest.raises(ResumeRefused, match="vocabulary"):
+    with pytest.raises(Mismatch, match=r"a\.bin: has .* ids, but corpus pydocs"):
         mlx_gpt.load(tmp_path / "a.bin", corpus="pydocs", **sizes)
 
 

@@ -1,5 +1,6 @@
 """The bench: everyone computes the same, nobody who differs is timed, and what is tuned is measured, kept and used."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -18,7 +19,7 @@ from mlx_gpt.bench.record import make_case
 from mlx_gpt.config.presets import resolve
 from mlx_gpt.device.mlx import STOCK_ENVIRONMENT
 from mlx_gpt.device.report import device_report
-from mlx_gpt.errors import Disagreement, UserError
+from mlx_gpt.errors import Disagreement, InternalError
 from mlx_gpt.run import start, tuned
 
 
@@ -93,7 +94,7 @@ def test_whoever_fails_is_left_out_with_a_word_but_we_never():
     rows = {race.OURS: 1, "PyTorch": 1}
     assert set(race.compare_losses(racers, rows, "float32", notes.append)) == {race.OURS}
     assert "PyTorch left out: no room" in notes
-    with pytest.raises(UserError, match="no room"):
+    with pytest.raises(InternalError, match="no room"):
         race.compare_losses({race.OURS: Fake(Failed("no room"))}, rows, "float32", print)
 
 
@@ -147,22 +148,31 @@ def known(tmp_path, monkeypatch):
 
 
 class Measured:
-    """A stand-in for the measurement: what each setting multiplies the time by; under a tenth the loss is another."""
+    """A stand-in for the measurement: what each setting multiplies the time by; under a tenth the loss is another.
+
+    Settings of the cost inf fail when they are timed.
+    """
 
     costs: dict = {}
+    running: set = set()
 
     def __init__(self, case, settings):
+        self.has_failed = False
+        self.running.add(self)
         self.time = float(np.prod([self.costs.get(item, 1.0) for item in settings.items()]))
         self.loss = 9.0 if self.time < 0.1 else 4.0
 
     def seconds(self):
+        if self.time == np.inf:
+            self.has_failed = True
+            raise Failed("mlxgpt: killed")
         return self.time
 
     def loss_differs(self, other):
         return self.loss != other.loss
 
     def close(self):
-        pass
+        self.running.remove(self)
 
 
 def test_the_tuner_keeps_what_is_faster_and_computes_the_same(case, monkeypatch):
@@ -192,6 +202,45 @@ def test_on_metal_the_tuner_tries_kernels_types_tiles_and_buffers(case, monkeypa
     assert found["settings"] == {"speed.attention": "fused", "speed.attention_tile": 128}
     tried = {setting.split("=")[0] for name in found["tried"] for setting in name.split(", ")}
     assert tried >= {"train.dtype", "speed.attention", "speed.query_blocks", "speed.ops_per_buffer"}
+
+
+def test_a_candidate_that_fails_while_it_is_timed_is_skipped(case, monkeypatch):
+    monkeypatch.setattr(tuner, "Candidate", Measured)
+    monkeypatch.setattr(Measured, "costs", {("speed.query_blocks", 2): np.inf, ("speed.query_blocks", 8): 0.5})
+    notes = []
+    found = tuner.tune(case, {}, notes.append)
+    assert found["settings"] == {"speed.attention": "blocks", "speed.query_blocks": 8} and not Measured.running
+    assert "speed.attention=blocks, speed.query_blocks=2: mlxgpt: killed" in notes
+    assert not any("query_blocks=2" in name for name in found["tried"])
+
+
+def test_a_tuner_whose_best_settings_fail_ends_and_leaves_no_process(case, monkeypatch):
+    class Dying(Measured):
+        def loss_differs(self, other):
+            self.time = other.time = np.inf  # from now on, every turn fails
+            return True
+
+    monkeypatch.setattr(tuner, "Candidate", Dying)
+    with pytest.raises(Failed, match="killed"):
+        tuner.tune(case, {}, print)
+    assert not Measured.running
+
+
+def test_a_process_that_dies_while_it_is_timed_has_failed(case, monkeypatch):
+    monkeypatch.setattr(tuner, "TURN_SECONDS", 0.1)
+    racer = tuner.Racer
+
+    def started(*arguments):
+        started.racer = racer(*arguments)
+        return started.racer
+
+    monkeypatch.setattr(tuner, "Racer", started)
+    with contextlib.closing(tuner.Candidate(case, {})) as candidate:
+        assert not candidate.has_failed
+        os.kill(started.racer.pid, signal.SIGKILL)
+        with pytest.raises(Failed):
+            candidate.seconds()
+        assert candidate.has_failed
 
 
 def test_what_was_tuned_is_used_said_and_overridden(case, known):

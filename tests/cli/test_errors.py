@@ -9,6 +9,8 @@ import pytest
 from commands import mlxgpt, process
 from constants import SMALL
 
+from mlx_gpt import device
+from mlx_gpt.errors import Disagreement
 from mlx_gpt.train.trainer import Trainer
 
 RUN = "runs/custom-pydocs"
@@ -80,6 +82,14 @@ SILLY = [
     ("generate --max-tokens -1", 2, "max_tokens=-1"),
     ("generate --prompt жук", 2, "'ж' U+0436"),
     ("generate --set train.iters=5", 2, "train.iters model.n_head"),
+    (f"generate {RUN}/best.safetensors --preset model-xs", 4, "best.safetensors network n_embd 116 32"),
+    (
+        f"generate {RUN}/best.safetensors --corpus other.txt",
+        4,
+        "best.safetensors tokenizer char corpus other leave out",
+    ),
+    (f"eval {RUN}/best.safetensors --set model.n_layer=3", 4, "best.safetensors n_layer 3 2"),
+    (f"convert {RUN}/best.safetensors x.bin --set model.n_layer=3", 4, "best.safetensors n_layer 3 2"),
     ("eval absent.safetensors", 2, "absent.safetensors no such"),
     ("eval --corpus absent.txt", 2, "absent.txt"),
     ("inspect text.txt", 3, "text.txt neither"),
@@ -229,6 +239,18 @@ def test_a_pipe_that_is_closed_ends_a_command_with_141(home, command):
         running.stdout.close()
         running.stderr.read()
     assert running.returncode == 141
+
+
+def test_a_failure_of_our_own_says_that_it_is_a_defect_and_what_to_report(tmp_path, monkeypatch):
+    def fail():
+        raise Disagreement("bench: PyTorch has other losses")
+
+    monkeypatch.setattr(device, "device_report", fail)
+    done = mlxgpt("doctor", cwd=tmp_path)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and not done.stdout
+    assert line.startswith("internal error: bench: PyTorch has other losses; ")
+    assert "defect of mlxgpt" in line and "report" in line and "mlxgpt doctor" in line
 
 
 def test_an_empty_preset_is_no_preset(tmp_path):

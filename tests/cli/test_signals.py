@@ -7,7 +7,7 @@ import time
 
 import pytest
 from commands import mlxgpt, process
-from constants import TINY
+from constants import SMALL, TINY
 from training import assert_same_state
 
 from mlx_gpt.checkpoint import store
@@ -90,14 +90,30 @@ def test_a_background_job_hears_of_an_interrupt_and_nohup_of_no_hang_up(tmp_path
     assert running.returncode == 130 and (folder / LATEST).exists()
 
 
-def test_a_second_signal_ends_at_once(tmp_path):
-    """The first update takes far longer than the signals, so that it cannot end between them."""
-    folder = tmp_path / "twice"
-    slow = ["train", "--preset=model-xl", "--batch=64", "--corpus=pydocs", "--json", "--out", folder]
-    with process(*slow, "--set=train.eval_at_start=true", "--set=train.eval_windows=2", cwd=tmp_path) as running:
-        run_to(running, '"report": "eval"')
-        running.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_second_signal_ends_at_once_even_if_the_output_is_closed(tmp_path, closed):
+    slow = ["train", "--preset=model-s", "--batch=96", "--corpus=pydocs", "--set=train.log_every=1"]
+    with process(*slow, "--out", tmp_path / "twice", cwd=tmp_path) as running:
+        run_to(running, "Iter    1/")
+        if closed:
+            running.stdout.close()
+        time.sleep(0.3)  # the next update, which takes seconds, has begun
+        running.send_signal(signal.SIGTERM)
         time.sleep(0.5)  # signals closer together are taken for one
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(timeout=60) == 143
+        assert "Traceback" not in running.stderr.read()
+    assert "checkpoint.safetensors" not in os.listdir(tmp_path / "twice")
+
+
+def test_a_signal_after_the_output_was_closed_leaves_a_saved_run(tmp_path):
+    """The note on the signal is then the first text that cannot be written. It comes from another thread."""
+    folder = tmp_path / "closed"
+    quiet = ["--iters=1000000", "--eval-every=100", "--set=train.log_every=1000000"]
+    with process("train", "--corpus=pydocs", *SMALL, *quiet, "--out", folder, cwd=tmp_path) as running:
+        run_to(running, "eval @100")
+        running.stdout.close()
         running.send_signal(signal.SIGINT)
-        assert running.wait(timeout=60) == 130
-    assert "checkpoint.safetensors" not in os.listdir(folder)
+        assert running.wait(timeout=60) == 141
+        assert "Traceback" not in running.stderr.read()
+    assert store.load(folder / LATEST).header.step >= 100

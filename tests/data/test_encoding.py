@@ -107,6 +107,24 @@ def test_an_interrupted_encoding_goes_on(kept):
         assert skipped <= stop and (stop < 5 or skipped > 0)
 
 
+def test_a_part_that_is_too_short_for_its_state_starts_over(kept):
+    """The ids take two bytes each, and a byte of the last one that the state counts is missing."""
+    corpus = corpus_of(*TEXTS)
+    tokenizer = CharTokenizer("".join(sorted({*"".join(TEXTS), *map(chr, range(256, 600))})))
+    encode(corpus, tokenizer, print)
+    whole = next(kept.glob("*.tokens"))
+    expected = whole.read_bytes()
+    whole.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        encode(corpus, Stopping(tokenizer.characters, 10), print)
+    count = json.loads(next(kept.glob("*.json")).read_text())["count"]
+    with open(next(kept.glob("*.part")), "r+b") as file:
+        file.truncate(encoding.HEADER.size + 2 * count - 1)
+    told = []
+    encode(corpus, tokenizer, told.append)
+    assert whole.read_bytes() == expected and not any("resuming" in text for text in told)
+
+
 def test_a_damaged_file_is_made_anew(kept):
     corpus, told = corpus_of(*TEXTS), []
     tokenizer = CharTokenizer.train(corpus.texts())

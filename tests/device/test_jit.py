@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from constants import ROOT
 from devices import cpu_only
 
 pytestmark = [
@@ -15,7 +16,8 @@ pytestmark = [
 
 CODE = """
 import json, os, tempfile, numpy as np
-from mlx_gpt.device.mlx import VECTORIZED, mx
+from mlx_gpt.device.mlx import KERNELS, mx
+from mlx_gpt.device.report import weaknesses
 x = np.concatenate([np.linspace(-100, 88, 4001), [np.inf, -np.inf, np.nan, 0.0]]).astype(np.float32)
 def kernels(m, x):
     return m.exp(x * 1), m.sqrt(m.abs(x) * 2), m.where(m.isfinite(x * 1), x * 2, -7), m.maximum(x * 2, 0)
@@ -23,13 +25,22 @@ found = mx.compile(lambda x: kernels(mx, x))(mx.array(x))
 with np.errstate(all="ignore"):
     expected = kernels(np, x.astype(np.float64))
 same = all(np.allclose(a, b, rtol=1e-5, atol=1e-30, equal_nan=True) for a, b in zip(found, expected))
-print(json.dumps({"vectorized": VECTORIZED, "same": bool(same), "tmp": tempfile.gettempdir()}))
+facts = {"vectorized": KERNELS.vectorized, "advice": weaknesses()}
+print(json.dumps(facts | {"same": bool(same), "tmp": tempfile.gettempdir()}))
+"""
+
+# A compiler that does not know one of our flags.
+REFUSING = """#!/bin/sh
+case "$*" in *native*) echo "unknown option -march=native" >&2; exit 1;; esac
+exec /usr/bin/g++ "$@"
 """
 
 
 def run(tmp_path, **env):
-    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), **env}
-    done = subprocess.run([sys.executable, "-W", "error", "-c", CODE], capture_output=True, text=True, env=env)
+    own = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    env = own | {"XDG_CACHE_HOME": str(tmp_path / "cache")} | env
+    command = [sys.executable, "-W", "error", "-c", CODE]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -48,6 +59,7 @@ def made(tmp_path_factory):
 def test_kernels_are_vectorized_exact_and_in_the_users_cache(made):
     home, first = made
     assert run(home) == first and first["vectorized"] and first["same"]
+    assert not any("kernels" in line for line in first["advice"])
     assert kernels(home)
     assert str(home) not in first["tmp"]  # Python's own temporary files stay where they were
 
@@ -55,10 +67,18 @@ def test_kernels_are_vectorized_exact_and_in_the_users_cache(made):
 def test_the_switch_leaves_mlx_as_it_is(tmp_path):
     found = run(tmp_path, MLXGPT_KERNELS="off")
     assert not found["vectorized"] and found["same"] and not kernels(tmp_path)
+    assert any("MLXGPT_KERNELS=off" in line for line in found["advice"])
 
 
-@pytest.mark.parametrize("broken", ["cache", "compiler"])
-def test_what_cannot_be_used_is_done_without(tmp_path, broken):
+def test_a_folder_named_mlx_beside_the_script_does_not_hide_the_header(made):
+    """MLX is a namespace package: such a folder is a part of it, and the first one."""
+    home, first = made
+    (home / "mlx" / "include").mkdir(parents=True)
+    assert run(home) == first
+
+
+@pytest.mark.parametrize("broken, reason", [("cache", "XDG_CACHE_HOME"), ("compiler", "unknown option -march=native")])
+def test_what_cannot_be_used_is_done_without_and_the_reason_is_reported(tmp_path, broken, reason):
     """A cache that is no folder; a compiler that knows none of our flags but serves MLX."""
     if broken == "cache":
         (tmp_path / "cache").write_text("a file where the folder should be")
@@ -66,10 +86,11 @@ def test_what_cannot_be_used_is_done_without(tmp_path, broken):
     else:
         (tmp_path / "bin").mkdir()
         plain = tmp_path / "bin" / "g++"
-        plain.write_text('#!/bin/sh\ncase "$*" in *native*) exit 1;; esac\nexec /usr/bin/g++ "$@"\n')
+        plain.write_text(REFUSING)
         plain.chmod(0o755)
         found = run(tmp_path, PATH=f"{plain.parent}:/usr/bin:/bin")
     assert not found["vectorized"] and found["same"]
+    assert any("not vectorized" in line and reason in line for line in found["advice"])
 
 
 def test_an_interrupted_install_is_finished(made):

@@ -305,6 +305,18 @@ def test_samples_are_due_when_asked_for(tmp_path, config, every, steps):
     assert found == steps
 
 
+def test_the_seconds_of_a_step_leave_out_the_text_that_was_generated_before_it(tmp_path, config, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    config = config.replace({"train.iters": 4, "train.sample_every": 2})
+    seconds = []
+    for report in trainer(tmp_path, config).run():
+        if isinstance(report, StepReport):
+            seconds.append(report.seconds)
+        now += 100 if isinstance(report, SampleDue) else 0
+    assert seconds == [0, 0, 0, 0] and now == 200
+
+
 def test_the_seed_decides_everything(tmp_path, config):
     def losses(seed):
         reports = trainer(tmp_path, config.replace({"train.seed": seed, "train.iters": 4})).run()
