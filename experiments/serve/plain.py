@@ -25,10 +25,15 @@ def main(checkpoint: str, port: str) -> None:
             self.send_header("Connection", "close")
             self.end_headers()
             pieces = mlx_gpt.generate(run, asked["prompt"], max_tokens=asked["max_tokens"], seed=asked["seed"])
+            count = 0  # of pieces, which are single tokens if the tokenizer is one of characters
             for text in pieces:
-                frame = {"choices": [{"index": 0, "text": text, "logprobs": None, "finish_reason": None}]}
-                self.wfile.write(f"data: {json.dumps(frame)}\n\n".encode())
+                count += 1
+                self._send({"choices": [{"index": 0, "text": text, "logprobs": None, "finish_reason": None}]})
+            self._send({"choices": [], "usage": {"completion_tokens": count}})
             self.wfile.write(b"data: [DONE]\n\n")
+
+        def _send(self, frame):
+            self.wfile.write(f"data: {json.dumps(frame)}\n\n".encode())
 
         def log_message(self, *_):
             pass
