@@ -37,7 +37,8 @@ def evaluate(
         predicted tokens.
 
     Raises:
-        UserError: The run has no tokenizer, a corpus does not exist, or an argument is out of range.
+        UserError: The run has no tokenizer, no corpus is given and the training text is not known, a corpus does not
+            exist, or an argument is out of range.
         BadFile: A corpus cannot be read.
     """
     require_run(run)
@@ -47,6 +48,8 @@ def evaluate(
         raise UserError(f"batch_size={batch_size} is not allowed; give 1 or more")
     if run.tokenizer is None:
         raise UserError("the checkpoint has no tokenizer; load it with the corpus or the vocab it was trained with")
+    if corpus is None and run.header.corpus is None:
+        raise UserError("the checkpoint does not name the text that it was trained on; name one with --corpus")
     prepare()
     data = run.config.data
     tokens = encode(open_corpus(specs_of(corpus or data.corpus)), run.tokenizer, note, data.unknown == "refuse")

@@ -16,7 +16,7 @@ from mlx_gpt.formats.huggingface.folder import FILES, TARGETS, require_whole, wr
 from mlx_gpt.formats.huggingface.quantize import BITS
 from mlx_gpt.formats.huggingface.quantize import quantize as quantize_weights
 from mlx_gpt.run.loading import read_checkpoint, to_run, tokenizer_of
-from mlx_gpt.run.request import Note, ignore, specs_of
+from mlx_gpt.run.request import Note, ignore
 from mlx_gpt.watch.compare import draw, read_record
 from mlx_gpt.watch.metrics import read_metrics
 
@@ -68,8 +68,7 @@ def export(
     if quantize:
         weights, dequantized, group = quantize_weights(weights, quantize)
         extra = {"quantization": {"group_size": group, "bits": quantize}}
-        specs = specs_of(corpus or checkpoint.header.config.data.corpus)
-        notes = [f"{quantize} bits per weight, in groups of {group}{_losses(checkpoint, dequantized, specs, note)}"]
+        notes = [f"{quantize} bits per weight, in groups of {group}{_losses(checkpoint, dequantized, corpus, note)}"]
         note(notes[0])
     evaluations = _evaluations(src)
     picture = _curve(src, folder) if evaluations else []
@@ -93,21 +92,22 @@ def _require_arguments(folder: Path, target: str, quantize: int | None, license:
         raise UserError(f"{folder}: is not empty; name another folder, or write into it with --force")
 
 
-def _losses(checkpoint: Checkpoint, dequantized: Tensors, specs: tuple[str, ...], note: Note) -> str:
-    """Measures the validation losses of the original and of the dequantized weights.
+def _losses(
+    checkpoint: Checkpoint, dequantized: Tensors, corpus: str | Path | Sequence[str | Path] | None, note: Note
+) -> str:
+    """Measures the validation losses of the original and of the dequantized weights on `corpus` (see export()).
 
     Returns:
         Both losses as a text that begins with a colon, or an empty string if the loss cannot be measured.
     """
-    note(f"measuring the loss on {', '.join(specs)} before and after quantizing")
     losses = []
     try:
         # The corpus is read twice. The second evaluation would repeat its messages, so they are ignored.
         for weights, say in ((checkpoint.weights, note), (dequantized, ignore)):
             run = to_run(dataclasses.replace(checkpoint, weights=weights))
-            losses.append(evaluate(run, specs, note=say).loss)
+            losses.append(evaluate(run, corpus, note=say).loss)
     except UserError as error:
-        note(f"the loss was not measured: {error}; name another text with --corpus")
+        note(f"the loss before and after quantizing was not measured: {error}")
         return ""
     return ": validation loss {:.4f} before, {:.4f} after".format(*losses)
 

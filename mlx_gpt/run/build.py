@@ -47,8 +47,13 @@ class Start:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run has already reached `train.iters`."""
-        return self.header.step >= self.header.config.train.iters
+        """Whether the run has already reached `train.iters` and evaluated its last weights.
+
+        A signal can end a run before its last evaluation. A checkpoint of another program has no evaluations.
+        """
+        header = self.header
+        is_evaluated = header.last_eval == header.step or header.tokens == 0
+        return header.step >= header.config.train.iters and is_evaluated
 
 
 def open_text(config: Config, note: Note) -> Corpus:

@@ -211,4 +211,6 @@ def draw(path: Path, records: Sequence[Record], marks: Sequence[tuple[str, Seque
 def _text(value) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value).lower() if value is True else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

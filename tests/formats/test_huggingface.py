@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 
@@ -27,8 +28,9 @@ from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer, tokenizer_from_dict
 from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.device.mlx import mx
-from mlx_gpt.errors import BadFile
+from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.formats.huggingface import folder as huggingface
+from mlx_gpt.formats.huggingface.card import card
 from mlx_gpt.formats.huggingface.quantize import quantize
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.run.loading import read_checkpoint
@@ -366,3 +368,20 @@ def test_nothing_of_a_folder_is_run(tmp_path, vectors, monkeypatch):
         subprocess.run([sys.executable, "-c", code, str(tmp_path / "public")], cwd=ROOT, capture_output=True).returncode
         == 0
     )
+
+
+def test_the_card_says_only_what_is_known_of_the_training():
+    """A checkpoint of another program knows neither its text nor its losses."""
+    tokenizer = CharTokenizer("ab").to_dict()
+    imported = Header(config=Config(), vocab_size=4, step=0, num_updates=0, tokenizer=tokenizer)
+    text = card(imported, "name", "huggingface", "mit", [], False, ["a note"])
+    assert not {"pydocs", "None", "inf", " 0 "} & set(re.split(r"[(\s]", text.split("## Training")[1]))
+    assert "- a note" in text
+    assert "not known" in card(imported, "name", "huggingface", "mit", [], False, [])
+
+
+def test_a_loss_is_not_measured_on_a_text_that_nobody_named(saved):
+    run = load(saved)
+    unknown = dataclasses.replace(run, header=dataclasses.replace(run.header, corpus=None))
+    with pytest.raises(UserError, match="name one with --corpus"):
+        mlx_gpt.evaluate(unknown)

@@ -14,7 +14,7 @@ from mlx_gpt.run.folder import folder_of
 from mlx_gpt.run.request import Request, ignore
 from mlx_gpt.run.session import Session
 from mlx_gpt.run.start import begin
-from mlx_gpt.train.reports import SaveReport, StepReport, StopReport
+from mlx_gpt.train.reports import EvalReport, SaveReport, StepReport, StopReport
 
 SETTINGS = TINY | {"train.batch_size": 2, "train.iters": 6, "train.eval_every": 3, "train.eval_windows": 2}
 
@@ -53,6 +53,21 @@ def test_a_session_that_is_stopped_ends_saved(tmp_path):
             session.stop()
     assert reports[-1].reason == "signal" and reports[-1].step == 2
     assert isinstance(reports[-2], SaveReport) and reports[-2].path == str(tmp_path / "run/checkpoint.safetensors")
+
+
+def test_a_run_that_was_stopped_before_its_last_evaluation_makes_it_when_it_resumes(tmp_path):
+    settings = {"train.iters": 7}  # the last evaluation is not one of those that are due every three updates
+    [*_, whole] = session_in(tmp_path / "whole", settings=settings)
+    session = session_in(tmp_path / "run", settings=settings)
+    for report in session:
+        if isinstance(report, StepReport) and report.step == 7:
+            session.stop()
+    assert isinstance(report, StopReport) and (report.reason, report.step) == ("signal", 7)
+    resumed = list(session_in(tmp_path / "run", resume=str(tmp_path / "run")))
+    assert [r.step for r in resumed if isinstance(r, EvalReport)] == [7]
+    assert (resumed[-1].best_loss, resumed[-1].best_step, resumed[-1].reason) == (
+        whole.best_loss, whole.best_step, "iters",
+    )  # fmt: skip
 
 
 def test_a_complete_run_stays_as_it_is(tmp_path):

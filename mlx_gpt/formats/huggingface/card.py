@@ -1,4 +1,6 @@
-"""The model card: the network, its training data, its losses, and how to load it."""
+"""The model card: the network, how to load it, and its training data and losses as far as they are known."""
+
+import math
 
 from mlx_gpt.checkpoint.store import Header
 from mlx_gpt.model.cost import num_params
@@ -32,8 +34,7 @@ def card(
             evenly spaced evaluations, at most 39.
         notes: Further items for the list of facts about the training.
     """
-    model, train = header.config.model, header.config.train
-    corpora = ", ".join(header.config.data.corpus)
+    model = header.config.model
     lines = [
         "---",
         "library_name: " + {"huggingface": "transformers", "mlx-lm": "mlx"}[target],
@@ -45,7 +46,7 @@ def card(
         "",
         f"# {name}",
         "",
-        f"A GPT of {num_params(model, header.vocab_size):,} parameters, trained from scratch with mlxgpt: "
+        f"A GPT of {num_params(model, header.vocab_size):,} parameters: "
         f"{model.n_layer} layers of {model.n_head} heads, {model.n_embd} wide, {model.block_size} tokens of context, a "
         f"vocabulary of {header.vocab_size:,} ({header.tokenizer['kind']}).",
         "",
@@ -56,18 +57,29 @@ def card(
         "",
         "## Training",
         "",
-        f"- text: {corpora} (SHA-256 of the documents {str(header.corpus)[:16]}...)",
-        f"- {header.step:,} updates of {train.sequences_per_step} x {model.block_size} tokens, "
-        f"{header.tokens:,} in total, with {header.config.optimizer.name}, in {train.dtype}",
-        f"- best validation loss {header.best_loss:.4f} nats per token, at update {header.best_step:,}",
-        *(f"- {note}" for note in notes),
+        *(f"- {fact}" for fact in [*_facts(header), *notes]),
         "",
     ]
     if has_curve:
         lines += ["![validation loss](curve.png)", ""]
     elif evaluations:
-        lines += ["| update | tokens | validation loss | perplexity |", "|---|---|---|---|"]
+        lines += ["| step | tokens | validation loss | perplexity |", "|---|---|---|---|"]
         shown = evaluations[:: max(len(evaluations) // 20, 1)]
         lines += [f"| {e['step']:,} | {e['tokens']:,} | {e['val_loss']:.4f} | {e['val_ppl']:.2f} |" for e in shown]
         lines += [""]
     return "\n".join(lines)
+
+
+def _facts(header: Header) -> list[str]:
+    """What is known about the training. A checkpoint of another program says nothing about its text and its steps."""
+    train, facts = header.config.train, []
+    if header.corpus:
+        facts.append(f"text: {', '.join(header.config.data.corpus)} (SHA-256 of the documents {header.corpus[:16]}...)")
+    if header.tokens:
+        facts.append(
+            f"{header.step:,} steps of {train.sequences_per_step} x {header.config.model.block_size} tokens, "
+            f"{header.tokens:,} in total, with {header.config.optimizer.name}, in {train.dtype}"
+        )
+    if math.isfinite(header.best_loss):
+        facts.append(f"best validation loss {header.best_loss:.4f} nats per token, at step {header.best_step:,}")
+    return facts or ["not known: the weights were imported from another program"]
