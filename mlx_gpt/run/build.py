@@ -1,4 +1,4 @@
-"""Builds the trainer of a run from its initial state: model, optimizer, and data on the device."""
+"""Builds the trainer of a run, with its model, its optimizer and its data, from the run's initial state."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Training settings for checkpoints that hold none: RGPT files, state_dicts and exported folders.
+"""Training settings for checkpoints that have none of their own, or whose settings are not used.
 
-Such a checkpoint was written by randyGPT, or contains no more than randyGPT would have written. It continues with a
-recipe of randyGPT. The files do not tell which version of randyGPT wrote them.
+These are RGPT files, state_dicts, exported folders, and files that `convert` made of them without reading a corpus.
+They continue with a recipe of randyGPT. The files do not tell which version of randyGPT wrote them.
 """
 
 import dataclasses
@@ -19,7 +19,10 @@ VERSIONS = "--recipe randygpt has the settings of randyGPT 0.9.2, --recipe randy
 
 
 def has_settings(header: Header) -> bool:
-    """Whether a checkpoint holds training settings. If it does, it also has the fingerprint of its corpus."""
+    """Whether a checkpoint's own training settings are used. The sign is the fingerprint of its corpus.
+
+    Every run writes one. An imported checkpoint has none, unless `convert` has read its corpus.
+    """
     return header.corpus is not None
 
 
@@ -32,7 +35,7 @@ def settings_for(checkpoint: Checkpoint, request: Request, note: Note) -> Config
     Args:
         checkpoint: The checkpoint, as read_checkpoint() returned it for this request.
         request: The request.
-        note: Called with one line that names the recipe and its main values.
+        note: Called with one line that names the recipe and the main values of the resulting settings.
 
     Raises:
         UserError: The request names no corpus, or a setting is wrong.
@@ -54,7 +57,7 @@ def settings_for(checkpoint: Checkpoint, request: Request, note: Note) -> Config
 
 
 def with_recipe(checkpoint: Checkpoint, note: Note) -> Checkpoint:
-    """Gives a checkpoint that holds no training settings those of the recipe `randygpt`. Others stay unchanged."""
+    """Adds the settings of the recipe `randygpt` to a checkpoint that holds none. Others stay unchanged."""
     header = checkpoint.header
     if has_settings(header):
         return checkpoint

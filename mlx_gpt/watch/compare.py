@@ -115,8 +115,9 @@ def differences(records: Sequence[Record]) -> dict[str, list]:
 def thresholds(records: Sequence[Record]) -> list[float]:
     """Chooses losses for the rows "tokens to LOSS" of the comparison.
 
-    The losses are multiples of one of ROUND_STEPS: the smallest that gives at most MAX_THRESHOLDS of them, or the
-    largest if none does. They lie between the highest first evaluation of a run and the lowest evaluation of all runs.
+    The losses are multiples of a step: the smallest of ROUND_STEPS that gives at most MAX_THRESHOLDS losses, or the
+    largest of ROUND_STEPS if none does. They lie between the highest first evaluation of a run and the lowest
+    evaluation of all runs.
 
     Example: If evaluations begin at 3.1 and end at 1.9, the thresholds are [3.0, 2.8, 2.6, 2.4, 2.2, 2.0].
 
@@ -172,7 +173,8 @@ def draw(path: Path, records: Sequence[Record], marks: Sequence[tuple[str, Seque
     Args:
         path: The file to write; its suffix is one of FORMATS.
         records: The runs.
-        marks: Further points, each (label, tokens, losses). They are drawn in the panel of tokens only.
+        marks: Further series of points, each (label, tokens of the points, losses of the points). They are drawn in
+            the panel of tokens only.
 
     Raises:
         UserError: The suffix is not in FORMATS, the folder does not exist, or matplotlib is not installed.
