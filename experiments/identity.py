@@ -216,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", help="a git revision, or a folder that contains mlx_gpt")
     parser.add_argument("new", nargs="?", default=str(ROOT), help="likewise (default: the working tree)")
-    help = "also train with Lion (off by default, because two Lion runs of the same version can differ)"
+    help = "also train with Lion (off by default: in versions without -ffp-contract=off, two Lion runs can differ)"
     parser.add_argument("--lion", action="store_true", help=help)
     chosen = parser.parse_args()
     start = time.perf_counter()

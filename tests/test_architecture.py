@@ -69,7 +69,7 @@ TABLE = {
     "train/evaluate": ("config/schema data/windows device rng train/objective train/reports", "numpy"),
     "train/step": ("config/schema device optim/clip rng train/objective train/parallel", "mlx"),
     "train/snapshot": ("checkpoint/store device/mlx train/step", "mlx numpy"),
-    "train/trainer": ("checkpoint/store device/mlx errors files train", "mlx"),
+    "train/trainer": ("checkpoint/store device errors files train", "mlx"),
     "generation/": ("device errors lazy model/state rng", "numpy"),
     "generation/scheduler": ("device/mlx generation", ""),
     "formats/": ("checkpoint config data device/mlx errors files model", "numpy safetensors"),

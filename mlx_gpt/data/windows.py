@@ -210,8 +210,8 @@ class Windows:
     def _cached(self, key: tuple, make) -> np.ndarray:
         """Returns make(), or its cached result if it was called for `key` before.
 
-        For S sources, the cache keeps the 2 S + 2 newest arrays: a batch may span two
-        epochs, and each of them needs one pass over each source.
+        For S sources, the cache keeps the 2 S + 2 newest arrays: enough for a batch that spans two epochs, if each
+        epoch needs one pass over each source. Otherwise, some arrays may be computed again.
         """
         if key not in self._cache:
             made = make()  # for an epoch, this call adds passes to the cache

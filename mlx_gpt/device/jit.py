@@ -24,7 +24,8 @@ from pathlib import Path
 
 from mlx_gpt.paths import cache_dir
 
-# None of these flags changes a result: none reorders arithmetic or assumes finite numbers, as -ffast-math would.
+# None of these flags reorders arithmetic or assumes finite numbers, as -ffast-math would. Only -ffp-contract affects
+# rounding.
 #
 # -ffp-contract=off makes runs equal bit for bit. By default, g++ contracts a multiplication and an addition to one
 # instruction, which rounds once. It compiles several versions of a loop: a vectorized one, one for the remaining

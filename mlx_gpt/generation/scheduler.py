@@ -8,7 +8,8 @@ The thread runs a loop. One iteration is called a pass. Each pass
 1. releases the slots of finished texts, and grows or shrinks the batch,
 2. fills at most one slot, with a waiting prompt or with the newer half of its full context, and draws the next token,
 3. launches one step for all texts, and
-4. delivers the tokens of the step that the previous pass launched, and the token of the slot filled in this pass.
+4. delivers the tokens of the step that the previous pass launched, and the token of the slot filled in this pass. (A
+   pass that reads a full context again delivers the tokens of the previous step first, because it needs their ids.)
 
 The device computes the new step while the host converts the ids of the previous step into text. If a pass fails, every
 text in a slot ends with an error. Waiting texts are not affected,
@@ -60,7 +61,7 @@ class Scheduler:
     Args:
         model: The network.
         num_slots: Largest number of rows of the batch.
-        max_waiting: Maximum number of jobs that wait for a slot.
+        max_waiting: Maximum number of jobs in flight beyond num_slots.
         deliver: Called in the scheduler's thread with a list of (job, piece). The pieces of a job arrive in order.
         give_up: Called in the scheduler's thread with the last error, after MAX_FAULTS failed passes (see there). The
             thread then ends.

@@ -122,8 +122,8 @@ class Slots:
         """Reads the last drawn token of every slot and draws the next ones. Returns before they are computed.
 
         Args:
-            positions: For each slot, the number of tokens that it has read, less than block_size. 0 for a slot that is
-                not in use; its output is meaningless.
+            positions: For each slot, the number of tokens that it has read, less than block_size. 0 for a slot that
+                takes no part in this step (empty, full or finished): its output is meaningless, and its state is lost.
             draw: The arguments of a draw of B tokens.
 
         Returns:

@@ -221,7 +221,7 @@ class Reader:
         return self._jobs(prompts, request, request.max_tokens, default=16, echo=echo, scored=scored)
 
     def chat(self, request: ChatRequest) -> list[Job]:
-        """The jobs of a chat: n for one prompt. The prompt is all messages in the template, and then "Assistant:"."""
+        """The jobs of a chat: n for one prompt. The prompt is all messages, then "Assistant:" and a newline."""
         if request.top_logprobs and not request.logprobs:
             raise bad("top_logprobs", "top_logprobs is allowed only with logprobs; set logprobs to true")
         prompt = "".join(self._turn(i, message) for i, message in enumerate(request.messages))

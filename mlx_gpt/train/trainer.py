@@ -19,6 +19,7 @@ from mlx.utils import tree_flatten
 
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Header
+from mlx_gpt.device.lanes import lanes
 from mlx_gpt.device.mlx import mx, peak_memory
 from mlx_gpt.errors import OutOfRoom, from_device
 from mlx_gpt.files import require_space
@@ -52,8 +53,8 @@ class Trainer:
         folder: Folder for checkpoints. `run` requires that it exists.
 
     Attributes:
-        header: Settings and progress. A snapshot and its checkpoint have the current `elapsed`, `source` and
-            `num_updates`.
+        header: Settings and progress. `elapsed`, `source` and `num_updates` are those at the start of this process; a
+            checkpoint of snapshot() has the current ones.
         state: The training state on the device: {"weights": ..., "optimizer": ...}.
         pipeline: The steps whose outputs have not been read yet.
     """
@@ -75,6 +76,7 @@ class Trainer:
         self._optimizer, self._source, self._validation, self._group = optimizer, source, validation, group
         if header.source is not None:
             source.seek(header.source)
+        lanes(self.config.speed.lanes)  # evaluations and the optimizer are traced for the lanes of this thread
         weights = model.weights()
         self.state = {
             "weights": weights,

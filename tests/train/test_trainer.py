@@ -9,6 +9,7 @@ from covering import covering
 from training import assert_same_state, timeless, trainer, validation
 
 from mlx_gpt.checkpoint import store
+from mlx_gpt.device.lanes import lanes
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import DeviceTimeout, OutOfRoom
 from mlx_gpt.optim.optimizers import RULES
@@ -115,7 +116,7 @@ def test_the_average_is_evaluated_and_saved_as_best_where_it_is_better(tmp_path,
 
 
 def test_the_loss_before_the_first_update_is_reported_by_every_process(tmp_path, config):
-    """Of the weights it starts from. It is no evaluation: the test above shows that it changes nothing of a run."""
+    """Of the weights it starts from. It is no evaluation: the test of resuming shows that it changes nothing."""
     config = config.replace({"train.iters": 12, "train.patience": 0})
     whole, seen = trainer(tmp_path, config), []
     for report in whole.run():
@@ -139,6 +140,16 @@ def test_the_loss_before_the_first_update_is_that_of_a_few_windows(tmp_path, con
     monkeypatch.setattr(evaluate, "START_WINDOWS", 2)
     first = next(iter(trainer(tmp_path, config).run()))
     assert isinstance(first, StartReport) and first.eval_tokens == 2 * config.model.block_size
+
+
+def test_a_run_does_not_depend_on_the_lanes_of_earlier_work(tmp_path, config):
+    """Evaluations are traced before the first step, and must not take the number of lanes that another run left."""
+    found = []
+    for left in (1, 2, 3):
+        (tmp_path / str(left)).mkdir()
+        lanes(left)
+        found.append(timeless(trainer(tmp_path / str(left), config.replace({"train.iters": 6})).run()))
+    assert found[0] == found[1] == found[2]
 
 
 def test_losses_are_reported_in_order_each_once(unbroken):
