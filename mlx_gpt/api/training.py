@@ -42,7 +42,7 @@ def train(
 
     Returns:
         A Session: an iterator over the reports. Its `folder` is the run folder, which it locks until the last report.
-        It yields no report if the run has already reached `train.iters`.
+        It yields no report if the run has reached `train.iters` and evaluated its last weights.
 
     Raises:
         UserError: A setting, a name or a path is wrong. The classes below are its subclasses.

@@ -26,7 +26,8 @@ class Case:
         vocab_size: Number of token ids.
         weights: Initial weights by name, float32.
         ids: Token ids of the training text, (N,).
-        inputs, targets: Token ids of the first batch, (B, T) each. All contenders must compute the same loss on it.
+        inputs, targets: Token ids of the first batch, (B, T) each. The losses on it, or on its first sequences, must
+            agree.
     """
 
     config: Config

@@ -46,7 +46,7 @@ class Racer:
     Args:
         name: A key of CONTENDERS.
         case: The file of the case.
-        speed: Its variables of MLX are set in the environment of mlxgpt's process.
+        speed: Some of these settings are MLX environment variables, which are set for mlxgpt's process only.
 
     Raises:
         Failed: By the constructor if the contender cannot be built, and by a call if the method raised an error or the

@@ -35,7 +35,7 @@ from mlx_gpt.files import make_folder
     help=f"{', '.join(names_of('presets'))}, or a TOML file; repeatable.",
 )
 @corpus_option
-@click.option("--batch", type=int, default=64, help="Sequences per update.")
+@click.option("--batch", type=int, default=64, help="Sequences per micro-batch.")
 @click.option("--dtype", help="Compute dtype: float32, bfloat16 or float16.")
 @heads_option
 @click.option("--rounds", type=click.IntRange(1, 1000), default=3, help="Measurements per contender, after a warm-up.")
@@ -67,8 +67,8 @@ def bench_command(presets, rounds, only, quick, tune, out, sets, as_json, **flag
     mlxgpt bench --tune --preset model-l
 
     The contenders are mlxgpt, PyTorch if it is installed, and a plain MLX loop. They take turns in training the same
-    model. Before that, each must compute the same loss on the same batch. Dropout is off, so that losses can be
-    compared.
+    model. Before that, each must compute the same loss on the same batch. Dropout is off by default, so that losses can
+    be compared.
     """
     # The default action of SIGTERM would leave the contenders' processes running. sys.exit() raises SystemExit instead,
     # so that their cleanup runs.

@@ -49,7 +49,8 @@ class Start:
     def is_complete(self) -> bool:
         """Whether the run has already reached `train.iters` and evaluated its last weights.
 
-        A signal can end a run before its last evaluation. A checkpoint of another program has no evaluations.
+        A run that a signal ended before its last evaluation is not complete. A checkpoint of another program has no
+        evaluations (its `tokens` is 0): it is complete if its step has reached `train.iters`.
         """
         header = self.header
         is_evaluated = header.last_eval == header.step or header.tokens == 0

@@ -158,8 +158,7 @@ def with_text(
         The checkpoint with the tokenizer. Without `corpus` and `vocab`, the checkpoint is returned unchanged.
 
     Raises:
-        Mismatch: The tokenizer differs from the checkpoint's own tokenizer, or in its number of ids from the
-            checkpoint's vocab_size.
+        Mismatch: The tokenizer is not the checkpoint's own, or its number of ids is not the checkpoint's vocab_size.
     """
     if vocab:
         return _with_tokenizer(path, checkpoint, open_vocab(Path(vocab)), str(vocab))

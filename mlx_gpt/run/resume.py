@@ -202,7 +202,8 @@ def _checked_tokenizer(checkpoint: Checkpoint, config: Config, corpus: Corpus, n
 def _changes(old: Config, new: Config) -> list[str]:
     """Returns one message for each setting that a resumed run changes.
 
-    `train.iters` is skipped while it is UNTIL_TIME_IS_UP, a placeholder that the user has not given.
+    A value of UNTIL_TIME_IS_UP is skipped: in `train.iters` it is a placeholder, a placeholder that the user has not
+    given.
     """
     before, after = old.to_dict(), new.to_dict()
     return [

@@ -22,8 +22,8 @@ class Session(Iterator[Report]):
     No update is made before the first report is requested. The folder is locked until the iteration ends, after the
     last report, or until `close()`. The session writes run.toml, metrics.jsonl and the checkpoints. For a byte-pair
     tokenizer it also writes tokenizer.json, if that format can represent the vocabulary, and for merges of characters
-    randyGPT's vocab.json. A run that has already reached `train.iters` has no reports. In its folder, at most the lock
-    file is created.
+    randyGPT's vocab.json. A run that is complete (see Start.is_complete) has no reports. In its folder, at most the
+    lock file is created.
 
     Attributes:
         start: The initial state.
@@ -66,8 +66,8 @@ class Session(Iterator[Report]):
     def run(self) -> Run:
         """The model, its tokenizer and the trainer's header (see Trainer).
 
-        The model holds the weights of the last SampleDue report. Before the first such report it holds the initial
-        weights.
+        The model holds the weights of the last SampleDue report. Before the first such report it holds the weights that
+        this process started from.
         """
         return Run(model=self.trainer.model, tokenizer=self.start.tokenizer, header=self.trainer.header)
 

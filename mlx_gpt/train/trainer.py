@@ -1,9 +1,9 @@
 """The training loop: a generator that repeats the compiled step and yields reports.
 
 On a GPU, the loop submits the next step before it reads the loss of the last one, so the device does not wait for the
-host. A checkpoint holds the state of a run. On the same machine, a resumed run therefore equals an uninterrupted one.
-There are two exceptions: the number of consecutive bad steps starts again at 0, and with `train.minutes`, the length of
-the run depends on measured times.
+host. A checkpoint holds the state of a run. With the same settings, machine and number of CPU cores, a resumed run
+therefore equals an uninterrupted one. There are two exceptions: the number of consecutive bad steps starts again at 0,
+and with `train.minutes`, the length of the run depends on measured times.
 """
 
 import contextlib
@@ -156,7 +156,7 @@ class Trainer:
         """Trains to the end of the run and yields reports.
 
         Before each step, the loop makes the plan, the evaluation, the sample and the save that are due, in this order.
-        Each of the last three first reads the outputs of all submitted steps, so that reports are in order of steps.
+        An evaluation, a sample and a save first read the outputs of all submitted steps, so that reports are in order.
 
         Raises:
             OutOfRoom: The disk has no space for two checkpoints, or memory ran out.

@@ -55,7 +55,7 @@ COMPUTED: dict[str, Container] = {
 }
 # The content of generation_config.json, from which generate() of transformers takes its defaults.
 GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "max_new_tokens": 200}
-MAX_JSON = 64 << 20  # largest config.json or tokenizer.json, in bytes
+MAX_JSON = 64 << 20  # largest config.json, in bytes
 
 
 @dataclass(frozen=True)
