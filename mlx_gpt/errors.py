@@ -75,7 +75,7 @@ _DEVICE_ERRORS = (
     (
         ("malloc", "allocate", "resource limit", "insufficient memory", "out of memory"),
         OutOfRoom,
-        "out of memory; lower --batch and raise --accum by the same factor, or choose a smaller --preset",
+        "out of memory; in training, lower --batch and raise --accum by the same factor; in serving, lower --streams",
     ),
 )
 

@@ -132,15 +132,15 @@ def model_card(loaded, path: Path, name: str | None, max_tokens: int) -> dict:
     Args:
         loaded: The loaded checkpoint.
         path: The path it was loaded from.
-        name: The id of the model. None takes the name of the run folder for best.safetensors and
-            checkpoint.safetensors, and otherwise the name of the file.
+        name: The id of the model. None takes the name of the run folder for the folder itself, best.safetensors and
+            checkpoint.safetensors, and otherwise the name of the file without its ending.
         max_tokens: The limit of --max-tokens.
     """
     from mlx_gpt.serve.schema import TURN
 
     header, config = loaded.header, loaded.config
     path = path.resolve()
-    own_name = path.parent.name if path.stem in ("best", "checkpoint") else path.stem
+    own_name = path.parent.name if path.stem in ("best", "checkpoint") else path.name if path.is_dir() else path.stem
     return {
         "id": name or own_name,
         "object": "model",

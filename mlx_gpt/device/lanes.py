@@ -15,7 +15,8 @@ from mlx_gpt.device.mlx import BLAS, mx, on_gpu
 # Maximum number of tokens in a part on a CPU: enough for efficient matrix products, few enough for caches and memory.
 LANE_TOKENS = 2048
 
-# The limit LANE_TOKENS alone gives at most this many parts; a small max_rows (see divide) can give more. Each part is
+# If LANE_TOKENS would cut a batch into more parts than this, divide() allows larger parts. Equal rounds on all
+# lanes or a small max_rows can still give more. Each part is
 # traced separately, so more parts take longer to compile.
 MAX_PARTS = 64
 

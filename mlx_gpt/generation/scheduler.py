@@ -160,7 +160,11 @@ class Scheduler:
 
     @property
     def healthy(self) -> bool:
-        """Whether the thread is alive and, if texts are in flight, a token was drawn in the last STALLED_AFTER s."""
+        """Whether the thread is alive and does not stall.
+
+        It stalls if texts are in flight and more than STALLED_AFTER s have passed since the last delivery, or since
+        submit() ended an idle time.
+        """
         stalled = self.in_flight and time.monotonic() - self._last_token > STALLED_AFTER
         return self.alive and not stalled
 

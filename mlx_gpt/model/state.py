@@ -80,7 +80,8 @@ def _write(old: mx.array, new: mx.array, positions: Positions) -> mx.array:
     B, H, S, D = old.shape
     if B == 1:
         return mx.slice_update(old, new, positions.first, axes=(2,))
-    # One index array for rows and heads together: MLX would make an array of indices for each axis that is not indexed.
+    # Rows and heads are one axis here. As a separate axis between rows and positions, the heads would need an index
+    # array too.
     whole = old.reshape(B * H, S, D)
     whole[positions.of_heads(H)] = new.reshape(B * H, -1, D)
     return whole.reshape(B, H, S, D)
