@@ -76,9 +76,9 @@ class Job:
         """Adds a drawn token. Returns the text and the tokens that can be delivered now.
 
         If there are stop strings, the last characters of the text are held back (see TextWriter). While the text goes
-        on, a token is delivered once all characters that were complete after it are released. When the text ends,
-        undelivered tokens that begin at or after its end are dropped: EOS, tokens that a stop string removes entirely,
-        and tokens that completed no character.
+        on, a token is delivered once every character that was complete when the token was added has been released. When
+        the text ends, undelivered tokens that begin at or after its end are dropped: EOS, tokens that a stop string
+        removes entirely, and tokens that completed no character.
         """
         writer, begin = self.writer, self.writer.length
         self.drawn.append(token.id)
