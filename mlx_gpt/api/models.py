@@ -35,8 +35,8 @@ def generate(
         stop: A string or strings that end the text. The string that ended the text is not part of it.
 
     Returns:
-        An iterator over the pieces of the generated text, without the prompt. A piece is yielded once no later token
-        can change it: a character's last byte may be in a later token, or a stop string may begin in the piece.
+        An iterator over the pieces of the generated text, without the prompt. Text is held back while a later token can
+        change it: its last character may still lack bytes, or its end may be the beginning of a stop string.
 
     Raises:
         UserError: An argument is out of range, the run has no tokenizer, or the prompt has a character that is not in

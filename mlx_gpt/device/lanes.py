@@ -15,9 +15,9 @@ from mlx_gpt.device.mlx import BLAS, mx, on_gpu
 # Maximum number of tokens in a part on a CPU: enough for efficient matrix products, few enough for caches and memory.
 LANE_TOKENS = 2048
 
-# If LANE_TOKENS would cut a batch into more parts than this, divide() allows larger parts. Equal rounds on all
-# lanes or a small max_rows can still give more. Each part is
-# traced separately, so more parts take longer to compile.
+# If LANE_TOKENS would cut a batch into more parts than this, divide() allows larger parts. There can still be more than
+# MAX_PARTS parts: if max_rows is small, or because divide() makes the parts smaller so that all lanes have equal work.
+# Each part is traced separately, so more parts take longer to compile.
 MAX_PARTS = 64
 
 _local = threading.local()  # an MLX stream belongs to the thread that made it

@@ -202,8 +202,7 @@ def _checked_tokenizer(checkpoint: Checkpoint, config: Config, corpus: Corpus, n
 def _changes(old: Config, new: Config) -> list[str]:
     """Returns one message for each setting that a resumed run changes.
 
-    A value of UNTIL_TIME_IS_UP is skipped: in `train.iters` it is a placeholder, a placeholder that the user has not
-    given.
+    The value UNTIL_TIME_IS_UP is skipped: settings_of() sets it in `train.iters` if only `train.minutes` was given.
     """
     before, after = old.to_dict(), new.to_dict()
     return [

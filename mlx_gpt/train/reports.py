@@ -12,7 +12,7 @@ class Plan:
     Attributes:
         iters: Total number of updates of the run.
         step_seconds: Median seconds of an update, from which `iters` was computed.
-        step: Number of updates finished when `iters` was computed.
+        step: Number of updates submitted when `iters` was computed. On a GPU, the last of them may be unfinished.
     """
 
     iters: int
