@@ -111,16 +111,18 @@ def train_command(updates, preset, recipe, out, resume, fine_tune, sets, plan, a
         fine_tune=fine_tune,
         default_corpus=(OWN_TEXT,) if Path(OWN_TEXT).is_file() else (),
     )
-    start = run.begin(request, note)
     if plan:
-        print_plan(run.plan(start, note), as_json)
-    elif start.is_complete:
+        print_plan(run.plan(run.begin(request, note), note), as_json)
+        return
+    session = run.Session(request, note)
+    if (start := session.start).is_complete:
+        session.close()
         note(
             f"{start.folder or resume}: already at iteration {start.header.step} of {start.header.config.train.iters}, "
             "nothing to do; raise --iters to train further"
         )
     else:
-        sys.exit(_train(run.Session(start, run.folder_of(request, start), note), as_json))
+        sys.exit(_train(session, as_json))
 
 
 def _iters(argument: str | None, option: int | None) -> int | None:

@@ -15,14 +15,13 @@ from mlx_gpt.run.request import Request, ignore
 from mlx_gpt.run.session import Session
 from mlx_gpt.run.start import begin
 from mlx_gpt.train.reports import EvalReport, SaveReport, StepReport, StopReport
+from mlx_gpt.train.trainer import BEST, LATEST
 
 SETTINGS = TINY | {"train.batch_size": 2, "train.iters": 6, "train.eval_every": 3, "train.eval_windows": 2}
 
 
-def session_in(folder, **more) -> Session:
-    request = Request(settings=SETTINGS | more.pop("settings", {}), out=folder, **more)
-    start = begin(request, ignore)
-    return Session(start, folder_of(request, start), ignore)
+def session_in(folder, settings=None, note=ignore, **more) -> Session:
+    return Session(Request(settings=SETTINGS | (settings or {}), out=folder, **more), note)
 
 
 def test_a_session_trains_its_run_and_keeps_its_settings(tmp_path):
@@ -82,6 +81,29 @@ def test_a_folder_with_a_run_is_not_trained_over(tmp_path):
     list(session_in(tmp_path / "run"))
     with pytest.raises(UserError, match="already holds a run"):
         session_in(tmp_path / "run")
+
+
+def test_a_run_that_is_still_training_is_refused_before_its_checkpoints_are_read(tmp_path):
+    """Otherwise the resumed run could go on from a state that the other process has replaced since."""
+    run = tmp_path / "run"
+    list(session_in(run))
+    (run / BEST).write_bytes(b"corrupt")  # a resume renames a corrupt file
+    before, lock = sorted(run.iterdir()), FolderLock(run)
+    for source in (run, run / LATEST):
+        with pytest.raises(ResumeRefused, match="another trainer"):
+            session_in(run, {"train.iters": 8}, resume=str(source))
+    assert sorted(run.iterdir()) == before
+    lock.release()
+    with contextlib.closing(session_in(run, {"train.iters": 8}, resume=str(run))) as session:
+        assert session.start.header.step == 6 and (run / f"{BEST}.corrupt-1").exists()
+
+
+def test_a_session_that_cannot_begin_leaves_its_folder_unlocked(tmp_path):
+    list(session_in(tmp_path / "run"))
+    with pytest.raises(ResumeRefused, match="val_fraction") as refused:
+        session_in(tmp_path / "run", {"data.val_fraction": 0.3}, resume=str(tmp_path / "run"))
+    FolderLock(tmp_path / "run").release()
+    assert refused.value.exit_code == 4
 
 
 def test_new_folders_are_named_after_preset_and_text_and_numbered(tmp_path, monkeypatch):
