@@ -11,7 +11,7 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.files import write_atomic
 from mlx_gpt.run.build import Start
 from mlx_gpt.run.request import Request
-from mlx_gpt.train.trainer import BEST, LATEST
+from mlx_gpt.train.saving import BEST, LATEST
 
 RUNS = Path("runs")
 

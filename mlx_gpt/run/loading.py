@@ -19,7 +19,7 @@ from mlx_gpt.errors import BadFile, Mismatch, UserError
 from mlx_gpt.formats.huggingface import folder as huggingface
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.run.request import specs_of
-from mlx_gpt.train.trainer import BEST, LATEST
+from mlx_gpt.train.saving import BEST, LATEST
 
 # The settings of the table [data] that determine a tokenizer.
 TOKENIZER_KEYS = ("tokenizer", "vocab_size", "bpe_rule", "vocab")

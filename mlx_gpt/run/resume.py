@@ -21,7 +21,7 @@ from mlx_gpt.run.folder import is_run, newest_run
 from mlx_gpt.run.imported import has_settings, settings_for
 from mlx_gpt.run.loading import TOKENIZER_KEYS, read_checkpoint, require_vocab, tokenizer_of
 from mlx_gpt.run.request import NEWEST, Note, Request, network_of
-from mlx_gpt.train.trainer import BEST, LATEST
+from mlx_gpt.train.saving import BEST, LATEST
 
 
 def resumed(request: Request, note: Note) -> Start:

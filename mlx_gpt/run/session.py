@@ -6,7 +6,9 @@ The session locks the folder, and writes the settings, a byte-pair vocabulary an
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
+from mlx_gpt.errors import UserError
 from mlx_gpt.files import FolderLock, make_folder
 from mlx_gpt.run.build import make_trainer
 from mlx_gpt.run.folder import folder_of, require_new, save_config, save_tokenizer
@@ -58,13 +60,13 @@ class Session(Iterator[Report]):
                 path, folder = located(request)
                 request = dataclasses.replace(request, resume=str(path))  # the newest run may change from now on
             if folder:
-                stack.callback(FolderLock(folder).release)
+                self._lock_until_closed(folder, stack)
             self.start = begin(request, note)
             self.folder = folder_of(request, self.start)
             self.trainer = make_trainer(self.start, self.folder, note)
             if not folder and not self.start.is_complete:
                 make_folder(self.folder)
-                stack.callback(FolderLock(self.folder).release)
+                self._lock_until_closed(self.folder, stack)
                 require_new(self.folder)  # another process may have trained in it since folder_of()
             self._locks = stack.pop_all()
         self._reports = self._train()
@@ -94,6 +96,18 @@ class Session(Iterator[Report]):
         """
         return Run(model=self.trainer.model, tokenizer=self.start.tokenizer, header=self.trainer.header)
 
+    def _lock_until_closed(self, folder: Path, stack: contextlib.ExitStack) -> None:
+        self._lock = FolderLock(folder)
+        stack.callback(self._lock.release)
+
+    def _update_config(self) -> None:
+        """Writes the settings to run.toml again. If that fails, tells the user."""
+        try:
+            self._lock.require_held()
+            save_config(self.folder, self.trainer.config)
+        except UserError as error:
+            self.note(f"run.toml keeps the settings from before the plan: {error}")
+
     def _train(self) -> Iterator[Report]:
         with self._locks as stack:
             if self.start.is_complete:
@@ -103,8 +117,8 @@ class Session(Iterator[Report]):
             path, first = self.folder / "metrics.jsonl", self.start.header.step
             metrics = MetricsFile(path, first, lambda line: self.note(line))  # `note` may be replaced later
             stack.callback(metrics.close)
-            for report in self.trainer.run():
+            for report in self.trainer.run(self._lock.require_held):
                 metrics.add(report)
                 if isinstance(report, Plan):  # the plan has changed `train.iters`
-                    save_config(self.folder, self.trainer.config)
+                    self._update_config()
                 yield report

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from constants import TINY
@@ -15,7 +17,7 @@ from mlx_gpt.run.request import Request, ignore
 from mlx_gpt.run.session import Session
 from mlx_gpt.run.start import begin
 from mlx_gpt.train.reports import EvalReport, SaveReport, StepReport, StopReport
-from mlx_gpt.train.trainer import BEST, LATEST
+from mlx_gpt.train.saving import BEST, LATEST
 
 SETTINGS = TINY | {"train.batch_size": 2, "train.iters": 6, "train.eval_every": 3, "train.eval_windows": 2}
 
@@ -104,6 +106,22 @@ def test_a_session_that_cannot_begin_leaves_its_folder_unlocked(tmp_path):
         session_in(tmp_path / "run", {"data.val_fraction": 0.3}, resume=str(tmp_path / "run"))
     FolderLock(tmp_path / "run").release()
     assert refused.value.exit_code == 4
+
+
+def test_a_run_whose_folder_was_replaced_leaves_the_new_run_alone(tmp_path):
+    first, seen = session_in(tmp_path / "run"), []
+    for report in first:
+        seen.append(report)
+        if isinstance(report, StepReport) and report.step == 2:
+            shutil.rmtree(tmp_path / "run")
+            list(session_in(tmp_path / "run", {"train.seed": 5}))
+            new = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == new
+    saves = [report for report in seen if isinstance(report, SaveReport)]
+    assert "no longer the folder of this run" in saves[0].error and not seen[-1].saved
+    assert saves[-1].error is None  # beside the folder
+    with contextlib.closing(session_in(None, {"train.iters": 8}, resume=saves[-1].path)) as again:
+        assert again.start.header.step == 6 and again.folder == Path(saves[-1].path).parent
 
 
 def test_new_folders_are_named_after_preset_and_text_and_numbered(tmp_path, monkeypatch):
