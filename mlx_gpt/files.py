@@ -40,6 +40,32 @@ def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Removes the temporary files that write_atomic() left in a folder because its process was killed.
+
+    The name of a temporary file ends with the id of its process. Files of processes that are alive are kept, also of
+    one that has got the id of a dead process.
+
+    Raises:
+        UserError: if a file cannot be removed.
+    """
+    for path in folder.glob(".*.tmp-*"):
+        process = path.name.rpartition("-")[2]
+        if process.isdecimal() and not _is_alive(int(process)):
+            with convert_os_errors(path):
+                path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # the signal 0 only checks whether the process exists
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # it exists and belongs to another user
+    return True
+
+
 def make_folder(path: Path) -> None:
     """Creates a folder and its parents unless they exist. Raises UserError or OutOfRoom if that fails."""
     with convert_os_errors(path):

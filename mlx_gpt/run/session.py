@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlx_gpt.errors import UserError
-from mlx_gpt.files import FolderLock, make_folder
+from mlx_gpt.files import FolderLock, make_folder, remove_abandoned
 from mlx_gpt.run.build import make_trainer
 from mlx_gpt.run.folder import folder_of, require_new, save_config, save_tokenizer
 from mlx_gpt.run.loading import Run
@@ -97,8 +97,10 @@ class Session(Iterator[Report]):
         return Run(model=self.trainer.model, tokenizer=self.start.tokenizer, header=self.trainer.header)
 
     def _lock_until_closed(self, folder: Path, stack: contextlib.ExitStack) -> None:
+        """Locks the folder, and removes the temporary files that killed processes have left in it."""
         self._lock = FolderLock(folder)
         stack.callback(self._lock.release)
+        remove_abandoned(folder)
 
     def _update_config(self) -> None:
         """Writes the settings to run.toml again. If that fails, tells the user."""

@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,6 +101,35 @@ def test_a_run_that_is_still_training_is_refused_before_its_checkpoints_are_read
     lock.release()
     with contextlib.closing(session_in(run, {"train.iters": 8}, resume=str(run))) as session:
         assert session.start.header.step == 6 and (run / f"{BEST}.corrupt-1").exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mlx_gpt.files import write_atomic
+def chunks():
+    yield b"half"
+    os.kill(os.getpid(), signal.SIGKILL)
+write_atomic(Path(sys.argv[1]), chunks())
+"""
+
+
+def test_a_resume_removes_the_temporary_files_of_dead_processes_only(tmp_path):
+    run = tmp_path / "run"
+    list(session_in(run))
+    before = sorted(run.iterdir())
+    subprocess.run([sys.executable, "-c", KILLED, run / LATEST], check=False)
+    (left,) = set(run.iterdir()) - set(before)
+    kept = [run / f".{LATEST}.tmp-{os.getppid()}", run / ".notes.tmp-today"]
+    for path in kept:
+        path.touch()
+    lock = FolderLock(run)
+    with pytest.raises(ResumeRefused, match="another trainer"):
+        session_in(run, {"train.iters": 8}, resume=str(run))
+    lock.release()
+    assert left.exists()  # while another trainer has the folder, nothing is removed
+    session_in(run, {"train.iters": 8}, resume=str(run)).close()
+    assert sorted(run.iterdir()) == sorted([*before, *kept])
 
 
 def test_a_session_that_cannot_begin_leaves_its_folder_unlocked(tmp_path):
