@@ -169,7 +169,7 @@ def with_text(
     text = open_corpus(specs)
     checkpoint = _with_tokenizer(path, checkpoint, CharTokenizer.train(text.texts()), f"corpus {text.name}")
     config = checkpoint.header.config.replace({"data.corpus": specs})
-    header = dataclasses.replace(checkpoint.header, corpus=text.fingerprint, config=config)
+    header = dataclasses.replace(checkpoint.header, corpus=text.fingerprint, division=text.division, config=config)
     return dataclasses.replace(checkpoint, header=header)
 
 

@@ -55,6 +55,7 @@ def resumed(request: Request, note: Note) -> Start:
         config=config,
         tokenizer=tokenizer.to_dict(),
         corpus=corpus.fingerprint,
+        division=corpus.division,
         # With a new length or time budget, the trainer fits the length to the time budget again, if there is one.
         planned=header.planned and not {"train.iters", "train.minutes"} & request.settings.keys(),
         # New moments are zero, so their bias correction, which depends on this count, starts again too.
@@ -188,7 +189,7 @@ def _checked_tokenizer(checkpoint: Checkpoint, config: Config, corpus: Corpus, n
     exported folder contains a tokenizer, but no fingerprint, so nothing is checked.
 
     Raises:
-        ResumeRefused: The corpus is another text.
+        ResumeRefused: The corpus is another text, or the same text in other sources.
         Mismatch: The tokenizer has another number of ids than the checkpoint.
     """
     header = checkpoint.header
@@ -204,9 +205,19 @@ def _checked_tokenizer(checkpoint: Checkpoint, config: Config, corpus: Corpus, n
             f"corpus {corpus.name} is not the text of this run: SHA-256 {corpus.fingerprint[:12]}..., the "
             f"checkpoint has {str(header.corpus)[:12]}...; give the same --corpus, or start a new run with --fine-tune"
         )
+    if header.division not in (None, corpus.division):
+        raise ResumeRefused(
+            f"corpus {corpus.name} divides the text into other sources, of {_counts(corpus.division)} documents, the "
+            f"checkpoint has {_counts(header.division)}; another split would validate on text that was trained on, "
+            "give the same --corpus"
+        )
     for change in _changes(header.config, config):
         note(change)
     return tokenizer
+
+
+def _counts(division: list[int]) -> str:
+    return " and ".join(map(str, division))
 
 
 def _changes(old: Config, new: Config) -> list[str]:
