@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -39,10 +40,57 @@ def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Removes the temporary files that write_atomic() left in a folder because its process was killed.
+
+    The name of a temporary file ends with the id of its process. Files of processes that are alive are kept, also of
+    one that has got the id of a dead process.
+
+    Raises:
+        UserError: if a file cannot be removed.
+    """
+    for path in folder.glob(".*.tmp-*"):
+        process = path.name.rpartition("-")[2]
+        if process.isdecimal() and not _is_alive(int(process)):
+            with convert_os_errors(path):
+                path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # the signal 0 only checks whether the process exists
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # it exists and belongs to another user
+    return True
+
+
 def make_folder(path: Path) -> None:
     """Creates a folder and its parents unless they exist. Raises UserError or OutOfRoom if that fails."""
     with convert_os_errors(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def fresh_folder(parent: Path | None, prefix: str) -> Iterator[Path]:
+    """A context with a new folder that only the user can open. The folder is removed if the context fails.
+
+    Args:
+        parent: the folder to create it in; None for the system's temporary folder.
+        prefix: the beginning of its name.
+
+    Raises:
+        OutOfRoom: if the disk is full.
+        UserError: if the folder cannot be created.
+    """
+    with convert_os_errors(parent or Path("temporary folder")):
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def require_space(folder: Path, num_bytes: int, what: str, remedy: str) -> None:
@@ -75,9 +123,9 @@ class FolderLock:
     def __init__(self, folder: Path):
         import fcntl
 
-        path = folder / ".lock"
-        with convert_os_errors(path):
-            self._file = open(path, "a")
+        self._path = folder / ".lock"
+        with convert_os_errors(self._path):
+            self._file = open(self._path, "a")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -85,6 +133,21 @@ class FolderLock:
             raise ResumeRefused(
                 f"{folder}: another trainer is running in this folder; wait until it ends, or choose another --out"
             ) from None
+
+    def require_held(self) -> None:
+        """Raises UserError if the lock file at this path is no longer the one that was locked.
+
+        That is so if the folder was moved, removed or replaced. Another process may then have locked the new one.
+        """
+        try:
+            is_same = os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except OSError:
+            is_same = False
+        if not is_same:
+            raise UserError(
+                f"{self._path.parent}: is no longer the folder of this run, it or its file .lock was moved, removed or "
+                "replaced; move it back, or end the run to save it elsewhere"
+            )
 
     def release(self) -> None:
         """Releases the lock: closing the file releases its `flock`."""

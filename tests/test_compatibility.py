@@ -158,6 +158,14 @@ def test_a_header_of_version_2_keeps_its_numbers():
     assert (header.num_lr_cuts, header.bad_evals, header.last_eval, header.tokens) == (4, 5, 6, 640)
 
 
+def test_a_header_of_version_4_does_not_know_the_division_of_its_text():
+    header = store.load(Path("muon/checkpoint.safetensors")).header
+    assert header.corpus and header.division is None
+    written = json.loads(dataclasses.replace(header, division=[2, 3]).to_json())
+    assert store.Header.from_json(json.dumps(written)).division == written.pop("division") == [2, 3]
+    assert store.Header.from_json(json.dumps(written), version=4) == header
+
+
 def test_a_header_of_version_1_has_the_settings_that_it_did_not_write():
     found, newer = (store.load(Path(f)).header for f in ("version-1/adamw.safetensors", "adamw/checkpoint.safetensors"))
     assert found.config.replace({"speed.lanes": 1}) == newer.config

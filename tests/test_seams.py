@@ -39,8 +39,8 @@ from mlx_gpt.optim.optimizers import RULES, Optimizer
 from mlx_gpt.train.objective import CrossEntropy
 from mlx_gpt.train.parallel import Alone
 from mlx_gpt.train.reports import StepReport
+from mlx_gpt.train.saving import LATEST
 from mlx_gpt.train.step import initial_state, make_step
-from mlx_gpt.train.trainer import LATEST
 
 NETWORK = tolerance("float32 network")
 

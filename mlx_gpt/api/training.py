@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_gpt.run.folder import folder_of
 from mlx_gpt.run.request import NEWEST, Note, Request, ignore, settings_of, specs_of
 from mlx_gpt.run.session import Session
-from mlx_gpt.run.start import begin
 
 
 def train(
@@ -66,5 +64,4 @@ def train(
         resume=NEWEST if resume is True else str(resume) if resume else None,
         fine_tune=Path(fine_tune) if fine_tune else None,
     )
-    start = begin(request, note)
-    return Session(start, folder_of(request, start), note)
+    return Session(request, note)

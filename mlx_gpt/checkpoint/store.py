@@ -24,7 +24,7 @@ from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
 from mlx_gpt.model.gpt import shapes_of
 
-FORMAT, FORMAT_VERSION = "mlxgpt", 4
+FORMAT, FORMAT_VERSION = "mlxgpt", 5
 OPTIMIZER = "optimizer."
 # The largest vocabulary that is read: more ids than Unicode has code points, or than any published vocabulary has.
 MAX_VOCAB = 1 << 21
@@ -54,6 +54,7 @@ class Header:
         elapsed: Seconds of training so far, including those before the run was resumed.
         tokenizer: The result of the tokenizer's to_dict(); None if the checkpoint contains no tokenizer.
         corpus: The SHA-256 fingerprint of the corpus; None if it is not known.
+        division: The number of documents of each source of the corpus; None if it is not known.
         source: The position of the source of batches; None to start from its beginning.
     """
 
@@ -72,6 +73,7 @@ class Header:
     elapsed: float = 0.0
     tokenizer: dict | None = None
     corpus: str | None = None
+    division: list[int] | None = None
     source: dict | None = None
 
     @property
@@ -128,8 +130,15 @@ def _from_version_3(data: dict) -> dict:
     return data | {"config": merge(rates, data["config"])}
 
 
+def _from_version_4(data: dict) -> dict:
+    """Converts a header of version 4, which did not hold the division of the corpus, to version 5."""
+    if "division" in data:  # the hash does not cover the version of the file
+        raise ValueError("version 4 has no field division")
+    return data | {"division": None}
+
+
 # MIGRATIONS[i] converts a header of version i + 1 to version i + 2.
-MIGRATIONS = (_from_version_1, _from_version_2, _from_version_3)
+MIGRATIONS = (_from_version_1, _from_version_2, _from_version_3, _from_version_4)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

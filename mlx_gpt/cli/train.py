@@ -27,7 +27,7 @@ from mlx_gpt.cli.plan import print_plan
 from mlx_gpt.config.schema import UNTIL_TIME_IS_UP
 from mlx_gpt.errors import Diverged, OutOfRoom, UserError
 from mlx_gpt.run.request import NEWEST
-from mlx_gpt.train.reports import SampleDue, StopReport, kind, to_dict
+from mlx_gpt.train.reports import SampleDue, SaveReport, StopReport, kind, to_dict
 
 EXIT_OF_SIGNAL = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SAMPLE_TOKENS = 300
@@ -111,16 +111,18 @@ def train_command(updates, preset, recipe, out, resume, fine_tune, sets, plan, a
         fine_tune=fine_tune,
         default_corpus=(OWN_TEXT,) if Path(OWN_TEXT).is_file() else (),
     )
-    start = run.begin(request, note)
     if plan:
-        print_plan(run.plan(start, note), as_json)
-    elif start.is_complete:
+        print_plan(run.plan(run.begin(request, note), note), as_json)
+        return
+    session = run.Session(request, note)
+    if (start := session.start).is_complete:
+        session.close()
         note(
             f"{start.folder or resume}: already at iteration {start.header.step} of {start.header.config.train.iters}, "
             "nothing to do; raise --iters to train further"
         )
     else:
-        sys.exit(_train(run.Session(start, run.folder_of(request, start), note), as_json))
+        sys.exit(_train(session, as_json))
 
 
 def _iters(argument: str | None, option: int | None) -> int | None:
@@ -157,24 +159,30 @@ def _train(session, as_json: bool) -> int:
         view = PipedView(stack.enter_context(contextlib.closing(JsonView() if as_json else TextView(session))), session)
         session.note = view.note
         received = _stop_on_signals(session, view)
+        saves: list[SaveReport] = []  # the reports of saves since the last report of another kind
         for report in session:
             view.show(report)
+            if isinstance(report, SaveReport):
+                saves.append(report)
+            elif not isinstance(report, StopReport):
+                saves.clear()
     if view.is_closed:
         raise BrokenPipeError
-    return _exit_code(report, received, session.folder)
+    return _exit_code(report, received, session.folder, saves)
 
 
-def _exit_code(report: StopReport, received: list[int], folder: Path) -> int:
+def _exit_code(report: StopReport, received: list[int], folder: Path, saves: list[SaveReport]) -> int:
     """The exit code of a run.
 
     Args:
         report: The last report of the run.
         received: The number of the signal that ended the run; empty without one.
         folder: The run folder.
+        saves: The attempts to save the last checkpoint.
 
     Raises:
         Diverged: Training diverged.
-        OutOfRoom: The last checkpoint could not be saved.
+        OutOfRoom: The last checkpoint could not be saved in the run folder.
     """
     if report.reason == "diverged":
         kept = any(folder.glob("*.safetensors"))
@@ -184,8 +192,12 @@ def _exit_code(report: StopReport, received: list[int], folder: Path) -> int:
             + (f"resume with --resume {folder}, whose checkpoints are intact" if kept else "start a new run")
         )
     if not report.saved:
+        reasons, path = "; ".join(save.error for save in saves if save.error), saves[-1].path
         raise OutOfRoom(
-            f"{folder}: the last checkpoint could not be saved; free some disk space; earlier checkpoints are intact"
+            f"the last checkpoint could not be saved anywhere; earlier checkpoints are unchanged: {reasons}"
+            if saves[-1].error
+            else f"the last checkpoint was saved to {path}, continue with --resume {path}; not in the folder of the "
+            f"run: {reasons}"
         )
     return EXIT_OF_SIGNAL[received[0]] if report.reason == "signal" else 0
 

@@ -97,7 +97,7 @@ class Corpus:
                     found.append([])
         return ["".join(parts) for parts in found if parts]
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """The SHA-256 of the documents' SHA-256 digests, in order, as a hexadecimal string.
 
@@ -106,16 +106,27 @@ class Corpus:
         Raises:
             BadFile: if the corpus has no text.
         """
-        whole, document, empty = hashlib.sha256(), hashlib.sha256(), True
-        for source in self.sources:
+        return self._identity[0]
+
+    @property
+    def division(self) -> list[int]:
+        """The number of documents of each source. Raises BadFile if the corpus has no text."""
+        return self._identity[1]
+
+    @cached_property
+    def _identity(self) -> tuple[str, list[int]]:
+        """The fingerprint and the division, from a single pass over the text."""
+        whole, document, division = hashlib.sha256(), hashlib.sha256(), [0] * len(self.sources)
+        for i, source in enumerate(self.sources):
             for text, ends in source.pieces():
                 document.update(text.encode())
                 if ends:
                     whole.update(document.digest())
-                    document, empty = hashlib.sha256(), False
-        if empty:
+                    document = hashlib.sha256()
+                    division[i] += 1
+        if not any(division):
             raise BadFile(f"corpus {self.name}: contains no text; give a file or folder of UTF-8 text")
-        return whole.hexdigest()
+        return whole.hexdigest(), division
 
 
 def open_corpus(specs: Sequence[str]) -> Corpus:

@@ -1,7 +1,8 @@
 """Encodes a corpus to token ids. The ids of a large corpus are stored in a token file, which is memory-mapped.
 
 A token file lies in the user's cache. Its name is derived from the SHA-256 of the text (Corpus.fingerprint) and of the
-tokenizer. It is written once and reused. Its layout, for N ids of `width` bytes each and D documents, is little-endian:
+tokenizer, and from the division of the documents into sources (Corpus.division). It is written once and reused. Its
+layout, for N ids of `width` bytes each and D documents, is little-endian:
 
 | offset              | size      | content                                                                      |
 | ------------------- | --------- | ---------------------------------------------------------------------------- |
@@ -183,12 +184,14 @@ def _advance(state: State, piece: Piece, source: int, tokenizer: Tokenizer) -> n
 def _mapped(corpus: Corpus, tokenizer: Tokenizer, note: Note) -> tuple[np.ndarray, np.ndarray, Counter]:
     """Returns the same as _in_memory, but the ids are a memory map of the token file.
 
-    The token file of this text and tokenizer is written first if it does not exist or is invalid.
+    The token file of this text, division and tokenizer is written first if it does not exist or is invalid.
     """
     folder = cache_dir() / "tokens"
     make_folder(folder)
     hashes = bytes.fromhex(corpus.fingerprint), hashlib.sha256(json.dumps(tokenizer.to_dict()).encode()).digest()
-    path = folder / f"{hashlib.sha256(b''.join(hashes)).hexdigest()[:32]}.tokens"
+    # The text determines the number of all documents. Without the last source, a single source adds nothing to the key.
+    division = np.array(corpus.division[:-1], "<i8").tobytes()
+    path = folder / f"{hashlib.sha256(b''.join([*hashes, division])).hexdigest()[:32]}.tokens"
     with locked(path.with_suffix(".lock"), lambda: note(f"{path}: another process is writing it; waiting")):
         if path.exists():
             with contextlib.suppress(BadFile):

@@ -8,7 +8,6 @@ __getattr__, __dir__, __all__ = attach(
         "Request": "request",
         "Start": "build",
         "begin": "start",
-        "folder_of": "folder",
         "best_checkpoint": "folder",
         "newest_checkpoint": "folder",
         "Session": "session",

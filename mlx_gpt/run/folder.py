@@ -11,7 +11,7 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.files import write_atomic
 from mlx_gpt.run.build import Start
 from mlx_gpt.run.request import Request
-from mlx_gpt.train.trainer import BEST, LATEST
+from mlx_gpt.train.saving import BEST, LATEST
 
 RUNS = Path("runs")
 
@@ -28,14 +28,19 @@ def folder_of(request: Request, start: Start) -> Path:
     if start.folder:
         return start.folder
     if request.out:
-        if is_run(request.out):
-            raise UserError(f"{request.out}: already holds a run; continue it with --resume, or choose another --out")
+        require_new(request.out)
         return request.out
     config = start.header.config
     preset = Path(request.preset).stem if request.preset else preset_of(config.model) or "custom"
     name = f"{preset}-{corpus_name(config.data.corpus)}"
     numbered = (RUNS / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
     return next(folder for folder in numbered if not folder.exists())
+
+
+def require_new(folder: Path) -> None:
+    """Raises UserError if the folder holds a checkpoint of a run."""
+    if is_run(folder):
+        raise UserError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
 
 
 def is_run(folder: Path) -> bool:

@@ -19,7 +19,7 @@ from mlx_gpt.errors import BadFile, Mismatch, UserError
 from mlx_gpt.formats.huggingface import folder as huggingface
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.run.request import specs_of
-from mlx_gpt.train.trainer import BEST, LATEST
+from mlx_gpt.train.saving import BEST, LATEST
 
 # The settings of the table [data] that determine a tokenizer.
 TOKENIZER_KEYS = ("tokenizer", "vocab_size", "bpe_rule", "vocab")
@@ -168,7 +168,7 @@ def with_text(
     text = open_corpus(specs)
     checkpoint = _with_tokenizer(path, checkpoint, CharTokenizer.train(text.texts()), f"corpus {text.name}")
     config = checkpoint.header.config.replace({"data.corpus": specs})
-    header = dataclasses.replace(checkpoint.header, corpus=text.fingerprint, config=config)
+    header = dataclasses.replace(checkpoint.header, corpus=text.fingerprint, division=text.division, config=config)
     return dataclasses.replace(checkpoint, header=header)
 
 

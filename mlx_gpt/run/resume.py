@@ -21,7 +21,7 @@ from mlx_gpt.run.folder import is_run, newest_run
 from mlx_gpt.run.imported import has_settings, settings_for
 from mlx_gpt.run.loading import TOKENIZER_KEYS, read_checkpoint, require_vocab, tokenizer_of
 from mlx_gpt.run.request import NEWEST, Note, Request, network_of
-from mlx_gpt.train.trainer import BEST, LATEST
+from mlx_gpt.train.saving import BEST, LATEST
 
 
 def resumed(request: Request, note: Note) -> Start:
@@ -37,7 +37,8 @@ def resumed(request: Request, note: Note) -> Start:
         BadFile: The checkpoint is corrupt.
         UserError: There is no such run, or a setting or a path is wrong.
     """
-    checkpoint, folder = _checkpoint_to_resume(request, note)
+    source, folder = located(request)
+    checkpoint = _newest_valid(source, request, note) if _is_run_folder(source) else _read(source, request)
     checkpoint = checkpoint.as_trained()  # best.safetensors may hold the average of the weights in their place
     header = checkpoint.header
     config = _resumed_config(checkpoint, request, note)
@@ -54,6 +55,7 @@ def resumed(request: Request, note: Note) -> Start:
         config=config,
         tokenizer=tokenizer.to_dict(),
         corpus=corpus.fingerprint,
+        division=corpus.division,
         # With a new length or time budget, the trainer fits the length to the time budget again, if there is one.
         planned=header.planned and not {"train.iters", "train.minutes"} & request.settings.keys(),
         # New moments are zero, so their bias correction, which depends on this count, starts again too.
@@ -71,11 +73,15 @@ def resumed(request: Request, note: Note) -> Start:
     )
 
 
-def _checkpoint_to_resume(request: Request, note: Note) -> tuple[Checkpoint, Path | None]:
-    """Returns the checkpoint to resume from and the folder to continue in, which is None for a new folder.
+def located(request: Request) -> tuple[Path, Path | None]:
+    """Returns the file or folder to resume from, and the run folder to continue in, which is None for a new folder.
 
     A run continues in its own folder if `request.resume` is that folder or its checkpoint.safetensors, and
-    `request.out` is not another folder. A run that resumes from any other file continues in a new folder.
+    `request.out` is not another folder. A run that resumes from any other file continues in a new folder. No checkpoint
+    is read.
+
+    Raises:
+        UserError: There is no such run, or no checkpoint in its folder.
     """
     if request.resume == "":
         raise UserError("--resume is empty; give a file or a run folder, or no value for the newest run")
@@ -86,12 +92,22 @@ def _checkpoint_to_resume(request: Request, note: Note) -> tuple[Checkpoint, Pat
         raise UserError(
             f"{path}: no such file or run folder; for a number of iterations, write: mlxgpt train {path} --resume"
         )
-    if path.is_dir() and not is_folder(path):
-        checkpoint, folder = _newest_valid(path, request, note), path
+    if _is_run_folder(path):
+        folder = path
+        if not is_run(path):
+            raise UserError(f"{path}: no checkpoint to resume from; start a new run without --resume")
     else:
-        checkpoint = read_checkpoint(path, request.preset, network_of(request.settings))
         folder = path.parent if path.name == LATEST and is_run(path.parent) else None
-    return checkpoint, folder if request.out in (None, folder) else None
+    return path, folder if request.out in (None, folder) else None
+
+
+def _is_run_folder(path: Path) -> bool:
+    """Whether the path is a folder of mlxgpt, and not one that another program exported."""
+    return path.is_dir() and not is_folder(path)
+
+
+def _read(path: Path, request: Request) -> Checkpoint:
+    return read_checkpoint(path, request.preset, network_of(request.settings))
 
 
 def _newest_valid(folder: Path, request: Request, note: Note) -> Checkpoint:
@@ -101,21 +117,16 @@ def _newest_valid(folder: Path, request: Request, note: Note) -> Checkpoint:
 
     Raises:
         BadFile: Every checkpoint in the folder is corrupt.
-        UserError: There is no checkpoint in the folder.
     """
     found, broken = [], []
     for path in (folder / LATEST, folder / BEST):
         if path.exists():
             try:
-                found.append(read_checkpoint(path, request.preset, network_of(request.settings)))
+                found.append(_read(path, request))
             except BadFile as error:
                 broken.append((path, error))
     if not found:
-        raise (
-            broken[0][1]
-            if broken
-            else UserError(f"{folder}: no checkpoint to resume from; start a new run without --resume")
-        )
+        raise broken[0][1]
     for path, error in broken:
         aside = next(p for n in itertools.count(1) if not (p := path.with_name(f"{path.name}.corrupt-{n}")).exists())
         path.rename(aside)
@@ -178,7 +189,7 @@ def _checked_tokenizer(checkpoint: Checkpoint, config: Config, corpus: Corpus, n
     exported folder contains a tokenizer, but no fingerprint, so nothing is checked.
 
     Raises:
-        ResumeRefused: The corpus is another text.
+        ResumeRefused: The corpus is another text, or the same text in other sources.
         Mismatch: The tokenizer has another number of ids than the checkpoint.
     """
     header = checkpoint.header
@@ -194,9 +205,19 @@ def _checked_tokenizer(checkpoint: Checkpoint, config: Config, corpus: Corpus, n
             f"corpus {corpus.name} is not the text of this run: SHA-256 {corpus.fingerprint[:12]}..., the "
             f"checkpoint has {str(header.corpus)[:12]}...; give the same --corpus, or start a new run with --fine-tune"
         )
+    if header.division not in (None, corpus.division):
+        raise ResumeRefused(
+            f"corpus {corpus.name} divides the text into other sources, of {_counts(corpus.division)} documents, the "
+            f"checkpoint has {_counts(header.division)}; another split would validate on text that was trained on, "
+            "give the same --corpus"
+        )
     for change in _changes(header.config, config):
         note(change)
     return tokenizer
+
+
+def _counts(division: list[int]) -> str:
+    return " and ".join(map(str, division))
 
 
 def _changes(old: Config, new: Config) -> list[str]:

@@ -4,14 +4,18 @@ The session locks the folder, and writes the settings, a byte-pair vocabulary an
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlx_gpt.files import FolderLock, make_folder
-from mlx_gpt.run.build import Start, make_trainer
-from mlx_gpt.run.folder import save_config, save_tokenizer
+from mlx_gpt.errors import UserError
+from mlx_gpt.files import FolderLock, make_folder, remove_abandoned
+from mlx_gpt.run.build import make_trainer
+from mlx_gpt.run.folder import folder_of, require_new, save_config, save_tokenizer
 from mlx_gpt.run.loading import Run
-from mlx_gpt.run.request import Note
+from mlx_gpt.run.request import Note, Request
+from mlx_gpt.run.resume import located
+from mlx_gpt.run.start import begin
 from mlx_gpt.train.reports import Plan, Report
 from mlx_gpt.watch.metrics import MetricsFile
 
@@ -25,6 +29,10 @@ class Session(Iterator[Report]):
     randyGPT's vocab.json. A run that is complete (see Start.is_complete) has no reports. In its folder, at most the
     lock file is created.
 
+    Args:
+        request: The request.
+        note: Called with one line for each thing the user should know.
+
     Attributes:
         start: The initial state.
         folder: The run folder.
@@ -32,18 +40,35 @@ class Session(Iterator[Report]):
         note: Called with one line for each thing the user should know. The caller may assign another function.
     """
 
-    def __init__(self, start: Start, folder: Path, note: Note):
-        """Builds the trainer, then creates and locks the folder.
+    def __init__(self, request: Request, note: Note):
+        """Builds the initial state of the run and its trainer.
+
+        The folder of a resumed run is locked before its checkpoints are read, so that no other process changes them. A
+        new folder is created and locked last. It is not created if the run is complete.
 
         Raises:
             UserError: The run cannot be trained, or the folder cannot be created.
+            BadFile: A file is corrupt.
+            Mismatch: The checkpoint to fine-tune does not match the request.
             OutOfRoom: A training step does not fit into memory.
-            ResumeRefused: Another process trains in the folder.
+            ResumeRefused: The checkpoint to resume does not match the request, or another process trains in the folder.
         """
-        self.start, self.folder, self.note = start, folder, note
-        self.trainer = make_trainer(start, folder, note)
-        make_folder(folder)
-        self._lock = FolderLock(folder)
+        self.note = note
+        with contextlib.ExitStack() as stack:
+            folder = None
+            if request.resume is not None:
+                path, folder = located(request)
+                request = dataclasses.replace(request, resume=str(path))  # the newest run may change from now on
+            if folder:
+                self._lock_until_closed(folder, stack)
+            self.start = begin(request, note)
+            self.folder = folder_of(request, self.start)
+            self.trainer = make_trainer(self.start, self.folder, note)
+            if not folder and not self.start.is_complete:
+                make_folder(self.folder)
+                self._lock_until_closed(self.folder, stack)
+                require_new(self.folder)  # another process may have trained in it since folder_of()
+            self._locks = stack.pop_all()
         self._reports = self._train()
 
     def __next__(self) -> Report:
@@ -60,7 +85,7 @@ class Session(Iterator[Report]):
     def close(self) -> None:
         """Ends the session and unlocks the folder. Updates since the last save are lost."""
         self._reports.close()
-        self._lock.release()  # the generator releases the lock only if it has been started
+        self._locks.close()  # the generator releases the lock only if it has been started
 
     @property
     def run(self) -> Run:
@@ -71,9 +96,22 @@ class Session(Iterator[Report]):
         """
         return Run(model=self.trainer.model, tokenizer=self.start.tokenizer, header=self.trainer.header)
 
+    def _lock_until_closed(self, folder: Path, stack: contextlib.ExitStack) -> None:
+        """Locks the folder, and removes the temporary files that killed processes have left in it."""
+        self._lock = FolderLock(folder)
+        stack.callback(self._lock.release)
+        remove_abandoned(folder)
+
+    def _update_config(self) -> None:
+        """Writes the settings to run.toml again. If that fails, tells the user."""
+        try:
+            self._lock.require_held()
+            save_config(self.folder, self.trainer.config)
+        except UserError as error:
+            self.note(f"run.toml keeps the settings from before the plan: {error}")
+
     def _train(self) -> Iterator[Report]:
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._lock.release)
+        with self._locks as stack:
             if self.start.is_complete:
                 return
             save_config(self.folder, self.trainer.config)
@@ -81,8 +119,8 @@ class Session(Iterator[Report]):
             path, first = self.folder / "metrics.jsonl", self.start.header.step
             metrics = MetricsFile(path, first, lambda line: self.note(line))  # `note` may be replaced later
             stack.callback(metrics.close)
-            for report in self.trainer.run():
+            for report in self.trainer.run(self._lock.require_held):
                 metrics.add(report)
                 if isinstance(report, Plan):  # the plan has changed `train.iters`
-                    save_config(self.folder, self.trainer.config)
+                    self._update_config()
                 yield report

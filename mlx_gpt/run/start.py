@@ -105,4 +105,5 @@ def _new_header(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> Header:
         num_updates=0,
         tokenizer=tokenizer.to_dict(),
         corpus=corpus.fingerprint,
+        division=corpus.division,
     )

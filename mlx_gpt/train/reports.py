@@ -139,11 +139,13 @@ class SampleDue:
 class SaveReport:
     """One attempt to save a checkpoint.
 
+    A run that cannot write its last checkpoint to its folder tries other folders, with a report for each of them.
+
     Attributes:
         step: Number of finished steps.
-        path: File of the checkpoint.
-        error: None if the checkpoint was written. Otherwise the reason why not (a full disk); the run continues and
-            tries again at the next save.
+        path: File of the checkpoint; the folder, if no file could be created in it.
+        error: None if the checkpoint was written. Otherwise the reason why not, such as a full disk; the run continues
+            and tries again at the next save.
     """
 
     step: int
@@ -166,8 +168,8 @@ class StopReport:
         best_loss: Lowest validation loss.
         best_step: The step of `best_loss`.
         peak_memory: Peak memory of MLX arrays in this process, in bytes.
-        saved: False if the final checkpoint could not be written. A run that diverged or made no step writes none, and
-            has True.
+        saved: False if the final checkpoint could not be written to the run folder. If it was written elsewhere, the
+            last SaveReport names the file. A run that diverged or made no step writes none, and has True.
     """
 
     step: int

@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mlx.utils import tree_flatten
@@ -21,13 +21,13 @@ from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Header
 from mlx_gpt.device.lanes import lanes
 from mlx_gpt.device.mlx import mx, peak_memory
-from mlx_gpt.errors import OutOfRoom, from_device
-from mlx_gpt.files import require_space
+from mlx_gpt.errors import from_device
 from mlx_gpt.train.evaluate import Validation
 from mlx_gpt.train.objective import Objective
 from mlx_gpt.train.parallel import Group
 from mlx_gpt.train.patience import after_evaluation
 from mlx_gpt.train.reports import EvalReport, Plan, Report, SampleDue, SaveReport, StartReport, StepReport, StopReport
+from mlx_gpt.train.saving import BEST, LATEST, CheckpointWriter
 from mlx_gpt.train.snapshot import Pending, Pipeline, Snapshot
 from mlx_gpt.train.source import Source
 from mlx_gpt.train.step import make_step
@@ -35,7 +35,6 @@ from mlx_gpt.train.step import make_step
 MAX_BAD_STEPS = 5  # the run stops as diverged after this many bad steps in a row: skipped, or with an absurd loss
 ABSURD = 10  # a loss is absurd above this multiple of log(vocab_size + 1), about that of a uniform guess
 PROBE_STEPS = 5  # steps that are timed before a time budget is converted to a number of updates
-LATEST, BEST = "checkpoint.safetensors", "best.safetensors"
 
 
 class Trainer:
@@ -152,16 +151,20 @@ class Trainer:
         """Requests that the loop ends after the current step and saves. Safe to call from a signal handler."""
         self._signal = True
 
-    def run(self) -> Iterator[Report]:
+    def run(self, require_folder: Callable[[], None] = lambda: None) -> Iterator[Report]:
         """Trains to the end of the run and yields reports.
 
         Before each step, the loop makes the plan, the evaluation, the sample and the save that are due, in this order.
         An evaluation, a sample and a save first read the outputs of all submitted steps, so that reports are in order.
 
+        Args:
+            require_folder: Called before each save. It raises UserError if `folder` is no longer that of the run.
+
         Raises:
-            OutOfRoom: The disk has no space for two checkpoints, or memory ran out.
+            OutOfRoom: The disk has no space for the checkpoints, or memory ran out.
             DeviceTimeout: The system ended work on the GPU because it took too long.
         """
+        self._writer = CheckpointWriter(self.folder, require_folder)
         try:
             yield from self._loop()
         except (RuntimeError, MemoryError) as error:
@@ -173,7 +176,7 @@ class Trainer:
 
     def _loop(self) -> Iterator[Report]:
         self._begin()
-        require_space(self.folder, 2 * self.state_bytes, "the run's two checkpoints", "choose another --out")
+        self._writer.require_space(self.state_bytes)
         yield from self._start()
         while True:
             if self._needs_plan():
@@ -250,7 +253,7 @@ class Trainer:
             self._advance(step=header.step, tokens=header.tokens)
             self._source.seek(header.source)
             with contextlib.suppress(RuntimeError):
-                yield from self._save(LATEST)
+                yield from self._save_last()
 
     # -- plans, evaluations, samples, saves, the end ---------------------------------------------------------------
 
@@ -357,17 +360,16 @@ class Trainer:
         return bool(minutes) and time.perf_counter() - self._last_save >= minutes * 60
 
     def _save(self, name: str, averaged: bool = False) -> Iterator[SaveReport]:
-        """Saves a checkpoint, on rank 0 only. A full disk does not end the run: the previous file stays."""
+        """Saves a checkpoint, on rank 0 only."""
         if self._group.rank:
             return
-        path = self.folder / name
-        try:
-            store.save(path, self.snapshot().checkpoint(averaged))
-            error = None
-        except OutOfRoom as full:
-            error = str(full)
+        report = self._writer.save(name, self.snapshot().checkpoint(averaged))
         self._last_save = self._last_read = time.perf_counter()
-        yield SaveReport(step=self.header.step, path=str(path), error=error)
+        yield report
+
+    def _save_last(self) -> Iterator[SaveReport]:
+        if not self._group.rank:
+            yield from self._writer.save_last(self.snapshot().checkpoint())
 
     def _finish(self, reason: str) -> Iterator[Report]:
         """Reports the end of the run.
@@ -382,9 +384,8 @@ class Trainer:
             if self._sample_due():
                 yield from self._sample()
         if reason != "diverged" and self.header.step > 0:
-            for save in self._save(LATEST):
-                saved = save.error is None
-                yield save
+            yield from (saves := list(self._save_last()))
+            saved = not any(save.error for save in saves)
         yield StopReport(
             step=self.header.step,
             reason=reason,

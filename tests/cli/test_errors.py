@@ -1,6 +1,7 @@
 """Mistakes of a user: one line and an exit code."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -181,7 +182,7 @@ def test_a_run_that_blows_up_ends_with_5_and_keeps_nothing_of_it(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").exists(), reason="needs a folder that can't be written")
 def test_a_gpu_that_was_stopped_is_explained_in_one_line(tmp_path, monkeypatch):
-    def stopped(self):
+    def stopped(self, require_folder):
         raise RuntimeError("[METAL] Command buffer execution failed: Impacting Interactivity (0000000e)")
         yield
 
@@ -215,6 +216,25 @@ def test_a_full_disk_is_known_before_the_first_step(home, tmp_path):
         assert done.returncode == 6 and "no space left" in done.stderr and not target.exists()
     finally:
         subprocess.run(["umount", mount], check=True)
+
+
+def test_a_run_that_loses_its_folder_ends_with_6_and_says_how_to_continue(tmp_path, monkeypatch):
+    def losing(self, require_folder):
+        for report in run(self, require_folder):
+            if report.step == 2:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            yield report
+
+    run = Trainer.run
+    monkeypatch.setattr(Trainer, "run", losing)
+    done = mlxgpt("train", "--corpus", "pydocs", *SMALL, "--out", "runs/run", cwd=tmp_path)
+    monkeypatch.undo()
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error"))
+    assert done.returncode == 6 and "runs/run: is no longer the folder of this run" in line
+    path = Path(re.search(r"continue with --resume (\S+);", line)[1])
+    assert path.parent.parent == tmp_path / "runs"
+    done = mlxgpt("train", "--resume", path, "--iters", "14", cwd=tmp_path)
+    assert done.returncode == 0 and "saved " + str(path) + " @14" in done.stdout
 
 
 def test_a_second_trainer_in_the_folder_is_refused(home, tmp_path):

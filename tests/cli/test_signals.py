@@ -11,7 +11,7 @@ from constants import SMALL, TINY
 from training import assert_same_state
 
 from mlx_gpt.checkpoint import store
-from mlx_gpt.train.trainer import BEST, LATEST
+from mlx_gpt.train.saving import BEST, LATEST
 
 
 def arguments(folder, *more):

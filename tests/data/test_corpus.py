@@ -130,6 +130,12 @@ def test_bad_text_is_named_by_file_and_byte(tmp_path, content, words):
     assert all(word in str(error.value) for word in [str(path), *words])
 
 
+def test_a_division_counts_the_documents_of_each_source():
+    texts = [["ab", "c<|eos|>d", ""], [""], ["e"]]
+    corpus = Corpus("c", tuple(Source("s", 1.0, 9, lambda t=t: [[document] for document in t]) for t in texts))
+    assert corpus.division == [3, 0, 1]
+
+
 def test_fingerprints_see_document_borders():
     prints = {corpus_of(*d).fingerprint for d in (["ab", "c"], ["a", "bc"], ["abc"], ["ab<|eos|>", "c", ""])}
     assert len(prints) == 3

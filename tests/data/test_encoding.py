@@ -70,6 +70,23 @@ def test_another_text_or_tokenizer_is_another_file(kept):
     assert len(list(kept.glob("*.tokens"))) == 3
 
 
+def test_other_sources_of_the_same_documents_are_another_file(kept, monkeypatch):
+    """The file holds the source of each document, which decides the split for validation and the weights."""
+
+    def divided(*counts):
+        parts = [[["ab" * 9 + "\n"]] * count for count in counts]
+        return Corpus("c", tuple(Source(f"s{i}", i + 1.0, 60, lambda part=part: part) for i, part in enumerate(parts)))
+
+    corpora = [divided(5), divided(2, 3), divided(3, 2), divided(1, 2, 2)]
+    assert len({corpus.fingerprint for corpus in corpora}) == 1
+    tokenizer = CharTokenizer("\nab")
+    found = [encode(corpus, tokenizer, print) for corpus in corpora * 2]
+    assert len(list(kept.glob("*.tokens"))) == 4
+    monkeypatch.setattr(encoding, "MAPPED_BYTES", 1 << 40)
+    for tokens, corpus in zip(found, corpora * 2, strict=True):
+        assert_same(tokens, encode(corpus, tokenizer, print))
+
+
 class Stopping(CharTokenizer):
     """Is interrupted after `stop` pieces of text."""
 

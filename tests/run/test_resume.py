@@ -1,8 +1,10 @@
 """Resuming: a randyGPT file continues as randyGPT continues it."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -173,6 +175,27 @@ def test_a_converted_file_has_randygpts_settings_and_its_run_continues(vectors, 
         (tmp_path / name).mkdir()
         runs.append(resumed(tmp_path / name, start, {"train.iters": 8})[1])
     assert all(np.array_equal(tensor, runs[1].weights[name]) for name, tensor in runs[0].weights.items())
+
+
+def test_another_division_of_the_text_into_sources_is_refused(tmp_path):
+    """It has another validation split. A checkpoint of an older version does not know its division."""
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"{name} or not to be\n" * 30)
+    a, b, c = (str(tmp_path / f"{name}.txt") for name in "abc")
+    (tmp_path / "both").mkdir()
+    for name in "bc":
+        shutil.copy(tmp_path / f"{name}.txt", tmp_path / "both")
+    settings = TINY | {"train.batch_size": 2, "train.iters": 2, "train.eval_windows": 2, "train.sample_every": 0}
+    list(mlx_gpt.train(corpus=[a, b, c], settings=settings, out=tmp_path / "run"))
+    with pytest.raises(ResumeRefused, match=r"of 1 and 2 documents, the checkpoint has 1 and 1 and 1; .*--corpus"):
+        mlx_gpt.train(corpus=[a, tmp_path / "both"], resume=tmp_path / "run")
+    mlx_gpt.train(corpus=[a, b, c], resume=tmp_path / "run").close()
+    path = tmp_path / "run/checkpoint.safetensors"
+    known = store.load(path)
+    store.save(path, dataclasses.replace(known, header=dataclasses.replace(known.header, division=None)))
+    (tmp_path / "run/best.safetensors").unlink()
+    with contextlib.closing(mlx_gpt.train(corpus=[a, tmp_path / "both"], resume=tmp_path / "run")) as session:
+        assert session.start.header.division == [1, 2]
 
 
 def test_a_recipe_leaves_the_vocabulary_of_a_run_as_it_was_trained(tmp_path):

@@ -2,6 +2,11 @@
 
 import contextlib
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from constants import TINY
@@ -15,14 +20,13 @@ from mlx_gpt.run.request import Request, ignore
 from mlx_gpt.run.session import Session
 from mlx_gpt.run.start import begin
 from mlx_gpt.train.reports import EvalReport, SaveReport, StepReport, StopReport
+from mlx_gpt.train.saving import BEST, LATEST
 
 SETTINGS = TINY | {"train.batch_size": 2, "train.iters": 6, "train.eval_every": 3, "train.eval_windows": 2}
 
 
-def session_in(folder, **more) -> Session:
-    request = Request(settings=SETTINGS | more.pop("settings", {}), out=folder, **more)
-    start = begin(request, ignore)
-    return Session(start, folder_of(request, start), ignore)
+def session_in(folder, settings=None, note=ignore, **more) -> Session:
+    return Session(Request(settings=SETTINGS | (settings or {}), out=folder, **more), note)
 
 
 def test_a_session_trains_its_run_and_keeps_its_settings(tmp_path):
@@ -82,6 +86,74 @@ def test_a_folder_with_a_run_is_not_trained_over(tmp_path):
     list(session_in(tmp_path / "run"))
     with pytest.raises(UserError, match="already holds a run"):
         session_in(tmp_path / "run")
+
+
+def test_a_run_that_is_still_training_is_refused_before_its_checkpoints_are_read(tmp_path):
+    """Otherwise the resumed run could go on from a state that the other process has replaced since."""
+    run = tmp_path / "run"
+    list(session_in(run))
+    (run / BEST).write_bytes(b"corrupt")  # a resume renames a corrupt file
+    before, lock = sorted(run.iterdir()), FolderLock(run)
+    for source in (run, run / LATEST):
+        with pytest.raises(ResumeRefused, match="another trainer"):
+            session_in(run, {"train.iters": 8}, resume=str(source))
+    assert sorted(run.iterdir()) == before
+    lock.release()
+    with contextlib.closing(session_in(run, {"train.iters": 8}, resume=str(run))) as session:
+        assert session.start.header.step == 6 and (run / f"{BEST}.corrupt-1").exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mlx_gpt.files import write_atomic
+def chunks():
+    yield b"half"
+    os.kill(os.getpid(), signal.SIGKILL)
+write_atomic(Path(sys.argv[1]), chunks())
+"""
+
+
+def test_a_resume_removes_the_temporary_files_of_dead_processes_only(tmp_path):
+    run = tmp_path / "run"
+    list(session_in(run))
+    before = sorted(run.iterdir())
+    subprocess.run([sys.executable, "-c", KILLED, run / LATEST], check=False)
+    (left,) = set(run.iterdir()) - set(before)
+    kept = [run / f".{LATEST}.tmp-{os.getppid()}", run / ".notes.tmp-today"]
+    for path in kept:
+        path.touch()
+    lock = FolderLock(run)
+    with pytest.raises(ResumeRefused, match="another trainer"):
+        session_in(run, {"train.iters": 8}, resume=str(run))
+    lock.release()
+    assert left.exists()  # while another trainer has the folder, nothing is removed
+    session_in(run, {"train.iters": 8}, resume=str(run)).close()
+    assert sorted(run.iterdir()) == sorted([*before, *kept])
+
+
+def test_a_session_that_cannot_begin_leaves_its_folder_unlocked(tmp_path):
+    list(session_in(tmp_path / "run"))
+    with pytest.raises(ResumeRefused, match="val_fraction") as refused:
+        session_in(tmp_path / "run", {"data.val_fraction": 0.3}, resume=str(tmp_path / "run"))
+    FolderLock(tmp_path / "run").release()
+    assert refused.value.exit_code == 4
+
+
+def test_a_run_whose_folder_was_replaced_leaves_the_new_run_alone(tmp_path):
+    first, seen = session_in(tmp_path / "run"), []
+    for report in first:
+        seen.append(report)
+        if isinstance(report, StepReport) and report.step == 2:
+            shutil.rmtree(tmp_path / "run")
+            list(session_in(tmp_path / "run", {"train.seed": 5}))
+            new = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == new
+    saves = [report for report in seen if isinstance(report, SaveReport)]
+    assert "no longer the folder of this run" in saves[0].error and not seen[-1].saved
+    assert saves[-1].error is None  # beside the folder
+    with contextlib.closing(session_in(None, {"train.iters": 8}, resume=saves[-1].path)) as again:
+        assert again.start.header.step == 6 and again.folder == Path(saves[-1].path).parent
 
 
 def test_new_folders_are_named_after_preset_and_text_and_numbered(tmp_path, monkeypatch):

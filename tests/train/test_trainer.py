@@ -15,8 +15,9 @@ from mlx_gpt.errors import DeviceTimeout, OutOfRoom
 from mlx_gpt.optim.optimizers import RULES
 from mlx_gpt.train import evaluate
 from mlx_gpt.train.reports import EvalReport, Plan, SampleDue, SaveReport, StartReport, StepReport, StopReport
+from mlx_gpt.train.saving import BEST, LATEST
 from mlx_gpt.train.step import make_step
-from mlx_gpt.train.trainer import BEST, LATEST, MAX_BAD_STEPS, Trainer
+from mlx_gpt.train.trainer import MAX_BAD_STEPS, Trainer
 
 
 @pytest.fixture(scope="module")
