@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from mlx_gpt.cli.options import echo_json, json_option
+from mlx_gpt.cli.options import echo_json, json_option, note
 from mlx_gpt.config.renames import old_values
-from mlx_gpt.watch.compare import differences, draw, read_record, table, thresholds
+from mlx_gpt.watch.compare import NotEvaluated, Record, differences, draw, read_record, table, thresholds
 
 
 @click.command()
@@ -26,9 +26,9 @@ def compare_command(runs, levels, plot, as_json):
     mlxgpt compare runs/model-l-shakespeare runs/model-l-shakespeare-2
     mlxgpt compare runs/* --at 2.0 --plot curves.svg
 
-    A RUN is a run folder, or a checkpoint in a run folder.
+    A RUN is a run folder, or a checkpoint in a run folder. Of several runs, those without an evaluation are left out.
     """
-    records = [read_record(path) for path in runs]
+    records = _records(runs)
     levels = levels or thresholds(records)
     if plot:
         draw(plot, records)
@@ -47,3 +47,22 @@ def compare_command(runs, levels, plot, as_json):
         click.echo(f"{label:<{first}}  {line}".rstrip())
     if plot:
         click.echo(f"curves: {plot}", err=True)
+
+
+def _records(runs: tuple[Path, ...]) -> list[Record]:
+    """Reads the records of runs. If there are several, those without an evaluation are left out with a note.
+
+    Raises:
+        NotEvaluated: None of them has an evaluation.
+    """
+    records, failures = [], []
+    for path in runs:
+        try:
+            records.append(read_record(path))
+        except NotEvaluated as error:
+            failures.append(error)
+    if not records:
+        raise failures[0]
+    for error in failures:
+        note(f"{error}; left out")
+    return records

@@ -1,5 +1,6 @@
 """A click group that imports the module of a command only when the command is invoked."""
 
+from collections import Counter
 from collections.abc import Mapping
 from importlib import import_module
 
@@ -32,7 +33,10 @@ class LazyGroup(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]):
         """Resolves the name of a command, and imports the command in place of its placeholder."""
         name, command, rest = super().resolve_command(ctx, args)
-        return name, command and self.load(name), rest
+        if command:
+            command = self.load(name)
+            _refuse_repeated_options(ctx, name, command, rest)
+        return name, command, rest
 
     def invoke(self, ctx: click.Context):
         """Runs the command.
@@ -51,3 +55,15 @@ class LazyGroup(click.Group):
     def load(self, name: str) -> click.Command:
         """Imports the command `name` and returns it."""
         return getattr(import_module(self.table[name][0]), f"{name}_command")
+
+
+def _refuse_repeated_options(ctx: click.Context, name: str, command: click.Command, args: list[str]) -> None:
+    """Raises click.UsageError if an option that takes one value is given twice. click itself would take the last."""
+    context = click.Context(command, info_name=name, parent=ctx, resilient_parsing=True)
+    try:
+        _, _, given = command.make_parser(context).parse_args(list(args))
+    except click.UsageError:  # click reports it when it parses the arguments itself
+        return
+    for option, count in Counter(given).items():
+        if count > 1 and isinstance(option, click.Option) and not option.multiple:
+            raise click.UsageError(f"{option.opts[-1]} is given twice; give it once", context)

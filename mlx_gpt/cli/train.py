@@ -111,16 +111,17 @@ def train_command(updates, preset, recipe, out, resume, fine_tune, sets, plan, a
         fine_tune=fine_tune,
         default_corpus=(OWN_TEXT,) if Path(OWN_TEXT).is_file() else (),
     )
-    if plan:
-        print_plan(run.plan(run.begin(request, note), note), as_json)
-        return
-    session = run.Session(request, note)
-    if (start := session.start).is_complete:
-        session.close()
+    session = None if plan else run.Session(request, note)
+    start = session.start if session else run.begin(request, note)
+    if start.is_complete:
+        if session:
+            session.close()
         note(
             f"{start.folder or resume}: already at iteration {start.header.step} of {start.header.config.train.iters}, "
             "nothing to do; raise --iters to train further"
         )
+    elif plan:
+        print_plan(run.plan(start, note), as_json)
     else:
         sys.exit(_train(session, as_json))
 

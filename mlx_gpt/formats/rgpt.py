@@ -249,8 +249,12 @@ def _what_fits(length: int, copies: int, vocab_size: int, given: Shape) -> str:
         layers, uneven = divmod(params - C * (2 * vocab_size + block), 12 * C * C)
         shape = {"n_embd": C, "n_layer": layers, "block_size": block}
         if not (rest or uneven) and 1 <= layers <= 64 and all(shape[k] == v for k, v in given.items()):
-            fits.append(_named(shape))
-    return "shapes that match: " + " or ".join(fits[:4]) if fits else "no shape matches this length"
+            fits.append(shape)
+    if not fits:
+        return "no shape matches this length"
+    options = " ".join(f"--set model.{k}={v}" for k, v in fits[0].items())
+    found = " or ".join(map(_named, fits[:4]))
+    return f"shapes that match: {found}; give one with its number of heads, as in {options} --set model.n_head=4"
 
 
 def _named(shape: Shape) -> str:

@@ -67,6 +67,10 @@ class Record:
         return facts
 
 
+class NotEvaluated(UserError):
+    """A folder without an evaluation of a run."""
+
+
 def read_record(path: Path) -> Record:
     """Reads the record of a run.
 
@@ -74,20 +78,21 @@ def read_record(path: Path) -> Record:
         path: A run folder, or a checkpoint in a run folder.
 
     Raises:
-        UserError: There is no such run, or the run has no evaluation yet.
+        NotEvaluated: The folder has no evaluation of a run.
+        UserError: There is no such run.
         BadFile: run.toml is not valid TOML.
     """
     folder = path if path.is_dir() else path.parent
     if not path.exists():
         raise UserError(f"{path}: no such run; name a run folder, such as runs/model-l-shakespeare")
     if not (folder / "metrics.jsonl").is_file():
-        raise UserError(
+        raise NotEvaluated(
             f"{path}: no metrics.jsonl of a run is there; name a run folder, such as runs/model-l-shakespeare"
         )
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if isinstance(line, dict)]
     evaluations = [line for line in lines if line.get("val_loss") is not None]
     if not evaluations:
-        raise UserError(f"{folder}: the run was not evaluated yet; resume it until its first evaluation")
+        raise NotEvaluated(f"{folder}: the run was not evaluated yet; train it until its first evaluation")
     try:
         text = (folder / "run.toml").read_text("utf-8") if (folder / "run.toml").exists() else ""
         tables = current_names(tomllib.loads(text))

@@ -140,8 +140,8 @@ class RunConsole:
         parts += [f"{name}: {value:.4f}" for name, value in step.metrics.items()]
         if last:
             parts.append(f"Val: {last.loss:.4f} (ppl {last.ppl:.1f})")
-        others = [f"{rule} {lr:.6f}" for rule, lr in step.rule_lrs.items() if lr != step.lr]
-        parts.append(f"LR: {step.lr:.6f}" + (f" ({', '.join(others)})" if others else ""))
+        others = [f"{rule} {_rate(lr)}" for rule, lr in step.rule_lrs.items() if lr != step.lr]
+        parts.append(f"LR: {_rate(step.lr)}" + (f" ({', '.join(others)})" if others else ""))
         if last:
             parts.append(f"Best: {last.best_loss:.4f} @{last.best_step}")
         parts += [
@@ -188,6 +188,12 @@ class RunConsole:
         panel.add_row(ProgressBar(total=self._iters, completed=step.step))
         panel.add_row(table)
         return panel
+
+
+def _rate(lr: float) -> str:
+    """Formats a learning rate with six decimals, as randyGPT does, or as 6.25e-07 if these lose more than 1% of it."""
+    fixed = f"{lr:.6f}"
+    return fixed if abs(float(fixed) - lr) <= 0.01 * lr else f"{lr:.2e}"
 
 
 def _clock(seconds: float) -> str:

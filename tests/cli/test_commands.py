@@ -86,6 +86,19 @@ def test_one_learning_rate_scales_the_updates_of_all_weights(home, tmp_path):
         assert size == pytest.approx(100 * sizes["1e-5"][name], rel=0.02) and size > 0, name
 
 
+def test_a_plan_of_a_complete_run_says_so(home):
+    done = mlxgpt("train", "2", "--plan", "--resume", "runs/custom-pydocs", cwd=home)
+    assert done.returncode == 0 and "already at iteration 12 of 2, nothing to do" in done.stderr and not done.stdout
+
+
+def test_runs_without_an_evaluation_are_left_out_of_a_comparison(home, tmp_path):
+    (tmp_path / "empty").mkdir()
+    run = home / "runs/custom-pydocs"
+    done = mlxgpt("compare", run, tmp_path / "empty", cwd=tmp_path)
+    assert done.returncode == 0 and "empty: no metrics.jsonl" in done.stderr and "best loss" in done.stdout
+    assert mlxgpt("compare", tmp_path / "empty", cwd=tmp_path).returncode == 2
+
+
 def test_plain_output_reads_like_a_log(tmp_path):
     done = mlxgpt("train", "--corpus", "pydocs", *SMALL, "--set=train.log_every=4", cwd=tmp_path)
     assert "\x1b" not in done.stdout

@@ -135,6 +135,8 @@ SILLY = [
     ("train --set optimizer.name=sgd", 2, "sgd adamw muon lion"),
     ("train --set optimizer.schedule=step", 2, "step cosine linear wsd"),
     ("train --set optimizer.ema_decay=1", 2, "ema_decay=1 0.999999"),
+    ("train 10 --lr 1e-3 --lr 1e-4", 2, "--lr is given twice; give it once"),
+    ("generate --seed 1 --seed 2", 2, "--seed is given twice; give it once"),
     ("train --set optimizer.muon_lr_scale=0", 2, "muon_lr_scale=0"),
     ("train --set optimizer.muon_learning_rate=0.1", 2, "give that, such as 6.67"),
     ("train --set model.positions=rope", 2, "rope learned rotary"),
@@ -173,9 +175,9 @@ def test_a_reader_that_goes_away_ends_the_run_saved(home, tmp_path, extra):
 
 
 def test_a_run_that_blows_up_ends_with_5_and_keeps_nothing_of_it(tmp_path):
-    wild = [*SMALL, "--iters=200", "--lr=10", "--set=optimizer.warmup_steps=0", "--set=optimizer.clip_mode=none"]
-    wild.remove("--iters=12")
-    done = mlxgpt("train", "--corpus", "pydocs", *wild, "--eval-every=100", "--out", "run", cwd=tmp_path)
+    wild = [*SMALL, "--lr=10", "--set=optimizer.warmup_steps=0", "--set=optimizer.clip_mode=none"]
+    wild = [option for option in wild if option not in ("--iters=12", "--eval-every=6")]
+    done = mlxgpt("train", "200", "--corpus", "pydocs", *wild, "--eval-every=100", "--out", "run", cwd=tmp_path)
     assert done.returncode == 5 and "start a new run" in done.stderr and "Traceback" not in done.stderr
     assert not list((tmp_path / "run").glob("*.safetensors"))
 

@@ -109,8 +109,9 @@ def test_a_second_signal_ends_at_once_even_if_the_output_is_closed(tmp_path, clo
 def test_a_signal_after_the_output_was_closed_leaves_a_saved_run(tmp_path):
     """The note on the signal is then the first text that cannot be written. It comes from another thread."""
     folder = tmp_path / "closed"
-    quiet = ["--iters=1000000", "--eval-every=100", "--set=train.log_every=1000000"]
-    with process("train", "--corpus=pydocs", *SMALL, *quiet, "--out", folder, cwd=tmp_path) as running:
+    quiet = [option for option in SMALL if option not in ("--iters=12", "--eval-every=6")]
+    quiet += ["--iters=1000000", "--eval-every=100", "--set=train.log_every=1000000"]
+    with process("train", "--corpus=pydocs", *quiet, "--out", folder, cwd=tmp_path) as running:
         run_to(running, "eval @100")
         running.stdout.close()
         running.send_signal(signal.SIGINT)

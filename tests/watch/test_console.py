@@ -57,3 +57,11 @@ def test_what_went_wrong_is_said():
 @pytest.mark.parametrize("reason", STOPPED)
 def test_every_end_has_its_words(reason):
     assert STOPPED[reason] in shown([step(1), stop(reason)])
+
+
+@pytest.mark.parametrize(
+    "lr, shown_as", [(1e-3, "0.001000"), (3e-5, "0.000030"), (6.25e-7, "6.25e-07"), (0.0, "0.000000")]
+)
+def test_a_small_rate_keeps_its_digits(lr, shown_as):
+    text = shown([step(1, lr=lr, rule_lrs={"adamw": lr, "muon": 4 * lr}), step(2, lr=lr)])
+    assert f"LR: {shown_as}" in text
