@@ -52,6 +52,7 @@ TABLE = {
     "data/bpe": ("data/merges data/tokenizer errors", "numpy tokenizers"),
     "data/markov": ("errors", "numpy"),
     "data/library": ("config/presets errors files paths", "pooch"),
+    "data/textfiles": ("errors", ""),
     "data/tokens": ("device/mlx", "numpy"),
     "model/": ("config device/mlx errors lazy rng", "mlx"),
     "model/mixers/": ("config device/mlx model/linear model/norm model/positions model/specs model/state", ""),
