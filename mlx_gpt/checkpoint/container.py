@@ -9,7 +9,6 @@ header {"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}, and the 8 bytes o
 {"x": Entry(dtype="F32", shape=(2,), first=62, end=70)} and no metadata.
 """
 
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from mlx_gpt.errors import BadFile
+from mlx_gpt.parse import parse_json
 
 MAX_HEADER = 100_000_000  # bytes
 # Bytes per element of each dtype that a header may contain.
@@ -64,8 +64,8 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
             raise bad(f"its header should have {length} bytes, but the file has {size}")
         text = file.read(length)
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(text, "header")
+    except BadFile as error:
         raise bad(f"its header is not JSON: {error}") from None
     if not isinstance(header, dict):
         raise bad("its header is not a JSON object")
@@ -127,11 +127,3 @@ def _entry(facts, start: int) -> Entry | None:
 def _counts(values) -> bool:
     """Whether `values` is a list of whole numbers of at least 0 and less than 2^63."""
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in values)
-
-
-def _without_duplicates(pairs: list[tuple]) -> dict:
-    """Builds a JSON object from its pairs. Raises ValueError if a name occurs twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return found

@@ -18,16 +18,15 @@ import numpy as np
 import safetensors.numpy
 
 from mlx_gpt.checkpoint.container import Entry, read_header, read_tensors
-from mlx_gpt.config.schema import Config
+from mlx_gpt.config.schema import MAX_VOCAB, Config
 from mlx_gpt.config.table import merge
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
 from mlx_gpt.model.gpt import shapes_of
+from mlx_gpt.parse import parse_json
 
 FORMAT, FORMAT_VERSION = "mlxgpt", 4
 OPTIMIZER = "optimizer."
-# The largest vocabulary that is read: more ids than Unicode has code points, or than any published vocabulary has.
-MAX_VOCAB = 1 << 21
 
 Tensors = dict[str, np.ndarray]
 
@@ -91,7 +90,7 @@ class Header:
         Raises:
             ValueError, TypeError, KeyError, AttributeError: The text is not a valid header of this version.
         """
-        data = json.loads(text)
+        data = parse_json(text, "header")
         for migrate in MIGRATIONS[version - 1 :]:
             data = migrate(data)
         return cls(**data | {"config": Config.from_dict(data["config"]), "best_loss": float(data["best_loss"])})

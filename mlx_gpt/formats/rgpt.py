@@ -32,9 +32,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mlx_gpt.checkpoint.store import MAX_VOCAB, Checkpoint, Header, Tensors, require_finite
+from mlx_gpt.checkpoint.store import Checkpoint, Header, Tensors, require_finite
 from mlx_gpt.config.presets import load_toml, names_of
-from mlx_gpt.config.schema import SHAPE_KEYS, Config, ModelConfig
+from mlx_gpt.config.schema import MAX_VOCAB, SHAPE_KEYS, Config, ModelConfig
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
 from mlx_gpt.model.cost import num_params

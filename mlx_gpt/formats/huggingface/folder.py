@@ -18,7 +18,7 @@ import safetensors.numpy
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.container import read_header, read_tensors
 from mlx_gpt.checkpoint.store import Checkpoint, Header, Tensors
-from mlx_gpt.config.schema import SHAPE_KEYS, Config, ModelConfig
+from mlx_gpt.config.schema import MAX_VOCAB, SHAPE_KEYS, Config, ModelConfig
 from mlx_gpt.config.table import toml_value
 from mlx_gpt.data.bpe import character_json, character_specials, open_vocab, tokenizer_from_dict
 from mlx_gpt.data.tokenizer import Tokenizer
@@ -27,6 +27,7 @@ from mlx_gpt.files import make_folder, write_atomic
 from mlx_gpt.formats import rgpt
 from mlx_gpt.formats.huggingface.card import card
 from mlx_gpt.model.gpt import shapes_of
+from mlx_gpt.parse import read_json
 
 TARGETS = ("huggingface", "mlx-lm")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -55,7 +56,6 @@ COMPUTED: dict[str, Container] = {
 }
 # The content of generation_config.json, from which generate() of transformers takes its defaults.
 GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "max_new_tokens": 200}
-MAX_JSON = 64 << 20  # largest config.json or tokenizer.json, in bytes
 
 
 @dataclass(frozen=True)
@@ -280,10 +280,8 @@ def read_folder(folder: Path) -> Checkpoint:
         )
     model = dataclasses.replace(model, ffn_dim=width)
     vocab_size = facts.get("vocab_size")
-    if type(vocab_size) is not int or not 1 <= vocab_size <= store.MAX_VOCAB:
-        raise BadFile(
-            f"{folder / 'config.json'}: vocab_size {vocab_size!r} is not allowed, expected 1 to {store.MAX_VOCAB}"
-        )
+    if type(vocab_size) is not int or not 1 <= vocab_size <= MAX_VOCAB:
+        raise BadFile(f"{folder / 'config.json'}: vocab_size {vocab_size!r} is not allowed, expected 1 to {MAX_VOCAB}")
     weights = _weights(folder / "model.safetensors", shapes_of(model, vocab_size))
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
@@ -375,13 +373,8 @@ def _checkpoint(model: ModelConfig, vocab_size: int, weights: Tensors, tokenizer
 
 
 def _json(path: Path) -> dict:
-    """Reads a JSON object. Raises BadFile if the file is missing, too large or not a JSON object."""
-    try:
-        if path.stat().st_size > MAX_JSON:
-            raise BadFile(f"{path}: has {path.stat().st_size} bytes, but at most {MAX_JSON} are allowed")
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadFile(f"{path}: not a readable JSON file: {error}") from None
+    """Reads a JSON object. Raises BadFile if the file is not a JSON object, see parse.read_json()."""
+    data = read_json(path)
     if not isinstance(data, dict):
         raise BadFile(f"{path}: not a JSON object")
     return data
