@@ -15,9 +15,11 @@ from mlx_gpt.data.bpe import open_vocab, tokenizer_from_dict
 from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer
 from mlx_gpt.device.mlx import mx
-from mlx_gpt.errors import BadFile, Mismatch, UserError
+from mlx_gpt.errors import BadFile, Mismatch, OutOfRoom, UserError
 from mlx_gpt.formats.huggingface import folder as huggingface
+from mlx_gpt.model.cost import context_bytes
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.model.mixers.kernels import kernel_of
 from mlx_gpt.run.request import specs_of
 from mlx_gpt.train.trainer import BEST, LATEST
 
@@ -188,6 +190,21 @@ def require_run(run: Any) -> None:
     """Raises UserError if `run` is not a loaded model, for example if it is the path of a checkpoint."""
     if not isinstance(run, Run):
         raise UserError(f"run={run!r} is not allowed; give a model from mlx_gpt.load(PATH)")
+
+
+def require_context(run: Run) -> None:
+    """Raises OutOfRoom if a forward pass over one full context needs more memory than MLX may use.
+
+    A checkpoint with rotary positions has no tensor that depends on model.block_size, so a small file can ask for any.
+    """
+    shape = run.config.model
+    by_blocks = kernel_of("auto", shape.head_dim, shape.block_size, mx.float32) == "blocks"
+    needed, limit = context_bytes(shape, run.header.vocab_size, by_blocks), mx.get_memory_limit()
+    if needed > limit:
+        raise OutOfRoom(
+            f"a context of model.block_size={shape.block_size} tokens needs about {needed / 1e9:.1f} GB, but MLX may "
+            f"use only {limit / 1e9:.1f} GB here; use a model with a shorter context, or a machine with more memory"
+        )
 
 
 def require_vocab(checkpoint: str, origin: str, tokenizer: Tokenizer, vocab_size: int) -> None:
