@@ -67,7 +67,7 @@ TABLE = {
     "train/parallel": ("", ""),
     "train/objective": ("config/schema data/windows device/mlx", ""),
     "train/objectives": ("config/schema config/table train/objective", ""),
-    "train/source": ("config/schema data/windows device/mlx rng", "numpy"),
+    "train/source": ("config/schema data/windows device/mlx errors rng", "numpy"),
     "train/evaluate": ("config/schema data/windows device rng train/objective train/reports", "numpy"),
     "train/step": ("config/schema device optim/clip rng train/objective train/parallel", "mlx"),
     "train/snapshot": ("checkpoint/store device/mlx train/step", "mlx numpy"),

@@ -25,6 +25,7 @@ WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}
 # NumPy types of the dtypes that read_tensors() can read. NumPy has no bfloat16, so its bits are read as integers.
 NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 MAX_DIMS = 8
+MAX_NAME = 256  # characters of a tensor's name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +75,10 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         raise bad("its metadata are not strings")
     entries = {}
     for name, facts in header.items():
+        if not name.isprintable() or len(name) > MAX_NAME:
+            raise bad(
+                f"a tensor's name is {name[:60]!r}, but a name is printable and has at most {MAX_NAME} characters"
+            )
         entry = _entry(facts, 8 + length)
         if not entry:
             raise bad(f"{name!r} is not a tensor of dtype {', '.join(WIDTHS)} with a shape and offsets that match it")

@@ -12,7 +12,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import safetensors.numpy
@@ -93,7 +93,25 @@ class Header:
         data = parse_json(text, "header")
         for migrate in MIGRATIONS[version - 1 :]:
             data = migrate(data)
-        return cls(**data | {"config": Config.from_dict(data["config"]), "best_loss": float(data["best_loss"])})
+        if data["best_loss"] in ("inf", "-inf", "nan"):  # as _json_float() writes them
+            data = data | {"best_loss": float(data["best_loss"])}
+        header = cls(**data | {"config": Config.from_dict(data["config"])})
+        header._require_types()
+        return header
+
+    def _require_types(self) -> None:
+        """Raises ValueError unless every field has its declared type, counts are not negative and the kind is known."""
+        for field in dataclasses.fields(self):
+            value, kinds = getattr(self, field.name), get_args(field.type) or (field.type,)
+            is_float = float in kinds and type(value) is int
+            lowest = -1 if field.name == "last_eval" else 0
+            if not (type(value) in kinds or is_float) or (type(value) is int and value < lowest):
+                expected = " or ".join(kind.__name__ for kind in kinds) + (
+                    f" of at least {lowest}" if int in kinds else ""
+                )
+                raise ValueError(f"{field.name} is {str(value)[:60]!r}, expected {expected}")
+        if self.tokenizer is not None and not isinstance(self.tokenizer.get("kind"), str):
+            raise ValueError("tokenizer has no kind")
 
 
 def _from_version_1(data: dict) -> dict:

@@ -152,7 +152,7 @@ def _require_name(dst: Path, kind: str) -> None:
 
 def _write(dst: Path, known) -> None:
     _require_name(dst, known.kind)
-    text = known.to_vocab_json() if dst.name.startswith("vocab") else known.to_json()
+    text = known.to_vocab_json() if dst.name.startswith("vocab") else data.tokenizer_json(known)
     write_atomic(dst, [text.encode()])
     note(f"{dst}: {known.kind}, {known.vocab_size:,} ids, {dst.stat().st_size:,} bytes")
 

@@ -102,9 +102,26 @@ def load_toml(folder: str, name: str) -> dict[str, Any]:
     return current_names(read_toml(path))
 
 
+def preset_network(name: str) -> ModelConfig:
+    """The network of a preset.
+
+    Args:
+        name: The name of a preset, or the path of a TOML file.
+
+    Raises:
+        UserError: There is no such preset, or one of its settings is not allowed.
+        BadFile: The file cannot be read, or has no table [model].
+    """
+    tables = load_toml("presets", name)
+    network = Config.from_dict(tables).model
+    if "model" not in tables:
+        raise BadFile(f"{name}: has no table [model], so it describes no network; add [model], or leave out --preset")
+    return network
+
+
 def preset_of(config: ModelConfig) -> str | None:
     """The name of the first preset with this architecture, or None. Dropout is not compared."""
     for name in names_of("presets"):
-        if ModelConfig(**load_toml("presets", name)["model"]).architecture() == config.architecture():
+        if preset_network(name).architecture() == config.architecture():
             return name
     return None

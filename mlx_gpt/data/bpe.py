@@ -84,7 +84,7 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def from_json(cls, text: str) -> "BPETokenizer":
-        """Reads the text of a tokenizer.json that to_json() or character_json() returned."""
+        """Reads the text of a tokenizer.json that tokenizer_json() returned."""
         model = parse_json(text, "tokenizer.json")["model"]
         ids = model["vocab"]
         if not all(type(i) is int for i in ids.values()) or sorted(ids.values()) != list(range(len(ids))):
@@ -277,10 +277,12 @@ def tokenizer_from_dict(data: dict) -> Tokenizer:
         raise BadFile(f"tokenizer: not written by mlxgpt, or corrupt: {type(error).__name__} {error}") from None
 
 
-def character_json(characters: str) -> str:
-    """Returns the text of a tokenizer.json for a character tokenizer: a BPE without merges."""
-    specials = character_specials(characters)
-    return _with_specials({s: i for i, s in enumerate([*specials, *characters])}, [], specials)
+def tokenizer_json(tokenizer: Tokenizer) -> str:
+    """Returns the text of a tokenizer.json. A character tokenizer becomes a BPE without merges. Raises UserError."""
+    if tokenizer.kind != CharTokenizer.kind:
+        return tokenizer.to_json()
+    specials = character_specials(tokenizer.characters)
+    return _with_specials({s: i for i, s in enumerate([*specials, *tokenizer.characters])}, [], specials)
 
 
 def character_specials(characters: str) -> tuple[str, ...]:
@@ -320,7 +322,7 @@ def open_vocab(path: Path) -> Tokenizer:
         if isinstance(data, dict) and {"vocab", "merges"} <= data.keys():
             return BPETokenizer.from_dict(data)
         if isinstance(data, dict) and isinstance(data.get("model"), dict):
-            # The files of BPETokenizer and character_json have a single pre-tokenization step, of type Split (_engine).
+            # The files of BPETokenizer and CharTokenizer have a single pre-tokenization step, of type Split (_engine).
             is_bpe = data["model"].get("type") == "BPE"
             if not is_bpe or [step.get("type") for step in _parts(data["pre_tokenizer"])] != ["Split"]:
                 return ByteBPETokenizer(text)

@@ -9,8 +9,8 @@ from typing import Any
 from mlx_gpt import formats
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
-from mlx_gpt.config.presets import load_toml
-from mlx_gpt.config.schema import Config, ModelConfig
+from mlx_gpt.config.presets import preset_network
+from mlx_gpt.config.schema import Config
 from mlx_gpt.data.bpe import open_vocab, tokenizer_from_dict
 from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer
@@ -99,7 +99,7 @@ def read_checkpoint(path: Path, preset: str | None = None, network: dict[str, An
         Mismatch: The checkpoint's network differs from `preset` or `network`.
         UserError: There is no such file or preset, or the number of heads is not known.
     """
-    wanted = (ModelConfig(**load_toml("presets", preset)["model"]).architecture() if preset else {}) | (network or {})
+    wanted = (preset_network(preset).architecture() if preset else {}) | (network or {})
     path = checkpoint_in(path)
     try:
         checkpoint = formats.format_of(path).read(path, wanted)
