@@ -100,7 +100,11 @@ def read_record(path: Path) -> Record:
             f"{table}.{k}": v for table, values in tables.items() if isinstance(values, dict) for k, v in values.items()
         },
         evaluations=evaluations,
-        updates=[line for line in lines if "grad_norm" in line and _has_numbers(line, UPDATE) and line["step"] > 0],
+        updates=[
+            line
+            for line in lines
+            if "grad_norm" in line and _has_numbers(line, UPDATE) and min(line["step"], line["seconds"]) > 0
+        ],
     )
 
 
