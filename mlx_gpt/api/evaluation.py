@@ -8,7 +8,7 @@ from mlx_gpt.data.encoding import encode
 from mlx_gpt.data.windows import Windows
 from mlx_gpt.device.report import prepare
 from mlx_gpt.errors import UserError
-from mlx_gpt.run.loading import Run, require_run
+from mlx_gpt.run.loading import Run, require_context, require_run
 from mlx_gpt.run.request import Note, ignore, specs_of
 from mlx_gpt.train.evaluate import Evaluation, Evaluator
 
@@ -40,6 +40,7 @@ def evaluate(
         UserError: The run has no tokenizer, no corpus is given and the training text is not known, a corpus does not
             exist, or an argument is out of range.
         BadFile: A corpus cannot be read.
+        OutOfRoom: A full context of the model needs more memory than MLX may use.
     """
     require_run(run)
     if split not in SPLITS:
@@ -50,6 +51,7 @@ def evaluate(
         raise UserError("the checkpoint has no tokenizer; load it with the corpus or the vocab it was trained with")
     if corpus is None and run.header.corpus is None:
         raise UserError("the checkpoint does not name the text that it was trained on; name one with --corpus")
+    require_context(run)
     prepare()
     data = run.config.data
     tokens = encode(open_corpus(specs_of(corpus or data.corpus)), run.tokenizer, note, data.unknown == "refuse")

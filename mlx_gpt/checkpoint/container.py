@@ -9,7 +9,6 @@ header {"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}, and the 8 bytes o
 {"x": Entry(dtype="F32", shape=(2,), first=62, end=70)} and no metadata.
 """
 
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from mlx_gpt.errors import BadFile
+from mlx_gpt.parse import parse_json
 
 MAX_HEADER = 100_000_000  # bytes
 # Bytes per element of each dtype that a header may contain.
@@ -25,6 +25,7 @@ WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}
 # NumPy types of the dtypes that read_tensors() can read. NumPy has no bfloat16, so its bits are read as integers.
 NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 MAX_DIMS = 8
+MAX_NAME = 256  # characters of a tensor's name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,8 +65,8 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
             raise bad(f"its header should have {length} bytes, but the file has {size}")
         text = file.read(length)
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(text, "header")
+    except BadFile as error:
         raise bad(f"its header is not JSON: {error}") from None
     if not isinstance(header, dict):
         raise bad("its header is not a JSON object")
@@ -74,6 +75,10 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         raise bad("its metadata are not strings")
     entries = {}
     for name, facts in header.items():
+        if not name.isprintable() or len(name) > MAX_NAME:
+            raise bad(
+                f"a tensor's name is {name[:60]!r}, but a name is printable and has at most {MAX_NAME} characters"
+            )
         entry = _entry(facts, 8 + length)
         if not entry:
             raise bad(f"{name!r} is not a tensor of dtype {', '.join(WIDTHS)} with a shape and offsets that match it")
@@ -127,11 +132,3 @@ def _entry(facts, start: int) -> Entry | None:
 def _counts(values) -> bool:
     """Whether `values` is a list of whole numbers of at least 0 and less than 2^63."""
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in values)
-
-
-def _without_duplicates(pairs: list[tuple]) -> dict:
-    """Builds a JSON object from its pairs. Raises ValueError if a name occurs twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return found

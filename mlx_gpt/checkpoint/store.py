@@ -12,22 +12,21 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import numpy as np
 import safetensors.numpy
 
 from mlx_gpt.checkpoint.container import Entry, read_header, read_tensors
-from mlx_gpt.config.schema import Config
+from mlx_gpt.config.schema import MAX_VOCAB, Config
 from mlx_gpt.config.table import merge
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
 from mlx_gpt.model.gpt import shapes_of
+from mlx_gpt.parse import parse_json
 
 FORMAT, FORMAT_VERSION = "mlxgpt", 5
 OPTIMIZER = "optimizer."
-# The largest vocabulary that is read: more ids than Unicode has code points, or than any published vocabulary has.
-MAX_VOCAB = 1 << 21
 
 Tensors = dict[str, np.ndarray]
 
@@ -93,10 +92,31 @@ class Header:
         Raises:
             ValueError, TypeError, KeyError, AttributeError: The text is not a valid header of this version.
         """
-        data = json.loads(text)
+        data = parse_json(text, "header")
         for migrate in MIGRATIONS[version - 1 :]:
             data = migrate(data)
-        return cls(**data | {"config": Config.from_dict(data["config"]), "best_loss": float(data["best_loss"])})
+        if data["best_loss"] in ("inf", "-inf", "nan"):  # as _json_float() writes them
+            data = data | {"best_loss": float(data["best_loss"])}
+        header = cls(**data | {"config": Config.from_dict(data["config"])})
+        header._require_types()
+        return header
+
+    def _require_types(self) -> None:
+        """Raises ValueError unless every field has its declared type, counts are not negative and the kind is known."""
+        for field in dataclasses.fields(self):
+            value, kinds = getattr(self, field.name), get_args(field.type) or (field.type,)
+            kinds = tuple(get_origin(kind) or kind for kind in kinds)  # list instead of list[int]
+            is_float = float in kinds and type(value) is int
+            lowest = -1 if field.name == "last_eval" else 0
+            if not (type(value) in kinds or is_float) or (type(value) is int and value < lowest):
+                expected = " or ".join(kind.__name__ for kind in kinds) + (
+                    f" of at least {lowest}" if int in kinds else ""
+                )
+                raise ValueError(f"{field.name} is {str(value)[:60]!r}, expected {expected}")
+        if self.tokenizer is not None and not isinstance(self.tokenizer.get("kind"), str):
+            raise ValueError("tokenizer has no kind")
+        if not all(type(count) is int and count >= 0 for count in self.division or []):
+            raise ValueError("division is not a list of counts")
 
 
 def _from_version_1(data: dict) -> dict:

@@ -98,6 +98,7 @@ def serve_command(
             f"{path}: the checkpoint has no tokenizer; give the text it was trained on with --corpus, or its "
             "vocabulary with --vocab"
         )
+    run.require_context(loaded)
     _require_memory(loaded.config.model, streams)
     limits = Limits(
         max_tokens=max_tokens,

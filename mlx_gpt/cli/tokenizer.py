@@ -1,6 +1,5 @@
 """`mlxgpt tokenizer`: trains, uses, inspects and converts byte-pair vocabularies."""
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,6 +11,7 @@ from mlx_gpt.cli.options import corpus_option, echo_json, json_option, note
 from mlx_gpt.config.schema import DataConfig
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
+from mlx_gpt.parse import parse_json
 
 
 @click.group()
@@ -85,7 +85,8 @@ def decode_command(idsfile, vocab, as_json):
     """
     text, known = _read(idsfile), data.open_vocab(Path(vocab))
     try:
-        ids = json.loads(text)["ids"] if text.lstrip().startswith("{") else [int(word) for word in text.split()]
+        is_json = text.lstrip().startswith("{")
+        ids = parse_json(text, str(idsfile))["ids"] if is_json else [int(word) for word in text.split()]
     except (ValueError, KeyError, TypeError):
         raise BadFile(f'{idsfile}: does not contain ids; give whole numbers, or {{"ids": [...]}}') from None
     for i in ids:
@@ -151,7 +152,7 @@ def _require_name(dst: Path, kind: str) -> None:
 
 def _write(dst: Path, known) -> None:
     _require_name(dst, known.kind)
-    text = known.to_vocab_json() if dst.name.startswith("vocab") else known.to_json()
+    text = known.to_vocab_json() if dst.name.startswith("vocab") else data.tokenizer_json(known)
     write_atomic(dst, [text.encode()])
     note(f"{dst}: {known.kind}, {known.vocab_size:,} ids, {dst.stat().st_size:,} bytes")
 

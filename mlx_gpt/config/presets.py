@@ -4,7 +4,6 @@ A preset describes a network, a recipe describes training. Later layers override
 command line.
 """
 
-import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from mlx_gpt.config.renames import MUON_RATE, MUON_REPLACED, RENAMED, current_na
 from mlx_gpt.config.schema import TABLES, Config, ModelConfig
 from mlx_gpt.config.table import allowed, lookup, merge, nest
 from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.parse import parse_toml, read_toml
 from mlx_gpt.paths import resource_dir
 
 
@@ -73,8 +73,8 @@ def parse_set(text: str) -> tuple[str, Any]:
     if kind == tuple[str, ...] and not value.startswith("["):
         return key, tuple(value.split(","))
     try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        return key, parse_toml(f"value = {value}", f"--set {key}")["value"]
+    except BadFile:
         raise UserError(f"--set {key}: {value!r} is not allowed; {allowed(known[name])}") from None
 
 
@@ -99,17 +99,29 @@ def load_toml(folder: str, name: str) -> dict[str, Any]:
     if name in known or not (path.suffix == ".toml" or path.is_file()):
         kind = {"presets": "preset", "presets/recipes": "recipe"}[folder]
         path = lookup(known, name, f"{kind} (or TOML file)")
-    try:
-        return current_names(tomllib.loads(path.read_text("utf-8")))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadFile(f"{path}: not a readable TOML file: {error}") from None
+    return current_names(read_toml(path))
+
+
+def preset_network(name: str) -> ModelConfig:
+    """The network of a preset.
+
+    Args:
+        name: The name of a preset, or the path of a TOML file.
+
+    Raises:
+        UserError: There is no such preset, or one of its settings is not allowed.
+        BadFile: The file cannot be read, or has no table [model].
+    """
+    tables = load_toml("presets", name)
+    network = Config.from_dict(tables).model
+    if "model" not in tables:
+        raise BadFile(f"{name}: has no table [model], so it describes no network; add [model], or leave out --preset")
+    return network
 
 
 def preset_of(config: ModelConfig) -> str | None:
     """The name of the first preset with this architecture, or None. Dropout is not compared."""
     for name in names_of("presets"):
-        if ModelConfig(**load_toml("presets", name)["model"]).architecture() == config.architecture():
+        if preset_network(name).architecture() == config.architecture():
             return name
     return None

@@ -12,6 +12,8 @@ from mlx_gpt.config.table import Table, lookup, merge, nest, setting, toml_value
 from mlx_gpt.errors import UserError
 
 # The value of train.iters if only train.minutes limits the run. The trainer replaces it after timing some updates.
+# The largest vocabulary that is read: more ids than Unicode has code points, or than any published vocabulary has.
+MAX_VOCAB = 1 << 21
 UNTIL_TIME_IS_UP = (1 << 32) - 1
 # The sizes of randyGPT's network. An RGPT file does not store them, so they can be given to commands that read one.
 SHAPE_KEYS = ("n_embd", "n_head", "n_layer", "block_size")

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = attach(
         "make_tokenizer": "encoding",
         "encode": "encoding",
         "open_vocab": "bpe",
+        "tokenizer_json": "bpe",
         "name_unknown": "tokenizer",
         "stats": "stats",
     },

@@ -14,9 +14,11 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from mlx_gpt.config.schema import MAX_VOCAB
 from mlx_gpt.data.merges import Merge, learn_merges
 from mlx_gpt.data.tokenizer import SPECIALS, CharTokenizer, Tokenizer, count_unknown
 from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.parse import parse_json, read_bytes
 
 CHUNK = 1 << 16  # minimum length of a chunk in characters; each chunk is encoded by one thread of the library
 BATCH = 64  # chunks per call of the library
@@ -82,13 +84,23 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def from_json(cls, text: str) -> "BPETokenizer":
-        """Reads the text of a tokenizer.json that to_json() or character_json() returned."""
-        model = json.loads(text)["model"]
+        """Reads the text of a tokenizer.json that tokenizer_json() returned."""
+        model = parse_json(text, "tokenizer.json")["model"]
         ids = model["vocab"]
-        vocab = [""] * (max(ids.values()) + 1)
-        for string, i in ids.items():
-            vocab[i] = string
-        return cls(vocab, [tuple(merge) for merge in model["merges"]])
+        if not all(type(i) is int for i in ids.values()) or sorted(ids.values()) != list(range(len(ids))):
+            raise BadFile(f"tokenizer.json: its {len(ids)} ids are not the numbers from 0 to {len(ids) - 1}")
+        return cls.from_dict({"vocab": sorted(ids, key=ids.get), "merges": model["merges"]})
+
+    @classmethod
+    def from_dict(cls, data: dict) -> "BPETokenizer":
+        """Reads the JSON values of to_dict() or of a vocab.json. Raises BadFile if they are wrong."""
+        vocab, merges = data["vocab"], data["merges"]
+        if not isinstance(vocab, list) or not all(isinstance(s, str) for s in vocab) or len(vocab) <= len(SPECIALS):
+            raise BadFile("tokenizer: its vocab is not a list of two special tokens and at least one further string")
+        pairs = [tuple(m) if isinstance(m, list) else m for m in merges] if isinstance(merges, list) else [None]
+        if not all(isinstance(m, tuple) and len(m) == 2 and all(isinstance(s, str) for s in m) for m in pairs):
+            raise BadFile("tokenizer: its merges are not a list of pairs of strings")
+        return cls(vocab, pairs)
 
     def encode(self, text: str, unknown: Counter | None = None) -> np.ndarray:
         missing = set(text) - self._characters
@@ -180,12 +192,14 @@ class ByteBPETokenizer(Tokenizer):
 
     def __init__(self, text: str):
         self._json = text
-        engine = _parse(text)
-        facts = json.loads(text)
+        facts = parse_json(text, "tokenizer.json")
         kinds = {part.get("type") for part in _parts(facts.get("pre_tokenizer"))}
         if facts["model"].get("type") != "BPE" or "ByteLevel" not in kinds or facts.get("normalizer"):
             raise BadFile("tokenizer.json: not supported; give a byte-level BPE without a normalizer, such as GPT-2's")
+        engine = _parse(text)
         ids = engine.get_vocab(with_added_tokens=True)
+        if max(ids.values(), default=0) >= MAX_VOCAB:
+            raise BadFile(f"tokenizer.json: has the id {max(ids.values())}, but ids must be below {MAX_VOCAB}")
         specials = {token["content"] for token in facts.get("added_tokens", []) if token.get("special")}
         ends = [name for name in ("<|eos|>", "<|endoftext|>", "</s>") if name in ids]
         if not ends:
@@ -252,19 +266,23 @@ def tokenizer_from_dict(data: dict) -> Tokenizer:
             case CharTokenizer.kind:
                 return CharTokenizer(data["characters"])
             case BPETokenizer.kind:
-                return BPETokenizer(data["vocab"], [tuple(merge) for merge in data["merges"]])
+                return BPETokenizer.from_dict(data)
             case ByteBPETokenizer.kind:
                 return ByteBPETokenizer(data["json"])
             case kind:
                 raise BadFile(f"tokenizer of unknown kind {kind!r}; this version reads 'char', 'bpe' and 'byte-bpe'")
-    except (KeyError, TypeError, AttributeError) as error:
+    except BadFile:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadFile(f"tokenizer: not written by mlxgpt, or corrupt: {type(error).__name__} {error}") from None
 
 
-def character_json(characters: str) -> str:
-    """Returns the text of a tokenizer.json for a character tokenizer: a BPE without merges."""
-    specials = character_specials(characters)
-    return _with_specials({s: i for i, s in enumerate([*specials, *characters])}, [], specials)
+def tokenizer_json(tokenizer: Tokenizer) -> str:
+    """Returns the text of a tokenizer.json. A character tokenizer becomes a BPE without merges. Raises UserError."""
+    if tokenizer.kind != CharTokenizer.kind:
+        return tokenizer.to_json()
+    specials = character_specials(tokenizer.characters)
+    return _with_specials({s: i for i, s in enumerate([*specials, *tokenizer.characters])}, [], specials)
 
 
 def character_specials(characters: str) -> tuple[str, ...]:
@@ -295,38 +313,28 @@ def open_vocab(path: Path) -> Tokenizer:
         BadFile: if the file cannot be read or is none of these.
     """
     path = path / "tokenizer.json" if path.is_dir() else path
-    try:
-        text = path.read_text("utf-8")
-        data = json.loads(text)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give a vocab.json or a tokenizer.json") from None
-    except (OSError, ValueError) as error:
-        raise BadFile(f"{path}: not a readable JSON file: {error}") from None
+    if not path.exists():
+        raise UserError(f"{path}: no such file; give a vocab.json or a tokenizer.json")
+    text = read_bytes(path)
+    data = parse_json(text, str(path))
+    text = text.decode("utf-8")
     try:
         if isinstance(data, dict) and {"vocab", "merges"} <= data.keys():
-            return _from_vocab_json(data)
+            return BPETokenizer.from_dict(data)
         if isinstance(data, dict) and isinstance(data.get("model"), dict):
-            # The files of BPETokenizer and character_json have a single pre-tokenization step, of type Split (_engine).
+            # The files of BPETokenizer and CharTokenizer have a single pre-tokenization step, of type Split (_engine).
             is_bpe = data["model"].get("type") == "BPE"
             if not is_bpe or [step.get("type") for step in _parts(data["pre_tokenizer"])] != ["Split"]:
                 return ByteBPETokenizer(text)
             known = BPETokenizer.from_json(text)
-            return known if known.merges else CharTokenizer("".join(known.vocab[len(SPECIALS) :]))
+            characters = known.vocab[len(SPECIALS) :]
+            is_char = not known.merges and all(len(string) == 1 for string in characters)
+            return CharTokenizer("".join(characters)) if is_char else known
     except BadFile as error:
         raise BadFile(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadFile(f"{path}: not a vocabulary: {type(error).__name__} {error}") from None
     raise BadFile(f"{path}: neither a vocab.json (with vocab and merges) nor a tokenizer.json (with model)")
-
-
-def _from_vocab_json(data: dict) -> BPETokenizer:
-    vocab, merges = data["vocab"], data["merges"]
-    if not isinstance(vocab, list) or not all(isinstance(s, str) for s in vocab) or len(vocab) <= len(SPECIALS):
-        raise BadFile("its vocab is not a list of two special tokens and at least one further string")
-    pairs = [tuple(m) if isinstance(m, list) else m for m in merges] if isinstance(merges, list) else [None]
-    if not all(isinstance(m, tuple) and len(m) == 2 and all(isinstance(s, str) for s in m) for m in pairs):
-        raise BadFile("its merges are not a list of pairs of strings")
-    return BPETokenizer(vocab, pairs)
 
 
 def _engine(ids: dict[str, int], merges: list[Merge]) -> tokenizers.Tokenizer:

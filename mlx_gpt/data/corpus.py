@@ -5,11 +5,8 @@ A user selects each text by a string, the spec: a name, a path or a glob pattern
 JSON Lines file is a document too. Text is UTF-8. Files are read in pieces, so a corpus may be larger than memory.
 """
 
-import codecs
 import glob
-import gzip
 import hashlib
-import json
 import re
 import sysconfig
 from collections import Counter
@@ -22,12 +19,14 @@ from typing import NamedTuple
 from mlx_gpt.config.presets import names_of
 from mlx_gpt.data import library, markov
 from mlx_gpt.data.library import DOCUMENT_END
+from mlx_gpt.data.textfiles import read_documents
 from mlx_gpt.errors import BadFile, UserError
 
 # Folders of the standard library that contain tests, programs or installed packages rather than library source.
 NOT_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
 SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".jsonl.gz")  # other files in a folder are skipped
 PIECE = 1 << 20  # approximate size of a piece in characters; also the number of bytes per read of a file
+MAX_LINE = 8 << 20  # a longer line is cut, in characters; encoding needs up to 26 bytes of memory per character
 
 
 class Piece(NamedTuple):
@@ -58,8 +57,8 @@ class Source:
     def pieces(self) -> Iterator[Piece]:
         """Yields the nonempty documents in pieces.
 
-        A piece can be much longer than PIECE in two cases: if one of its lines is, or if `read` yields a long document
-        as a single string, as it does for a JSON line.
+        A piece can be longer than PIECE if one of its lines is, or if `read` yields a longer string. A line that is
+        longer than MAX_LINE is cut.
         """
         for text in self.read():
             yield from _documents(text)
@@ -141,8 +140,8 @@ def open_corpus(specs: Sequence[str]) -> Corpus:
     Raises:
         UserError: if a name, path or weight is invalid, if a pattern matches no file, if two specs have the same name,
             or if a download fails.
-        BadFile: if a file is empty or a device, if a folder has no file with one of SUFFIXES, or if a named corpus has
-            the wrong SHA-256.
+        BadFile: if a file is empty or a special file, such as a device, if a folder has no file with one of SUFFIXES,
+            or if a named corpus has the wrong SHA-256.
     """
     parsed = [_parse(spec) for spec in specs]
     for name, _ in parsed:
@@ -220,7 +219,8 @@ def _source(name: str, weight: float, notes: list[str]) -> Source:
         texts = BUILT_IN[name]()
         return Source(name, weight, sum(map(len, texts)), lambda: ([text] for text in texts))
     paths = [library.fetch(name)] if name in names_of("corpus") else _files(name, notes)
-    return Source(name, weight, sum(p.stat().st_size for p in paths), lambda: _contents(paths))
+    num_bytes = sum(path.stat().st_size for path in paths)
+    return Source(name, weight, num_bytes, lambda: (text for path in paths for text in read_documents(path, PIECE)))
 
 
 def _files(name: str, notes: list[str]) -> list[Path]:
@@ -248,8 +248,8 @@ def _files(name: str, notes: list[str]) -> list[Path]:
             f"corpus {name!r}: no such name or file; choose from {', '.join(names_of('corpus'))}, markov:2, "
             "or give a path"
         )
-    if path.is_char_device() or path.is_block_device():
-        raise BadFile(f"corpus {name}: is a device; give a file or folder of UTF-8 text")
+    if not path.is_file():
+        raise BadFile(f"corpus {name}: is a device or another special file; give a file or folder of UTF-8 text")
     if not path.stat().st_size:
         raise BadFile(f"corpus {name}: is an empty file; give a file of UTF-8 text")
     return [path]
@@ -260,77 +260,12 @@ def _is_dotted(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _contents(paths: Sequence[Path]) -> Iterator[Iterable[str]]:
-    """Yields one text for each file, or for each line of a JSON Lines file, as described for `Source.read`."""
-    for path in paths:
-        name = path.name.lower()
-        if name.endswith((".jsonl", ".jsonl.gz")):
-            yield from _json_lines(path)
-        else:
-            yield _text(path)
-
-
-def _text(path: Path) -> Iterator[str]:
-    """Yields the text of a file in blocks. Raises BadFile at the first byte that is not UTF-8, and names its offset."""
-    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
-    with _opened(path) as file:
-        while True:
-            block = file.read(PIECE)
-            pending = len(decoder.getstate()[0])  # bytes of a character that began at the end of the previous block
-            try:
-                text = decoder.decode(block, final=not block)
-                yield text if offset else text.removeprefix("\ufeff")  # a byte order mark
-            except UnicodeDecodeError as error:
-                position = offset - pending + error.start  # the decoder counts error.start from the first pending byte
-                raise BadFile(
-                    f"corpus {path}: byte {position} is 0x{error.object[error.start]:02x}, not UTF-8 text; convert the "
-                    "file to UTF-8"
-                ) from None
-            if not block:
-                return
-            offset += len(block)
-
-
-def _json_lines(path: Path) -> Iterator[Iterable[str]]:
-    """Yields the field `text` of each line as a list of one string. Blank lines are skipped.
-
-    Raises:
-        BadFile: if a line is not a JSON object with a string `text`, or if the file cannot be read.
-    """
-    with _opened(path) as file:
-        for number, line in enumerate(_lines(path, file), 1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)["text"]
-                if not isinstance(text, str):
-                    raise TypeError
-            except (ValueError, KeyError, TypeError):
-                raise BadFile(f'corpus {path}: line {number} is not a JSON object with a string under "text"') from None
-            # JSON can contain escaped lone surrogates, such as "\ud800". UTF-8 cannot encode them; they become "?".
-            yield [text.encode("utf-8", "replace").decode()]
-
-
-def _lines(path: Path, file) -> Iterator[bytes]:
-    """Yields the lines of an open file. Raises BadFile if a gzip file is truncated or has a wrong checksum."""
-    try:
-        yield from file
-    except (OSError, EOFError) as error:
-        raise BadFile(f"corpus {path}: not a complete gzip file: {error}; download or compress it again") from None
-
-
-def _opened(path: Path):
-    """Opens a file for reading bytes, decompressed if its name ends in .gz. Raises BadFile if that fails."""
-    try:
-        return gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")
-    except OSError as error:
-        raise BadFile(f"corpus {path}: {error.strerror}; give a readable file of UTF-8 text") from None
-
-
 def _documents(stream: Iterable[str]) -> Iterator[Piece]:
     """Splits a text, given as a stream of strings, into documents at DOCUMENT_END, and long documents into pieces.
 
-    Empty documents are dropped. A long document is cut only where the cut changes no token, see _last_border.
+    Empty documents are dropped. A long document is cut only where the cut changes no token, see _last_border. A line of
+    more than MAX_LINE characters is cut between words, or anywhere if it has no spaces; a byte-pair encoding merges
+    nothing across that cut.
     """
     # `rest` is the text that was read but not yet yielded. `begun` is true if a part of its document was yielded.
     rest, begun = "", False
@@ -342,26 +277,29 @@ def _documents(stream: Iterable[str]) -> Iterator[Piece]:
             if document or begun:
                 yield Piece(document, True)
             begun = False
-        if len(rest) > PIECE and (cut := _last_border(rest)):
+        cut = _last_border(rest, "\n") if len(rest) > PIECE else 0
+        if not cut and len(rest) > MAX_LINE:
+            cut = _last_border(rest, " ") or len(rest) - len(DOCUMENT_END)  # no mark lies across this cut
+        if cut:
             yield Piece(rest[:cut], False)
             rest, begun = rest[cut:], True
     if rest or begun:
         yield Piece(rest, True)
 
 
-def _last_border(text: str) -> int:
-    """Returns the index of the last newline that follows a non-space character, or 0 if there is none.
+def _last_border(text: str, space: str) -> int:
+    """Returns the index of the last newline, or other `space`, that follows a non-space character, or 0.
 
     A cut before that newline changes no token. The BPE of characters merges within lines only. The regular expression
     with which GPT-2 splits a text into words never joins a non-space character to the whitespace after it. It does
     match runs of whitespace, so a cut inside a run could change tokens.
 
-    >>> _last_border("one\\ntwo\\n\\n")
+    >>> _last_border("one\\ntwo\\n\\n", "\\n")
     7
     """
-    end = text.rfind("\n")
+    end = text.rfind(space)
     while end > 0 and text[end - 1].isspace():
-        end = text.rfind("\n", 0, end)
+        end = text.rfind(space, 0, end)
     return max(end, 0)
 
 

@@ -50,6 +50,7 @@ from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer, alphabet, name_unkn
 from mlx_gpt.data.tokens import Tokens
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import convert_os_errors, locked, make_folder, require_space, sync, write_atomic
+from mlx_gpt.parse import parse_json
 from mlx_gpt.paths import cache_dir
 
 HEADER = struct.Struct("<8sIIQQ32s32s32x")
@@ -220,8 +221,8 @@ def _open(path: Path, hashes: tuple[bytes, bytes], tokenizer: Tokenizer) -> tupl
         highest = _highest(file, dtype, count)
         documents = np.frombuffer(file.read(16 * num_documents), "<i8").reshape(-1, 2)
         try:
-            unknown = Counter(json.loads(file.read()))
-        except ValueError:
+            unknown = Counter(parse_json(file.read(), str(path)))
+        except (BadFile, TypeError):
             raise BadFile(f"{path}: truncated; remove the file") from None
     ids = np.memmap(path, dtype, "r", HEADER.size, (count,))
     if documents[:, 0].sum() != count or (documents < 0).any() or highest >= tokenizer.vocab_size:
@@ -281,7 +282,7 @@ def _load_state(part: Path, saved: Path, width: int) -> State:
     another PIECE therefore must not resume from the state; nothing checks this.
     """
     try:
-        state = State(**json.loads(saved.read_text("utf-8")))
+        state = State(**parse_json(saved.read_bytes(), str(saved)))
         state.unknown = Counter(state.unknown)
         if part.stat().st_size >= HEADER.size + state.count * width:
             return state

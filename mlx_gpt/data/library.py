@@ -7,13 +7,13 @@ If it is in neither, it is downloaded into the cache. Its SHA-256 is checked eac
 import hashlib
 import os
 import re
-import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mlx_gpt.config.presets import names_of
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import convert_os_errors, make_folder, write_atomic
+from mlx_gpt.parse import read_toml
 from mlx_gpt.paths import cache_dir, resource_dir
 
 ABSENT = "downloaded when first used"
@@ -31,7 +31,7 @@ def manifest(name: str) -> dict:
       followed by the part's name. Each part becomes a document of the file.
     - `clean` is a list of keys of CLEANING. These functions are applied to each part in order.
     """
-    return tomllib.loads((resource_dir("corpus") / f"{name}.toml").read_text("utf-8"))
+    return read_toml(resource_dir("corpus") / f"{name}.toml")
 
 
 def state(name: str) -> str:

@@ -32,9 +32,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mlx_gpt.checkpoint.store import MAX_VOCAB, Checkpoint, Header, Tensors, require_finite
-from mlx_gpt.config.presets import load_toml, names_of
-from mlx_gpt.config.schema import SHAPE_KEYS, Config, ModelConfig
+from mlx_gpt.checkpoint.store import Checkpoint, Header, Tensors, require_finite
+from mlx_gpt.config.presets import names_of, preset_network
+from mlx_gpt.config.schema import MAX_VOCAB, SHAPE_KEYS, Config, ModelConfig
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
 from mlx_gpt.model.cost import num_params
@@ -216,7 +216,7 @@ def _solve_shape(path: Path, length: int, *, copies: int, vocab_size: int, known
 
 def _preset_shapes() -> list[Shape]:
     """The shapes of the presets."""
-    return [ModelConfig(**load_toml("presets", name)["model"]).shape() for name in names_of("presets")]
+    return [preset_network(name).shape() for name in names_of("presets")]
 
 
 def known_heads(path: Path, given: Shape) -> int:

@@ -51,6 +51,16 @@ def step_bytes(config: ModelConfig, vocab_size: int, rows: int, by_blocks: bool,
     return int(4 * (state + rows * (activations + 3 * T * vocab_size)))
 
 
+def context_bytes(config: ModelConfig, vocab_size: int, by_blocks: bool) -> int:
+    """Estimates the peak memory of a float32 forward pass over one full context in bytes, without the weights.
+
+    The number of scores was fitted to measured peaks on a CPU. Kernels other than "blocks" do not store the scores.
+    """
+    T = config.block_size
+    scores = 1.4 * config.n_head * T * T if by_blocks else 0
+    return int(4 * (scores + T * (vocab_size + 8 * config.n_embd)))
+
+
 def step_traffic(config: ModelConfig, vocab_size: int, tokens: int) -> int:
     """Estimates the bytes that the kernels of a float32 training step read and write for `tokens` tokens.
 

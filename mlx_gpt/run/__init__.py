@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = attach(
         "checkpoint_in": "loading",
         "format_of": "loading",
         "with_text": "loading",
+        "require_context": "loading",
         "to_run": "loading",
         "tuned": "tuned",
     },

@@ -9,15 +9,17 @@ from typing import Any
 from mlx_gpt import formats
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
-from mlx_gpt.config.presets import load_toml
-from mlx_gpt.config.schema import Config, ModelConfig
+from mlx_gpt.config.presets import preset_network
+from mlx_gpt.config.schema import Config
 from mlx_gpt.data.bpe import open_vocab, tokenizer_from_dict
 from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer
 from mlx_gpt.device.mlx import mx
-from mlx_gpt.errors import BadFile, Mismatch, UserError
+from mlx_gpt.errors import BadFile, Mismatch, OutOfRoom, UserError
 from mlx_gpt.formats.huggingface import folder as huggingface
+from mlx_gpt.model.cost import context_bytes
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.model.mixers.kernels import kernel_of
 from mlx_gpt.run.request import specs_of
 from mlx_gpt.train.saving import BEST, LATEST
 
@@ -97,7 +99,7 @@ def read_checkpoint(path: Path, preset: str | None = None, network: dict[str, An
         Mismatch: The checkpoint's network differs from `preset` or `network`.
         UserError: There is no such file or preset, or the number of heads is not known.
     """
-    wanted = (ModelConfig(**load_toml("presets", preset)["model"]).architecture() if preset else {}) | (network or {})
+    wanted = (preset_network(preset).architecture() if preset else {}) | (network or {})
     path = checkpoint_in(path)
     try:
         checkpoint = formats.format_of(path).read(path, wanted)
@@ -187,6 +189,21 @@ def require_run(run: Any) -> None:
     """Raises UserError if `run` is not a loaded model, for example if it is the path of a checkpoint."""
     if not isinstance(run, Run):
         raise UserError(f"run={run!r} is not allowed; give a model from mlx_gpt.load(PATH)")
+
+
+def require_context(run: Run) -> None:
+    """Raises OutOfRoom if a forward pass over one full context needs more memory than MLX may use.
+
+    A checkpoint with rotary positions has no tensor that depends on model.block_size, so a small file can ask for any.
+    """
+    shape = run.config.model
+    by_blocks = kernel_of("auto", shape.head_dim, shape.block_size, mx.float32) == "blocks"
+    needed, limit = context_bytes(shape, run.header.vocab_size, by_blocks), mx.get_memory_limit()
+    if needed > limit:
+        raise OutOfRoom(
+            f"a context of model.block_size={shape.block_size} tokens needs about {needed / 1e9:.1f} GB, but MLX may "
+            f"use only {limit / 1e9:.1f} GB here; use a model with a shorter context, or a machine with more memory"
+        )
 
 
 def require_vocab(checkpoint: str, origin: str, tokenizer: Tokenizer, vocab_size: int) -> None:

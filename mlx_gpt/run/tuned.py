@@ -14,6 +14,7 @@ from mlx_gpt.device.mlx import kind
 from mlx_gpt.device.report import chip
 from mlx_gpt.errors import UserError
 from mlx_gpt.files import make_folder, write_atomic
+from mlx_gpt.parse import read_json
 from mlx_gpt.paths import cache_dir
 
 
@@ -59,8 +60,8 @@ def _file() -> Path:
 def _stored() -> dict[str, dict]:
     """The content of the file: the stored results by _key()."""
     try:
-        found = json.loads(_file().read_text("utf-8"))
-    except (OSError, ValueError):  # there is no file yet, or it is corrupt: keep() replaces it
+        found = read_json(_file())
+    except UserError:  # there is no file yet, or it is corrupt: keep() replaces it
         return {}
     return {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
 

@@ -14,6 +14,7 @@ from mlx_gpt import rng
 from mlx_gpt.config.schema import TrainConfig
 from mlx_gpt.data.windows import Batch, Windows
 from mlx_gpt.device.mlx import mx
+from mlx_gpt.errors import BadFile
 
 READ_AHEAD = 3  # batches that are read from disk in advance while an update is computed
 
@@ -85,7 +86,12 @@ class TextSource:
         return {"windows": self._num_windows}
 
     def seek(self, position: dict[str, int]) -> None:
-        self._num_windows = position["windows"]
+        if type(windows := position.get("windows")) is not int or windows < 0:
+            raise BadFile(
+                f"the checkpoint's position in the text, {str(position)[:60]!r}, is not a number of windows; use an "
+                "earlier checkpoint"
+            )
+        self._num_windows = windows
         self._ahead.clear()  # these batches follow the old position
 
     def next(self, step: int, weights: dict[str, mx.array]) -> Arrays:

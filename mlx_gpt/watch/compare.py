@@ -2,20 +2,24 @@
 
 import math
 import statistics
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlx_gpt.config.renames import current_names
-from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.errors import UserError
+from mlx_gpt.parse import read_toml
 from mlx_gpt.watch.metrics import read_metrics
 
 FORMATS = (".png", ".svg", ".pdf")
 MAX_THRESHOLDS = 6
 # Differences between neighbouring thresholds, in nats.
 ROUND_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+# The fields that a line of metrics.jsonl needs to be used as an evaluation or as an update.
+EVALUATION = ("step", "val_loss", "tokens", "elapsed")
+UPDATE = ("step", "tokens", "elapsed", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +50,7 @@ class Record:
 
             - best_loss (nats per token), best_ppl, best_bits_per_byte, best_step and best_tokens: the evaluation with
               the lowest validation loss.
+              A value that its line does not hold is missing.
             - tokens and seconds: totals at the last update. `seconds` includes the evaluations.
             - ms_per_iter and tokens_per_second: the speed of the median update, without evaluations. Missing if the
               record has no updates.
@@ -54,8 +59,8 @@ class Record:
         last = (self.updates or self.evaluations)[-1]
         facts = {
             "best_loss": best["val_loss"],
-            "best_ppl": best["val_ppl"],
-            "best_bits_per_byte": best["val_bits_per_byte"],
+            "best_ppl": best.get("val_ppl"),
+            "best_bits_per_byte": best.get("val_bits_per_byte"),
             "best_step": best["step"],
             "best_tokens": best["tokens"],
             "tokens": last["tokens"],
@@ -64,7 +69,7 @@ class Record:
         if self.updates:
             seconds = statistics.median(u["seconds"] for u in self.updates)
             facts |= {"ms_per_iter": seconds * 1000, "tokens_per_second": last["tokens"] / last["step"] / seconds}
-        return facts
+        return {name: value for name, value in facts.items() if type(value) in (int, float)}
 
 
 class NotEvaluated(UserError):
@@ -89,21 +94,28 @@ def read_record(path: Path) -> Record:
         raise NotEvaluated(
             f"{path}: no metrics.jsonl of a run is there; name a run folder, such as runs/model-l-shakespeare"
         )
-    lines = [line for line in read_metrics(folder / "metrics.jsonl") if isinstance(line, dict)]
-    evaluations = [line for line in lines if line.get("val_loss") is not None]
+    lines = read_metrics(folder / "metrics.jsonl")
+    evaluations = [line for line in lines if _has_numbers(line, EVALUATION)]
     if not evaluations:
         raise NotEvaluated(f"{folder}: the run was not evaluated yet; train it until its first evaluation")
-    try:
-        text = (folder / "run.toml").read_text("utf-8") if (folder / "run.toml").exists() else ""
-        tables = current_names(tomllib.loads(text))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadFile(f"{folder / 'run.toml'}: not a readable TOML file: {error}") from None
+    tables = current_names(read_toml(folder / "run.toml") if (folder / "run.toml").exists() else {})
     return Record(
         name=str(folder),
-        settings={f"{table}.{k}": v for table, values in tables.items() for k, v in values.items()},
+        settings={
+            f"{table}.{k}": v for table, values in tables.items() if isinstance(values, dict) for k, v in values.items()
+        },
         evaluations=evaluations,
-        updates=[line for line in lines if "grad_norm" in line],
+        updates=[
+            line
+            for line in lines
+            if "grad_norm" in line and _has_numbers(line, UPDATE) and min(line["step"], line["seconds"]) > 0
+        ],
     )
+
+
+def _has_numbers(line: dict, fields: Sequence[str]) -> bool:
+    """Whether these fields of a line are numbers."""
+    return all(type(line.get(field)) in (int, float) for field in fields)
 
 
 def differences(records: Sequence[Record]) -> dict[str, list]:

@@ -5,12 +5,17 @@ those of the report's class. The fields loss, ppl and bits_per_byte of an evalua
 and val_bits_per_byte. Files of mlxgpt 0.1 have lines for updates and evaluations only, without the field `report`.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from mlx_gpt.errors import BadFile
+from mlx_gpt.parse import parse_json
 from mlx_gpt.train.reports import EvalReport, Report, kind, to_dict
+
+MAX_LINE = 1 << 20  # a longer line is not one that MetricsFile has written, in bytes
 
 
 class MetricsFile:
@@ -46,9 +51,10 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Reads the lines of a file, up to the first line that is not valid JSON; [] if there is no file.
+    """Reads the lines of a file; [] if there is no file.
 
-    A process that was killed while it wrote can leave an incomplete last line.
+    A line that is not a JSON object, or whose `step` is not a number, is skipped. A process that was killed while it
+    wrote can leave an incomplete line.
     """
     return list(_lines(path))
 
@@ -56,12 +62,12 @@ def read_metrics(path: Path) -> list[dict]:
 def _lines(path: Path):
     if not path.exists():
         return
-    with open(path, encoding="utf-8") as f:
-        for text in f:
-            try:
-                yield json.loads(text)
-            except json.JSONDecodeError:
-                return
+    with open(path, "rb") as f:
+        while text := f.readline(MAX_LINE):
+            with contextlib.suppress(BadFile):
+                line = parse_json(text, str(path))
+                if isinstance(line, dict) and type(line.get("step", 0)) in (int, float):
+                    yield line
 
 
 def _text(line: dict) -> str:

@@ -103,6 +103,44 @@ def test_nan_newer_foreign_and_misshapen_files_are_refused(tmp_path, saved):
         store.load(tmp_path / "absent")
 
 
+def signed(path, **changes):
+    """Writes a checkpoint whose hash is right and whose header has other values than its types allow."""
+    made = checkpoint()
+    tensors = made.weights | {store.OPTIMIZER + k: t for k, t in made.optimizer.items()}
+    header = json.dumps(json.loads(made.header.to_json()) | changes)
+    metadata = {
+        "format": "mlxgpt",
+        "format_version": str(store.FORMAT_VERSION),
+        "header": header,
+        "sha256": store._digest(header, tensors),
+    }
+    safetensors.numpy.save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        *(("step", value) for value in ("7", 7.0, True, None, -1, [7])),
+        *(("best_loss", value) for value in ("low", None, [1], "5")),
+        *(("averaged", value) for value in (1, "true")),
+        *(("tokenizer", value) for value in ("char", [], {}, {"kind": 3})),
+        ("vocab_size", "5"),
+        ("num_updates", -2),
+        ("last_eval", -2),
+        ("elapsed", "1"),
+        ("corpus", 5),
+        ("source", [3]),
+        ("stranger", 1),
+    ],
+)
+def test_a_header_whose_hash_is_right_is_still_checked_for_its_types(saved, field, value):
+    signed(saved)
+    store.load(saved)
+    signed(saved, **{field: value})
+    with pytest.raises(BadFile, match=f"c.safetensors: its header can't be read: .*{field}"):
+        store.load(saved)
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch):
     before = saved.read_bytes()
 

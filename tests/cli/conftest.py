@@ -19,6 +19,9 @@ def home(tmp_path_factory):
     (home / "short.txt").write_text("too short")
     (home / "binary.bin").write_bytes(bytes(range(256)) * 10)
     (home / "unknown.txt").write_text("жж" * 3000)
+    (home / "train.toml").write_text("[train]\niters = 5\n")
+    (home / "unknown.toml").write_text("[model]\nn_emdb = 32\n")
+    (home / "deep.toml").write_text("a = " + "[" * 100_000)
     (home / "folder").mkdir()
     run = home / "runs/custom-pydocs"
     shutil.copytree(run, home / "corrupt")

@@ -13,11 +13,12 @@ from constants import COMMANDS, ROOT, SMALL, TINY_SHAPE
 from devices import tolerance
 from test_compatibility import assert_still_there, kept, todays
 
-from mlx_gpt import bench
+from mlx_gpt import bench, data
 from mlx_gpt.bench import race
 from mlx_gpt.checkpoint import store
 from mlx_gpt.cli import main
 from mlx_gpt.data.corpus import open_corpus
+from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.watch.metrics import read_metrics
 
 
@@ -361,3 +362,12 @@ def test_corpora_are_mixed_counted_and_read_from_disk(tmp_path):
         done = mlxgpt("train", *SMALL, *mixed, where, f"--out=run{i}", "--json", cwd=tmp_path)
         losses.append([json.loads(line).get("loss") for line in done.stdout.splitlines()])
     assert losses[0] == losses[1]
+
+
+def test_the_tokenizer_json_of_a_character_model_is_converted_to_itself(tmp_path):
+    text = data.tokenizer_json(CharTokenizer("\nabc"))
+    (tmp_path / "tokenizer.json").write_text(text)
+    done = mlxgpt("tokenizer", "convert", "tokenizer.json", "again.json", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "again.json").read_text() == text
+    done = mlxgpt("tokenizer", "convert", "tokenizer.json", "vocab.json", cwd=tmp_path)
+    assert done.returncode == 2 and "vocab.json cannot hold a vocabulary of kind char" in done.stderr

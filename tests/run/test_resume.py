@@ -15,7 +15,7 @@ from references import randygpt_gradients, randygpt_training
 import mlx_gpt
 from mlx_gpt.checkpoint import store
 from mlx_gpt.config.presets import resolve
-from mlx_gpt.data.bpe import character_json
+from mlx_gpt.data.bpe import tokenizer_json
 from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.errors import ResumeRefused, UserError
 from mlx_gpt.formats import rgpt
@@ -130,7 +130,7 @@ def sources(vectors, tmp_path_factory):
     safetensors.numpy.save_file(checkpoint.weights, folder / "exported/model.safetensors")
     facts = {"model_type": "randygpt", "vocab_size": 67, **TINY_SHAPE}
     (folder / "exported/config.json").write_text(json.dumps(facts))
-    (folder / "exported/tokenizer.json").write_text(character_json(tokenizer.characters))
+    (folder / "exported/tokenizer.json").write_text(tokenizer_json(tokenizer))
     mlx_gpt.convert(file, folder / "converted.safetensors", **TINY_SHAPE)
     return [file, *(folder / name for name in ("state.safetensors", "exported", "converted.safetensors"))]
 

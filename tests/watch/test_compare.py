@@ -39,6 +39,21 @@ def test_facts_are_those_of_the_files(records):
     assert [record.tokens_to(2.0) for record in records] == [None, 2000]
 
 
+def test_lines_that_are_no_reports_change_no_comparison(records, tmp_path):
+    path = tmp_path / "slow/metrics.jsonl"
+    bad = [b"5", b"\xff", b'{"val_loss": 1.0}', b'{"step": "1", "val_loss": 1.0}', b'{"step": 0, "grad_norm": 1.0}']
+    bad.append(b'{"step": 30, "val_loss": "low", "tokens": 3000, "elapsed": 1}')
+    path.write_bytes(b"\n".join([*bad, path.read_bytes(), *bad]))
+    assert read_record(tmp_path / "slow") == records[0]
+
+
+def test_a_value_that_an_evaluation_lacks_is_missing_in_the_table(tmp_path):
+    run = make_run(tmp_path / "run", [3.0])
+    text = (run / "metrics.jsonl").read_text().replace('"val_ppl": 8.0', '"val_ppl": null')
+    (run / "metrics.jsonl").write_text(text)
+    assert dict(table([read_record(run)], []))["perplexity"] == ["-"]
+
+
 def test_only_differing_settings_are_shown(records):
     assert differences(records) == {"train.batch_size": [16, 8]}
     assert differences(records[:1]) == {}

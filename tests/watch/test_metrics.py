@@ -4,6 +4,7 @@ import io
 import json
 import math
 
+import pytest
 from reporting import evaluation, step, stop
 
 from mlx_gpt.train.reports import SaveReport, StartReport
@@ -45,6 +46,16 @@ def test_a_resumed_run_drops_what_will_come_again_and_a_torn_line(tmp_path):
     assert [line["step"] for line in read_metrics(path)] == list(range(1, 8))
     write(path, [step(5, loss=1.0)], resumed_at=4)
     assert [(line["step"], line["loss"]) for line in read_metrics(path)] == [(n, 3.5) for n in range(1, 5)] + [(5, 1.0)]
+
+
+@pytest.mark.parametrize("line", [b"5", b"[]", b"\xff\xfe", b'{"step": "six"}', b'{"step": NaN}', b"[" * 100_000])
+def test_a_line_that_is_no_report_is_skipped_and_blocks_no_resumed_run(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [step(1), step(2)])
+    path.write_bytes(line + b"\n" + path.read_bytes() + line)
+    assert [report["step"] for report in read_metrics(path)] == [1, 2]
+    write(path, [step(2, loss=1.0)], resumed_at=1)
+    assert [(report["step"], report["loss"]) for report in read_metrics(path)] == [(1, 3.5), (2, 1.0)]
 
 
 def test_numbers_that_json_lacks_are_null(tmp_path):

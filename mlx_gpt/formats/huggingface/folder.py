@@ -18,15 +18,16 @@ import safetensors.numpy
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.container import read_header, read_tensors
 from mlx_gpt.checkpoint.store import Checkpoint, Header, Tensors
-from mlx_gpt.config.schema import SHAPE_KEYS, Config, ModelConfig
+from mlx_gpt.config.schema import MAX_VOCAB, SHAPE_KEYS, Config, ModelConfig
 from mlx_gpt.config.table import toml_value
-from mlx_gpt.data.bpe import character_json, character_specials, open_vocab, tokenizer_from_dict
+from mlx_gpt.data.bpe import character_specials, open_vocab, tokenizer_from_dict, tokenizer_json
 from mlx_gpt.data.tokenizer import Tokenizer
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import make_folder, write_atomic
 from mlx_gpt.formats import rgpt
 from mlx_gpt.formats.huggingface.card import card
 from mlx_gpt.model.gpt import shapes_of
+from mlx_gpt.parse import read_json
 
 TARGETS = ("huggingface", "mlx-lm")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -55,7 +56,6 @@ COMPUTED: dict[str, Container] = {
 }
 # The content of generation_config.json, from which generate() of transformers takes its defaults.
 GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "max_new_tokens": 200}
-MAX_JSON = 64 << 20  # largest config.json, in bytes
 
 
 @dataclass(frozen=True)
@@ -213,15 +213,6 @@ def _dump(content: dict) -> str:
     return json.dumps(content, indent=2)
 
 
-def tokenizer_json(tokenizer: Tokenizer) -> str:
-    """The content of tokenizer.json, for the `tokenizers` library. A character tokenizer becomes a BPE without merges.
-
-    Raises:
-        UserError: A tokenizer.json cannot represent the vocabulary.
-    """
-    return character_json(tokenizer.characters) if tokenizer.kind == "char" else tokenizer.to_json()
-
-
 def special_names(tokenizer: Tokenizer) -> tuple[str, str]:
     """The names of BOS and EOS in tokenizer.json."""
     if tokenizer.kind == "char":
@@ -280,10 +271,8 @@ def read_folder(folder: Path) -> Checkpoint:
         )
     model = dataclasses.replace(model, ffn_dim=width)
     vocab_size = facts.get("vocab_size")
-    if type(vocab_size) is not int or not 1 <= vocab_size <= store.MAX_VOCAB:
-        raise BadFile(
-            f"{folder / 'config.json'}: vocab_size {vocab_size!r} is not allowed, expected 1 to {store.MAX_VOCAB}"
-        )
+    if type(vocab_size) is not int or not 1 <= vocab_size <= MAX_VOCAB:
+        raise BadFile(f"{folder / 'config.json'}: vocab_size {vocab_size!r} is not allowed, expected 1 to {MAX_VOCAB}")
     weights = _weights(folder / "model.safetensors", shapes_of(model, vocab_size))
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
@@ -293,16 +282,23 @@ def read_folder(folder: Path) -> Checkpoint:
                 f"{folder / 'tokenizer.json'}: has {tokenizer.vocab_size} ids, but config.json has {vocab_size}"
             )
     found = _checkpoint(model, vocab_size, weights, tokenizer.to_dict() if tokenizer else None)
-    own = facts.get("mlxgpt", {})
-    try:
-        done = {
-            "step": int(own["iteration"]),
-            "num_updates": int(own["step"]),
-            "best_loss": float(own["best_loss"]),
-        }
-    except (KeyError, TypeError, ValueError):  # a folder of randyGPT's scripts has no entry "mlxgpt"
+    if "mlxgpt" not in facts:  # a folder of randyGPT's scripts has no such entry
         return found
+    done = _progress(folder / "config.json", facts["mlxgpt"])
     return dataclasses.replace(found, header=dataclasses.replace(found.header, **done))
+
+
+def _progress(path: Path, own: Any) -> dict[str, Any]:
+    """Reads the entry "mlxgpt" of config.json, see config_json(). Returns fields of a Header. Raises BadFile."""
+    try:
+        counts = own["iteration"], own["step"]
+        if all(type(count) is int and count >= 0 for count in counts):
+            return {"step": counts[0], "num_updates": counts[1], "best_loss": float(own["best_loss"])}
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise BadFile(
+        f"{path}: mlxgpt={str(own)[:60]!r} is not allowed; expected the counts iteration and step, and best_loss"
+    )
 
 
 def read_state_dict(path: Path, known: Mapping[str, Any]) -> Checkpoint:
@@ -326,8 +322,14 @@ def read_state_dict(path: Path, known: Mapping[str, Any]) -> Checkpoint:
         if len(shapes.get(name, ())) != 2:
             raise BadFile(f"{path}: {name} is missing or not a matrix; give a state_dict with randyGPT's tensor names")
     vocab_size, n_embd = shapes["wte.weight"]
-    layers = {int(name.split(".")[1]) for name in shapes if name.startswith("layers.") and name.split(".")[1].isdigit()}
+    layers = {parts[1] for parts in (name.split(".") for name in shapes) if parts[0] == "layers" and len(parts) > 2}
     found = {"n_embd": n_embd, "n_layer": len(layers), "block_size": shapes["wpe.weight"][0]}
+    try:
+        ModelConfig(**found, n_head=1)
+        if not 1 <= vocab_size <= MAX_VOCAB:
+            raise UserError(f"its vocabulary has {vocab_size} ids; 1 to {MAX_VOCAB} are allowed")
+    except UserError as error:
+        raise BadFile(f"{path}: {error}") from None
     model = ModelConfig(**found, n_head=known.get("n_head") or rgpt.known_heads(path, found))
     return _checkpoint(model, vocab_size, _weights(path, shapes_of(model, vocab_size)), None)
 
@@ -375,13 +377,8 @@ def _checkpoint(model: ModelConfig, vocab_size: int, weights: Tensors, tokenizer
 
 
 def _json(path: Path) -> dict:
-    """Reads a JSON object. Raises BadFile if the file is missing, too large or not a JSON object."""
-    try:
-        if path.stat().st_size > MAX_JSON:
-            raise BadFile(f"{path}: has {path.stat().st_size} bytes, but at most {MAX_JSON} are allowed")
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadFile(f"{path}: not a readable JSON file: {error}") from None
+    """Reads a JSON object. Raises BadFile if the file is not a JSON object, see parse.read_json()."""
+    data = read_json(path)
     if not isinstance(data, dict):
         raise BadFile(f"{path}: not a JSON object")
     return data

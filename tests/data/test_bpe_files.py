@@ -1,0 +1,57 @@
+"""Vocabulary files that are corrupt or hostile: each is refused before anything is allocated."""
+
+import json
+import tracemalloc
+
+import pytest
+
+from mlx_gpt.data.bpe import ByteBPETokenizer, open_vocab, tokenizer_from_dict
+from mlx_gpt.data.tokenizer import SPECIALS
+from mlx_gpt.errors import BadFile
+
+
+def character_tokenizer(vocab, merges=()):
+    step = {"type": "Split", "pattern": {"String": "\n"}, "behavior": "Isolated", "invert": False}
+    return {"model": {"type": "BPE", "vocab": vocab, "merges": list(merges)}, "pre_tokenizer": step}
+
+
+LETTERS = {s: i for i, s in enumerate([*SPECIALS, "a", "b"])}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        character_tokenizer(LETTERS | {"b": 3_000_000_000}),
+        character_tokenizer(LETTERS | {"b": -1}),
+        character_tokenizer(LETTERS | {"b": 2}),
+        character_tokenizer(LETTERS | {"b": "3"}),
+        character_tokenizer({}),
+        character_tokenizer(LETTERS | {"ab": 4}, [["ab"]]),
+        character_tokenizer(LETTERS, [3]),
+        {"vocab": [*SPECIALS, "a", "b"], "merges": [["a"]]},
+        {"vocab": [*SPECIALS, 5], "merges": []},
+    ],
+)
+def test_ids_and_merges_that_a_file_may_not_hold_are_refused_before_anything_is_allocated(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadFile, match="tokenizer.json: "):
+            open_vocab(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_huge_id_of_a_byte_level_vocabulary_is_refused(tmp_path):
+    facts = json.loads(ByteBPETokenizer.train(["some text"], 270, set()).to_json())
+    facts["model"]["vocab"]["zzzz"] = 3_000_000_000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(facts))
+    with pytest.raises(BadFile, match="has the id 3000000000, but ids must be below 2097152"):
+        open_vocab(tmp_path)
+
+
+def test_the_tokenizer_of_a_checkpoint_is_checked_too():
+    for data in ({"kind": "bpe", "vocab": [*SPECIALS, "a"], "merges": [["a"]]}, {"kind": "byte-bpe", "json": "[]"}, []):
+        with pytest.raises(BadFile, match="merges|tokenizer"):
+            tokenizer_from_dict(data)
