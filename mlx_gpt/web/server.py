@@ -89,7 +89,10 @@ def bind(host: str, port: int) -> socket.socket:
     """
     listening = None
     try:
-        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        # asyncio sets TCP_NODELAY only on connections whose protocol is IPPROTO_TCP, which they take from this socket.
+        # Without the option, the second packet of a response waits for the client's delayed acknowledgment.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Bytes in the system's send buffer count as sent, even if the client never reads them. With a large buffer the
         # send deadline would begin late, or never. The buffer is therefore small.

@@ -168,3 +168,18 @@ def test_work_that_fails_stops_the_server_and_its_failure_is_raised():
 def test_an_address_that_cannot_be_bound_is_named():
     with serving() as toy, pytest.raises(UserError, match=f"127.0.0.1:{toy.port}: .*; choose another --host or --port"):
         server.bind("127.0.0.1", toy.port)
+
+
+def test_a_connection_sends_every_packet_at_once(monkeypatch):
+    """TCP_NODELAY is set on accepted connections, so no packet waits for the acknowledgment of the one before it."""
+    made, options = server.HttpProtocol.connection_made, []
+
+    def look(protocol, transport):
+        accepted = transport.get_extra_info("socket")
+        options.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        made(protocol, transport)
+
+    monkeypatch.setattr(server.HttpProtocol, "connection_made", look)
+    with serving() as toy:
+        assert toy.get().text == "hello"
+    assert options and all(options)
