@@ -216,7 +216,7 @@ class Reader:
 
     def completion(self, request: CompletionRequest) -> list[Job]:
         """The jobs of a completion: n for each prompt."""
-        prompts = self._prompts(request.prompt)
+        prompts = _prompts(request.prompt)
         echo, scored = bool(request.echo), bool(request.echo) and request.logprobs is not None
         return self._jobs(prompts, request, request.max_tokens, default=16, echo=echo, scored=scored)
 
@@ -229,8 +229,8 @@ class Reader:
         both = {request.max_tokens, request.max_completion_tokens} - {None}
         if len(both) > 1:
             raise bad("max_tokens", "max_tokens and max_completion_tokens differ; give one")
-        ids = self._ids(prompt, "messages")
-        return self._jobs([ids], request, both.pop() if both else None, default=self.block_size, stop=(TURN_END,))
+        max_tokens = both.pop() if both else None
+        return self._jobs([prompt], request, max_tokens, default=self.block_size, stop=(TURN_END,), name="messages")
 
     def _turn(self, index: int, message: Message) -> str:
         name = f"messages[{index}]"
@@ -247,28 +247,30 @@ class Reader:
     def randy(self, request: RandyRequest) -> list[Job]:
         """The job of a request in randyGPT's form."""
         fields = Request(temperature=request.temperature, top_p=request.top_p)
-        return self._jobs([self._ids(request.prompt, "prompt")], fields, request.max_tokens, echo=True)
+        return self._jobs([request.prompt], fields, request.max_tokens, echo=True)
 
     def _jobs(
         self,
-        prompts: list[list[int]],
+        prompts: Sequence[str | list[int]],
         request: Request,
         max_tokens: int | None,
         default: int = 0,
         stop: Sequence[str] = (),
         echo: bool = False,
         scored: bool = False,
+        name: str = "prompt",
     ) -> list[Job]:
-        """Makes n jobs for each prompt.
+        """Makes n jobs for each prompt. Prompts are encoded after everything that can be checked without their ids.
 
         Args:
-            prompts: Token ids of each prompt.
+            prompts: Each prompt, as text or as token ids.
             request: The fields that all requests share.
             max_tokens: Maximum number of tokens per text, or None if the request does not give it.
             default: Used if `max_tokens` is None, and reduced to what the limits and the context allow.
             stop: Strings that end a text, in addition to those of the request.
             echo: Whether each text begins with its prompt.
             scored: Whether the log-probabilities of the prompt's tokens are returned.
+            name: The field of the request that has the prompts.
 
         Raises:
             ApiError: The request exceeds a limit, or a value is not allowed.
@@ -282,9 +284,10 @@ class Reader:
         if (max_tokens or 0) > limits.max_tokens:
             allowed = f"0 to {limits.max_tokens:,}"
             raise bad("max_tokens", f"max_tokens={max_tokens:,} is not allowed; give {allowed}", "too_large")
-        rooms = [self._room(ids, 1 if max_tokens is None else max_tokens) for ids in prompts]
         sampling, stop, seed = _sampling(request), (*_stops(request.stop), *stop), request.seed
         seed = secrets.randbits(32) if seed is None else seed
+        encoded = [self._ids(prompt, name) for prompt in prompts]
+        rooms = [self._room(ids, 1 if max_tokens is None else max_tokens) for ids in encoded]
         return [
             Job(
                 prompt=ids,
@@ -295,7 +298,7 @@ class Reader:
                 echo=self.tokenizer.decode(ids) if echo else "",
                 scored=scored,
             )
-            for ids, room in zip(prompts, rooms, strict=True)
+            for ids, room in zip(encoded, rooms, strict=True)
             for i in range(n)
         ]
 
@@ -315,16 +318,6 @@ class Reader:
             )
         return room
 
-    def _prompts(self, prompt: Any) -> list[list[int]]:
-        """The ids of each prompt. `prompt` is a text, a list of texts, a list of ids, or a list of lists of ids."""
-        if not prompt:
-            prompt = ""
-        several = isinstance(prompt, list) and not all(isinstance(p, int) for p in prompt)
-        prompts = prompt if several else [prompt]
-        if len({type(p) for p in prompts}) > 1:
-            raise bad("prompt", "prompt: texts and ids are mixed; give one kind")
-        return [self._ids(p, "prompt") for p in prompts]
-
     def _ids(self, prompt: str | list[int], name: str) -> list[int]:
         limit = self.limits.max_prompt_chars
         if len(prompt) > limit:
@@ -337,6 +330,17 @@ class Reader:
         except UserError as error:
             raise bad(name, f"{name}: {error}; give characters and ids of the vocabulary") from None
         return ids
+
+
+def _prompts(prompt: Any) -> list[str | list[int]]:
+    """The prompts. `prompt` is a text, a list of texts, a list of ids, or a list of lists of ids."""
+    if not prompt:
+        prompt = ""
+    several = isinstance(prompt, list) and not all(isinstance(p, int) for p in prompt)
+    prompts = prompt if several else [prompt]
+    if len({type(p) for p in prompts}) > 1:
+        raise bad("prompt", "prompt: texts and ids are mixed; give one kind")
+    return prompts
 
 
 def _sampling(request: Request) -> Sampling:
