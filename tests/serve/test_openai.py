@@ -88,6 +88,24 @@ def test_echo_scores_the_prompt(client):
     assert complete(client, "Hello", echo=True).choices[0].text == "Hello" + complete(client).choices[0].text
 
 
+def test_every_character_counts_as_one(unicode_run):
+    """Outside the basic plane, combining, written from right to left: offsets count code points, streamed or not."""
+    prompt = "e\u0301 \u05e9\u05d0 \U0001f600"
+    with serving(unicode_run) as served, openai.OpenAI(base_url=f"{served.url}/v1", api_key="x") as client:
+        options = {"max_tokens": 60, "temperature": 4, "top_p": 1, "logprobs": 2, "echo": True}
+        [whole] = complete(client, prompt, **options).choices
+        assert whole.text.startswith(prompt) and set(whole.text) == set(unicode_run.tokenizer.characters)
+        offsets, tokens = whole.logprobs.text_offset, whole.logprobs.tokens
+        assert "".join(tokens) == whole.text
+        assert [whole.text[i : i + len(token)] for i, token in zip(offsets, tokens, strict=True)] == tokens
+        frames = [frame.choices[0] for frame in complete(client, prompt, stream=True, stop="\U0001d11e" * 9, **options)]
+        assert "".join(frame.text for frame in frames) == whole.text
+        assert [offset for frame in frames for offset in frame.logprobs.text_offset] == offsets
+        cut = complete(client, prompt, stop="\u05e9", **options | {"echo": False}).choices[0]
+        drawn = whole.text.removeprefix(prompt)
+        assert cut.text == drawn[: drawn.index("\u05e9")] and cut.finish_reason == "stop"
+
+
 def test_chat_is_a_completion_of_the_template(client):
     messages = [
         {"role": "system", "content": "Be brief"},
