@@ -109,9 +109,9 @@ class Scheduler:
         with self._work:
             if self._closes_at is not None:
                 raise Busy("the server is shutting down", for_good=True)
-            if self.in_flight + len(jobs) > self.num_slots + self.max_waiting:
-                limit = self.num_slots + self.max_waiting
-                raise Busy(f"{self.in_flight} texts are in progress, and {len(jobs)} more exceed the limit of {limit}")
+            if self.in_flight + len(jobs) > self.capacity:
+                now = f"{self.in_flight} texts are in progress"
+                raise Busy(f"{now}, and {len(jobs)} more exceed the limit of {self.capacity}")
             if not self.in_flight:
                 self._last_token = time.monotonic()
             self._waiting.extend(jobs)
@@ -132,6 +132,11 @@ class Scheduler:
         with self._work:
             self._closes_at = min(time.monotonic() + seconds, self._closes_at or math.inf)
             self._work.notify()
+
+    @property
+    def capacity(self) -> int:
+        """Largest number of jobs in flight."""
+        return self.num_slots + self.max_waiting
 
     @property
     def closing(self) -> bool:

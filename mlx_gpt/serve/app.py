@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mlx_gpt.generation.job import Piece, merge
-from mlx_gpt.serve import answers, schema
+from mlx_gpt.serve import answers, fields, schema
 from mlx_gpt.serve.answers import Answer
 from mlx_gpt.serve.prometheus import Metrics
 from mlx_gpt.serve.schema import Reader
@@ -58,7 +58,7 @@ class TextRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, start = self.service, time.perf_counter()
-        request = schema.decode(await _body(scope, receive, service.limits.max_body), self.kind)
+        request = fields.decode(await _body(scope, receive, service.limits.max_body), self.kind)
         if getattr(request, "model", None) not in (None, service.card["id"]):
             raise service.no_such_model(request.model)
         jobs = await asyncio.to_thread(self.make_jobs, service.reader, request)

@@ -1,12 +1,10 @@
 """The types of requests, and their conversion to jobs of the scheduler.
 
 There are three types: OpenAI's completions, OpenAI's chat completions, and randyGPT's form. Every error about a field
-names it. A field that is not supported is an error if its value would change the text. An unknown top-level field is an
-error too, because it may be misspelled.
+names it.
 """
 
-import difflib
-import re
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,25 +17,11 @@ from mlx_gpt.generation.decode import require_ids
 from mlx_gpt.generation.job import Job
 from mlx_gpt.generation.sampling import Sampling
 from mlx_gpt.generation.text import TextWriter
-from mlx_gpt.web.errors import ApiError, bad
+from mlx_gpt.web.errors import bad
 
 TURN = "{role}:\n{content}\n\n"  # the chat template, for one message
 TURN_END = "\n\n"  # generation of a chat message stops here
 ROLES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
-# Fields that are not supported. The values listed here do not change the text and are accepted, like null.
-UNSUPPORTED = {
-    "best_of": (1,),
-    "frequency_penalty": (0,),
-    "function_call": ("none",),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "response_format": ({"type": "text"},),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-}
-
 MAX_STOPS, MAX_STOP_CHARS = 16, 256
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -50,7 +34,7 @@ class Limits:
 
     Attributes:
         max_tokens: Maximum number of tokens per text.
-        max_choices: Maximum number of texts: n times the number of prompts.
+        max_choices: Maximum number of texts: n times the number of prompts. The slots and the queue limit it further.
         max_prompt_chars: Maximum number of characters, or of ids, of a prompt.
         max_body: Maximum size of the body in bytes.
         slides: What happens at the end of the context. True continues from the newer half of the context. False refuses
@@ -58,14 +42,14 @@ class Limits:
     """
 
     max_tokens: int = 4096
-    max_choices: int = 16
+    max_choices: float = math.inf
     max_prompt_chars: int = 100_000
     max_body: int = 1 << 20
     slides: bool = True
 
 
 class StreamOptions(msgspec.Struct):
-    """Options of a streamed response."""
+    """Options of a streamed response. A response that is not streamed ignores them."""
 
     include_usage: bool | None = None
 
@@ -83,24 +67,6 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # These are not supported, see UNSUPPORTED.
-    best_of: Any = None
-    frequency_penalty: Any = None
-    function_call: Any = None
-    functions: Any = None
-    logit_bias: Any = None
-    presence_penalty: Any = None
-    response_format: Any = None
-    suffix: Any = None
-    tool_choice: Any = None
-    tools: Any = None
-    # These are accepted and ignored, because they do not change the text.
-    metadata: Any = None
-    prompt_cache_key: Any = None
-    safety_identifier: Any = None
-    service_tier: Any = None
-    store: Any = None
-    user: Any = None
 
 
 class CompletionRequest(Request):
@@ -145,61 +111,6 @@ class RandyRequest(msgspec.Struct, forbid_unknown_fields=True):
     max_tokens: Count = 2048
     temperature: float = 0.7
     top_p: float = 0.9
-
-
-def decode(body: bytes, kind: type) -> Any:
-    """Decodes and checks a request.
-
-    Args:
-        body: The body of the request, JSON.
-        kind: The type of the request: CompletionRequest, ChatRequest or RandyRequest.
-
-    Raises:
-        ApiError: The body is not JSON, or a field is unknown, unsupported or has an invalid value. The status is 400.
-    """
-    if not body:
-        raise ApiError(400, "the body is empty; send JSON", code="invalid_json")
-    try:
-        request = msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error), body, kind) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON: {str(error)[:200]}", code="invalid_json") from None
-    for name, neutral in UNSUPPORTED.items():
-        value = getattr(request, name, None)
-        if value is not None and value not in neutral:
-            raise bad(name, f"{name} is not supported here; leave it out", "unsupported_parameter")
-    if getattr(request, "stream_options", None) and not request.stream:
-        raise bad("stream_options", "stream_options is allowed only with stream; leave it out, or set stream to true")
-    return request
-
-
-def _invalid(message: str, body: bytes, kind: type) -> ApiError:
-    """Converts a validation error of msgspec to an ApiError that names the field.
-
-    For an unknown field, the error suggests the known field with the most similar name. For an invalid value of a
-    top-level field, the error contains the value.
-
-    Args:
-        message: The message of msgspec, such as "Expected `int`, got `str` - at `$.max_tokens`".
-        body: The body of the request.
-        kind: The type of the request.
-    """
-    expected, _, path = message.partition(" - at ")
-    name = path.strip("`").removeprefix("$").removeprefix(".")
-    if unknown := re.search("unknown field `(.*)`", expected):
-        near = difflib.get_close_matches(unknown[1], kind.__struct_fields__, 1)
-        name = f"{name}.{unknown[1]}".lstrip(".")
-        hint = f"did you mean {near[0]}?" if near else "leave it out"
-        return bad(name, f"{name}: no such field; {hint}", "unknown_parameter")
-    value = None  # the JSON of the value, if the field is a top-level field
-    if "." not in name and "[" not in name:
-        try:
-            value = msgspec.json.decode(body, type=dict[str, msgspec.Raw]).get(name)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            value = None
-    given = "" if value is None else f"={ascii(bytes(value)[:40].decode(errors='replace'))[1:-1]}"
-    return bad(name or None, f"{name or 'body'}{given}: {expected}")
 
 
 class Reader:

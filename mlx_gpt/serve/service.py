@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 
 from mlx_gpt.errors import EngineFailed
@@ -33,8 +34,9 @@ class Service:
 
     def __init__(self, make_scheduler: Callable[..., Scheduler], tokenizer, card: dict, limits: Limits):
         self.scheduler = make_scheduler(deliver=self._deliver, give_up=self._give_up)
-        self.reader = Reader(tokenizer, card["meta"]["n_ctx"], limits)
-        self.card, self.limits = card, limits
+        self.card = card
+        self.limits = replace(limits, max_choices=min(limits.max_choices, self.scheduler.capacity))
+        self.reader = Reader(tokenizer, card["meta"]["n_ctx"], self.limits)
         self.metrics = Metrics(self.scheduler)
         self.failure: EngineFailed | None = None
         self.token_bytes = tokenizer.pieces

@@ -157,13 +157,12 @@ def test_the_async_client(served):
         ({"max_tokens": 5000}, openai.BadRequestError, "max_tokens=5,000"),
         ({"max_tokens": -1}, openai.BadRequestError, "max_tokens=-1"),
         ({"max_tokens": 1.5}, openai.BadRequestError, "max_tokens=1.5"),
-        ({"n": 17}, openai.BadRequestError, "n: 17"),
+        ({"n": 21}, openai.BadRequestError, "n: 21 texts in one request, at most 20"),
         ({"n": 0}, openai.BadRequestError, "n=0"),
         ({"logprobs": 6}, openai.BadRequestError, "logprobs=6"),
-        ({"stream_options": {"include_usage": True}}, openai.BadRequestError, "only with stream"),
-        ({"stop": ""}, openai.BadRequestError, "stop"),
+        ({"stop": [""]}, openai.BadRequestError, "stop"),
         ({"stop": ["a"] * 17}, openai.BadRequestError, "stop"),
-        ({"suffix": "x"}, openai.BadRequestError, "suffix is not supported"),
+        ({"suffix": "x"}, openai.BadRequestError, 'suffix="x" is not supported'),
         ({"best_of": 2}, openai.BadRequestError, "best_of"),
         ({"logit_bias": {"1": 2}}, openai.BadRequestError, "logit_bias"),
         ({"frequency_penalty": 0.5}, openai.BadRequestError, "frequency_penalty"),
@@ -184,10 +183,22 @@ def test_bad_values_are_named(client, options, error, words):
 
 
 @pytest.mark.parametrize(
-    "neutral", [{"best_of": 1}, {"logit_bias": {}}, {"presence_penalty": 0}, {"user": "me"}, {"stop": None}]
+    "neutral",
+    [
+        {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "best_of": 1, "user": "me", "stop": ""},
+        {"logprobs": False, "echo": False, "max_tokens": 20.0, "seed": 7.0, "stream_options": {"include_usage": True}},
+        {"min_p": 0, "repetition_penalty": 1.0, "typical_p": 1, "top_k": -1, "ignore_eos": False, "stop_token_ids": []},
+    ],
 )
-def test_values_that_change_nothing_are_taken(client, neutral):
-    assert complete(client, **neutral).choices[0].text == complete(client).choices[0].text
+def test_values_that_change_nothing_are_taken(served, neutral):
+    plain = {"prompt": "Hello", "max_tokens": 20, "seed": 7}
+    answer = served.post(json=plain | neutral)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"] == served.post(json=plain).json()["choices"]
+
+
+def test_a_request_may_have_as_many_texts_as_slots_and_queue(client):
+    assert len(complete(client, ["Hello"] * 20, max_tokens=1).choices) == 20
 
 
 @pytest.mark.parametrize(
@@ -195,7 +206,7 @@ def test_values_that_change_nothing_are_taken(client, neutral):
     [
         ({"max_token": 5}, "did you mean max_tokens?"),
         ({"Prompt": "a"}, "did you mean prompt?"),
-        ({"min_p": 0.1}, "min_p: no such field"),
+        ({"min_q": 0.1}, "min_q: no such field"),
     ],
 )
 def test_unknown_fields_are_named(served, body, words):
