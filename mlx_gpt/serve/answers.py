@@ -56,20 +56,26 @@ class Answer:
 
     def closing(self, texts: Sequence[Piece]) -> list[dict]:
         """The frames to send after all text. `texts` has one piece for each job; only `num_drawn` is used."""
-        options = self.request.stream_options
-        if options and options.include_usage:
+        if self._streams_usage:
             return [self._outer([], streamed=True) | {"usage": self.usage(texts)}]
         return []
 
+    @property
+    def _streams_usage(self) -> bool:
+        options = self.request.stream_options
+        return bool(options and options.include_usage)
+
     def _outer(self, choices: list[dict], streamed: bool = False) -> dict:
+        """The object around `choices`. Its seed is that of the first of the n texts of each prompt."""
         return {
             "id": self.id,
             "object": self.object + self.frame_suffix * streamed,
             "created": self.created,
             "model": self.model,
             "system_fingerprint": self.fingerprint,
+            "seed": self.jobs[0].seed,
             "choices": choices,
-        }
+        } | ({"usage": None} if streamed and self._streams_usage else {})
 
     def _choice(self, index: int, piece: Piece) -> dict:
         raise NotImplementedError

@@ -245,7 +245,7 @@ def make_app(service: Service, access: Access, log: Callable[[str], None]) -> Gu
     )
     paths = {*PAGE, *TEXT_ROUTES, "/v1/models", "/health", "/metrics"}
 
-    def count(path: str, status: int) -> None:
+    def count(path: str, status: int | str) -> None:
         # Unknown paths are counted together. Otherwise a client could create any number of time series.
         known = path if path in paths else "/v1/models" if path.startswith("/v1/models/") else "other"
         service.metrics.requests.labels(known, status).inc()

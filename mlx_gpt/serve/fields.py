@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from mlx_gpt.web.errors import ApiError, bad
+from mlx_gpt.web.errors import ApiError, bad, cut
 
 # Field -> values that mean the same as leaving the field out, like null.
 NEUTRAL = {
@@ -139,12 +139,12 @@ def _invalid(message: str, fields: dict[str, bytes], kind: type) -> ApiError:
     expected, _, path = message.partition(" - at ")
     name = path.strip("`").removeprefix("$").removeprefix(".")
     if unknown := re.search("unknown field `(.*)`", expected, re.DOTALL):
-        near = difflib.get_close_matches(unknown[1], kind.__struct_fields__, 1)
+        near = difflib.get_close_matches(cut(unknown[1]), kind.__struct_fields__, 1)
         name = f"{name}.{unknown[1]}".lstrip(".")
         hint = f"did you mean {near[0]}?" if near else "leave it out"
-        return bad(name, f"{name}: no such field; {hint}", "unknown_parameter")
+        return bad(name, f"{cut(name)}: no such field; {hint}", "unknown_parameter")
     given = f"={_shown(fields[name])}" if name in fields else ""
-    return bad(name or None, f"{name or 'body'}{given}: {expected}")
+    return bad(name or None, f"{cut(name) or 'body'}{given}: {expected}")
 
 
 def _shown(value: bytes) -> str:

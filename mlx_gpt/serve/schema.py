@@ -17,7 +17,7 @@ from mlx_gpt.generation.decode import require_ids
 from mlx_gpt.generation.job import Job
 from mlx_gpt.generation.sampling import Sampling
 from mlx_gpt.generation.text import TextWriter
-from mlx_gpt.web.errors import bad
+from mlx_gpt.web.errors import bad, cut
 
 TURN = "{role}:\n{content}\n\n"  # the chat template, for one message
 TURN_END = "\n\n"  # generation of a chat message stops here
@@ -146,11 +146,13 @@ class Reader:
     def _turn(self, index: int, message: Message) -> str:
         name = f"messages[{index}]"
         if message.role not in ROLES:
-            raise bad(f"{name}.role", f"{name}.role={message.role!r} is not allowed; choose from {', '.join(ROLES)}")
+            shown = cut(repr(message.role))
+            raise bad(f"{name}.role", f"{name}.role={shown} is not allowed; choose from {', '.join(ROLES)}")
         parts = message.content if isinstance(message.content, list) else []
         for part in parts:
             if part.type != "text":
-                raise bad(f"{name}.content", f"{name}.content: type {part.type!r} is not supported; send text")
+                shown = cut(repr(part.type))
+                raise bad(f"{name}.content", f"{name}.content: type {shown} is not supported; send text")
         if message.content is None and message.role != "assistant":
             raise bad(f"{name}.content", f"{name}.content is missing; give a text")
         return TURN.format(role=ROLES[message.role], content=message.text)
@@ -239,7 +241,7 @@ class Reader:
             ids = ids or [self.tokenizer.bos_id]
             require_ids(ids, self.tokenizer.vocab_size)
         except UserError as error:
-            raise bad(name, f"{name}: {error}; give characters and ids of the vocabulary") from None
+            raise bad(name, f"{name}: {cut(str(error), 200)}; give characters and ids of the vocabulary") from None
         return ids
 
 

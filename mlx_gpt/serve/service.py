@@ -11,7 +11,7 @@ from mlx_gpt.generation.job import Job, Piece
 from mlx_gpt.generation.scheduler import MAX_FAULTS, Busy, Scheduler
 from mlx_gpt.serve.prometheus import Metrics
 from mlx_gpt.serve.schema import Limits, Reader
-from mlx_gpt.web.errors import ApiError
+from mlx_gpt.web.errors import ApiError, cut
 
 Inbox = asyncio.Queue  # of (index of the text in its response, piece)
 
@@ -61,7 +61,7 @@ class Service:
 
     def no_such_model(self, name: str) -> ApiError:
         """The error for a request that names another model."""
-        message = f"model {name!r} is not served here; choose {self.card['id']!r}"
+        message = f"model {cut(repr(name))} is not served here; choose {self.card['id']!r}"
         return ApiError(404, message, "model", "model_not_found")
 
     @contextlib.asynccontextmanager

@@ -31,6 +31,13 @@ def test_a_seed_repeats_a_text_and_no_seed_does_not(client):
     assert texts[0] == texts[1] and len(set(texts)) == 4
 
 
+def test_the_seed_that_was_drawn_is_told(client):
+    drawn = complete(client, seed=None, temperature=1.0, n=2)
+    again = complete(client, seed=drawn.seed, temperature=1.0, n=2)
+    assert again.choices == drawn.choices and again.seed == drawn.seed
+    assert {frame.seed for frame in chat(client, seed=5, stream=True)} == {5}
+
+
 def test_n_texts_of_each_prompt(client):
     answer = complete(client, ["Hello", "Bye"], n=3, temperature=1.0)
     assert [c.index for c in answer.choices] == list(range(6)) and len({c.text for c in answer.choices}) == 6
@@ -60,6 +67,7 @@ def test_a_stream_is_the_whole_in_pieces(client, stop):
         complete(client, max_tokens=60, logprobs=3, stop=stop, stream=True, stream_options={"include_usage": True})
     )
     assert len({f.id for f in frames}) == 1
+    assert all(f.usage is None and "usage" in f.model_fields_set for f in frames[:-1])
     assert "".join(f.choices[0].text for f in frames[:-1]) == whole.choices[0].text
     reasons = [f.choices[0].finish_reason for f in frames[:-1]]
     assert reasons == [None] * (len(reasons) - 1) + [whole.choices[0].finish_reason]
