@@ -94,23 +94,22 @@ class CompletionAnswer(Answer):
     object, prefix = "text_completion", "cmpl"
 
     def _choice(self, index: int, piece: Piece) -> dict:
-        count = self.request.logprobs
-        logprobs = None if count is None else self._logprobs(piece.tokens, count)
+        logprobs = None if self.request.logprobs is None else self._logprobs(piece.tokens)
         return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
 
-    def _logprobs(self, tokens: Sequence[Token], count: int) -> dict:
+    def _logprobs(self, tokens: Sequence[Token]) -> dict:
         return {
             "tokens": [self._name(t.id) for t in tokens],
             "token_logprobs": [t.logprob for t in tokens],
-            "top_logprobs": [self._top(token, count) for token in tokens],
+            "top_logprobs": [self._top(token) for token in tokens],
             "text_offset": [t.offset for t in tokens],
         }
 
-    def _top(self, token: Token, count: int) -> dict | None:
-        """The log-probabilities of the `count` most likely tokens and of `token`; None if token.logprob is None."""
+    def _top(self, token: Token) -> dict | None:
+        """The log-probabilities of the most likely tokens and of `token`; None if token.logprob is None."""
         if token.logprob is None:
             return None
-        return {self._name(id): logprob for id, logprob in [*token.top[:count], (token.id, token.logprob)]}
+        return {self._name(id): logprob for id, logprob in [*token.top, (token.id, token.logprob)]}
 
 
 class ChatAnswer(Answer):
@@ -145,11 +144,9 @@ class ChatAnswer(Answer):
     def _logprobs(self, tokens: Sequence[Token]) -> dict | None:
         if not self.request.logprobs:
             return None
-        count = self.request.top_logprobs or 0
         return {
             "content": [
-                self._entry(t.id, t.logprob) | {"top_logprobs": [self._entry(*pair) for pair in t.top[:count]]}
-                for t in tokens
+                self._entry(t.id, t.logprob) | {"top_logprobs": [self._entry(*pair) for pair in t.top]} for t in tokens
             ],
             "refusal": None,
         }

@@ -129,7 +129,8 @@ class Reader:
         """The jobs of a completion: n for each prompt."""
         prompts = _prompts(request.prompt)
         echo, scored = bool(request.echo), bool(request.echo) and request.logprobs is not None
-        return self._jobs(prompts, request, request.max_tokens, default=16, echo=echo, scored=scored)
+        options = {"default": 16, "echo": echo, "scored": scored, "alternatives": request.logprobs or 0}
+        return self._jobs(prompts, request, request.max_tokens, **options)
 
     def chat(self, request: ChatRequest) -> list[Job]:
         """The jobs of a chat: n for one prompt. The prompt is all messages, then "Assistant:" and a newline."""
@@ -141,7 +142,8 @@ class Reader:
         if len(both) > 1:
             raise bad("max_tokens", "max_tokens and max_completion_tokens differ; give one")
         max_tokens = both.pop() if both else None
-        return self._jobs([prompt], request, max_tokens, default=self.block_size, stop=(TURN_END,), name="messages")
+        options = {"default": self.block_size, "stop": (TURN_END,), "alternatives": request.top_logprobs or 0}
+        return self._jobs([prompt], request, max_tokens, **options, name="messages")
 
     def _turn(self, index: int, message: Message) -> str:
         name = f"messages[{index}]"
@@ -171,6 +173,7 @@ class Reader:
         stop: Sequence[str] = (),
         echo: bool = False,
         scored: bool = False,
+        alternatives: int = 0,
         name: str = "prompt",
     ) -> list[Job]:
         """Makes n jobs for each prompt. Prompts are encoded after everything that can be checked without their ids.
@@ -183,6 +186,7 @@ class Reader:
             stop: Strings that end a text, in addition to those of the request.
             echo: Whether each text begins with its prompt.
             scored: Whether the log-probabilities of the prompt's tokens are returned.
+            alternatives: Number of most likely tokens that are returned with each token.
             name: The field of the request that has the prompts.
 
         Raises:
@@ -210,6 +214,7 @@ class Reader:
                 writer=TextWriter(self.tokenizer, stop),
                 echo=self.tokenizer.decode(ids) if echo else "",
                 scored=scored,
+                alternatives=alternatives,
             )
             for ids, room in zip(encoded, rooms, strict=True)
             for i in range(n)
