@@ -301,6 +301,7 @@ class HttpProtocol(H11Protocol):
         A client that waits for the response ignores status 100 (RFC 9110, section 15.2.1). If the client has closed the
         connection entirely, its system responds with a reset, the next probe fails, and the request is abandoned.
         """
+        self._probing = _cancel(self._probing)
         if self.cycle.response_started or self.transport.is_closing():
             return
         if self.scope["http_version"] == "1.1":
@@ -309,8 +310,12 @@ class HttpProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()  # begins the next request, if it has been received
-        if self._half_closed and (self.cycle.response_complete or self.cycle.more_body):
+        if not self._half_closed:
+            return
+        if self.cycle.response_complete or self.cycle.more_body:
             self.transport.close()
+        else:
+            self._probe()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._receiving, self._sending = _cancel(self._receiving), _cancel(self._sending)

@@ -21,9 +21,8 @@ from mlx_gpt.web.guard import Access
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_the_work_for_a_client_that_went_ends(served, stream):
-    with connect(
-        served, raw(json.dumps({"prompt": "a", "max_tokens": 4096, "stream": stream, "temperature": 0}).encode())
-    ) as sock:
+    data = raw(json.dumps({"prompt": "a", "max_tokens": 4096, "stream": stream, "temperature": 0, "n": 4}).encode())
+    with connect(served, data) as sock:
         while not served.metric("texts_active"):
             time.sleep(0.01)
         if stream:
@@ -31,6 +30,14 @@ def test_the_work_for_a_client_that_went_ends(served, stream):
     served.until_idle(seconds=3)
     metrics = httpx.get(served.url + "/metrics").text
     assert 'mlxgpt_requests_total{path="/v1/completions",status="gone"}' in metrics and 'status="0"' not in metrics
+
+
+def test_the_work_for_the_second_request_of_a_client_that_went_ends(served):
+    before = served.metric("generated_tokens_total")
+    data = raw(json.dumps({"prompt": "a", "max_tokens": 4096, "temperature": 0, "n": 4}).encode())
+    connect(served, raw(head="GET /health") + data).close()
+    served.until_idle(seconds=3)
+    assert served.metric("generated_tokens_total") - before < 4 * 4096
 
 
 @pytest.mark.parametrize("stream", [True, False])
