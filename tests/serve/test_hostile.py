@@ -34,8 +34,12 @@ def test_the_work_for_a_client_that_went_ends(served, stream):
 
 def test_the_work_for_the_second_request_of_a_client_that_went_ends(served):
     before = served.metric("generated_tokens_total")
-    data = raw(json.dumps({"prompt": "a", "max_tokens": 4096, "temperature": 0, "n": 4}).encode())
-    connect(served, raw(head="GET /health") + data).close()
+    bodies = {"prompt": "a", "max_tokens": 200, "stream": True}, {"prompt": "a", "max_tokens": 4096, "n": 4}
+    with connect(served, b"".join(raw(json.dumps({"temperature": 0} | body).encode()) for body in bodies)) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        first = b""
+        while not first.endswith((b"\r\n0\r\n\r\n", b"100 Continue\r\n\r\n")) or b"[DONE]" not in first:
+            first += sock.recv(65536)
     served.until_idle(seconds=3)
     assert served.metric("generated_tokens_total") - before < 4 * 4096
 
