@@ -56,25 +56,28 @@ def tiny_config():
 
 @pytest.fixture(scope="session")
 def small_run() -> Run:
-    """A model with random weights over newline, space and the letters a to h, with a context of 12 tokens.
-
-    The weights are scaled up, so that the logits differ enough for greedy text not to repeat one character.
-    """
-    config = resolve(overrides={"model.n_embd": 24, "model.n_head": 3, "model.n_layer": 2, "model.block_size": 12})
-    tokenizer = CharTokenizer("\n abcdefgh")
-    model = GPT(config.model, tokenizer.vocab_size, seed=5)
-    model.set_weights({k: w * 12 for k, w in model.weights().items()})
-    model.lm_head.weight[tokenizer.eos_id] = 0  # so that greedy text does not end early
-    mx.eval(model.weights())
-    header = Header(config=config, vocab_size=tokenizer.vocab_size, step=1, num_updates=1)
-    return Run(model=model, tokenizer=tokenizer, header=header)
+    """A model with random weights over newline, space and the letters a to h, with a context of 12 tokens."""
+    return random_run("\n abcdefgh", 12)
 
 
 @pytest.fixture(scope="session")
 def ascii_run() -> Run:
     """Like small_run, over all printable ASCII characters and with a context of 64 tokens."""
-    config = resolve(overrides={"model.n_embd": 24, "model.n_head": 3, "model.n_layer": 2, "model.block_size": 64})
-    tokenizer = CharTokenizer("".join(sorted(string.printable)))
+    return random_run("".join(sorted(string.printable)), 64)
+
+
+@pytest.fixture(scope="session")
+def unicode_run() -> Run:
+    """Like ascii_run, over letters, a combining accent, Hebrew, and characters outside the Basic Multilingual Plane."""
+    return random_run(" abe\u0301\u05d0\u05e9\U0001d11e\U0001f600", 64)
+
+
+def random_run(characters: str, block_size: int) -> Run:
+    """A model with random weights. They are scaled up, so that greedy text does not repeat one character."""
+    config = resolve(
+        overrides={"model.n_embd": 24, "model.n_head": 3, "model.n_layer": 2, "model.block_size": block_size}
+    )
+    tokenizer = CharTokenizer(characters)
     model = GPT(config.model, tokenizer.vocab_size, seed=5)
     model.set_weights({k: w * 12 for k, w in model.weights().items()})
     model.lm_head.weight[tokenizer.eos_id] = 0  # so that greedy text does not end early

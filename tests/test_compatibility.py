@@ -444,6 +444,10 @@ def command_named(name):
     return command
 
 
+# Facts that were changed on purpose. Without --max-choices, a request may now have more texts than the former 16.
+CHANGED = {("mlxgpt serve", "--max-choices", "default")}
+
+
 @pytest.mark.parametrize("name", FLAGS["commands"])
 def test_every_flag_is_accepted_as_it_was(name):
     now, was, arguments = parameters(command_named(name)), {}, 0
@@ -454,7 +458,8 @@ def test_every_flag_is_accepted_as_it_was(name):
     assert was.keys() <= now.keys()
     for spelling, p in was.items():
         for fact in ("type", "nargs", "multiple", "required", "default", "is_flag", "value_if_alone", "envvar"):
-            assert now[spelling][fact] == p.get(fact, now[spelling][fact]), (spelling, fact)
+            same = now[spelling][fact] == p.get(fact, now[spelling][fact])
+            assert same or (name, spelling, fact) in CHANGED, (spelling, fact)
         assert set(now[spelling]["choices"]) >= set(p.get("choices", [])), spelling
     assert not [spelling for spelling in now.keys() - was.keys() if now[spelling]["required"]]
 

@@ -41,7 +41,11 @@ from mlx_gpt.errors import BadFile, OutOfRoom, UserError
     "--queue", type=click.IntRange(0), default=64, help="Texts that may wait; further requests get status 429."
 )
 @click.option("--max-tokens", type=click.IntRange(1), default=4096, help="Maximum tokens per text.")
-@click.option("--max-choices", type=click.IntRange(1), default=16, help="Maximum texts per request (n x prompts).")
+@click.option(
+    "--max-choices",
+    type=click.IntRange(1),
+    help="Maximum texts per request (n x prompts).  [default: --streams + --queue]",
+)
 @click.option("--max-prompt", type=click.IntRange(1), default=100_000, help="Maximum characters per prompt.")
 @click.option("--max-body", type=click.IntRange(1), default=1 << 20, help="Maximum bytes per request.")
 @click.option(
@@ -102,7 +106,7 @@ def serve_command(
     _require_memory(loaded.config.model, streams)
     limits = Limits(
         max_tokens=max_tokens,
-        max_choices=min(max_choices, streams + queue),
+        max_choices=max_choices or math.inf,
         max_prompt_chars=max_prompt,
         max_body=max_body,
         slides=context_policy == "slide",

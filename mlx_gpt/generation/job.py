@@ -13,7 +13,7 @@ class Token:
 
     id: int
     logprob: float | None  # None for a token of the prompt that the model did not predict
-    top: list[tuple[int, float]]  # the most likely ids and their log-probabilities, in descending order
+    top: list[tuple[int, float]]  # the job's alternatives: ids and their log-probabilities, in descending order
     offset: int = 0  # index of the token's first character in the delivered text, echo included
 
 
@@ -51,6 +51,7 @@ class Job:
         writer: Converts the drawn ids into text, and detects the end of the text.
         echo: Text to deliver before the first token: the text of the prompt, or "".
         scored: Whether the echo is delivered with the prompt's tokens and their log-probabilities.
+        alternatives: Number of most likely ids that are delivered with each token, at most slots.MAX_ALTERNATIVES.
 
     The other fields are the scheduler's own state of the job.
     """
@@ -62,6 +63,7 @@ class Job:
     writer: TextWriter
     echo: str = ""
     scored: bool = False
+    alternatives: int = 0
     cancelled: bool = False
     launched: int = 0  # number of tokens drawn, including those that the device is still computing
     position: int = 0  # number of tokens that the layer states of the slot hold

@@ -109,9 +109,9 @@ class Scheduler:
         with self._work:
             if self._closes_at is not None:
                 raise Busy("the server is shutting down", for_good=True)
-            if self.in_flight + len(jobs) > self.num_slots + self.max_waiting:
-                limit = self.num_slots + self.max_waiting
-                raise Busy(f"{self.in_flight} texts are in progress, and {len(jobs)} more exceed the limit of {limit}")
+            if self.in_flight + len(jobs) > self.capacity:
+                now = f"{self.in_flight} texts are in progress"
+                raise Busy(f"{now}, and {len(jobs)} more exceed the limit of {self.capacity}")
             if not self.in_flight:
                 self._last_token = time.monotonic()
             self._waiting.extend(jobs)
@@ -132,6 +132,11 @@ class Scheduler:
         with self._work:
             self._closes_at = min(time.monotonic() + seconds, self._closes_at or math.inf)
             self._work.notify()
+
+    @property
+    def capacity(self) -> int:
+        """Largest number of jobs in flight."""
+        return self.num_slots + self.max_waiting
 
     @property
     def closing(self) -> bool:
@@ -282,7 +287,8 @@ class Scheduler:
         """
         num_unscored = len(job.prompt) - len(window) + 1  # the tokens before the window, and the window's first token
         scores = [Token(id, None, []) for id in job.prompt[:num_unscored]]
-        scores += _to_tokens(self._slots.score(window)) if len(window) > 1 else []
+        counts = [job.alternatives] * (len(window) - 1)
+        scores += _to_tokens(self._slots.score(window), counts) if counts else []
         return tuple(replace(token, offset=begin) for token, begin in zip(scores, job.prompt_offsets(), strict=True))
 
     def _launch_step(self) -> None:
@@ -306,7 +312,8 @@ class Scheduler:
         due, self._under_way = self._under_way[:count], self._under_way[count:]
         pieces = []
         for jobs, scored in due:
-            for job, token in zip(jobs, _to_tokens(scored), strict=True):
+            counts = [job.alternatives if job else 0 for job in jobs]
+            for job, token in zip(jobs, _to_tokens(scored, counts), strict=True):
                 if job and not job.over:
                     pieces.append((job, job.take(token)))
         if pieces:
@@ -325,8 +332,17 @@ class Scheduler:
         self._deliver(failed)
 
 
-def _to_tokens(scored: Scored) -> list[Token]:
-    """Converts arrays to tokens, one for each row. Waits until the device has computed them."""
-    ids, logprobs, top, top_logprobs = (a.tolist() for a in scored)
-    tops = ([*zip(*pair, strict=True)] for pair in zip(top, top_logprobs, strict=True))
-    return [Token(*values) for values in zip(ids, logprobs, tops, strict=True)]
+def _to_tokens(scored: Scored, counts: Sequence[int]) -> list[Token]:
+    """Converts arrays to tokens, one for each row. Waits until the device has computed them.
+
+    Args:
+        scored: The arrays.
+        counts: The number of most likely ids to keep for each row.
+    """
+    ids, logprobs, *top = scored
+    tops = zip(*(a.tolist() for a in top), strict=True) if any(counts) else [((), ())] * len(counts)
+    rows = zip(ids.tolist(), logprobs.tolist(), tops, counts, strict=True)
+    return [
+        Token(id, logprob, [*zip(likely[:count], their_logprobs[:count], strict=True)])
+        for id, logprob, (likely, their_logprobs), count in rows
+    ]

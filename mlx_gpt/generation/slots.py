@@ -31,7 +31,7 @@ from mlx_gpt.generation.decode import Decoder, States
 from mlx_gpt.generation.sampling import Draw, Sampling, sample, to_draw
 from mlx_gpt.model.state import join_rows, leaves, put_row
 
-MAX_ALTERNATIVES = 20  # number of most likely tokens that are reported with each token
+MAX_ALTERNATIVES = 20  # number of most likely tokens that are computed with each token
 GROWTH = 4  # ratio of two successive numbers of slots
 IDLE = (Sampling(temperature=0), 0, 0)  # (sampling, seed, index) of the draw in an unused slot
 PROBE_TOKENS = 24  # tokens of each sequence on which the shapes are compared

@@ -56,20 +56,26 @@ class Answer:
 
     def closing(self, texts: Sequence[Piece]) -> list[dict]:
         """The frames to send after all text. `texts` has one piece for each job; only `num_drawn` is used."""
-        options = self.request.stream_options
-        if options and options.include_usage:
+        if self._streams_usage:
             return [self._outer([], streamed=True) | {"usage": self.usage(texts)}]
         return []
 
+    @property
+    def _streams_usage(self) -> bool:
+        options = self.request.stream_options
+        return bool(options and options.include_usage)
+
     def _outer(self, choices: list[dict], streamed: bool = False) -> dict:
+        """The object around `choices`. Its seed is that of the first of the n texts of each prompt."""
         return {
             "id": self.id,
             "object": self.object + self.frame_suffix * streamed,
             "created": self.created,
             "model": self.model,
             "system_fingerprint": self.fingerprint,
+            "seed": self.jobs[0].seed,
             "choices": choices,
-        }
+        } | ({"usage": None} if streamed and self._streams_usage else {})
 
     def _choice(self, index: int, piece: Piece) -> dict:
         raise NotImplementedError
@@ -88,23 +94,22 @@ class CompletionAnswer(Answer):
     object, prefix = "text_completion", "cmpl"
 
     def _choice(self, index: int, piece: Piece) -> dict:
-        count = self.request.logprobs
-        logprobs = None if count is None else self._logprobs(piece.tokens, count)
+        logprobs = None if self.request.logprobs is None else self._logprobs(piece.tokens)
         return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
 
-    def _logprobs(self, tokens: Sequence[Token], count: int) -> dict:
+    def _logprobs(self, tokens: Sequence[Token]) -> dict:
         return {
             "tokens": [self._name(t.id) for t in tokens],
             "token_logprobs": [t.logprob for t in tokens],
-            "top_logprobs": [self._top(token, count) for token in tokens],
+            "top_logprobs": [self._top(token) for token in tokens],
             "text_offset": [t.offset for t in tokens],
         }
 
-    def _top(self, token: Token, count: int) -> dict | None:
-        """The log-probabilities of the `count` most likely tokens and of `token`; None if token.logprob is None."""
+    def _top(self, token: Token) -> dict | None:
+        """The log-probabilities of the most likely tokens and of `token`; None if token.logprob is None."""
         if token.logprob is None:
             return None
-        return {self._name(id): logprob for id, logprob in [*token.top[:count], (token.id, token.logprob)]}
+        return {self._name(id): logprob for id, logprob in [*token.top, (token.id, token.logprob)]}
 
 
 class ChatAnswer(Answer):
@@ -139,11 +144,9 @@ class ChatAnswer(Answer):
     def _logprobs(self, tokens: Sequence[Token]) -> dict | None:
         if not self.request.logprobs:
             return None
-        count = self.request.top_logprobs or 0
         return {
             "content": [
-                self._entry(t.id, t.logprob) | {"top_logprobs": [self._entry(*pair) for pair in t.top[:count]]}
-                for t in tokens
+                self._entry(t.id, t.logprob) | {"top_logprobs": [self._entry(*pair) for pair in t.top]} for t in tokens
             ],
             "refusal": None,
         }

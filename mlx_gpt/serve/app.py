@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mlx_gpt.generation.job import Piece, merge
-from mlx_gpt.serve import answers, schema
+from mlx_gpt.serve import answers, fields, schema
 from mlx_gpt.serve.answers import Answer
 from mlx_gpt.serve.prometheus import Metrics
 from mlx_gpt.serve.schema import Reader
@@ -58,7 +58,7 @@ class TextRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, start = self.service, time.perf_counter()
-        request = schema.decode(await _body(scope, receive, service.limits.max_body), self.kind)
+        request = fields.decode(await _body(scope, receive, service.limits.max_body), self.kind)
         if getattr(request, "model", None) not in (None, service.card["id"]):
             raise service.no_such_model(request.model)
         jobs = await asyncio.to_thread(self.make_jobs, service.reader, request)
@@ -245,7 +245,7 @@ def make_app(service: Service, access: Access, log: Callable[[str], None]) -> Gu
     )
     paths = {*PAGE, *TEXT_ROUTES, "/v1/models", "/health", "/metrics"}
 
-    def count(path: str, status: int) -> None:
+    def count(path: str, status: int | str) -> None:
         # Unknown paths are counted together. Otherwise a client could create any number of time series.
         known = path if path in paths else "/v1/models" if path.startswith("/v1/models/") else "other"
         service.metrics.requests.labels(known, status).inc()

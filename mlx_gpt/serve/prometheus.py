@@ -19,7 +19,7 @@ class Metrics:
     def __init__(self, scheduler: Scheduler):
         self._registry = CollectorRegistry()
         common = {"namespace": "mlxgpt", "registry": self._registry}
-        self.requests = Counter("requests", "Requests; status 0 if no response was sent.", ["path", "status"], **common)
+        self.requests = Counter("requests", "Requests; status gone if the client left.", ["path", "status"], **common)
         self.prompt_tokens = Counter("prompt_tokens", "Tokens of accepted prompts.", **common)
         self.tokens = Counter("generated_tokens", "Tokens generated.", **common)
         self.first_token = Histogram(

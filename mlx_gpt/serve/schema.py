@@ -1,12 +1,10 @@
 """The types of requests, and their conversion to jobs of the scheduler.
 
 There are three types: OpenAI's completions, OpenAI's chat completions, and randyGPT's form. Every error about a field
-names it. A field that is not supported is an error if its value would change the text. An unknown top-level field is an
-error too, because it may be misspelled.
+names it.
 """
 
-import difflib
-import re
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,25 +17,11 @@ from mlx_gpt.generation.decode import require_ids
 from mlx_gpt.generation.job import Job
 from mlx_gpt.generation.sampling import Sampling
 from mlx_gpt.generation.text import TextWriter
-from mlx_gpt.web.errors import ApiError, bad
+from mlx_gpt.web.errors import bad, cut
 
 TURN = "{role}:\n{content}\n\n"  # the chat template, for one message
 TURN_END = "\n\n"  # generation of a chat message stops here
 ROLES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
-# Fields that are not supported. The values listed here do not change the text and are accepted, like null.
-UNSUPPORTED = {
-    "best_of": (1,),
-    "frequency_penalty": (0,),
-    "function_call": ("none",),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "response_format": ({"type": "text"},),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-}
-
 MAX_STOPS, MAX_STOP_CHARS = 16, 256
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -50,7 +34,7 @@ class Limits:
 
     Attributes:
         max_tokens: Maximum number of tokens per text.
-        max_choices: Maximum number of texts: n times the number of prompts.
+        max_choices: Maximum number of texts: n times the number of prompts. The slots and the queue limit it further.
         max_prompt_chars: Maximum number of characters, or of ids, of a prompt.
         max_body: Maximum size of the body in bytes.
         slides: What happens at the end of the context. True continues from the newer half of the context. False refuses
@@ -58,14 +42,14 @@ class Limits:
     """
 
     max_tokens: int = 4096
-    max_choices: int = 16
+    max_choices: float = math.inf
     max_prompt_chars: int = 100_000
     max_body: int = 1 << 20
     slides: bool = True
 
 
 class StreamOptions(msgspec.Struct):
-    """Options of a streamed response."""
+    """Options of a streamed response. A response that is not streamed ignores them."""
 
     include_usage: bool | None = None
 
@@ -83,24 +67,6 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # These are not supported, see UNSUPPORTED.
-    best_of: Any = None
-    frequency_penalty: Any = None
-    function_call: Any = None
-    functions: Any = None
-    logit_bias: Any = None
-    presence_penalty: Any = None
-    response_format: Any = None
-    suffix: Any = None
-    tool_choice: Any = None
-    tools: Any = None
-    # These are accepted and ignored, because they do not change the text.
-    metadata: Any = None
-    prompt_cache_key: Any = None
-    safety_identifier: Any = None
-    service_tier: Any = None
-    store: Any = None
-    user: Any = None
 
 
 class CompletionRequest(Request):
@@ -147,61 +113,6 @@ class RandyRequest(msgspec.Struct, forbid_unknown_fields=True):
     top_p: float = 0.9
 
 
-def decode(body: bytes, kind: type) -> Any:
-    """Decodes and checks a request.
-
-    Args:
-        body: The body of the request, JSON.
-        kind: The type of the request: CompletionRequest, ChatRequest or RandyRequest.
-
-    Raises:
-        ApiError: The body is not JSON, or a field is unknown, unsupported or has an invalid value. The status is 400.
-    """
-    if not body:
-        raise ApiError(400, "the body is empty; send JSON", code="invalid_json")
-    try:
-        request = msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error), body, kind) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON: {str(error)[:200]}", code="invalid_json") from None
-    for name, neutral in UNSUPPORTED.items():
-        value = getattr(request, name, None)
-        if value is not None and value not in neutral:
-            raise bad(name, f"{name} is not supported here; leave it out", "unsupported_parameter")
-    if getattr(request, "stream_options", None) and not request.stream:
-        raise bad("stream_options", "stream_options is allowed only with stream; leave it out, or set stream to true")
-    return request
-
-
-def _invalid(message: str, body: bytes, kind: type) -> ApiError:
-    """Converts a validation error of msgspec to an ApiError that names the field.
-
-    For an unknown field, the error suggests the known field with the most similar name. For an invalid value of a
-    top-level field, the error contains the value.
-
-    Args:
-        message: The message of msgspec, such as "Expected `int`, got `str` - at `$.max_tokens`".
-        body: The body of the request.
-        kind: The type of the request.
-    """
-    expected, _, path = message.partition(" - at ")
-    name = path.strip("`").removeprefix("$").removeprefix(".")
-    if unknown := re.search("unknown field `(.*)`", expected):
-        near = difflib.get_close_matches(unknown[1], kind.__struct_fields__, 1)
-        name = f"{name}.{unknown[1]}".lstrip(".")
-        hint = f"did you mean {near[0]}?" if near else "leave it out"
-        return bad(name, f"{name}: no such field; {hint}", "unknown_parameter")
-    value = None  # the JSON of the value, if the field is a top-level field
-    if "." not in name and "[" not in name:
-        try:
-            value = msgspec.json.decode(body, type=dict[str, msgspec.Raw]).get(name)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            value = None
-    given = "" if value is None else f"={ascii(bytes(value)[:40].decode(errors='replace'))[1:-1]}"
-    return bad(name or None, f"{name or 'body'}{given}: {expected}")
-
-
 class Reader:
     """Converts requests for one model to jobs. All methods raise ApiError with status 400 for invalid requests.
 
@@ -216,9 +127,10 @@ class Reader:
 
     def completion(self, request: CompletionRequest) -> list[Job]:
         """The jobs of a completion: n for each prompt."""
-        prompts = self._prompts(request.prompt)
+        prompts = _prompts(request.prompt)
         echo, scored = bool(request.echo), bool(request.echo) and request.logprobs is not None
-        return self._jobs(prompts, request, request.max_tokens, default=16, echo=echo, scored=scored)
+        options = {"default": 16, "echo": echo, "scored": scored, "alternatives": request.logprobs or 0}
+        return self._jobs(prompts, request, request.max_tokens, **options)
 
     def chat(self, request: ChatRequest) -> list[Job]:
         """The jobs of a chat: n for one prompt. The prompt is all messages, then "Assistant:" and a newline."""
@@ -229,17 +141,20 @@ class Reader:
         both = {request.max_tokens, request.max_completion_tokens} - {None}
         if len(both) > 1:
             raise bad("max_tokens", "max_tokens and max_completion_tokens differ; give one")
-        ids = self._ids(prompt, "messages")
-        return self._jobs([ids], request, both.pop() if both else None, default=self.block_size, stop=(TURN_END,))
+        max_tokens = both.pop() if both else None
+        options = {"default": self.block_size, "stop": (TURN_END,), "alternatives": request.top_logprobs or 0}
+        return self._jobs([prompt], request, max_tokens, **options, name="messages")
 
     def _turn(self, index: int, message: Message) -> str:
         name = f"messages[{index}]"
         if message.role not in ROLES:
-            raise bad(f"{name}.role", f"{name}.role={message.role!r} is not allowed; choose from {', '.join(ROLES)}")
+            shown = cut(repr(message.role))
+            raise bad(f"{name}.role", f"{name}.role={shown} is not allowed; choose from {', '.join(ROLES)}")
         parts = message.content if isinstance(message.content, list) else []
         for part in parts:
             if part.type != "text":
-                raise bad(f"{name}.content", f"{name}.content: type {part.type!r} is not supported; send text")
+                shown = cut(repr(part.type))
+                raise bad(f"{name}.content", f"{name}.content: type {shown} is not supported; send text")
         if message.content is None and message.role != "assistant":
             raise bad(f"{name}.content", f"{name}.content is missing; give a text")
         return TURN.format(role=ROLES[message.role], content=message.text)
@@ -247,28 +162,32 @@ class Reader:
     def randy(self, request: RandyRequest) -> list[Job]:
         """The job of a request in randyGPT's form."""
         fields = Request(temperature=request.temperature, top_p=request.top_p)
-        return self._jobs([self._ids(request.prompt, "prompt")], fields, request.max_tokens, echo=True)
+        return self._jobs([request.prompt], fields, request.max_tokens, echo=True)
 
     def _jobs(
         self,
-        prompts: list[list[int]],
+        prompts: Sequence[str | list[int]],
         request: Request,
         max_tokens: int | None,
         default: int = 0,
         stop: Sequence[str] = (),
         echo: bool = False,
         scored: bool = False,
+        alternatives: int = 0,
+        name: str = "prompt",
     ) -> list[Job]:
-        """Makes n jobs for each prompt.
+        """Makes n jobs for each prompt. Prompts are encoded after everything that can be checked without their ids.
 
         Args:
-            prompts: Token ids of each prompt.
+            prompts: Each prompt, as text or as token ids.
             request: The fields that all requests share.
             max_tokens: Maximum number of tokens per text, or None if the request does not give it.
             default: Used if `max_tokens` is None, and reduced to what the limits and the context allow.
             stop: Strings that end a text, in addition to those of the request.
             echo: Whether each text begins with its prompt.
             scored: Whether the log-probabilities of the prompt's tokens are returned.
+            alternatives: Number of most likely tokens that are returned with each token.
+            name: The field of the request that has the prompts.
 
         Raises:
             ApiError: The request exceeds a limit, or a value is not allowed.
@@ -282,9 +201,10 @@ class Reader:
         if (max_tokens or 0) > limits.max_tokens:
             allowed = f"0 to {limits.max_tokens:,}"
             raise bad("max_tokens", f"max_tokens={max_tokens:,} is not allowed; give {allowed}", "too_large")
-        rooms = [self._room(ids, 1 if max_tokens is None else max_tokens) for ids in prompts]
         sampling, stop, seed = _sampling(request), (*_stops(request.stop), *stop), request.seed
         seed = secrets.randbits(32) if seed is None else seed
+        encoded = [self._ids(prompt, name) for prompt in prompts]
+        rooms = [self._room(ids, 1 if max_tokens is None else max_tokens) for ids in encoded]
         return [
             Job(
                 prompt=ids,
@@ -294,8 +214,9 @@ class Reader:
                 writer=TextWriter(self.tokenizer, stop),
                 echo=self.tokenizer.decode(ids) if echo else "",
                 scored=scored,
+                alternatives=alternatives,
             )
-            for ids, room in zip(prompts, rooms, strict=True)
+            for ids, room in zip(encoded, rooms, strict=True)
             for i in range(n)
         ]
 
@@ -315,16 +236,6 @@ class Reader:
             )
         return room
 
-    def _prompts(self, prompt: Any) -> list[list[int]]:
-        """The ids of each prompt. `prompt` is a text, a list of texts, a list of ids, or a list of lists of ids."""
-        if not prompt:
-            prompt = ""
-        several = isinstance(prompt, list) and not all(isinstance(p, int) for p in prompt)
-        prompts = prompt if several else [prompt]
-        if len({type(p) for p in prompts}) > 1:
-            raise bad("prompt", "prompt: texts and ids are mixed; give one kind")
-        return [self._ids(p, "prompt") for p in prompts]
-
     def _ids(self, prompt: str | list[int], name: str) -> list[int]:
         limit = self.limits.max_prompt_chars
         if len(prompt) > limit:
@@ -335,8 +246,19 @@ class Reader:
             ids = ids or [self.tokenizer.bos_id]
             require_ids(ids, self.tokenizer.vocab_size)
         except UserError as error:
-            raise bad(name, f"{name}: {error}; give characters and ids of the vocabulary") from None
+            raise bad(name, f"{name}: {cut(str(error), 200)}; give characters and ids of the vocabulary") from None
         return ids
+
+
+def _prompts(prompt: Any) -> list[str | list[int]]:
+    """The prompts. `prompt` is a text, a list of texts, a list of ids, or a list of lists of ids."""
+    if not prompt:
+        prompt = ""
+    several = isinstance(prompt, list) and not all(isinstance(p, int) for p in prompt)
+    prompts = prompt if several else [prompt]
+    if len({type(p) for p in prompts}) > 1:
+        raise bad("prompt", "prompt: texts and ids are mixed; give one kind")
+    return prompts
 
 
 def _sampling(request: Request) -> Sampling:

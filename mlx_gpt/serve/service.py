@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 
 from mlx_gpt.errors import EngineFailed
@@ -10,7 +11,7 @@ from mlx_gpt.generation.job import Job, Piece
 from mlx_gpt.generation.scheduler import MAX_FAULTS, Busy, Scheduler
 from mlx_gpt.serve.prometheus import Metrics
 from mlx_gpt.serve.schema import Limits, Reader
-from mlx_gpt.web.errors import ApiError
+from mlx_gpt.web.errors import ApiError, cut
 
 Inbox = asyncio.Queue  # of (index of the text in its response, piece)
 
@@ -33,8 +34,9 @@ class Service:
 
     def __init__(self, make_scheduler: Callable[..., Scheduler], tokenizer, card: dict, limits: Limits):
         self.scheduler = make_scheduler(deliver=self._deliver, give_up=self._give_up)
-        self.reader = Reader(tokenizer, card["meta"]["n_ctx"], limits)
-        self.card, self.limits = card, limits
+        self.card = card
+        self.limits = replace(limits, max_choices=min(limits.max_choices, self.scheduler.capacity))
+        self.reader = Reader(tokenizer, card["meta"]["n_ctx"], self.limits)
         self.metrics = Metrics(self.scheduler)
         self.failure: EngineFailed | None = None
         self.token_bytes = tokenizer.pieces
@@ -59,7 +61,7 @@ class Service:
 
     def no_such_model(self, name: str) -> ApiError:
         """The error for a request that names another model."""
-        message = f"model {name!r} is not served here; choose {self.card['id']!r}"
+        message = f"model {cut(repr(name))} is not served here; choose {self.card['id']!r}"
         return ApiError(404, message, "model", "model_not_found")
 
     @contextlib.asynccontextmanager

@@ -6,6 +6,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
+# Status -> headers of the response. Retry-After is in seconds.
+HEADERS = {
+    401: {"www-authenticate": "Bearer"},
+    413: {"connection": "close"},
+    429: {"retry-after": "1"},
+    503: {"retry-after": "5"},
+}
+
+
+def cut(text: str, most: int = 60) -> str:
+    """A text of a client for an error message or the log: at most `most` characters of it."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
 
 class ApiError(Exception):
     """An error response: an HTTP status and a JSON body.
@@ -13,7 +26,7 @@ class ApiError(Exception):
     Args:
         status: HTTP status code.
         message: What was received, what is allowed, and what to do next.
-        param: The field of the request that caused the error.
+        param: The field of the request that caused the error. The body has at most 60 characters of it.
         code: The error as an identifier for programs, such as "invalid_value".
         more: Further fields of the body's `error` object.
     """
@@ -26,7 +39,7 @@ class ApiError(Exception):
             "error": {
                 "message": message,
                 "type": "server_error" if status >= 500 else kind,
-                "param": param,
+                "param": param and cut(param),
                 "code": code,
                 **more,
             }
@@ -41,8 +54,7 @@ def bad(name: str | None, message: str, code: str = "invalid_value", **more) -> 
 def refuse(error: ApiError, scope: Scope) -> Response:
     """The response for an error. The error's code is stored in scope["code"]; Guard adds it to the log line."""
     scope["code"] = error.body["error"]["code"]
-    headers = {401: {"www-authenticate": "Bearer"}, 413: {"connection": "close"}, 429: {"retry-after": "1"}}
-    return Response(msgspec.json.encode(error.body), error.status, headers.get(error.status), "application/json")
+    return Response(msgspec.json.encode(error.body), error.status, HEADERS.get(error.status), "application/json")
 
 
 async def _on_api_error(request: Request, error: ApiError) -> Response:
@@ -50,8 +62,8 @@ async def _on_api_error(request: Request, error: ApiError) -> Response:
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
-    path = ascii(request.url.path)[1:-1]
-    messages = {404: f"no such route: {path}", 405: f"method {request.method} is not allowed for {path}"}
+    path = cut(ascii(request.url.path)[1:-1])
+    messages = {404: f"no such route: {path}", 405: f"method {cut(request.method)} is not allowed for {path}"}
     message = messages.get(error.status_code, str(error.detail))
     response = refuse(ApiError(error.status_code, message, code="bad_route"), request.scope)
     response.headers.update(error.headers or {})

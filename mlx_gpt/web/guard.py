@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlx_gpt.web.errors import ApiError, refuse
+from mlx_gpt.web.errors import ApiError, cut, refuse
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 # Security headers that are added to every response, unless the application sets them.
@@ -64,9 +64,8 @@ class Access:
         # Without the port: "mac.example:8080" -> "mac.example", "[::1]" -> "[::1]".
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         if not name or not self._is_ours(name):
-            raise ApiError(
-                400, f"Host {given[0] if given else ''!r} is not allowed; allow it with --allow-host", code="bad_host"
-            )
+            shown = cut(repr(given[0] if given else ""))
+            raise ApiError(400, f"Host {shown} is not allowed; allow it with --allow-host", code="bad_host")
         return host
 
     def _is_ours(self, name: str) -> bool:
@@ -80,9 +79,8 @@ class Access:
         """Raises ApiError for a request from a page of another site. `host` is the result of require_host()."""
         for origin in headers.getlist("origin"):
             if origin not in self.origins and origin.lower() not in (f"http://{host}", f"https://{host}"):
-                raise ApiError(
-                    403, f"Origin {origin!r} is not allowed; allow it with --allow-origin", code="bad_origin"
-                )
+                shown = cut(repr(origin))
+                raise ApiError(403, f"Origin {shown} is not allowed; allow it with --allow-origin", code="bad_origin")
 
     def require_key(self, headers: Headers) -> None:
         """Raises ApiError unless the request has the key, as a bearer token or in the header x-api-key."""
@@ -112,15 +110,16 @@ class Guard:
     """ASGI middleware: checks each request, adds security headers to its response, and logs one line about it.
 
     The line has the client's address, the method, the path, the status (with the error code, if any) or "gone", the
-    time taken and a request id. It contains
-    neither the body nor the headers of the request.
+    time taken and a request id. It contains neither the body nor the headers of the request. If the server itself
+    responds with an error while the request arrives, it sets scope["refused"] to that status and code.
 
     Args:
         app: The application. It receives the requests that passed all checks.
         access: The access rules.
         log: Called with each line.
         open_paths: Paths that can be read (GET, HEAD) without the API key.
-        count: Called with the path and the status after every request. The status is 0 if no response was started.
+        count: Called with the path and the status after every request. The status is "gone" if the client left before
+            the response was complete.
     """
 
     def __init__(
@@ -129,7 +128,7 @@ class Guard:
         access: Access,
         log: Callable[[str], None],
         open_paths: set[str],
-        count: Callable[[str, int], None] = lambda path, status: None,
+        count: Callable[[str, int | str], None] = lambda path, status: None,
     ):
         self.app, self.access, self.log, self.open_paths, self.count = app, access, log, open_paths, count
 
@@ -165,11 +164,13 @@ class Guard:
             else:
                 await self.app(scope, watched_receive, watched_send)
         finally:
-            self.count(scope["path"], status)
-            result = "gone" if disconnected else f"{status} {scope['code']}" if "code" in scope else status
+            result, code = ("gone", None) if disconnected else (status, scope.get("code"))
+            result, code = scope.get("refused", (result, code))
+            self.count(scope["path"], result)
             client = (scope.get("client") or ("-",))[0]
+            request = f"{client} {cut(scope['method'])} {cut(ascii(scope['path'])[1:-1], 200)}"
             took = time.perf_counter() - start
-            self.log(f"{client} {scope['method']} {ascii(scope['path'])[1:-1]} {result} {took:.3f}s {request_id}")
+            self.log(f"{request} {f'{result} {code}' if code else result} {took:.3f}s {request_id}")
 
     def _require(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -183,6 +184,7 @@ class Guard:
             # A page of another site can send a form or plain text without a preflight request, but it cannot send JSON.
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":
+                shown = cut(repr(kind))
                 raise ApiError(
-                    415, f"Content-Type {kind!r} is not supported; send application/json", code="bad_content_type"
+                    415, f"Content-Type {shown} is not supported; send application/json", code="bad_content_type"
                 )

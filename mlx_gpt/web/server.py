@@ -3,6 +3,7 @@
 The server is uvicorn's. This module adds:
 
 * deadlines for a request to arrive and for a response to be read (uvicorn limits only idle connections),
+* responses for clients that close their half of the connection after a request,
 * JSON bodies for errors that are detected before a request reaches the application,
 * handling of SIGHUP, and
 * a shutdown that ends the application's work before it closes the connections.
@@ -25,12 +26,13 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from mlx_gpt.errors import UserError
-from mlx_gpt.web.errors import ApiError
+from mlx_gpt.web.errors import HEADERS, ApiError
 
 GRACE = 4.0  # seconds that work in flight has to end after the first signal
 LINGER = 1.0  # seconds until the connection is closed after an early response; meanwhile, input is discarded
 MAX_DISCARDED = 4 << 20  # bytes discarded after an early response; a client that sends more is disconnected
 MAX_CONNECTIONS = 512
+PROBE_EVERY = 0.5  # seconds between checks whether a client that has closed its half of the connection still reads
 SEND_BUFFER = 1 << 16  # bytes of the system's send buffer for each connection
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -89,7 +91,10 @@ def bind(host: str, port: int) -> socket.socket:
     """
     listening = None
     try:
-        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        # asyncio sets TCP_NODELAY only on connections whose protocol is IPPROTO_TCP, which they take from this socket.
+        # Without the option, the second packet of a response waits for the client's delayed acknowledgment.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Bytes in the system's send buffer count as sent, even if the client never reads them. With a large buffer the
         # send deadline would begin late, or never. The buffer is therefore small.
@@ -218,14 +223,38 @@ class Server(uvicorn.Server):
                     await asyncio.sleep(0.02)
 
 
+class Connection(h11.Connection):
+    """h11's connection, which also refuses a request that gives the length of its body twice.
+
+    RFC 9112, section 6.3, allows to refuse such a request. A proxy and the server could use different lengths, and a
+    part of the body would then be read as a request of its own (request smuggling).
+
+    Attributes:
+        fault: The reason of the refusal; None before.
+    """
+
+    fault: str | None = None
+
+    def next_event(self):
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
+                self.fault = "the request has both Content-Length and Transfer-Encoding; send one of them"
+                raise h11.RemoteProtocolError(self.fault)
+        return event
+
+
 class HttpProtocol(H11Protocol):
     """HTTP/1.1 with deadlines for slow senders and slow readers, a limit on connections, and errors as JSON."""
 
     def __init__(self, *args, deadlines: Deadlines, log: Callable[[str], None], **options):
         super().__init__(*args, **options)
+        self.conn = Connection(h11.SERVER)
         self._deadlines, self._log = deadlines, log
         self._receiving: asyncio.TimerHandle | None = None  # the receive deadline of the request that is arriving
         self._sending: asyncio.TimerHandle | None = None  # the send deadline, while the client does not read
+        self._probing: asyncio.TimerHandle | None = None  # the next probe of a client that has closed its half
+        self._half_closed = False  # whether it has
         self._discarded: int | None = None  # bytes discarded since _linger(); None before
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -234,7 +263,7 @@ class HttpProtocol(H11Protocol):
         # pause_writing() is called as soon as the socket accepts no more bytes, and begins the send deadline.
         transport.set_write_buffer_limits(high=0)
         if len(self.connections) > MAX_CONNECTIONS:
-            self._refuse(503, "too many connections; try again later")
+            self._refuse(503, "too many connections; try again later", "too_many_connections")
         else:
             self._receiving = self.loop.call_later(self._deadlines.receive, self._too_slow)
 
@@ -258,34 +287,76 @@ class HttpProtocol(H11Protocol):
         self._sending = _cancel(self._sending)
         super().resume_writing()
 
+    def eof_received(self) -> bool:
+        """Called when the client sends no more. Returns whether the connection stays open, for the response."""
+        under_way = self.cycle and not self.cycle.response_complete and not self.cycle.more_body
+        self._half_closed = bool(under_way and self._discarded is None)
+        if self._half_closed:
+            self._probe()
+        return self._half_closed
+
+    def _probe(self) -> None:
+        """Sends a client that has closed its half of the connection status 100, until its response begins.
+
+        A client that waits for the response ignores status 100 (RFC 9110, section 15.2.1). If the client has closed the
+        connection entirely, its system responds with a reset, the next probe fails, and the request is abandoned.
+        """
+        self._probing = _cancel(self._probing)
+        if self.cycle.response_started or self.transport.is_closing():
+            return
+        if self.scope["http_version"] == "1.1":
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._probing = self.loop.call_later(PROBE_EVERY, self._probe)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()  # begins the next request, if it has been received
+        if not self._half_closed:
+            return
+        if self.cycle.response_complete or self.cycle.more_body:
+            self.transport.close()
+        else:
+            self._probe()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._receiving, self._sending = _cancel(self._receiving), _cancel(self._sending)
+        self._probing = _cancel(self._probing)
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn for a request that is not valid HTTP."""
-        self._refuse(400, msg)
+        self._refuse(400, self.conn.fault or msg, "bad_http")
 
     def _too_slow(self) -> None:
         """Ends the connection at the receive deadline.
 
-        If a response has begun, the connection is aborted: another status can no longer be sent. If only a part of the
-        request has arrived, the client gets status 408. If nothing has arrived, the connection is closed.
+        If only a part of the request has arrived, the client gets status 408. If nothing has arrived, the connection is
+        closed.
         """
         self._receiving = None
-        if self.cycle and self.cycle.response_started and not self.cycle.response_complete:
-            self.transport.abort()
-        elif self.conn.trailing_data[0] or self.conn.their_state is h11.SEND_BODY:
-            self._refuse(408, f"the request took longer than {self._deadlines.receive:g} s to arrive")
+        if self.conn.trailing_data[0] or self.conn.their_state is h11.SEND_BODY:
+            self._refuse(408, f"the request took longer than {self._deadlines.receive:g} s to arrive", "too_slow")
         else:
             self.transport.close()
 
-    def _refuse(self, status: int, message: str) -> None:
-        """Sends an error without the application, logs it, and closes the connection."""
-        self._log(f"{(self.client or '-')[0]} {status} {message}")
-        body = msgspec.json.encode(ApiError(status, message).body)
-        head = f"HTTP/1.1 {status} {STATUS_PHRASES[status].decode()}\r\ncontent-type: application/json\r\n"
-        head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    def _refuse(self, status: int, message: str, code: str) -> None:
+        """Sends an error without the application, and closes the connection. There is one line in the log.
+
+        If the application is reading the request, it is told that the client has left, and Guard logs the error. If
+        the application's response has begun, the connection is aborted: another status can no longer be sent.
+        """
+        if self.cycle and not self.cycle.response_complete:
+            if self.cycle.response_started:
+                self.transport.abort()
+                return
+            self.scope["refused"] = status, code
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        else:
+            self._log(f"{(self.client or '-')[0]} {status} {message}")
+        body = msgspec.json.encode(ApiError(status, message, code=code).body)
+        fixed = {"content-type": "application/json", "content-length": len(body), "connection": "close"}
+        fields = "".join(f"{name}: {value}\r\n" for name, value in {**fixed, **HEADERS.get(status, {})}.items())
+        head = f"HTTP/1.1 {status} {STATUS_PHRASES[status].decode()}\r\n{fields}\r\n"
         self.transport.write(head.encode() + body)
         self._linger()
 

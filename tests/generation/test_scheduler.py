@@ -144,7 +144,7 @@ def log_softmax(logits):
 
 
 def test_tokens_are_told_with_what_the_model_held_of_them(client):
-    [text] = client.write(client.job("abc", 9, temperature=1.3, seed=4))
+    [text] = client.write(client.job("abc", 9, temperature=1.3, seed=4, alternatives=20))
     ids = client.run.tokenizer.encode("abc").tolist() + [t.id for t in text.tokens]
     expected = log_softmax(client.run.model(mx.array([ids[:-1]]))[0])[2:]
     for token, row in zip(text.tokens, expected, strict=True):
@@ -152,6 +152,16 @@ def test_tokens_are_told_with_what_the_model_held_of_them(client):
         assert [id for id, _ in token.top] == np.argsort(-row, kind="stable").tolist()
         np.testing.assert_allclose([logprob for _, logprob in token.top], np.sort(row)[::-1], atol=NETWORK)
     assert "".join(client.run.tokenizer.decode([t.id]) for t in text.tokens) == text.text
+
+
+def test_no_more_alternatives_are_kept_than_were_asked_for(client):
+    """Also where texts that asked for other numbers of them are in the same batch, and for an echoed prompt."""
+    jobs = [client.job("abc", 9, seed=4, echo="abc", scored=True, alternatives=count) for count in (0, 3, 20)]
+    none, few, all_of_them = client.write(*jobs)
+    assert none.text == few.text == all_of_them.text and len(none.tokens) == 12
+    for token, some, every in list(zip(none.tokens, few.tokens, all_of_them.tokens, strict=True))[1:]:
+        assert (token.id, token.logprob) == (every.id, every.logprob)
+        assert token.top == [] and some.top == every.top[:3] and len(every.top) == client.run.tokenizer.vocab_size
 
 
 def test_tokens_cover_the_text_and_no_more_where_it_is_cut(client):

@@ -21,13 +21,45 @@ from mlx_gpt.web.guard import Access
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_the_work_for_a_client_that_went_ends(served, stream):
-    with connect(
-        served, raw(json.dumps({"prompt": "a", "max_tokens": 4096, "stream": stream, "temperature": 0}).encode())
-    ) as sock:
+    data = raw(json.dumps({"prompt": "a", "max_tokens": 4096, "stream": stream, "temperature": 0, "n": 4}).encode())
+    with connect(served, data) as sock:
         while not served.metric("texts_active"):
             time.sleep(0.01)
         if stream:
             assert sock.recv(10)
+    served.until_idle(seconds=3)
+    metrics = httpx.get(served.url + "/metrics").text
+    assert 'mlxgpt_requests_total{path="/v1/completions",status="gone"}' in metrics and 'status="0"' not in metrics
+
+
+def test_the_work_for_the_second_request_of_a_client_that_went_ends(served):
+    before = served.metric("generated_tokens_total")
+    bodies = {"prompt": "a", "max_tokens": 200, "stream": True}, {"prompt": "a", "max_tokens": 4096, "n": 4}
+    with connect(served, b"".join(raw(json.dumps({"temperature": 0} | body).encode()) for body in bodies)) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        first = b""
+        while not first.endswith((b"\r\n0\r\n\r\n", b"100 Continue\r\n\r\n")) or b"[DONE]" not in first:
+            first += sock.recv(65536)
+    served.until_idle(seconds=3)
+    assert served.metric("generated_tokens_total") - before < 4 * 4096
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_has_sent_everything_may_close_its_half(served, stream, monkeypatch):
+    monkeypatch.setattr(server, "PROBE_EVERY", 0.01)
+    body = json.dumps({"prompt": "a", "max_tokens": 200, "stream": stream, "temperature": 0}).encode()
+    both = raw(head="GET /health") + raw(body)  # the second request is read after the first response
+    for data in (raw(body), both):
+        with connect(served, data) as sock:
+            sock.shutdown(socket.SHUT_WR)
+            answer = everything(sock)
+        assert answer.count(b"HTTP/1.1 200 ") == 1 + (data is both) and b'"finish_reason":"length"' in answer
+
+
+def test_a_client_that_closes_its_half_too_early_is_gone(served):
+    with connect(served, raw(GOOD)[:-1]) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        assert b"200 OK" not in everything(sock)
     served.until_idle(seconds=3)
 
 
@@ -60,6 +92,28 @@ def test_a_request_must_arrive_in_time(run, data):
         answer = everything(sock)
         assert time.monotonic() - start < 5
         assert not data or b"408" in answer.split(b"\r\n")[0] and b'"error"' in answer
+
+
+@pytest.mark.parametrize("data", [b"POST /v1/comp", raw(b"{}")[:-1]])
+def test_a_request_that_arrives_too_slowly_has_one_line_in_the_log(run, data):
+    with serving(run, deadlines=server.Deadlines(receive=0.3)) as served:
+        with connect(served, data) as sock:
+            assert everything(sock).startswith(b"HTTP/1.1 408 ")
+        end = time.monotonic() + 5
+        while not served.lines:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    [line] = served.lines
+    assert " 408 " in line
+
+
+def test_a_request_with_two_lengths_is_the_last_of_its_connection(served):
+    """Its body is read neither by its length nor by its chunks: the rest of it is not a request."""
+    headers = ["Content-Length: 4", "Transfer-Encoding: chunked"]
+    with connect(served, raw(b"0\r\n\r\n" + raw(GOOD), headers=headers)) as sock:
+        answer = everything(sock)
+    assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1") == 1
+    assert b"both Content-Length and Transfer-Encoding" in answer
 
 
 def test_a_sender_that_drips_is_cut_off_all_the_same(run):
@@ -111,6 +165,9 @@ HOSTILE = {
     "null in prompts": raw(b'{"prompt": [null]}'),
     "too large": raw(b'{"prompt": "' + b"a" * (1 << 20) + b'"}'),
     "length lies": raw(GOOD, headers=["Content-Length: 99999999999"])[:-1] + b"x" * (2 << 20),
+    "long name": raw(b'{"' + b"x" * 900_000 + b'": 1}'),
+    "long model": raw(b'{"prompt": "a", "model": "' + b"x" * 900_000 + b'"}'),
+    "long role": raw(b'{"messages": [{"role": "' + b"x" * 900_000 + b'"}]}', "POST /v1/chat/completions"),
     "negative length": raw(GOOD, headers=["Content-Length: -1"]),
     "two lengths": raw(GOOD, headers=["Content-Length: 5", "Content-Length: 6"]),
     "bad chunk": raw(b"zz\r\n", headers=["Transfer-Encoding: chunked"]),
@@ -152,6 +209,7 @@ def test_hostile_requests_get_the_error_shape(served, name):
         sender.join(20)
     status = int(head.split(b" ")[1])
     assert 400 <= status < 500, head
+    assert len(body) < 500
     error = json.loads(body)["error"]
     assert set(error) >= {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
     assert served.post(json={"prompt": "a", "max_tokens": 1}).status_code == 200

@@ -31,6 +31,13 @@ def test_a_seed_repeats_a_text_and_no_seed_does_not(client):
     assert texts[0] == texts[1] and len(set(texts)) == 4
 
 
+def test_the_seed_that_was_drawn_is_told(client):
+    drawn = complete(client, seed=None, temperature=1.0, n=2)
+    again = complete(client, seed=drawn.seed, temperature=1.0, n=2)
+    assert again.choices == drawn.choices and again.seed == drawn.seed
+    assert {frame.seed for frame in chat(client, seed=5, stream=True)} == {5}
+
+
 def test_n_texts_of_each_prompt(client):
     answer = complete(client, ["Hello", "Bye"], n=3, temperature=1.0)
     assert [c.index for c in answer.choices] == list(range(6)) and len({c.text for c in answer.choices}) == 6
@@ -60,6 +67,7 @@ def test_a_stream_is_the_whole_in_pieces(client, stop):
         complete(client, max_tokens=60, logprobs=3, stop=stop, stream=True, stream_options={"include_usage": True})
     )
     assert len({f.id for f in frames}) == 1
+    assert all(f.usage is None and "usage" in f.model_fields_set for f in frames[:-1])
     assert "".join(f.choices[0].text for f in frames[:-1]) == whole.choices[0].text
     reasons = [f.choices[0].finish_reason for f in frames[:-1]]
     assert reasons == [None] * (len(reasons) - 1) + [whole.choices[0].finish_reason]
@@ -86,6 +94,24 @@ def test_echo_scores_the_prompt(client):
     assert answer.choices[0].text == "Hello" and logprobs.tokens == list("Hello")
     assert logprobs.token_logprobs[0] is None and all(x < 0 for x in logprobs.token_logprobs[1:])
     assert complete(client, "Hello", echo=True).choices[0].text == "Hello" + complete(client).choices[0].text
+
+
+def test_every_character_counts_as_one(unicode_run):
+    """Outside the basic plane, combining, written from right to left: offsets count code points, streamed or not."""
+    prompt = "e\u0301 \u05e9\u05d0 \U0001f600"
+    with serving(unicode_run) as served, openai.OpenAI(base_url=f"{served.url}/v1", api_key="x") as client:
+        options = {"max_tokens": 60, "temperature": 4, "top_p": 1, "logprobs": 2, "echo": True}
+        [whole] = complete(client, prompt, **options).choices
+        assert whole.text.startswith(prompt) and set(whole.text) == set(unicode_run.tokenizer.characters)
+        offsets, tokens = whole.logprobs.text_offset, whole.logprobs.tokens
+        assert "".join(tokens) == whole.text
+        assert [whole.text[i : i + len(token)] for i, token in zip(offsets, tokens, strict=True)] == tokens
+        frames = [frame.choices[0] for frame in complete(client, prompt, stream=True, stop="\U0001d11e" * 9, **options)]
+        assert "".join(frame.text for frame in frames) == whole.text
+        assert [offset for frame in frames for offset in frame.logprobs.text_offset] == offsets
+        cut = complete(client, prompt, stop="\u05e9", **options | {"echo": False}).choices[0]
+        drawn = whole.text.removeprefix(prompt)
+        assert cut.text == drawn[: drawn.index("\u05e9")] and cut.finish_reason == "stop"
 
 
 def test_chat_is_a_completion_of_the_template(client):
@@ -139,13 +165,12 @@ def test_the_async_client(served):
         ({"max_tokens": 5000}, openai.BadRequestError, "max_tokens=5,000"),
         ({"max_tokens": -1}, openai.BadRequestError, "max_tokens=-1"),
         ({"max_tokens": 1.5}, openai.BadRequestError, "max_tokens=1.5"),
-        ({"n": 17}, openai.BadRequestError, "n: 17"),
+        ({"n": 21}, openai.BadRequestError, "n: 21 texts in one request, at most 20"),
         ({"n": 0}, openai.BadRequestError, "n=0"),
         ({"logprobs": 6}, openai.BadRequestError, "logprobs=6"),
-        ({"stream_options": {"include_usage": True}}, openai.BadRequestError, "only with stream"),
-        ({"stop": ""}, openai.BadRequestError, "stop"),
+        ({"stop": [""]}, openai.BadRequestError, "stop"),
         ({"stop": ["a"] * 17}, openai.BadRequestError, "stop"),
-        ({"suffix": "x"}, openai.BadRequestError, "suffix is not supported"),
+        ({"suffix": "x"}, openai.BadRequestError, 'suffix="x" is not supported'),
         ({"best_of": 2}, openai.BadRequestError, "best_of"),
         ({"logit_bias": {"1": 2}}, openai.BadRequestError, "logit_bias"),
         ({"frequency_penalty": 0.5}, openai.BadRequestError, "frequency_penalty"),
@@ -166,10 +191,22 @@ def test_bad_values_are_named(client, options, error, words):
 
 
 @pytest.mark.parametrize(
-    "neutral", [{"best_of": 1}, {"logit_bias": {}}, {"presence_penalty": 0}, {"user": "me"}, {"stop": None}]
+    "neutral",
+    [
+        {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "best_of": 1, "user": "me", "stop": ""},
+        {"logprobs": False, "echo": False, "max_tokens": 20.0, "seed": 7.0, "stream_options": {"include_usage": True}},
+        {"min_p": 0, "repetition_penalty": 1.0, "typical_p": 1, "top_k": -1, "ignore_eos": False, "stop_token_ids": []},
+    ],
 )
-def test_values_that_change_nothing_are_taken(client, neutral):
-    assert complete(client, **neutral).choices[0].text == complete(client).choices[0].text
+def test_values_that_change_nothing_are_taken(served, neutral):
+    plain = {"prompt": "Hello", "max_tokens": 20, "seed": 7}
+    answer = served.post(json=plain | neutral)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"] == served.post(json=plain).json()["choices"]
+
+
+def test_a_request_may_have_as_many_texts_as_slots_and_queue(client):
+    assert len(complete(client, ["Hello"] * 20, max_tokens=1).choices) == 20
 
 
 @pytest.mark.parametrize(
@@ -177,7 +214,7 @@ def test_values_that_change_nothing_are_taken(client, neutral):
     [
         ({"max_token": 5}, "did you mean max_tokens?"),
         ({"Prompt": "a"}, "did you mean prompt?"),
-        ({"min_p": 0.1}, "min_p: no such field"),
+        ({"min_q": 0.1}, "min_q: no such field"),
     ],
 )
 def test_unknown_fields_are_named(served, body, words):

@@ -276,3 +276,18 @@ def contrast(ink, back):
 
     low, high = sorted((luminance(ink), luminance(back)))
     return (high + 0.05) / (low + 0.05)
+
+
+def test_every_character_is_shown_once_in_its_place(browser, unicode_run):
+    with serving(unicode_run) as served:
+        page = browser.new_page()
+        page.goto(served.url)
+        playwright.expect(page.locator("#model")).to_have_text("tiny")
+        write(page, "a\U0001f600", temperature=4, top_p=1)
+        until_written(page)
+        asked = {"prompt": "a\U0001f600", "max_tokens": 40, "seed": 7, "temperature": 4, "top_p": 1, "logprobs": 0}
+        [choice] = served.post(json=asked).json()["choices"]
+        assert {"\U0001f600", "\u0301", "\u05d0"} <= set(choice["text"])
+        assert page.locator(".token").all_text_contents() == choice["logprobs"]["tokens"]
+        assert written(page) == choice["text"]
+        page.close()

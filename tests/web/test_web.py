@@ -26,10 +26,13 @@ def toy(log, access=None, counted=None):
     async def decline(request):
         raise ApiError(413, "too large" + "!" * 100_000)  # more than one packet
 
+    async def wait(_request):
+        raise ApiError(503, "not yet")
+
     async def fail(_request):
         raise RuntimeError("a secret of the server's")
 
-    routes = [Route("/", greet), Route("/fail", fail), Route("/", decline, methods=["POST"])]
+    routes = [Route("/", greet), Route("/fail", fail), Route("/wait", wait), Route("/", decline, methods=["POST"])]
     app = Starlette(routes=routes, exception_handlers=HANDLERS)
     return Guard(app, access or Access(), log, open_paths={"/"}, count=counted or (lambda path, status: None))
 
@@ -168,3 +171,35 @@ def test_work_that_fails_stops_the_server_and_its_failure_is_raised():
 def test_an_address_that_cannot_be_bound_is_named():
     with serving() as toy, pytest.raises(UserError, match=f"127.0.0.1:{toy.port}: .*; choose another --host or --port"):
         server.bind("127.0.0.1", toy.port)
+
+
+def test_a_connection_sends_every_packet_at_once(monkeypatch):
+    """TCP_NODELAY is set on accepted connections, so no packet waits for the acknowledgment of the one before it."""
+    made, options = server.HttpProtocol.connection_made, []
+
+    def look(protocol, transport):
+        accepted = transport.get_extra_info("socket")
+        options.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        made(protocol, transport)
+
+    monkeypatch.setattr(server.HttpProtocol, "connection_made", look)
+    with serving() as toy:
+        assert toy.get().text == "hello"
+    assert options and all(options)
+
+
+def test_every_503_says_when_to_come_back(monkeypatch):
+    with serving() as toy:
+        assert toy.get("/wait").headers["retry-after"] == "5"
+        monkeypatch.setattr(server, "MAX_CONNECTIONS", 0)
+        refused = toy.get()
+        assert refused.status_code == 503 and refused.headers["retry-after"] == "5"
+        assert refused.json()["error"]["code"] == "too_many_connections"
+
+
+@pytest.mark.parametrize("headers", [{"Host": "e" * 9000}, {"Origin": "e" * 9000}])
+def test_an_error_repeats_little_of_the_request(headers):
+    with serving() as toy:
+        assert len(toy.get("/" + "x" * 9000, headers=headers).text) < 400
+        assert len(toy.get("/" + "x" * 9000).text) < 400
+    assert all(len(line) < 400 for line in toy.lines)

@@ -72,9 +72,11 @@ async function* frames(answer) {
 // ...]}, where `top` has the most likely tokens.
 function completionTokens(choice, turn) {
   turn.text += choice.text;
+  turn.characters ??= []; // text_offset counts Unicode code points, but the indices of a string count UTF-16 units
+  turn.characters.push(...choice.text);
   const { tokens, text_offset, token_logprobs, top_logprobs } = choice.logprobs;
   return tokens.map((_, i) => ({
-    text: turn.text.slice(text_offset[i], text_offset[i + 1] ?? turn.text.length),
+    text: turn.characters.slice(text_offset[i], text_offset[i + 1]).join(""),
     logprob: token_logprobs[i],
     top: Object.entries(top_logprobs[i]),
   }));
