@@ -63,8 +63,8 @@ def with_recipe(checkpoint: Checkpoint, note: Note) -> Checkpoint:
         return checkpoint
     config = resolve(None, RECIPE, _network(header) | tokenizer_settings(header, {}))
     note(
-        f"training settings for --resume: recipe {RECIPE}, {_values(config)}; those of randyGPT 0.9.5 and later are taken "
-        "with: mlxgpt train --resume FILE --recipe randygpt-0.9.5"
+        f"training settings for --resume: recipe {RECIPE}, {_values(config)}; those of randyGPT 0.9.5 and later are "
+        "taken with: mlxgpt train --resume FILE --recipe randygpt-0.9.5"
     )
     return dataclasses.replace(checkpoint, header=dataclasses.replace(header, config=config))
 
