@@ -209,7 +209,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "header": header,
-        "sha256": _digest(header, tensors),
+        "sha256": digest(header, tensors),
     }
     write_atomic(path, [safetensors.numpy.save(tensors, metadata)])
 
@@ -260,7 +260,7 @@ def _read(path: Path) -> tuple[Header, Tensors]:
     header = _header(path, metadata)
     _require_layout(path, header, entries)
     tensors = read_tensors(path, entries)
-    if metadata.get("sha256") != _digest(metadata["header"], tensors):
+    if metadata.get("sha256") != digest(metadata["header"], tensors):
         raise BadFile(f"{path}: its content doesn't match its SHA-256, the file is corrupt; use an earlier checkpoint")
     require_finite(path, tensors)
     return header, tensors
@@ -304,7 +304,7 @@ def _require_layout(path: Path, header: Header, entries: dict[str, Entry]) -> No
             raise BadFile(f"{path}: {name} is {found.dtype} {found.shape}, expected F32 {expected[weight]}")
 
 
-def _digest(header: str, tensors: Tensors) -> str:
+def digest(header: str, tensors: Tensors) -> str:
     """The SHA-256, in hexadecimal, of the header and of each tensor's name and bytes, in the order of the names."""
     digest = hashlib.sha256(header.encode())
     for name in sorted(tensors):

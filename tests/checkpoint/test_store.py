@@ -112,7 +112,7 @@ def signed(path, **changes):
         "format": "mlxgpt",
         "format_version": str(store.FORMAT_VERSION),
         "header": header,
-        "sha256": store._digest(header, tensors),
+        "sha256": store.digest(header, tensors),
     }
     safetensors.numpy.save_file(tensors, path, metadata)
 
