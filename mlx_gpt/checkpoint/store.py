@@ -306,11 +306,11 @@ def _require_layout(path: Path, header: Header, entries: dict[str, Entry]) -> No
 
 def digest(header: str, tensors: Tensors) -> str:
     """The SHA-256, in hexadecimal, of the header and of each tensor's name and bytes, in the order of the names."""
-    digest = hashlib.sha256(header.encode())
+    sha256 = hashlib.sha256(header.encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].data)
-    return digest.hexdigest()
+        sha256.update(name.encode())
+        sha256.update(tensors[name].data)
+    return sha256.hexdigest()
 
 
 def _json_float(x: float) -> float | str:

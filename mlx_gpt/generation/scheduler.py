@@ -12,8 +12,7 @@ The thread runs a loop. One iteration is called a pass. Each pass
    pass that reads a full context again delivers the tokens of the previous step first, because it needs their ids.)
 
 The device computes the new step while the host converts the ids of the previous step into text. If a pass fails, every
-text in a slot ends with an error. Waiting texts are not affected,
-unless the scheduler gives up (see MAX_FAULTS).
+text in a slot ends with an error. Waiting texts are not affected, unless the scheduler gives up (see MAX_FAULTS).
 
 Example with two slots. Text A has two tokens, a1 and a2; B has four; C has two, and waits until a slot is free:
 

@@ -130,7 +130,6 @@ class Slots:
             The drawn tokens, as arrays of B rows.
         """
         assert all(0 <= position < self.block_size for position in positions)
-        self._grow(max(positions) + 1)
         # No name refers to the old arrays when the new ones are evaluated, so MLX updates them in place.
         found, self._states = self._decoder.step(self._ids, draw, self._at(positions), max(positions) + 1)
         self._ids = found[0]

@@ -341,8 +341,8 @@ class HttpProtocol(H11Protocol):
     def _refuse(self, status: int, message: str, code: str) -> None:
         """Sends an error without the application, and closes the connection. There is one line in the log.
 
-        If the application is reading the request, it is told that the client has left, and Guard logs the error. If
-        the application's response has begun, the connection is aborted: another status can no longer be sent.
+        If the application is reading the request, its next receive() returns http.disconnect, and Guard logs the error.
+        If the application's response has begun, the connection is aborted, because its status was already sent.
         """
         if self.cycle and not self.cycle.response_complete:
             if self.cycle.response_started:
