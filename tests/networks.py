@@ -7,9 +7,9 @@ from mlx_gpt.device.mlx import mx
 from mlx_gpt.generation.decode import Decoder
 from mlx_gpt.model.gpt import GPT
 
-SHAPE = {"n_embd": 24, "n_head": 3, "n_layer": 2, "block_size": 16}
+SHAPE = {"n_embd": 24, "n_head": 4, "n_layer": 2, "block_size": 16}
 
-# The options of the network that randyGPT's network does not have.
+# Options that randyGPT's network does not have. The code of exported folders supports all of them.
 EXTENSIONS = {
     "positions": "rotary",
     "qk_norm": True,
@@ -19,8 +19,21 @@ EXTENSIONS = {
     "ffn": "swiglu",
 }
 
-# Settings of the networks: randyGPT's, each option alone, and all options together.
-NETWORKS = [{}, *({k: v} for k, v in EXTENSIONS.items()), EXTENSIONS]
+# A network of Llama's shape.
+LLAMA = {
+    "n_kv_head": 2,
+    "positions": "rotary",
+    "rope_theta": 500.0,
+    "rope_scale": 4.0,
+    "norm_eps": 0.001,
+    "norm_weights": True,
+    "final_norm": True,
+    "tied_head": True,
+    "ffn": "swiglu",
+}
+
+# Settings of the networks: randyGPT's, each option alone, all options together, and Llama's shape.
+NETWORKS = [{}, *({k: v} for k, v in EXTENSIONS.items()), {"n_kv_head": 1}, EXTENSIONS, LLAMA]
 
 
 def names(settings):

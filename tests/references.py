@@ -15,7 +15,7 @@ def numpy_gpt(w, tokens, config):
     T, H, D = len(tokens), config.n_head, config.n_embd // config.n_head
 
     def rms(x, name=None):
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * w.get(name, 1)
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * w.get(name, 1)
 
     def head_of(x, t):
         """One head's query or key at place t: normalised, and turned as complex numbers are."""
@@ -23,7 +23,8 @@ def numpy_gpt(w, tokens, config):
         if config.positions == "learned":
             return x
         half = D // 2
-        turned = (x[:half] + 1j * x[half:]) * np.exp(1j * t * 10000.0 ** (-np.arange(half) / half))
+        base = config.rope_theta * config.rope_scale ** (D / (D - 2))
+        turned = (x[:half] + 1j * x[half:]) * np.exp(1j * t * base ** (-np.arange(half) / half))
         return np.concatenate([turned.real, turned.imag])
 
     x = w["wte"][tokens]
@@ -35,12 +36,12 @@ def numpy_gpt(w, tokens, config):
         q, k, v = (h @ w[f"{p}attn.{n}"].T for n in ("wq", "wk", "wv"))
         out = np.zeros_like(x)
         for head in range(H):
-            cut = slice(head * D, (head + 1) * D)
-            keys = np.stack([head_of(k[t, cut], t) for t in range(T)])
+            cut, shared = (slice(h * D, (h + 1) * D) for h in (head, head // (H // config.num_kv_heads)))
+            keys = np.stack([head_of(k[t, shared], t) for t in range(T)])
             for t in range(T):
                 scores = keys[: t + 1] @ head_of(q[t, cut], t) / np.sqrt(D)
                 weights = np.exp(scores - scores.max())
-                out[t, cut] = weights / weights.sum() @ v[: t + 1, cut]
+                out[t, cut] = weights / weights.sum() @ v[: t + 1, shared]
         x = x + out @ w[f"{p}attn.wo"].T
         h = rms(x, f"{p}mlp_norm")
         hidden = h @ w[f"{p}mlp.fc1"].T

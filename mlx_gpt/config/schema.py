@@ -25,10 +25,21 @@ class ModelConfig(Table):
 
     n_embd: int = setting(256, "width of the residual stream", low=1, high=65536)
     n_head: int = setting(8, "attention heads; must divide n_embd", low=1, high=1024)
+    n_kv_head: int = setting(
+        0, "heads of keys and values, each shared by n_head / n_kv_head query heads; 0 is n_head", low=0, high=1024
+    )
     n_layer: int = setting(6, "transformer blocks", low=1, high=1024)
     block_size: int = setting(256, "longest context, in tokens", low=1, high=1 << 20)
     dropout: float = setting(0.1, "dropout rate of the outputs of mixer and feed-forward network", low=0.0, high=0.99)
     positions: str = setting("learned", "position encoding", choices=("learned", "rotary"))
+    rope_theta: float = setting(1e4, "base of the rotary frequencies", low=1.0, high=1e12)
+    rope_scale: float = setting(
+        1.0,
+        "factor by which rotary positions reach further than n_embd / n_head channels at rope_theta (NTK)",
+        low=1.0,
+        high=1e6,
+    )
+    norm_eps: float = setting(1e-5, "added to the mean square in every RMSNorm", low=1e-12, high=1e-2)
     qk_norm: bool = setting(False, "apply RMSNorm to the queries and keys of each head")
     norm_weights: bool = setting(False, "give every RMSNorm of the residual stream one learned weight per channel")
     final_norm: bool = setting(False, "apply RMSNorm before the output head")
@@ -55,13 +66,38 @@ class ModelConfig(Table):
                 f"model.positions=rotary needs an even head width, but model.n_embd={self.n_embd} with "
                 f"model.n_head={self.n_head} gives a head width of {self.head_dim}; choose other sizes"
             )
+        if self.n_kv_head and self.n_head % self.n_kv_head:
+            divisors = [h for h in range(1, self.n_head + 1) if self.n_head % h == 0]
+            raise UserError(
+                f"model.n_kv_head={self.n_kv_head} does not divide model.n_head={self.n_head}; "
+                f"choose n_kv_head from {', '.join(map(str, divisors))}"
+            )
+        if self.rope_scale != 1 and self.head_dim == 2:
+            raise UserError("model.rope_scale needs a head width above 2; choose fewer heads, or rope_scale=1")
+        if self.n_kv_head == self.n_head:
+            object.__setattr__(self, "n_kv_head", 0)  # so that configs of the same network compare equal
         if self.ffn_dim == self._default_ffn_dim:
-            object.__setattr__(self, "ffn_dim", 0)  # so that configs of the same network compare equal
+            object.__setattr__(self, "ffn_dim", 0)
 
     @property
     def head_dim(self) -> int:
         """Width of each attention head, n_embd / n_head."""
         return self.n_embd // self.n_head
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads of keys and values: `n_kv_head`, or n_head if that is 0."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def rope_base(self) -> float:
+        """Base of the rotary frequencies in use: rope_theta * rope_scale^(D / (D - 2)) for the head width D.
+
+        With NTK-aware scaling, the lowest frequency is divided by rope_scale, and the highest frequency is unchanged.
+        """
+        if self.rope_scale == 1:
+            return self.rope_theta
+        return self.rope_theta * self.rope_scale ** (self.head_dim / (self.head_dim - 2))
 
     @property
     def ffn_width(self) -> int:

@@ -37,7 +37,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, speed: SpeedConfig):
         super().__init__()
         residual = residual_class(config)
-        self.attn_norm, self.mlp_norm = (Norm(config.n_embd, config.norm_weights) for _ in range(2))
+        self.attn_norm, self.mlp_norm = (Norm(config.n_embd, config.norm_weights, config.norm_eps) for _ in range(2))
         self.attn_residual, self.mlp_residual = residual(config, 2 * layer), residual(config, 2 * layer + 1)
         self.attn = mixer_class(config.mixer_of[layer])(config, speed)
         self.mlp = ffn_class(config)(config)

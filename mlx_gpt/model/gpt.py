@@ -73,7 +73,7 @@ class GPT(nn.Module):
             self.wpe = Embedding(config.block_size, config.n_embd)
         self.layers = [Block(config, i, speed) for i in range(config.n_layer)]
         if config.final_norm:
-            self.final_norm = Norm(config.n_embd, config.norm_weights)
+            self.final_norm = Norm(config.n_embd, config.norm_weights, config.norm_eps)
         if not config.tied_head:
             self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
         weights, found = initial_weights(config, vocab_size, seed), self.weights()

@@ -7,8 +7,6 @@ from functools import cached_property
 
 from mlx_gpt.device.mlx import mx
 
-ROTARY_BASE = 10000.0
-
 
 class Positions:
     """The positions of T consecutive tokens in each of B rows.
@@ -67,10 +65,10 @@ def causal_mask(num_keys: int, queries: mx.array) -> mx.array:
     return mx.where(mx.arange(num_keys)[:, None] > queries, -1e9, 0.0)
 
 
-def rotate(x: mx.array, positions: Positions) -> mx.array:
+def rotate(x: mx.array, positions: Positions, base: float) -> mx.array:
     """Applies rotary position encoding (arXiv:2104.09864) to x (B, H, T, D).
 
     Element i of the first half of a head and element i of the second half form a pair. The pair is rotated by the angle
-    position * ROTARY_BASE^(-2i / D).
+    position * base^(-2i / D).
     """
-    return mx.fast.rope(x, x.shape[-1], traditional=False, base=ROTARY_BASE, scale=1.0, offset=positions.first)
+    return mx.fast.rope(x, x.shape[-1], traditional=False, base=base, scale=1.0, offset=positions.first)

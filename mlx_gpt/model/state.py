@@ -2,7 +2,8 @@
 
 With it, decoding computes only the new token in each step. A row is one sequence of a batch.
 
-Shapes: B rows in a batch, T new tokens in a row, S room (the tokens that a row has room for), H heads, D head_dim.
+Shapes: B rows in a batch, T new tokens in a row, S room (the tokens that a row has room for), H heads of
+keys and values, D head_dim.
 """
 
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ class KVState:
 
     @classmethod
     def zeros(cls, config: ModelConfig, rows: int, room: int, dtype: mx.Dtype) -> "KVState":
-        shape = (rows, config.n_head, room, config.head_dim)
+        shape = (rows, config.num_kv_heads, room, config.head_dim)
         return cls((mx.zeros(shape, dtype), mx.zeros(shape, dtype)))
 
     @staticmethod

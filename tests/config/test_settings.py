@@ -9,7 +9,7 @@ from mlx_gpt.config.schema import Config, ModelConfig
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.model.cost import num_params, step_bytes
 
-# The table of the public system, at the 67 ids of tiny Shakespeare.
+# At the 67 ids of tiny Shakespeare. The published table, and the presets of other networks.
 PARAMETERS = {
     "model-xs": 529_656,
     "model-s": 836_352,
@@ -22,6 +22,10 @@ PARAMETERS = {
     "model-xl": 14_305_536,
     "tiny": 1_204_992,
     "large": 4_769_280,
+    "llama-s": 1_788_416,
+    "llama-m": 4_739_072,
+    "llama-l": 15_768_576,
+    "llama-125m": 100_740_096,
 }
 
 

@@ -7,7 +7,7 @@ from devices import tolerance
 from mlx_gpt.config.presets import names_of, resolve
 from mlx_gpt.device.mlx import DTYPES, mx
 from mlx_gpt.model.mixers import kernels
-from mlx_gpt.model.mixers.kernels import KERNELS, kernel_of, make_attend
+from mlx_gpt.model.mixers.kernels import FUSED_HEAD_DIMS, KERNELS, kernel_of, make_attend
 
 SHAPES = [(2, 3, 64, 8), (1, 1, 1, 4), (1, 2, 7, 5), (2, 1, 33, 32), (1, 2, 16, 48), (1, 1, 20, 64)]  # (B, H, T, D)
 
@@ -45,6 +45,18 @@ def test_values_and_gradients_are_the_definition(way, query_blocks, shape, compi
 
 
 @pytest.mark.parametrize("way", sorted(KERNELS))
+@pytest.mark.parametrize("shared", [2, 4], ids="{} query heads per key".format)
+def test_shared_keys_and_values_are_repeated_ones(way, shared):
+    q, dout = draw((2, 4, 24, 8)), draw((2, 4, 24, 8), 3)
+    k, v = (draw((2, 4 // shared, 24, 8), s) for s in (1, 2))
+    out, dq, dk, dv = definition(q, *(a.repeat(shared, axis=1) for a in (k, v)), dout, 0.3)
+    dk, dv = (a.reshape(2, -1, shared, 24, 8).sum(2) for a in (dk, dv))
+    found = run(make_attend(way), (q, k, v), dout, 0.3)
+    for name, a, b in zip(("out", "dq", "dk", "dv"), found, (out, dq, dk, dv), strict=True):
+        np.testing.assert_allclose(a, b, atol=2 * tolerance("float32 product"), err_msg=name)
+
+
+@pytest.mark.parametrize("way", sorted(KERNELS))
 @pytest.mark.parametrize("size", [30.0, 1e-4])
 def test_scores_far_apart_or_alike_lose_nothing(way, size):
     """Scores of thousands: the softmax is a choice, no sum is empty, nothing overflows."""
@@ -74,12 +86,13 @@ DEVICES = ["cpu", "metal", "cuda"]
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("preset", names_of("presets"))
 def test_no_preset_uses_an_unfused_attention(device, dtype, preset, monkeypatch):
-    """MLX's own function is chosen only where it has a fused kernel; no preset has a width with one on Metal."""
+    """MLX's own function is chosen only where it has a fused kernel."""
     model = resolve(preset).model
     monkeypatch.setattr(kernels, "kind", lambda: device)
     found = kernel_of("auto", model.head_dim, model.block_size, DTYPES[dtype])
     if device == "metal":
-        assert found == ("blocks" if model.head_dim < 32 else "padded")
+        other = "blocks" if model.head_dim < 32 else "padded"
+        assert found == ("fused" if model.head_dim in FUSED_HEAD_DIMS else other)
     else:
         fits = dtype != "float32" and model.head_dim % 8 == 0 and model.block_size % 128 == 0
         assert found == ("fused" if device == "cuda" and fits else "blocks")

@@ -1,6 +1,7 @@
 """Causal self-attention.
 
-Shapes: B rows (sequences) in a batch, T tokens in a row, C n_embd, H heads, D head_dim.
+Shapes: B rows (sequences) in a batch, T tokens in a row, C n_embd, H heads of queries, K heads of keys and values,
+D head_dim.
 """
 
 from mlx_gpt.config.schema import ModelConfig, SpeedConfig
@@ -16,6 +17,7 @@ from mlx_gpt.model.state import KVState
 class CausalSelfAttention(nn.Module):
     """Multi-head causal self-attention without bias. The softmax is computed in float32.
 
+    With `model.n_kv_head`, query head h uses the keys and values of head h // (H / K) (arXiv:2305.13245).
     With `model.qk_norm`, queries and keys of each head are normalized (RMSNorm without weights). With
     `model.positions` = "rotary", they are then rotated by their positions.
     """
@@ -24,21 +26,20 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: ModelConfig, speed: SpeedConfig):
         super().__init__()
-        self.n_head = config.n_head
-        self.head_dim = config.head_dim
-        self.rotary, self.qk_norm = config.positions == "rotary", config.qk_norm
+        self.config, self.rotary = config, config.positions == "rotary"
         self.attend = make_attend(speed.attention, speed.query_blocks)
-        for name in ("wq", "wk", "wv", "wo"):
-            setattr(self, name, linear_class(config)(config, config.n_embd, config.n_embd))
+        C, KV, linear = config.n_embd, config.num_kv_heads * config.head_dim, linear_class(config)
+        self.wq, self.wo = linear(config, C, C), linear(config, C, C)
+        self.wk, self.wv = linear(config, C, KV), linear(config, C, KV)
 
     @staticmethod
     def specs(config: ModelConfig) -> Specs:
-        C, linear = config.n_embd, linear_class(config)
-        stds = {"wq": 0.02, "wk": 0.02, "wv": 0.02, "wo": 0.02 / (2 * config.n_layer) ** 0.5}
+        C, KV, linear = config.n_embd, config.num_kv_heads * config.head_dim, linear_class(config)
         return {
-            key: weight
-            for name, std in stds.items()
-            for key, weight in prefixed(name, linear.specs(config, C, C, Normal(std))).items()
+            **prefixed("wq", linear.specs(config, C, C, Normal(0.02))),
+            **prefixed("wk", linear.specs(config, C, KV, Normal(0.02))),
+            **prefixed("wv", linear.specs(config, C, KV, Normal(0.02))),
+            **prefixed("wo", linear.specs(config, C, C, Normal(0.02 / (2 * config.n_layer) ** 0.5))),
         }
 
     @staticmethod
@@ -53,21 +54,21 @@ class CausalSelfAttention(nn.Module):
         overwrite the keys and values of the padding before any query can read them.
         """
         B, T, C = x.shape
-        q, k, v = (self._heads(w(x)) for w in (self.wq, self.wk, self.wv))  # (B, H, T, D)
-        if self.qk_norm:
-            q, k = rms_norm(q), rms_norm(k)
+        q, k, v = (self._heads(w(x)) for w in (self.wq, self.wk, self.wv))  # (B, H, T, D) and (B, K, T, D)
+        if self.config.qk_norm:
+            q, k = (rms_norm(a, self.config.norm_eps) for a in (q, k))
         if self.rotary:
-            q, k = rotate(q, positions), rotate(k, positions)
+            q, k = (rotate(a, positions, self.config.rope_base) for a in (q, k))
         keys, values = state.extend(k, v, positions) if state else (k, v)
         if positions.at_start:
-            y = self.attend(q, k, v, self.head_dim**-0.5)
+            y = self.attend(q, k, v, self.config.head_dim**-0.5)
         else:
-            y = attend_cached(q, keys, values, self.head_dim**-0.5, positions.mask(keys.shape[2]))
+            y = attend_cached(q, keys, values, self.config.head_dim**-0.5, positions.mask(keys.shape[2]))
         return self.wo(_swap(y).reshape(B, T, C))
 
     def _heads(self, x: mx.array) -> mx.array:
         B, T, _ = x.shape
-        return _swap(x.reshape(B, T, self.n_head, self.head_dim))  # (B, H, T, D)
+        return _swap(x.reshape(B, T, -1, self.config.head_dim))
 
 
 def _swap(x: mx.array) -> mx.array:

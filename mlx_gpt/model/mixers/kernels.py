@@ -1,7 +1,8 @@
 """Implementations ("kernels") of causal attention. All compute the same function; the fastest depends on the device.
 
-Shapes: B rows (sequences) in a batch, T queries, S keys, H heads, D head_dim. Several functions compute transposed
-scores, (B, H, S, T), which have the keys before the queries.
+Shapes: B rows (sequences) in a batch, T queries, S keys, H heads of queries, K heads of keys and values, D head_dim.
+Query head h uses the keys and values of head h // (H / K). Several functions compute transposed scores, (B, H, S, T),
+which have the keys before the queries.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from mlx_gpt.model.positions import causal_mask
 
 # Widths of a head for which MLX's Metal backend has fused kernels, forward and backward. It has none for 32 and 48.
 FUSED_HEAD_DIMS = (64, 72, 80, 96, 128, 192, 256)
-# attend(q, k, v, scale) maps queries, keys and values, (B, H, T, D) each, to (B, H, T, D). Scores are scale * q k^T.
+# attend(q, k, v, scale) maps queries (B, H, T, D), keys and values (B, K, T, D) to (B, H, T, D). A score is scale q k.
 Attend = Callable[[mx.array, mx.array, mx.array, float], mx.array]
 
 
@@ -88,8 +89,8 @@ def attend_cached(q: mx.array, keys: mx.array, values: mx.array, scale: float, m
 
     Args:
         q: Queries, (B, H, T, D).
-        keys: Cached keys, (B, H, S, D).
-        values: Cached values, (B, H, S, D).
+        keys: Cached keys, (B, K, S, D).
+        values: Cached values, (B, K, S, D).
         scale: The factor of the scores.
         mask: (B, 1, S, T) or (S, T), as `causal_mask` returns it. It is added to the transposed scores.
 
@@ -98,9 +99,12 @@ def attend_cached(q: mx.array, keys: mx.array, values: mx.array, scale: float, m
     """
     if on_gpu():
         return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=_t(mask).astype(q.dtype))
-    scores = keys @ _t(q) + mask  # (B, H, S, T)
+    (B, H, T, D), K = q.shape, keys.shape[1]
+    if H != K:  # the heads that share keys become further queries of one head, R = H / K times as many
+        q, mask = q.reshape(B, K, -1, D), mx.tile(mask, H // K) if T > 1 else mask
+    scores = keys @ _t(q) + mask  # (B, K, S, R T)
     exp = mx.exp((scores - mx.max(scores, axis=-2, keepdims=True)) * scale)
-    return _t(exp) @ values / _t(mx.sum(exp, axis=-2, keepdims=True))
+    return (_t(exp) @ values / _t(mx.sum(exp, axis=-2, keepdims=True))).reshape(B, H, T, D)
 
 
 def fused(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: int = 1) -> mx.array:
@@ -128,7 +132,8 @@ def blocks(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: in
     This skips most of the scores that the causal mask would discard. With T = 8 and four blocks, the queries 0-1, 2-3,
     4-5 and 6-7 need the keys 0-1, 0-3, 0-5 and 0-7. These are 2 * (2 + 4 + 6 + 8) = 40 scores of 64, or five eighths.
     """
-    T = q.shape[2]
+    (H, T), K = q.shape[1:3], k.shape[1]
+    k, v = (mx.repeat(a, H // K, axis=1) if H != K else a for a in (k, v))
     ends = [T * i // min(query_blocks, T) for i in range(min(query_blocks, T) + 1)]
     return _attend_by_blocks(scale, list(zip(ends, ends[1:], strict=False)))(q, k, v)[0]
 
