@@ -72,6 +72,6 @@ $(BIN)/.bench: $(BIN)/mlxgpt
 
 .venv-exports/.ready:
 	$(PYTHON) -m venv .venv-exports
-	.venv-exports/bin/python -m pip install --quiet --disable-pip-version-check torch transformers mlx-lm \
+	.venv-exports/bin/python -m pip install --quiet --disable-pip-version-check torch transformers accelerate mlx-lm \
 		$(if $(filter Linux,$(shell uname)),'mlx[cpu]')
 	@touch $@

@@ -34,6 +34,14 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bytes(path), str(path))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object. Raises UserError and BadFile as read_json() does."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise BadFile(f"{path}: not a JSON object")
+    return value
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Reads a TOML file. Raises UserError and BadFile as read_json() does."""
     return parse_toml(read_bytes(path), str(path))

@@ -12,9 +12,10 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.files import make_folder
 from mlx_gpt.formats import FORMATS
 from mlx_gpt.formats.huggingface.card import card
-from mlx_gpt.formats.huggingface.folder import FILES, TARGETS, require_whole, write_folder, write_weights
+from mlx_gpt.formats.huggingface.folder import FILES, TARGETS, names_of, require_whole, write_folder
 from mlx_gpt.formats.huggingface.quantize import BITS
 from mlx_gpt.formats.huggingface.quantize import quantize as quantize_weights
+from mlx_gpt.formats.huggingface.weights import write_weights
 from mlx_gpt.run.loading import read_checkpoint, to_run, tokenizer_of
 from mlx_gpt.run.request import Note, ignore
 from mlx_gpt.watch.compare import draw, read_record
@@ -74,7 +75,7 @@ def export(
     picture = _curve(src, folder) if evaluations else []
     text = card(checkpoint.header, folder.resolve().name, target, license, evaluations, bool(picture), notes)
     paths = write_folder(folder, checkpoint, tokenizer, target, text, extra)
-    return [*paths, write_weights(folder, weights), *picture]
+    return [*paths, write_weights(folder, names_of(checkpoint.header), weights), *picture]
 
 
 def _require_arguments(folder: Path, target: str, quantize: int | None, license: str, force: bool) -> None:

@@ -29,6 +29,7 @@ from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.formats.huggingface import coded
 from mlx_gpt.formats.huggingface import folder as huggingface
 from mlx_gpt.formats.huggingface.card import card
 from mlx_gpt.formats.huggingface.quantize import quantize
@@ -90,7 +91,7 @@ def test_a_folder_holds_what_loaders_look_for_and_comes_back(saved, tmp_path, ta
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {
         *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
-        *("special_tokens_map.json", "README.md", *huggingface.CODE[target]),
+        *("special_tokens_map.json", "README.md", *coded.CODE[target]),
     }
     with safetensors.safe_open(tmp_path / "out/model.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
@@ -127,7 +128,7 @@ def test_characters_are_the_librarys_on_every_string(alphabet):
 def test_an_export_over_one_for_others_leaves_none_of_their_code(saved, tmp_path):
     for target in ("huggingface", "mlx-lm", "huggingface"):
         export(saved, tmp_path / "out", "--to", target, "--force")
-        assert {p.name for p in (tmp_path / "out").glob("*.py")} == set(huggingface.CODE[target])
+        assert {p.name for p in (tmp_path / "out").glob("*.py")} == set(coded.CODE[target])
 
 
 def test_a_quantized_folder_is_no_checkpoint_and_needs_no_text(saved, tmp_path):
@@ -140,10 +141,10 @@ def test_a_quantized_folder_is_no_checkpoint_and_needs_no_text(saved, tmp_path):
 
 
 def test_exported_code_holds_no_word_of_the_users(saved, tmp_path):
-    for target, code in huggingface.CODE.items():
+    for target, code in coded.CODE.items():
         export(saved, tmp_path / target, "--to", target)
         for name, template in code.items():
-            assert (tmp_path / target / name).read_bytes() == (huggingface.TEMPLATES / template).read_bytes()
+            assert (tmp_path / target / name).read_bytes() == (coded.TEMPLATES / template).read_bytes()
 
 
 def expectations(path, text, file):

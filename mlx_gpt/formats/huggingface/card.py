@@ -3,18 +3,20 @@
 import math
 
 from mlx_gpt.checkpoint.store import Header
+from mlx_gpt.formats import llama
 from mlx_gpt.model.cost import num_params
 
 LIBRARY = {"huggingface": "transformers", "mlx-lm": "mlx-lm"}
+# {remote} and {flag} allow the code in the folder, if it contains any.
 LOADING = {
     "huggingface": """```python
 from transformers import pipeline
 
-write = pipeline("text-generation", model="{name}", trust_remote_code=True)
+write = pipeline("text-generation", model="{name}"{remote})
 print(write("{prompt}", max_new_tokens=200)[0]["generated_text"])
 ```""",
     "mlx-lm": """```
-mlx_lm.generate --model {name} --trust-remote-code --ignore-chat-template --prompt "{prompt}"
+mlx_lm.generate --model {name}{flag} --ignore-chat-template --prompt "{prompt}"
 ```""",
 }
 
@@ -35,6 +37,12 @@ def card(
         notes: Further items for the list of facts about the training.
     """
     model = header.config.model
+    has_code = llama.refuses(model) is not None
+    remote, flag = (", trust_remote_code=True", " --trust-remote-code") if has_code else ("", "")
+    code = (
+        f"{LIBRARY[target]} does not implement this network, so this folder contains the code of the model. The code "
+        "is short, and it is the same for every model."
+    )
     lines = [
         "---",
         "library_name: " + {"huggingface": "transformers", "mlx-lm": "mlx"}[target],
@@ -50,10 +58,9 @@ def card(
         f"{model.n_layer} layers of {model.n_head} heads, {model.n_embd} wide, {model.block_size} tokens of context, a "
         f"vocabulary of {header.vocab_size:,} ({header.tokenizer['kind']}).",
         "",
-        LOADING[target].format(name=name, prompt="The "),
+        LOADING[target].format(name=name, prompt="The ", remote=remote, flag=flag),
         "",
-        f"{LIBRARY[target]} does not implement this network, so this folder contains the code of the model. The code "
-        "is short, and it is the same for every model.",
+        code if has_code else f"The network is Llama's, which {LIBRARY[target]} implements.",
         "",
         "## Training",
         "",

@@ -1,58 +1,40 @@
 """Folders that Hugging Face transformers and mlx-lm can load.
 
-A folder contains config.json, generation_config.json, model.safetensors, the files of the tokenizer, the code of the
-model and a model card. The code is a fixed template that contains nothing from the user. Folders that mlxgpt or
-randyGPT's scripts have exported can be read. Reading never runs the code in a folder.
+A folder contains config.json, generation_config.json, model.safetensors, the files of the tokenizer and a model card.
+The module `stock` describes folders of Llama's network, which need no code, and `coded` those of other networks, which
+contain the code of the model. Reading never runs the code in a folder.
 """
 
 import dataclasses
 import json
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.numpy
-
-from mlx_gpt.checkpoint import store
-from mlx_gpt.checkpoint.container import read_header, read_tensors
+from mlx_gpt.checkpoint.container import read_header
 from mlx_gpt.checkpoint.store import Checkpoint, Header, Tensors
-from mlx_gpt.config.schema import MAX_VOCAB, SHAPE_KEYS, Config, ModelConfig
-from mlx_gpt.config.table import toml_value
+from mlx_gpt.config.schema import MAX_VOCAB, Config, ModelConfig
 from mlx_gpt.data.bpe import character_specials, open_vocab, tokenizer_from_dict, tokenizer_json
 from mlx_gpt.data.tokenizer import Tokenizer
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import make_folder, write_atomic
 from mlx_gpt.formats import rgpt
+from mlx_gpt.formats.huggingface import coded, stock
 from mlx_gpt.formats.huggingface.card import card
+from mlx_gpt.formats.huggingface.weights import read_file, read_weights, write_weights
 from mlx_gpt.model.gpt import shapes_of
-from mlx_gpt.parse import read_json
+from mlx_gpt.parse import read_object
 
 TARGETS = ("huggingface", "mlx-lm")
-TEMPLATES = Path(__file__).parent / "templates"
-# The code files of each target: the name in the folder, and the name in TEMPLATES.
-CODE = {
-    "huggingface": {"configuration_mlxgpt.py": "configuration_mlxgpt.py", "modeling_mlxgpt.py": "modeling_mlxgpt.py"},
-    "mlx-lm": {"mlxgpt.py": "mlxgpt_mlx_lm.py"},
-}
+# The two kinds of folders. A network gets the first one that does not refuse it.
+LAYOUTS: tuple[Any, ...] = (stock, coded)
 # The names of all files that an export to either target writes.
 FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "README.md", "curve.png"),
-    *(name for code in CODE.values() for name in code),
-}
-# Keys of config.json besides the shape, and the settings of the table [model] that they hold.
-OPTIONS = {
-    **{key: key for key in ("positions", "qk_norm", "norm_weights", "final_norm", "tied_head")},
-    "mlp": "ffn",
-}
-# The values that the templates support besides the default, for each setting of the table [model].
-COMPUTED: dict[str, Container] = {
-    "positions": ("rotary",),
-    **{switch: (True,) for switch in ("qk_norm", "norm_weights", "final_norm", "tied_head")},
-    "ffn": ("swiglu",),
-    "ffn_dim": range(1, 1 << 21),
+    *("model.safetensors.index.json", *(name for code in coded.CODE.values() for name in code)),
 }
 # The content of generation_config.json, from which generate() of transformers takes its defaults.
 GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "max_new_tokens": 200}
@@ -72,8 +54,8 @@ class Folder:
     is_folder = True
 
     def recognizes(self, path: Path) -> bool:
-        # Folders of randyGPT's scripts have no code file of mlx-lm, so they count as "huggingface".
-        has_mlx_lm_code = all((path / name).is_file() for name in CODE["mlx-lm"])
+        # Without code the two targets have the same files, except the model card. Such folders count as "huggingface".
+        has_mlx_lm_code = all((path / name).is_file() for name in coded.CODE["mlx-lm"])
         return is_folder(path) and has_mlx_lm_code == (self.name == "mlx-lm")
 
     def read(self, path: Path, known: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -89,16 +71,15 @@ class Folder:
             )
         text = card(header, path.resolve().name, self.name, "other", [], False, [])
         write_folder(path, checkpoint, tokenizer_from_dict(header.tokenizer), self.name, text, {})
-        write_weights(path, checkpoint.weights)
+        write_weights(path, names_of(header), checkpoint.weights)
 
     def refuses(self, config: Config) -> str | None:
-        model = config.model
-        plain = ModelConfig(**model.shape()).architecture()  # randyGPT's network, the defaults
-        others = {k: v for k, v in model.architecture().items() if v != plain[k] and v not in COMPUTED.get(k, ())}
-        if others:
-            found = ", ".join(f"model.{k}={toml_value(v)}" for k, v in others.items())
-            return f"{self.name} has no code for {found}; keep the safetensors file"
-        return None
+        if layout_of(config.model):
+            return None
+        return (
+            f"{self.name} has no code for {coded.refuses(config.model)}, and only Llama's network needs none, but this "
+            f"one has {stock.refuses(config.model)}; keep the safetensors file"
+        )
 
     def require(self, config: Config) -> None:
         """Raises UserError if refuses() gives a reason."""
@@ -106,10 +87,21 @@ class Folder:
             raise UserError(reason)
 
 
+def layout_of(model: ModelConfig) -> Any:
+    """Returns the first of LAYOUTS that does not refuse a network, or None if all do."""
+    return next((layout for layout in LAYOUTS if not layout.refuses(model)), None)
+
+
+def names_of(header: Header) -> dict[str, str]:
+    """The names of the weights in a folder, by our names. The network is one that Folder.refuses() accepts."""
+    model = header.config.model
+    return layout_of(model).names_of(model, header.vocab_size)
+
+
 def write_folder(
     folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, target: str, readme: str, extra: dict
 ) -> list[Path]:
-    """Writes all files of a folder except the weights and curve.png. Removes the code of the other target, if any.
+    """Writes all files of a folder except the weights and curve.png. Removes code of an earlier export, if any.
 
     Args:
         folder: The folder; it is created if it does not exist.
@@ -128,30 +120,24 @@ def write_folder(
         OutOfRoom: The disk is full.
     """
     Folder(target).require(checkpoint.header.config)
-    block_size = checkpoint.header.config.model.block_size
+    model = checkpoint.header.config.model
+    code = layout_of(model).CODE[target]
     files = {
         "config.json": _dump(config_json(checkpoint.header, tokenizer, target) | extra),
         "generation_config.json": _dump(_token_ids(tokenizer) | GENERATION),
         "tokenizer.json": tokenizer_json(tokenizer),
-        "tokenizer_config.json": _dump(_tokenizer_config(tokenizer, block_size)),
+        "tokenizer_config.json": _dump(_tokenizer_config(tokenizer, model.block_size)),
         "special_tokens_map.json": _dump(_token_names(tokenizer)),
         "README.md": readme,
-        **{name: (TEMPLATES / template).read_text("utf-8") for name, template in CODE[target].items()},
+        **{name: (coded.TEMPLATES / template).read_text("utf-8") for name, template in code.items()},
     }
     make_folder(folder)
-    for name in {name for code in CODE.values() for name in code} - CODE[target].keys():
-        (folder / name).unlink(missing_ok=True)  # the code of the other target, from an earlier export
+    for name in {name for other in coded.CODE.values() for name in other} - code.keys():
+        (folder / name).unlink(missing_ok=True)  # code of an earlier export
     paths = [folder / name for name in files]
     for path, text in zip(paths, files.values(), strict=True):
         write_atomic(path, [text.encode()])
     return paths
-
-
-def write_weights(folder: Path, weights: Tensors) -> Path:
-    """Writes model.safetensors, with the metadata {"format": "pt"} that transformers requires. Returns its path."""
-    path = folder / "model.safetensors"
-    write_atomic(path, [safetensors.numpy.save(weights, {"format": "pt"})])
-    return path
 
 
 def config_json(header: Header, tokenizer: Tokenizer, target: str) -> dict:
@@ -160,28 +146,13 @@ def config_json(header: Header, tokenizer: Tokenizer, target: str) -> dict:
     The entry "mlxgpt" holds the progress of the run, for read_folder(). Its keys are those of checkpoint format version
     2: `iteration` is header.step, and `step` is header.num_updates. `best_loss` is a string: JSON has no infinity.
     """
-    model = header.config.model
-    facts = {
-        "model_type": "mlxgpt",
-        "architectures": ["MLXGPTForCausalLM"],
+    return {
+        **layout_of(header.config.model).facts_of(header, target),
         "vocab_size": header.vocab_size,
-        **model.shape(),
-        **{key: getattr(model, setting) for key, setting in OPTIONS.items()},
-        "mlp_dim": model.ffn_width,
         **_token_ids(tokenizer),
-        # With tied_head, the template itself uses wte as the head. There is no lm_head for transformers to tie.
-        "tie_word_embeddings": False,
         "use_cache": True,
         "dtype": "float32",
         "mlxgpt": {"iteration": header.step, "step": header.num_updates, "best_loss": repr(header.best_loss)},
-    }
-    if target == "mlx-lm":
-        return facts | {"model_file": "mlxgpt.py"}
-    return facts | {
-        "auto_map": {
-            "AutoConfig": "configuration_mlxgpt.MLXGPTConfig",
-            "AutoModelForCausalLM": "modeling_mlxgpt.MLXGPTForCausalLM",
-        }
     }
 
 
@@ -234,14 +205,14 @@ def require_whole(folder: Path) -> None:
         BadFile: A file is corrupt.
         UserError: A file is missing.
     """
-    if "quantization" not in _json(folder / "config.json"):
+    if "quantization" not in read_object(folder / "config.json"):
         read_folder(folder)
     read_header(folder / "model.safetensors")
     open_vocab(folder / "tokenizer.json")
 
 
 def read_folder(folder: Path) -> Checkpoint:
-    """Reads a folder that mlxgpt or randyGPT's scripts have exported.
+    """Reads a folder that mlxgpt or randyGPT's scripts have exported, or one of a Llama network.
 
     Returns:
         A checkpoint without optimizer state. Its tokenizer is None if the folder has no tokenizer.json. Its step, its
@@ -251,29 +222,22 @@ def read_folder(folder: Path) -> Checkpoint:
         BadFile: A file is corrupt or not supported. The message names the file and what is wrong with it.
         UserError: model.safetensors is missing.
     """
-    facts = _json(folder / "config.json")
+    facts = read_object(folder / "config.json")
     kind = facts.get("model_type")
-    if kind not in ("randygpt", "mlxgpt"):
-        raise BadFile(f"{folder / 'config.json'}: model_type {kind!r} is not supported; randygpt and mlxgpt are")
+    layout = next((layout for layout in LAYOUTS if kind in layout.MODEL_TYPES), None)
+    if not layout:
+        known = ", ".join(name for layout in LAYOUTS for name in layout.MODEL_TYPES)
+        raise BadFile(f"{folder / 'config.json'}: model_type {str(kind)[:60]!r} is not supported, only {known}")
     if "quantization" in facts:
         raise BadFile(f"{folder}: quantized weights cannot be read; export without --quantize")
     try:
-        options = {setting: facts[key] for key, setting in OPTIONS.items() if key in facts}
-        model = ModelConfig(**{k: facts[k] for k in SHAPE_KEYS}, **options)
-    except KeyError as error:
-        raise BadFile(f"{folder / 'config.json'}: {error} is missing") from None
+        model = layout.model_of(facts)
     except UserError as error:
         raise BadFile(f"{folder / 'config.json'}: {error}") from None
-    width = facts.get("mlp_dim", model.ffn_width)
-    if type(width) is not int or width < 1:
-        raise BadFile(
-            f"{folder / 'config.json'}: mlp_dim {width!r} is not allowed; expected a width, such as {model.ffn_width}"
-        )
-    model = dataclasses.replace(model, ffn_dim=width)
     vocab_size = facts.get("vocab_size")
     if type(vocab_size) is not int or not 1 <= vocab_size <= MAX_VOCAB:
         raise BadFile(f"{folder / 'config.json'}: vocab_size {vocab_size!r} is not allowed, expected 1 to {MAX_VOCAB}")
-    weights = _weights(folder / "model.safetensors", shapes_of(model, vocab_size))
+    weights = read_weights(folder, layout.names_of(model, vocab_size), shapes_of(model, vocab_size))
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
         tokenizer = open_vocab(folder / "tokenizer.json")
@@ -331,36 +295,7 @@ def read_state_dict(path: Path, known: Mapping[str, Any]) -> Checkpoint:
     except UserError as error:
         raise BadFile(f"{path}: {error}") from None
     model = ModelConfig(**found, n_head=known.get("n_head") or rgpt.known_heads(path, found))
-    return _checkpoint(model, vocab_size, _weights(path, shapes_of(model, vocab_size)), None)
-
-
-def _weights(path: Path, expected: dict[str, tuple[int, ...]]) -> Tensors:
-    """Reads the tensors of a safetensors file as float32.
-
-    Args:
-        path: The file.
-        expected: The shape of every tensor by its name.
-
-    Raises:
-        BadFile: The file is corrupt, its tensors are not exactly the expected ones, or a value is not finite.
-        UserError: There is no such file.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    entries, _ = read_header(path)
-    for name in expected.keys() - entries.keys():
-        raise BadFile(f"{path}: {name} is missing")
-    for name, entry in entries.items():
-        if name not in expected:
-            raise BadFile(f"{path}: {name} (at byte {entry.first}) does not belong to this model")
-        if entry.shape != expected[name] or entry.dtype not in ("F32", "F16", "BF16"):
-            raise BadFile(
-                f"{path}: {name} (at byte {entry.first}) is {entry.dtype} {entry.shape}, expected F32, F16 or BF16 "
-                f"{expected[name]}"
-            )
-    weights = read_tensors(path, entries)
-    store.require_finite(path, weights)
-    return weights
+    return _checkpoint(model, vocab_size, read_file(path, shapes_of(model, vocab_size)), None)
 
 
 def _checkpoint(model: ModelConfig, vocab_size: int, weights: Tensors, tokenizer: dict | None) -> Checkpoint:
@@ -374,11 +309,3 @@ def _checkpoint(model: ModelConfig, vocab_size: int, weights: Tensors, tokenizer
         tokenizer=tokenizer,
     )
     return Checkpoint(header=header, weights=weights, optimizer={})
-
-
-def _json(path: Path) -> dict:
-    """Reads a JSON object. Raises BadFile if the file is not a JSON object, see parse.read_json()."""
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise BadFile(f"{path}: not a JSON object")
-    return data
