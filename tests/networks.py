@@ -32,8 +32,18 @@ LLAMA = {
     "ffn": "swiglu",
 }
 
+TERNARY = LLAMA | {"linear": "ternary", "ternary_norm": True}
+
 # Settings of the networks: randyGPT's, each option alone, all options together, and Llama's shape.
-NETWORKS = [{}, *({k: v} for k, v in EXTENSIONS.items()), {"n_kv_head": 1}, EXTENSIONS, LLAMA]
+NETWORKS = [
+    {},
+    *({k: v} for k, v in EXTENSIONS.items()),
+    {"n_kv_head": 1},
+    {"linear": "ternary", "ternary_group": "row"},
+    EXTENSIONS,
+    LLAMA,
+    TERNARY,
+]
 
 
 def names(settings):

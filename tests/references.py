@@ -12,10 +12,16 @@ def numpy_gpt(w, tokens, config):
         config: The ModelConfig.
     """
     w = {k.removesuffix(".weight"): np.array(v, np.float64) for k, v in w.items()}
+    if config.linear == "ternary":
+        w |= {k: ternary(v, config.ternary_group) for k, v in w.items() if ".attn.w" in k or ".mlp.fc" in k}
     T, H, D = len(tokens), config.n_head, config.n_embd // config.n_head
 
     def rms(x, name=None):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * w.get(name, 1)
+
+    def linear(x, name):
+        """The product with the matrix of a linear layer."""
+        return (x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) if config.ternary_norm else x) @ w[name].T
 
     def head_of(x, t):
         """One head's query or key at place t: normalised, and turned as complex numbers are."""
@@ -33,7 +39,7 @@ def numpy_gpt(w, tokens, config):
     for i in range(config.n_layer):
         p = f"layers.{i}."
         h = rms(x, f"{p}attn_norm")
-        q, k, v = (h @ w[f"{p}attn.{n}"].T for n in ("wq", "wk", "wv"))
+        q, k, v = (linear(h, f"{p}attn.{n}") for n in ("wq", "wk", "wv"))
         out = np.zeros_like(x)
         for head in range(H):
             cut, shared = (slice(h * D, (h + 1) * D) for h in (head, head // (H // config.num_kv_heads)))
@@ -42,17 +48,27 @@ def numpy_gpt(w, tokens, config):
                 scores = keys[: t + 1] @ head_of(q[t, cut], t) / np.sqrt(D)
                 weights = np.exp(scores - scores.max())
                 out[t, cut] = weights / weights.sum() @ v[: t + 1, shared]
-        x = x + out @ w[f"{p}attn.wo"].T
+        x = x + linear(out, f"{p}attn.wo")
         h = rms(x, f"{p}mlp_norm")
-        hidden = h @ w[f"{p}mlp.fc1"].T
+        hidden = linear(h, f"{p}mlp.fc1")
         if config.ffn == "swiglu":
-            gate = h @ w[f"{p}mlp.fc_gate"].T
+            gate = linear(h, f"{p}mlp.fc_gate")
             hidden = gate / (1 + np.exp(-gate)) * hidden
         else:
             hidden = np.maximum(hidden, 0) ** 2
-        x = x + hidden @ w[f"{p}mlp.fc2"].T
+        x = x + linear(hidden, f"{p}mlp.fc2")
     x = rms(x, "final_norm") if config.final_norm else x
     return x @ w["wte" if config.tied_head else "lm_head"].T
+
+
+def ternary(w, group):
+    """The ternary matrix of w (R, C): clip(round(w / s), -1, 1) s, where s is the mean |w| of a group as float16."""
+    w = np.asarray(w, np.float32)
+    size = {"tensor": w.size, "row": w.shape[1]}.get(group) or int(group)
+    rows = w.reshape(-1, size)
+    s = np.abs(rows).mean(-1, keepdims=True).astype(np.float16).astype(np.float32)
+    trits = np.clip(np.round(np.divide(rows, s, out=np.zeros_like(rows), where=s > 0)), -1, 1)
+    return (trits * s).reshape(w.shape).astype(np.float64)
 
 
 def randygpt_gradients(w, inputs, targets, n_head):

@@ -49,10 +49,23 @@ class ModelConfig(Table):
     ffn_dim: int = setting(
         0, "hidden width of the feed-forward network; 0 is 4 n_embd, or 8/3 n_embd for swiglu", low=0, high=1 << 20
     )
-    linear: str = setting("dense", "type of the linear layers in the blocks")
+    linear: str = setting(
+        "dense", "linear layers of the blocks: dense, or ternary (weights of -1, 0 and 1 times a scale)"
+    )
+    ternary_group: str = setting(
+        "tensor",
+        "weights that share a scale in a ternary layer: all of the matrix, a row, or 128 or 64 of a row",
+        choices=("tensor", "row", "128", "64"),
+    )
+    ternary_activations: str = setting(
+        "float", "inputs of ternary layers: float, or int8 (rounded to 8 bits per token)", choices=("float", "int8")
+    )
+    ternary_norm: bool = setting(False, "apply RMSNorm to the input of every ternary layer")
     residual: str = setting("add", "how outputs of mixer and feed-forward network join the residual stream")
 
     def __post_init__(self):
+        if type(self.ternary_group) is int:  # as in TOML: ternary_group = 128
+            object.__setattr__(self, "ternary_group", str(self.ternary_group))
         # Not super(): without arguments, it fails in a dataclass with slots=True before Python 3.14.
         Table.__post_init__(self)
         if self.n_embd % self.n_head:

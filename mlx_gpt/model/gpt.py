@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_gpt import rng
 from mlx_gpt.config.schema import ModelConfig, SpeedConfig
-from mlx_gpt.device.mlx import mx, nn
+from mlx_gpt.device.mlx import cast, mx, nn
 from mlx_gpt.errors import UserError
 from mlx_gpt.model.block import Block, Drop
 from mlx_gpt.model.embedding import Embedding
@@ -183,6 +183,11 @@ class GPT(nn.Module):
             return self.forward(tokens, **options)
         finally:
             self.set_weights(own)
+
+    def cast(self, weights: dict[str, mx.array], dtype: str) -> dict[str, mx.array]:
+        """Returns the weights in a compute dtype, except those whose specs say that they stay float32."""
+        kept = {name for name, weight in self.specs(self.config, self.vocab_size).items() if weight.float32}
+        return weights | cast({name: w for name, w in weights.items() if name not in kept}, dtype)
 
     def weights(self) -> dict[str, mx.array]:
         """Returns every weight by its dotted name, sorted by name."""

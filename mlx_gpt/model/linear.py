@@ -1,15 +1,17 @@
 """Linear layers of the blocks.
 
-A linear layer may have one parametrization for training and another one for inference. The dense layer, the only one so
-far, has the same for both.
+A linear layer may have one parametrization for training and another one for inference, which `pack()` returns.
 """
 
 from typing import Protocol
 
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.config.table import lookup
-from mlx_gpt.device.mlx import mx, nn
+from mlx_gpt.device.mlx import mx, nn, on_gpu
+from mlx_gpt.errors import UserError
+from mlx_gpt.model.norm import rms_norm
 from mlx_gpt.model.specs import Init, Specs, Weight
+from mlx_gpt.model.ternary import dequantize, int8_rows, quantize, straight_through, two_bit, two_bit_group
 
 
 class Linear(Protocol):
@@ -49,7 +51,76 @@ class Dense(nn.Linear):
         return self
 
 
-LINEARS: dict[str, type[Linear]] = {"dense": Dense}
+class BitLinear(nn.Module):
+    """y = Q(x) T^T with a ternary matrix T, which is computed from a float32 weight in every forward pass.
+
+    T is dequantize(quantize(weight)) of model/ternary.py. Q rounds every token to 8 bits if
+    `model.ternary_activations` is "int8", and is the identity otherwise. With `model.ternary_norm`, x is first
+    normalized (RMSNorm without weights). Gradients pass through both roundings unchanged.
+    """
+
+    def __init__(self, config: ModelConfig, inputs: int, outputs: int):
+        super().__init__()
+        self.config = config
+        self.weight = mx.zeros((outputs, inputs))
+        self._ternary = straight_through(lambda w: dequantize(*quantize(w, config.ternary_group)))
+
+    @staticmethod
+    def specs(config: ModelConfig, inputs: int, outputs: int, init: Init) -> Specs:
+        group = config.ternary_group
+        if group.isdigit() and inputs % int(group):
+            raise UserError(
+                f"model.ternary_group={group} does not divide {inputs}, the width of a layer's input; choose tensor or "
+                "row, or another model.n_embd or model.ffn_dim"
+            )
+        return {"weight": Weight((outputs, inputs), init, "matrix", float32=True)}
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return prepared(x, self.config) @ self._ternary(self.weight).astype(x.dtype).T
+
+    def pack(self) -> nn.Module:
+        return PackedTernary(self.config, *quantize(self.weight, self.config.ternary_group))
+
+
+def prepared(x: mx.array, config: ModelConfig) -> mx.array:
+    """Returns the input of a ternary layer's matrix product for the layer's input x (..., C)."""
+    x = rms_norm(x, config.norm_eps) if config.ternary_norm else x
+    return _int8(x) if config.ternary_activations == "int8" else x
+
+
+_int8 = straight_through(int8_rows)
+
+
+class PackedTernary(nn.Module):
+    """BitLinear for inference.
+
+    On a GPU the trits are stored in 2 bits, in the form of MLX's quantized products, which hold them exactly. On a CPU
+    these products are slower than those of float32, so the matrix is stored in float32.
+
+    Args:
+        config: The settings of [model].
+        trits: (R, C).
+        scales: As quantize() returns them.
+    """
+
+    def __init__(self, config: ModelConfig, trits: mx.array, scales: mx.array):
+        super().__init__()
+        self.config = config
+        size = two_bit_group(trits.shape[1], scales.shape[1])
+        if on_gpu() and size:
+            self.codes, self.scales, self.biases = two_bit(trits, scales, size)
+            self.group_size = size
+        else:
+            self.weight = dequantize(trits, scales)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = prepared(x, self.config)
+        if "weight" in self:
+            return x @ self.weight.T
+        return mx.quantized_matmul(x, self.codes, self.scales, self.biases, group_size=self.group_size, bits=2)
+
+
+LINEARS: dict[str, type[Linear]] = {"dense": Dense, "ternary": BitLinear}
 
 
 def linear_class(config: ModelConfig) -> type[Linear]:

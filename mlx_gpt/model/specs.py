@@ -51,6 +51,8 @@ class Constant:
 class Weight:
     """The shape, the initializer and the role of a weight.
 
+    `float32` says whether the weight stays float32 if the network computes in half precision.
+
     Raises:
         UserError: The role is not in ROLES.
     """
@@ -58,6 +60,7 @@ class Weight:
     shape: tuple[int, ...]
     init: Init
     role: str
+    float32: bool = False
 
     def __post_init__(self):
         lookup(ROLES, self.role, "role of a weight:")

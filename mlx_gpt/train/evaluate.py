@@ -14,7 +14,7 @@ from mlx_gpt import rng
 from mlx_gpt.config.schema import TrainConfig
 from mlx_gpt.data.windows import Windows, batches
 from mlx_gpt.device.lanes import divide, lanes
-from mlx_gpt.device.mlx import cast, mx
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.train.objective import cross_entropy
 from mlx_gpt.train.reports import StartReport
 
@@ -63,7 +63,7 @@ class Evaluator:
             return mx.stack([losses.sum(), batch.mask.sum(), num_bytes.sum()])
 
         def sums(weights, *read):
-            weights, parts, rows = cast(weights, dtype), [], len(read[0])
+            weights, parts, rows = model.cast(weights, dtype), [], len(read[0])
             for first, end, lane in divide(rows, rows, lanes(), windows.block_size):
                 with mx.stream(lane):
                     parts.append(part_sums(weights, *(a[first:end] for a in read)))

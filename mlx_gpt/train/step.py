@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_gpt import rng
 from mlx_gpt.config.schema import Config
 from mlx_gpt.device.lanes import divide, lanes
-from mlx_gpt.device.mlx import cast, mx
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.optim.clip import CLIPS, global_norm
 from mlx_gpt.train.objective import Objective, Scalars
 from mlx_gpt.train.parallel import Group
@@ -60,7 +60,7 @@ def make_loss(model, objective: Objective, config: Config):
     dtype = config.train.dtype
 
     def loss(weights, part: NamedTuple, count: mx.array, dropout_key: mx.array, first_row: int):
-        logits, aux = model.apply(cast(weights, dtype), part.inputs, dropout_key=dropout_key, first_row=first_row)
+        logits, aux = model.apply(model.cast(weights, dtype), part.inputs, dropout_key=dropout_key, first_row=first_row)
         total, metrics = objective(logits, aux, part)
         return total / count * LOSS_SCALE[dtype], metrics
 
