@@ -56,6 +56,7 @@ TABLE = {
     "data/textfiles": ("errors", ""),
     "data/tokens": ("device/mlx", "numpy"),
     "model/": ("config device/mlx errors lazy rng", "mlx"),
+    "model/packing": ("config/schema device/mlx errors model/ternary", "numpy"),
     "model/mixers/": ("config device/mlx model/linear model/norm model/positions model/specs model/state", ""),
     "model/ffn/": ("config device/mlx model/linear model/specs", ""),
     "optim/": ("config/schema device model/specs", ""),

@@ -23,7 +23,7 @@ MAX_HEADER = 100_000_000  # bytes
 # Bytes per element of each dtype that a header may contain.
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}
 # NumPy types of the dtypes that read_tensors() can read. NumPy has no bfloat16, so its bits are read as integers.
-NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}
 MAX_DIMS = 8
 MAX_NAME = 256  # characters of a tensor's name
 
@@ -94,11 +94,11 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def read_tensors(path: Path, entries: dict[str, Entry]) -> dict[str, np.ndarray]:
-    """Reads tensors and converts them to float32.
+    """Reads tensors and converts those of floating-point numbers to float32.
 
     Args:
         path: The file.
-        entries: Entries that read_header() returned. Their dtypes must be keys of NUMPY: F32, F16 or BF16.
+        entries: Entries that read_header() returned. Their dtypes must be keys of NUMPY: F32, F16, BF16 or U8.
 
     Returns:
         The arrays by name, in the order of the names.
@@ -110,7 +110,8 @@ def read_tensors(path: Path, entries: dict[str, Entry]) -> dict[str, np.ndarray]
             data = np.fromfile(file, NUMPY[entry.dtype], math.prod(entry.shape))
             if entry.dtype == "BF16":  # a bfloat16 is the upper 16 bits of a float32: 0x3F80 is 0x3F800000, 1.0
                 data = (data.astype("<u4") << 16).view("<f4")
-            tensors[name] = data.astype(np.float32, copy=False).reshape(entry.shape)
+            dtype = np.uint8 if entry.dtype == "U8" else np.float32
+            tensors[name] = data.astype(dtype, copy=False).reshape(entry.shape)
     return tensors
 
 

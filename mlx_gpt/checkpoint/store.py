@@ -1,9 +1,10 @@
 """The checkpoint: one safetensors file with a header in its metadata.
 
-All tensors are float32. They are the weights, under their own names, and the state of the optimizer, under the names
-`optimizer.<part>.<weight>`, such as `optimizer.m.wte.weight`. The parts are `m` and `v`, the moments, and `ema`, the
-exponential moving average of the weights. The metadata holds `format`, `format_version`, `header` (a `Header` as JSON)
-and `sha256`, the hash of the header and of the names and the bytes of all tensors, in the order of the names.
+All tensors are float32, except the codes of packed matrices, which are uint8. They are the weights, under their own
+names, and the state of the optimizer, under the names `optimizer.<part>.<weight>`, such as `optimizer.m.wte.weight`.
+The parts are `m` and `v`, the moments, and `ema`, the exponential moving average of the weights. The metadata holds
+`format`, `format_version`, `header` (a `Header` as JSON) and `sha256`, the hash of the header and of the names and the
+bytes of all tensors, in the order of the names.
 """
 
 import dataclasses
@@ -22,9 +23,10 @@ from mlx_gpt.config.schema import MAX_VOCAB, Config
 from mlx_gpt.config.table import merge
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
-from mlx_gpt.model.gpt import shapes_of
+from mlx_gpt.model.gpt import GPT
 from mlx_gpt.parse import parse_json
 
+DTYPES = {"float32": "F32", "uint8": "U8"}  # the types of weights, by their names in specs
 FORMAT, FORMAT_VERSION = "mlxgpt", 5
 OPTIMIZER = "optimizer."
 
@@ -167,7 +169,7 @@ class Checkpoint:
 
     Attributes:
         header: Settings and progress.
-        weights: float32 arrays by name.
+        weights: float32 arrays by name, and the uint8 codes of packed matrices.
         optimizer: float32 arrays by name, such as "m.wte.weight": the part, then the weight.
     """
 
@@ -286,22 +288,24 @@ def _header(path: Path, metadata: dict[str, str]) -> Header:
 def _require_layout(path: Path, header: Header, entries: dict[str, Entry]) -> None:
     """Raises BadFile unless the tensors are those of the header's network.
 
-    Every weight must be there with its shape, and every ema.<weight> if the header says that the weights are averaged.
-    Every other tensor must be an optimizer tensor with the shape of its weight. All tensors must be float32.
+    Every weight must be there with its shape and its type, and every ema.<weight> if the header says that the weights
+    are averaged. Every other tensor must be a float32 optimizer tensor with the shape of its weight.
     """
     try:
-        expected = shapes_of(header.config.model, header.vocab_size)
+        expected = GPT.specs(header.config.model, header.vocab_size)
     except UserError as error:  # a setting names a mixer or another part that this version does not have
         raise BadFile(f"{path}: {error}; upgrade mlxgpt, or use an earlier checkpoint") from None
     needed = [*expected] + [f"{OPTIMIZER}ema.{name}" for name in expected if header.averaged]
     for name in set(needed) - entries.keys():
         raise BadFile(f"{path}: {name} is missing")
     for name, found in entries.items():
-        weight = name.removeprefix(OPTIMIZER).partition(".")[2] if name.startswith(OPTIMIZER) else name
-        if weight not in expected:
+        is_state = name.startswith(OPTIMIZER)
+        weight = expected.get(name.removeprefix(OPTIMIZER).partition(".")[2] if is_state else name)
+        if not weight:
             raise BadFile(f"{path}: {name} does not belong to this model")
-        if found.shape != expected[weight] or found.dtype != "F32":
-            raise BadFile(f"{path}: {name} is {found.dtype} {found.shape}, expected F32 {expected[weight]}")
+        dtype = "F32" if is_state else DTYPES[weight.dtype]
+        if found.shape != weight.shape or found.dtype != dtype:
+            raise BadFile(f"{path}: {name} is {found.dtype} {found.shape}, expected {dtype} {weight.shape}")
 
 
 def digest(header: str, tensors: Tensors) -> str:

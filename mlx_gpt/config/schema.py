@@ -50,7 +50,9 @@ class ModelConfig(Table):
         0, "hidden width of the feed-forward network; 0 is 4 n_embd, or 8/3 n_embd for swiglu", low=0, high=1 << 20
     )
     linear: str = setting(
-        "dense", "linear layers of the blocks: dense, or ternary (weights of -1, 0 and 1 times a scale)"
+        "dense",
+        "linear layers of the blocks: dense; ternary, weights of -1, 0 and 1 times a scale; or ternary-packed, the "
+        "same for inference only",
     )
     ternary_group: str = setting(
         "tensor",

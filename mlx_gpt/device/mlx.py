@@ -55,8 +55,8 @@ def can_compile() -> bool:
 
 
 def cast(arrays: dict[str, mx.array], dtype: str) -> dict[str, mx.array]:
-    """Returns the arrays, converted to the data type DTYPES[dtype]."""
-    return {name: a.astype(DTYPES[dtype]) for name, a in arrays.items()}
+    """Returns the arrays, with those of floating-point numbers converted to the data type DTYPES[dtype]."""
+    return {n: a.astype(DTYPES[dtype]) if mx.issubdtype(a.dtype, mx.floating) else a for n, a in arrays.items()}
 
 
 def for_few_rows(weights: dict[str, mx.array]) -> dict[str, mx.array]:

@@ -1,16 +1,20 @@
 """The cost of a network: parameters, operations, memory and memory traffic, estimated from its settings and specs."""
 
+import dataclasses
 import math
 
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.mixers import layer_states, mixer_class
+from mlx_gpt.model.packing import PACKED
 from mlx_gpt.model.state import leaves
 
 
 def num_params(config: ModelConfig, vocab_size: int) -> int:
-    """Returns the number of parameters."""
+    """Returns the number of parameters. Packed matrices count as what they stand for."""
+    if config.linear == PACKED:
+        config = dataclasses.replace(config, linear="ternary")
     return sum(math.prod(w.shape) for w in GPT.specs(config, vocab_size).values())
 
 

@@ -10,8 +10,18 @@ from mlx_gpt.config.table import lookup
 from mlx_gpt.device.mlx import mx, nn, on_gpu
 from mlx_gpt.errors import UserError
 from mlx_gpt.model.norm import rms_norm
-from mlx_gpt.model.specs import Init, Specs, Weight
-from mlx_gpt.model.ternary import dequantize, int8_rows, quantize, straight_through, two_bit, two_bit_group
+from mlx_gpt.model.specs import Constant, Init, Specs, Weight
+from mlx_gpt.model.ternary import (
+    TRITS_PER_BYTE,
+    dequantize,
+    int8_rows,
+    packed_shapes,
+    quantize,
+    straight_through,
+    two_bit,
+    two_bit_group,
+    unpack,
+)
 
 
 class Linear(Protocol):
@@ -79,7 +89,37 @@ class BitLinear(nn.Module):
         return prepared(x, self.config) @ self._ternary(self.weight).astype(x.dtype).T
 
     def pack(self) -> nn.Module:
-        return PackedTernary(self.config, *quantize(self.weight, self.config.ternary_group))
+        return TernaryProduct(self.config, *quantize(self.weight, self.config.ternary_group))
+
+
+class PackedTernary(nn.Module):
+    """BitLinear with trits and scales instead of a float32 weight: 2 bits a trit. It cannot be trained."""
+
+    def __init__(self, config: ModelConfig, inputs: int, outputs: int):
+        super().__init__()
+        self.config = config
+        for name, weight in self.specs(config, inputs, outputs, Constant(0.0)).items():
+            setattr(self, name, mx.zeros(weight.shape, getattr(mx, weight.dtype)))
+
+    @staticmethod
+    def specs(config: ModelConfig, inputs: int, outputs: int, init: Init) -> Specs:
+        BitLinear.specs(config, inputs, outputs, init)
+        if inputs % TRITS_PER_BYTE:
+            raise UserError(
+                f"model.linear=ternary-packed needs inputs that are a multiple of {TRITS_PER_BYTE}, not {inputs}; "
+                "choose another model.n_embd or model.ffn_dim"
+            )
+        codes, scales = packed_shapes((outputs, inputs), config.ternary_group)
+        return {
+            "codes": Weight(codes, Constant(0.0), "packed", dtype="uint8"),
+            "scales": Weight(scales, Constant(0.0), "packed", float32=True),
+        }
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return prepared(x, self.config) @ dequantize(unpack(self.codes), self.scales).astype(x.dtype).T
+
+    def pack(self) -> nn.Module:
+        return TernaryProduct(self.config, unpack(self.codes), self.scales)
 
 
 def prepared(x: mx.array, config: ModelConfig) -> mx.array:
@@ -91,7 +131,7 @@ def prepared(x: mx.array, config: ModelConfig) -> mx.array:
 _int8 = straight_through(int8_rows)
 
 
-class PackedTernary(nn.Module):
+class TernaryProduct(nn.Module):
     """BitLinear for inference.
 
     On a GPU the trits are stored in 2 bits, in the form of MLX's quantized products, which hold them exactly. On a CPU
@@ -120,7 +160,7 @@ class PackedTernary(nn.Module):
         return mx.quantized_matmul(x, self.codes, self.scales, self.biases, group_size=self.group_size, bits=2)
 
 
-LINEARS: dict[str, type[Linear]] = {"dense": Dense, "ternary": BitLinear}
+LINEARS: dict[str, type[Linear]] = {"dense": Dense, "ternary": BitLinear, "ternary-packed": PackedTernary}
 
 
 def linear_class(config: ModelConfig) -> type[Linear]:

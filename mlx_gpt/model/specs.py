@@ -17,6 +17,7 @@ ROLES = {
     "embedding": "a table read by index",
     "head": "the map from the residual stream to logits",
     "gain": "a norm's weight",
+    "packed": "codes and scales of packed matrices, which are not trained",
     "scalar": "gates, decays, mixing logits, and other small arrays that are not linear maps, like depthwise kernels",
 }
 
@@ -51,7 +52,8 @@ class Constant:
 class Weight:
     """The shape, the initializer and the role of a weight.
 
-    `float32` says whether the weight stays float32 if the network computes in half precision.
+    `float32` says whether the weight stays float32 if the network computes in half precision. `dtype` is its type in
+    checkpoints, "float32" or "uint8".
 
     Raises:
         UserError: The role is not in ROLES.
@@ -61,6 +63,7 @@ class Weight:
     init: Init
     role: str
     float32: bool = False
+    dtype: str = "float32"
 
     def __post_init__(self):
         lookup(ROLES, self.role, "role of a weight:")

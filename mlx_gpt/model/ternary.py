@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from mlx_gpt.device.mlx import mx
 
+TRITS_PER_BYTE = 4
+
 
 def quantize(w: mx.array, group: str) -> tuple[mx.array, mx.array]:
     """Computes the trits and the scales of a matrix.
@@ -56,6 +58,25 @@ def int8_rows(x: mx.array) -> mx.array:
     return (mx.round(x32 * (127 / mx.maximum(highest, 1e-30))) * step).astype(x.dtype)
 
 
+def pack(trits: mx.array) -> mx.array:
+    """Returns trits + 1 in 2 bits each, four in a byte, the first one in the lowest bits: (..., R, C / 4) uint8."""
+    quads = (trits + 1).astype(mx.uint8).reshape(*trits.shape[:-1], -1, TRITS_PER_BYTE)
+    return (quads << _shifts()).sum(axis=-1).astype(mx.uint8)
+
+
+def unpack(codes: mx.array) -> mx.array:
+    """Returns the trits of pack(), (..., R, C) float32."""
+    quads = (codes[..., None] >> _shifts()) & 3
+    return quads.reshape(*codes.shape[:-1], -1).astype(mx.float32) - 1
+
+
+def packed_shapes(shape: tuple[int, int], group: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns the shapes of the codes and of the scales of a matrix (R, C)."""
+    R, C = shape
+    scales = {"tensor": (1, 1), "row": (R, 1)}.get(group) or (R, C // int(group))
+    return (R, C // TRITS_PER_BYTE), scales
+
+
 def two_bit_group(columns: int, groups: int) -> int:
     """Returns the largest group size of MLX's 2-bit matrices that divides a group of a row, or 0 if there is none."""
     return next((size for size in (128, 64, 32) if columns // groups % size == 0), 0)
@@ -77,8 +98,7 @@ def two_bit(trits: mx.array, scales: mx.array, size: int) -> tuple[mx.array, mx.
     R, C = trits.shape
     scales = mx.broadcast_to(scales, (R, scales.shape[1]))
     scales = mx.repeat(scales, C // scales.shape[1] // size, axis=1)
-    lanes = (trits + 1).astype(mx.uint32).reshape(R, C // 16, 16) << mx.arange(0, 32, 2, dtype=mx.uint32)
-    return lanes.sum(axis=-1).astype(mx.uint32), scales, -scales
+    return pack(trits).view(mx.uint32), scales, -scales
 
 
 def straight_through(function: Callable[[mx.array], mx.array]) -> Callable[[mx.array], mx.array]:
@@ -86,6 +106,11 @@ def straight_through(function: Callable[[mx.array], mx.array]) -> Callable[[mx.a
     estimator = mx.custom_function(function)
     estimator.vjp(lambda _primal, cotangent, _output: cotangent)
     return estimator
+
+
+def _shifts() -> mx.array:
+    """The lowest bits of the four trits in a byte."""
+    return mx.arange(0, 8, 2, dtype=mx.uint8)
 
 
 def _grouped(w: mx.array, group: str) -> mx.array:

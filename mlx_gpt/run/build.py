@@ -16,6 +16,7 @@ from mlx_gpt.errors import OutOfRoom, UserError
 from mlx_gpt.model.cost import step_bytes
 from mlx_gpt.model.gpt import GPT, roles_of
 from mlx_gpt.model.mixers.kernels import kernel_of
+from mlx_gpt.model.packing import PACKED
 from mlx_gpt.optim.optimizers import Optimizer
 from mlx_gpt.run.request import Note
 from mlx_gpt.train.evaluate import Evaluator, Validation
@@ -78,6 +79,11 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
         OutOfRoom: A training step does not fit into memory.
     """
     config, tokenizer = start.header.config, start.tokenizer
+    if config.model.linear == PACKED:
+        raise UserError(
+            f"model.linear={PACKED} cannot be trained, because its matrices have no float32 weights; give a checkpoint "
+            "with model.linear=ternary"
+        )
     set_variables(config.speed)  # first: MLX reads these environment variables once, when the device is first used
     prepare(config.train.dtype)
     require_memory(config, tokenizer.vocab_size)

@@ -1,14 +1,16 @@
 """The initial state of a run: new, fine-tuned from another checkpoint, or resumed."""
 
+import dataclasses
 from typing import Any
 
-from mlx_gpt.checkpoint.store import Header
+from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config.presets import resolve
 from mlx_gpt.config.schema import Config
 from mlx_gpt.data.corpus import Corpus
 from mlx_gpt.data.encoding import make_tokenizer
 from mlx_gpt.data.tokenizer import Tokenizer
 from mlx_gpt.errors import Mismatch, ResumeRefused
+from mlx_gpt.model.gpt import shapes_of
 from mlx_gpt.run import tuned
 from mlx_gpt.run.build import Start, open_text
 from mlx_gpt.run.loading import read_checkpoint, require_vocab, tokenizer_of, tokenizer_settings
@@ -16,6 +18,8 @@ from mlx_gpt.run.request import Note, Request, network_of
 from mlx_gpt.run.resume import resumed
 
 DEFAULT_PRESET = "model-l"
+# Settings of the network that fine-tuning may change, as long as the weights keep their names and shapes.
+ADAPTABLE = ("block_size", "rope_scale", "linear", "ternary_group", "ternary_activations", "ternary_norm")
 
 
 def begin(request: Request, note: Note) -> Start:
@@ -76,7 +80,7 @@ def _fine_tuned(request: Request, note: Note) -> Start:
     default corpus if the checkpoint names none. If the checkpoint contains no tokenizer, the tokenizer is made from the
     corpus. A checkpoint that was read from an RGPT file has neither.
     """
-    checkpoint = read_checkpoint(request.fine_tune, request.preset, network_of(request.settings))
+    checkpoint = _adapted(request, note)
     shape = {f"model.{k}": v for k, v in checkpoint.header.config.model.architecture().items()}
     own_text = {"data.corpus": checkpoint.header.config.data.corpus} if checkpoint.header.corpus else {}
     own_tokenizer = tokenizer_settings(checkpoint.header, request.settings)
@@ -95,6 +99,36 @@ def _fine_tuned(request: Request, note: Note) -> Start:
         tokenizer=tokenizer,
         folder=None,
     )
+
+
+def _adapted(request: Request, note: Note) -> Checkpoint:
+    """Reads the checkpoint to fine-tune, with the settings of ADAPTABLE that the request changes.
+
+    Raises:
+        Mismatch: The request asks for another network with other weights.
+    """
+    wanted = network_of(request.settings)
+    changed = {name: value for name, value in wanted.items() if name in ADAPTABLE}
+    try:
+        return read_checkpoint(request.fine_tune, request.preset, wanted)
+    except Mismatch:
+        if not changed:
+            raise
+    kept = {name: value for name, value in wanted.items() if name not in changed}
+    checkpoint = read_checkpoint(request.fine_tune, request.preset, kept)
+    header = checkpoint.header
+    model = dataclasses.replace(header.config.model, **changed)
+    if shapes_of(model, header.vocab_size) != shapes_of(header.config.model, header.vocab_size):
+        raise Mismatch(
+            f"{request.fine_tune}: with {', '.join(f'model.{k}={v}' for k, v in changed.items())} the network has "
+            "other weights than the checkpoint; leave these settings out"
+        )
+    before = header.config.model.architecture()
+    for name, value in model.architecture().items():
+        if value != before[name]:
+            note(f"model.{name} is {value}, and was {before[name]} in {request.fine_tune}")
+    config = dataclasses.replace(header.config, model=model)
+    return dataclasses.replace(checkpoint, header=dataclasses.replace(header, config=config))
 
 
 def _new_header(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> Header:

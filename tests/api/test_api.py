@@ -62,6 +62,21 @@ def test_a_run_is_resumed_fine_tuned_and_stopped(folder, text, tmp_path):
     assert report.reason == "signal" and (tmp_path / "tuned/checkpoint.safetensors").exists()
 
 
+def test_fine_tuning_may_make_the_matrices_ternary(folder, text, tmp_path):
+    """Only settings that keep the weights may change, and what changed is told."""
+    notes, settings = [], {"model.linear": "ternary", "train.iters": 2}
+    session = mlx_gpt.train(
+        fine_tune=folder, corpus=text, settings=settings, out=tmp_path / "ternary", note=notes.append
+    )
+    assert list(session)[-1].step == 2
+    assert any(line.startswith("model.linear is ternary, and was dense in") for line in notes)
+    assert mlx_gpt.load(tmp_path / "ternary").config.model.linear == "ternary"
+    with pytest.raises(Mismatch, match="model.block_size=4 the network has other weights"):
+        mlx_gpt.train(fine_tune=folder, corpus=text, settings={"model.block_size": 4}, out=tmp_path / "other")
+    with pytest.raises(UserError, match="model.linear=ternary-packed cannot be trained"):
+        mlx_gpt.train("model-xs", corpus=text, settings={"model.linear": "ternary-packed"}, out=tmp_path / "no")
+
+
 def test_evaluate_finds_the_loss_that_the_run_reported(folder, text):
     run = mlx_gpt.load(folder)
     found = mlx_gpt.evaluate(run)

@@ -1,0 +1,71 @@
+"""Ternary matrices of a whole network: their trits and scales, and the network with packed matrices."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from mlx_gpt.config.schema import ModelConfig
+from mlx_gpt.device.mlx import mx
+from mlx_gpt.errors import UserError
+from mlx_gpt.model.ternary import dequantize, pack, quantize, unpack
+
+PACKED = "ternary-packed"
+
+
+def trits_of(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> Iterator[tuple[str, mx.array, mx.array]]:
+    """Yields the trits and the scales of each ternary matrix as the network computes with them.
+
+    Args:
+        config: The network. Without ternary layers, nothing is yielded.
+        weights: Its weights by name, float32 or packed.
+
+    Yields:
+        The name of the matrix, such as "layers.0.attn.wq.weight", its trits (R, C), and its scales, see quantize().
+    """
+    packed = config.linear == PACKED
+    for name in ternary_names(config, weights):
+        stem = name.removesuffix("weight")
+        if packed:
+            yield name, unpack(mx.array(weights[f"{stem}codes"])), mx.array(weights[f"{stem}scales"])
+        else:
+            yield name, *quantize(mx.array(weights[name]), config.ternary_group)
+
+
+def ternary_names(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> list[str]:
+    """The names of the ternary matrices, all of which are linear layers of the blocks."""
+    if config.linear == PACKED:
+        return [f"{name.removesuffix('codes')}weight" for name in weights if name.endswith(".codes")]
+    if config.linear != "ternary":
+        return []
+    return [name for name, w in weights.items() if name.startswith("layers.") and w.ndim == 2]
+
+
+def as_packed(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """Returns the network with packed matrices, and its weights.
+
+    Raises:
+        UserError: The network has no ternary layers, or a width that cannot be packed.
+    """
+    if config.linear != "ternary":
+        raise UserError(
+            f"only a network with model.linear=ternary can be packed; this one has model.linear={config.linear}"
+        )
+    found = dict(weights)
+    for name, trits, scales in trits_of(config, weights):
+        stem = name.removesuffix("weight")
+        del found[name]
+        found |= {f"{stem}codes": np.array(pack(trits)), f"{stem}scales": np.array(scales)}
+    return dataclasses.replace(config, linear=PACKED), dict(sorted(found.items()))
+
+
+def as_dense(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """Returns the network with dense matrices that hold the values of its ternary ones, and its weights.
+
+    A network without ternary layers is returned as it is. The result computes the same function if
+    `model.ternary_activations` is "float" and `model.ternary_norm` is false.
+    """
+    found = {name: w for name, w in weights.items() if not name.endswith((".codes", ".scales"))}
+    found |= {name: np.array(dequantize(trits, scales)) for name, trits, scales in trits_of(config, weights)}
+    plain = {"linear": "dense", "ternary_group": "tensor", "ternary_activations": "float", "ternary_norm": False}
+    return dataclasses.replace(config, **plain), dict(sorted(found.items()))
