@@ -65,10 +65,8 @@ def penalized(how, vocab_size, prompt, text):
 def test_draws_follow_the_definitions(options, temperature):
     how, count = Sampling(**{"temperature": temperature, "top_p": 1.0} | options), 4000
     rows = mx.broadcast_to(mx.array(LOGITS), (count, len(LOGITS)))
-    draw, batch = (
-        to_draw([(how, 0, i) for i in range(count)]),
-        to_batch([(penalized(how, len(LOGITS), PROMPT, TEXT), False)] * count),
-    )
+    draw = to_draw([(how, 0, i) for i in range(count)])
+    batch = to_batch([(penalized(how, len(LOGITS), PROMPT, TEXT), False)] * count)
     found = np.bincount(np.array(redraw(rows, draw, batch, mx.zeros(count, mx.int32))), minlength=len(LOGITS)) / count
     wanted = expected(LOGITS, how, PROMPT, TEXT)
     assert np.abs(found - wanted).max() < 5 * 0.5 / count**0.5
