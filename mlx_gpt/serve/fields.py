@@ -1,8 +1,9 @@
 """Decodes the JSON of requests, and checks its fields.
 
 Clients also send fields that are not supported, of OpenAI's, llama.cpp's and vLLM's servers. They are accepted if their
-value changes nothing (NEUTRAL, IGNORED). Any other value of them is an error. An unknown top-level field is an error
-too, because it may be misspelled. Every error about a field names it.
+value changes nothing (NEUTRAL, IGNORED). Any other value of them is an error. An option that has another name on one of
+these servers is accepted under both names (ALIASES). An unknown top-level field is an error too, because it may be
+misspelled. Every error about a field names it.
 """
 
 import difflib
