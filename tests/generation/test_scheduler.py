@@ -189,8 +189,9 @@ def log_softmax(logits):
     )
 
 
-def test_tokens_are_told_with_what_the_model_held_of_them(client):
-    [text] = client.write(client.job("abc", 9, temperature=1.3, seed=4, alternatives=20))
+@pytest.mark.parametrize("options", [{}, *PENALTIES])
+def test_tokens_are_told_with_what_the_model_held_of_them(client, options):
+    [text] = client.write(client.job("abc", 9, temperature=1.3, seed=4, alternatives=20, **options))
     ids = client.run.tokenizer.encode("abc").tolist() + [t.id for t in text.tokens]
     expected = log_softmax(client.run.model(mx.array([ids[:-1]]))[0])[2:]
     for token, row in zip(text.tokens, expected, strict=True):
