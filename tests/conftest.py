@@ -17,7 +17,8 @@ from devices import use_device
 from mlx_gpt.api import Run
 from mlx_gpt.checkpoint.store import Header
 from mlx_gpt.config.presets import resolve
-from mlx_gpt.data.tokenizer import CharTokenizer
+from mlx_gpt.data.bpe import ByteBPETokenizer
+from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.gpt import GPT
 
@@ -57,27 +58,32 @@ def tiny_config():
 @pytest.fixture(scope="session")
 def small_run() -> Run:
     """A model with random weights over newline, space and the letters a to h, with a context of 12 tokens."""
-    return random_run("\n abcdefgh", 12)
+    return random_run(CharTokenizer("\n abcdefgh"), 12)
 
 
 @pytest.fixture(scope="session")
 def ascii_run() -> Run:
     """Like small_run, over all printable ASCII characters and with a context of 64 tokens."""
-    return random_run("".join(sorted(string.printable)), 64)
+    return random_run(CharTokenizer("".join(sorted(string.printable))), 64)
 
 
 @pytest.fixture(scope="session")
 def unicode_run() -> Run:
     """Like ascii_run, over letters, a combining accent, Hebrew, and characters outside the Basic Multilingual Plane."""
-    return random_run(" abe\u0301\u05d0\u05e9\U0001d11e\U0001f600", 64)
+    return random_run(CharTokenizer(" abe\u0301\u05d0\u05e9\U0001d11e\U0001f600"), 64)
 
 
-def random_run(characters: str, block_size: int) -> Run:
+@pytest.fixture(scope="session")
+def bytes_run() -> Run:
+    """Like ascii_run, over bytes and the first two and three bytes of some characters outside that plane."""
+    return random_run(ByteBPETokenizer.train(["\U0001f600\U0001f680" * 9], 260, set()), 64)
+
+
+def random_run(tokenizer: Tokenizer, block_size: int) -> Run:
     """A model with random weights. They are scaled up, so that greedy text does not repeat one character."""
     config = resolve(
         overrides={"model.n_embd": 24, "model.n_head": 3, "model.n_layer": 2, "model.block_size": block_size}
     )
-    tokenizer = CharTokenizer(characters)
     model = GPT(config.model, tokenizer.vocab_size, seed=5)
     model.set_weights({k: w * 12 for k, w in model.weights().items()})
     model.lm_head.weight[tokenizer.eos_id] = 0  # so that greedy text does not end early

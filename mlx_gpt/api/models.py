@@ -1,6 +1,6 @@
 """`load` loads a model. `generate` and `stream` generate text with it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from mlx_gpt.errors import UserError
 from mlx_gpt.generation.sampling import Sampling
@@ -18,8 +18,14 @@ def generate(
     temperature: float = 0.8,
     top_p: float = 0.9,
     top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    frequency_penalty: float = 0.0,
+    presence_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
     seed: int = 0,
     stop: str | Sequence[str] = (),
+    stop_token_ids: Collection[int] = (),
 ) -> Iterator[str]:
     """Generates the text that follows a prompt.
 
@@ -31,29 +37,53 @@ def generate(
         top_p: Nucleus sampling, above 0 to 1: sample from the smallest set of most likely tokens whose probabilities
             add up to top_p or more. 1 keeps all tokens.
         top_k: Sample from the k most likely tokens; 0 keeps all tokens.
+        min_p: Sample from the tokens whose probability is at least this share of that of the most likely token, 0 to 1.
+            0 keeps all tokens.
+        repetition_penalty: Makes tokens that the prompt or the text has less likely if it is above 1, 0.01 to 100. 1
+            changes nothing.
+        frequency_penalty: Subtracted from the logit of a token each time the text has it, -2 to 2.
+        presence_penalty: Subtracted once from the logit of each token that the text has, -2 to 2.
+        logit_bias: Added to the logits: values from -100 to 100 by token id.
         seed: Seed of the random numbers. The same arguments and seed give the same text.
         stop: A string or strings that end the text. The string that ended the text is not part of it.
+        stop_token_ids: Token ids that end the text, in addition to EOS. They are not part of it.
 
     Returns:
         An iterator over the pieces of the generated text, without the prompt. Text is held back while a later token can
         change it: its last character may still lack bytes, or its end may be the beginning of a stop string.
 
     Raises:
-        UserError: An argument is out of range, the run has no tokenizer, or the prompt has a character that is not in
-            its vocabulary. The error is raised by the call, before the iterator is returned.
+        UserError: An argument is out of range, the run has no tokenizer, or the prompt has a character, or an argument
+            a token id, that is not in its vocabulary. The error is raised by the call, before the iterator is returned.
     """
-    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
-    return iter(stream(run, prompt, sampling, max_tokens, stop, seed))
+    sampling = Sampling(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        logit_bias=logit_bias or {},
+    )
+    return iter(stream(run, prompt, sampling, max_tokens, stop, seed, stop_token_ids))
 
 
 def stream(
-    run: Run, prompt: str, sampling: Sampling, max_tokens: int, stop: str | Sequence[str] = (), seed: int = 0
+    run: Run,
+    prompt: str,
+    sampling: Sampling,
+    max_tokens: int,
+    stop: str | Sequence[str] = (),
+    seed: int = 0,
+    stop_token_ids: Collection[int] = (),
 ) -> TextStream:
     """Like `generate`, with the sampling arguments as a Sampling.
 
     Returns:
         A TextStream, an iterable of the pieces of text. After the last piece, its `num_tokens` is the number of
-        generated tokens, and its `finish_reason` is "stop" (a stop string or EOS) or "length" (max_tokens).
+        generated tokens, and its `finish_reason` is "stop" (a stop string, a stop token or EOS) or "length"
+        (max_tokens).
     """
     require_run(run)
     if not isinstance(prompt, str):
@@ -75,4 +105,5 @@ def stream(
         max_tokens=max_tokens,
         stop=tuple([stop] if isinstance(stop, str) else stop),
         seed=seed,
+        stop_token_ids=tuple(stop_token_ids),
     )

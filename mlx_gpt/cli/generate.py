@@ -17,7 +17,7 @@ from mlx_gpt.cli.options import (
     sizes_from,
     vocab_option,
 )
-from mlx_gpt.errors import BadFile
+from mlx_gpt.errors import BadFile, UserError
 
 
 @click.command()
@@ -36,8 +36,43 @@ from mlx_gpt.errors import BadFile
     "--top-p", type=float, default=0.9, help="Sample from the most likely tokens whose probabilities add up to this."
 )
 @click.option("--top-k", type=int, default=0, help="Sample from the k most likely tokens; 0 keeps all.")
+@click.option(
+    "--min-p", type=float, default=0.0, help="Remove tokens less likely than this share of the most likely one's."
+)
+@click.option(
+    "--repetition-penalty",
+    type=float,
+    default=1.0,
+    help="Divide the positive logits of tokens of the prompt and the text by this, and multiply the negative ones.",
+)
+@click.option(
+    "--frequency-penalty",
+    type=float,
+    default=0.0,
+    help="Subtract this from a token's logit each time the text has it.",
+)
+@click.option(
+    "--presence-penalty",
+    type=float,
+    default=0.0,
+    help="Subtract this once from the logit of each token of the text.",
+)
+@click.option(
+    "--logit-bias",
+    multiple=True,
+    metavar="ID=VALUE",
+    callback=lambda _context, _option, values: _biases(values),
+    help="Add VALUE, -100 to 100, to the logit of token ID; repeatable.",
+)
 @click.option("--seed", type=int, help="Random seed; the same seed gives the same text.  [default: random]")
 @click.option("--stop", multiple=True, help="End the text before the first occurrence of this string; repeatable.")
+@click.option(
+    "--stop-token-id",
+    "stop_token_ids",
+    type=int,
+    multiple=True,
+    help="End the text before this token, as before EOS; repeatable.",
+)
 @click.option(
     "--samples",
     "-n",
@@ -51,7 +86,7 @@ from mlx_gpt.errors import BadFile
 @set_option
 @json_option
 def generate_command(
-    checkpoint, prompt, max_tokens, temperature, top_p, top_k, seed, stop, samples, preset, corpus, vocab, sets, as_json
+    checkpoint, prompt, max_tokens, seed, stop, stop_token_ids, samples, preset, corpus, vocab, sets, as_json, **options
 ):
     """Generate text with CHECKPOINT, or with the best checkpoint of the newest run.
 
@@ -60,13 +95,13 @@ def generate_command(
     mlxgpt generate --prompt "ROMEO:" --samples 3 --seed 1
     mlxgpt generate model.bin --corpus shakespeare
     """
-    sampling = generation.Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+    sampling = generation.Sampling(**options)
     path = checkpoint or run.newest_checkpoint()
     model = api.load(path, preset, corpus=corpus or None, vocab=vocab, **sizes_from(sets))
     prompt = _read_stdin() if prompt == "-" else prompt
     seed = secrets.randbits(32) if seed is None else seed
     for i in range(samples):
-        text = api.stream(model, prompt, sampling, max_tokens, stop, seed + i)
+        text = api.stream(model, prompt, sampling, max_tokens, stop, seed + i, stop_token_ids)
         start = time.perf_counter()
         if as_json:
             completion = "".join(text)
@@ -91,6 +126,19 @@ def generate_command(
         click.echo()
         rate = text.num_tokens / (time.perf_counter() - start)
         click.echo(f"[{path}: {text.num_tokens} tokens at {rate:.0f}/s, seed {seed + i}]", err=True)
+
+
+def _biases(values: tuple[str, ...]) -> dict[int, float]:
+    """Parses the values of --logit-bias."""
+    biases = {}
+    for text in values:
+        id, equals, value = text.partition("=")
+        try:
+            biases[int(id)] = float(value)
+        except ValueError:
+            example = "give a token id and a number, such as --logit-bias 5=-100"
+            raise UserError(f"--logit-bias {text!r} is not ID=VALUE; {example}") from None
+    return biases
 
 
 def _read_stdin() -> str:

@@ -1,8 +1,10 @@
 """`mlxgpt serve`: serves a checkpoint over an OpenAI-compatible HTTP API with a web page."""
 
 import math
+import os
 import re
 import socket
+import stat
 import time
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import click
 from mlx_gpt import api, device, model, run
 from mlx_gpt.cli.options import corpus_option, note, preset_option, set_option, sizes_from, vocab_option
 from mlx_gpt.errors import BadFile, OutOfRoom, UserError
+
+MAX_KEY = 1 << 16  # characters that are read of a key
 
 
 @click.command()
@@ -23,7 +27,7 @@ from mlx_gpt.errors import BadFile, OutOfRoom, UserError
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path),
-    help="File that contains the API key; requests must then send it, except for the page and /health.",
+    help="File whose first line is the API key; requests must then send it, except for the page and /health.",
 )
 @click.option("--api-key", envvar="MLXGPT_API_KEY", hidden=True)
 @click.option("--insecure", is_flag=True, help="Allow an address other than loopback without an API key.")
@@ -210,25 +214,28 @@ def _require_memory(shape, streams: int) -> None:
 
 
 def _key(path: Path | None, key: str | None) -> str | None:
-    """Returns the API key, or None if there is none.
+    """Returns the API key, or None if there is none. Prints a warning if other users can read its file.
 
     Args:
-        path: The file of --api-key-file, which takes precedence.
+        path: The file of --api-key-file, which takes precedence. The key is its first line.
         key: The value of MLXGPT_API_KEY.
 
     Raises:
-        BadFile: The file cannot be read, or is empty.
+        BadFile: The file cannot be read, or its first line is empty.
         UserError: The key is empty, or has spaces or characters that an HTTP header cannot hold.
     """
     if path:
         try:
-            key = path.read_text().strip()
+            with path.open() as file:
+                key, mode = file.readline(MAX_KEY).strip(), os.fstat(file.fileno()).st_mode
         except (OSError, UnicodeDecodeError) as error:
             raise BadFile(
                 f"--api-key-file {path}: {getattr(error, 'strerror', None) or 'not text'}; give a text file"
             ) from None
         if not key:
-            raise BadFile(f"--api-key-file {path}: the file is empty; write a key into it")
+            raise BadFile(f"--api-key-file {path}: the first line is empty; write the key into it")
+        if mode & (stat.S_IRGRP | stat.S_IROTH):
+            note(f"warning: --api-key-file {path}: other users can read it; run chmod 600 {path}")
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key and key):
         raise UserError(
             "the API key is empty, or has spaces or characters that an HTTP header cannot hold; choose another key"

@@ -7,7 +7,7 @@ Shapes: B batch, T time, V vocabulary.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 from mlx_gpt.device.lanes import divide, lanes, one_at_a_time
 from mlx_gpt.device.mlx import for_few_rows, mx
 from mlx_gpt.errors import UserError
-from mlx_gpt.generation.sampling import Sampling, sample, to_draw
+from mlx_gpt.generation.penalties import penalties_of, redraw, to_batch
+from mlx_gpt.generation.sampling import Draw, Sampling, sample, to_draw
 from mlx_gpt.model.state import StateTree, join_rows, take_rows
 
 MIN_PROMPT = 16  # minimum length of a padded prompt, in tokens
@@ -157,8 +158,8 @@ def _parts(rows: int, length: int) -> list[tuple[int, int, mx.Stream]]:
 def decode(model, prompt: Sequence[int], how: Sampling, seed: int = 0) -> Iterator[int]:
     """Yields the token ids that follow `prompt`. The iterator never ends.
 
-    Each token is a function of `how`, the seed, its logits, and its index among the generated tokens (0 is the first
-    after the prompt).
+    Each token is a function of `how`, the seed, its logits, the tokens before it, and its index among the generated
+    tokens (0 is the first after the prompt).
 
     When the context is full, the window slides: for each further token, the last block_size tokens are read again from
     position 0. The cached state cannot be used there, because every token of the window has moved to another position.
@@ -173,26 +174,40 @@ def decode(model, prompt: Sequence[int], how: Sampling, seed: int = 0) -> Iterat
         UserError: The prompt is empty, or an id is out of range.
     """
     tokens, block_size = list(prompt), model.config.block_size
+    if not tokens:
+        raise UserError("the prompt is empty; begin it with the tokenizer's BOS")
     require_ids(tokens, model.vocab_size)
-    decoder = Decoder(model, sample)
-    window = tokens[-block_size:]
-    ids, states = decoder.read(np.array([window]), to_draw([(how, seed, 0)]))
+    require_ids(how.logit_bias, model.vocab_size, "logit_bias")
+    penalties = penalties_of(how, tokens, model.vocab_size)
+    decoder = Decoder(model, lambda logits, draw: (sample(logits, draw), logits))
+
+    def drawn(found: tuple[mx.array, mx.array], draw: Draw, last: mx.array | None = None) -> mx.array:
+        """The next token. `last` is the token before it, if the host has not counted it."""
+        ids, logits = found
+        batch = to_batch([(penalties, last is not None)])
+        return ids if batch is None else redraw(logits, draw, batch, ids if last is None else last)
+
+    window, draw = tokens[-block_size:], to_draw([(how, seed, 0)])
+    found, states = decoder.read(np.array([window]), draw)
+    ids = drawn(found, draw)
     for index in itertools.count(1):
         draw, length = to_draw([(how, seed, index)]), len(window) + index
         if fits := length <= block_size:  # the device computes the next token while the host reads this one
-            following, states = decoder.step(ids, draw, states, length)
+            found, states = decoder.step(ids, draw, states, length)
+            following = drawn(found, draw, ids)
             mx.async_eval(following, states.parts)
         tokens.append(ids.item())
+        if penalties:
+            penalties.add(tokens[-1])
         yield tokens[-1]
         if not fits:
-            following, _ = decoder.read(np.array([tokens[-block_size:]]), draw)
+            found, _ = decoder.read(np.array([tokens[-block_size:]]), draw)
+            following = drawn(found, draw)
         ids = following
 
 
-def require_ids(tokens: list[int], vocab_size: int) -> None:
-    """Raises UserError if the prompt is empty or an id is out of range. MLX itself does not check ids."""
-    if not tokens:
-        raise UserError("the prompt is empty; begin it with the tokenizer's BOS")
-    low, high = min(tokens), max(tokens)
-    if low < 0 or high >= vocab_size:
-        raise UserError(f"the prompt has ids from {low} to {high}; the vocabulary has ids from 0 to {vocab_size - 1}")
+def require_ids(ids: Collection[int], vocab_size: int, name: str = "the prompt") -> None:
+    """Raises UserError if an id of `name` is out of range. MLX itself does not check ids."""
+    for id in (min(ids, default=0), max(ids, default=0)):
+        if not 0 <= id < vocab_size:
+            raise UserError(f"{name} has id {id}; the vocabulary has ids from 0 to {vocab_size - 1}")

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from mlx_gpt.generation.penalties import Penalties, penalties_of
 from mlx_gpt.generation.sampling import Sampling
 from mlx_gpt.generation.text import TextWriter
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token of a text. Log-probabilities are the model's own, before temperature, top-k and top-p, in nats."""
+    """A token of a text. Log-probabilities are the model's own, before every option of sampling, in nats."""
 
     id: int
     logprob: float | None  # None for a token of the prompt that the model did not predict
@@ -68,7 +69,11 @@ class Job:
     launched: int = 0  # number of tokens drawn, including those that the device is still computing
     position: int = 0  # number of tokens that the layer states of the slot hold
     drawn: list[int] = field(default_factory=list)  # ids of the drawn tokens that the host has read
+    penalties: Penalties | None = field(init=False)  # with the tokens in `drawn`
     _held: list[tuple[Token, int]] = field(default_factory=list)  # undelivered: (token, writer.length after it)
+
+    def __post_init__(self):
+        self.penalties = penalties_of(self.sampling, self.prompt, self.writer.tokenizer.vocab_size)
 
     def window(self, length: int) -> list[int]:
         """The last `length` tokens of the text so far: the prompt, followed by the drawn tokens."""
@@ -84,6 +89,8 @@ class Job:
         """
         writer, begin = self.writer, self.writer.length
         self.drawn.append(token.id)
+        if self.penalties:
+            self.penalties.add(token.id)
         text = writer.feed(token.id)
         if len(self.drawn) == self.max_tokens:
             text += writer.end()

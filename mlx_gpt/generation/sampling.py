@@ -1,13 +1,14 @@
 """Sampling: draws the next token from logits, with temperature, top-k and top-p (nucleus sampling, arXiv:1904.09751).
 
 The filters are applied in this order: the logits are divided by the temperature, then top-k keeps the k most likely
-tokens, then top-p keeps the most likely of those, by their renormalized probabilities.
+tokens, then top-p keeps the most likely of those, by their renormalized probabilities, then min-p (arXiv:2407.01082)
+removes the tokens that are much less likely than the most likely one. `penalties` changes the logits before that.
 
 Shapes: B batch, V vocabulary.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,6 +29,13 @@ class Sampling:
         temperature: Divisor of the logits, 0 to 100. 0 always takes the most likely token.
         top_p: Keep the most likely tokens until their probabilities add up to this, above 0 to 1. 1 keeps all.
         top_k: Keep the k most likely tokens. 0 keeps all.
+        min_p: Keep the tokens whose probability is at least min_p times that of the most likely token, 0 to 1. 0 keeps
+            all.
+        repetition_penalty: Divisor of the positive logits, and factor of the negative logits, of tokens that the prompt
+            or the text has, 0.01 to 100. 1 changes nothing.
+        frequency_penalty: Subtracted from the logit of a token each time the text has it, -2 to 2.
+        presence_penalty: Subtracted once from the logit of each token that the text has, -2 to 2.
+        logit_bias: Added to the logits: values from -100 to 100 by token id.
 
     Raises:
         UserError: A value is out of its range.
@@ -36,6 +44,11 @@ class Sampling:
     temperature: float = 0.8
     top_p: float = 0.9
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self):
         if not 0 <= self.temperature <= 100:
@@ -44,6 +57,19 @@ class Sampling:
             raise UserError(f"top_p={self.top_p} is not allowed; choose a value above 0, up to 1 (keep all)")
         if not 0 <= self.top_k < 1 << 31:
             raise UserError(f"top_k={self.top_k} is not allowed; choose 0 (keep all) or a number of tokens")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"min_p={self.min_p} is not allowed; choose 0 (keep all) to 1")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            allowed = "choose 0.01 to 100; 1 changes nothing"
+            raise UserError(f"repetition_penalty={self.repetition_penalty} is not allowed; {allowed}")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise UserError(f"{name}={getattr(self, name)} is not allowed; choose -2 to 2; 0 changes nothing")
+        for id, value in self.logit_bias.items():
+            if not (isinstance(id, int | np.integer) and -100 <= value <= 100):
+                raise UserError(
+                    f"logit_bias={{{id!r}: {value}}} is not allowed; give token ids and -100 to 100 for each"
+                )
 
 
 def to_draw(rows: Sequence[tuple[Sampling, int, int]]) -> Draw:
@@ -61,12 +87,13 @@ def to_draw(rows: Sequence[tuple[Sampling, int, int]]) -> Draw:
     return tuple(mx.array(np.array(values, dtype)) for values, dtype in ((keys, np.uint32), *numbers, counts))
 
 
-def sample(logits: mx.array, draw: Draw) -> mx.array:
+def sample(logits: mx.array, draw: Draw, min_p: mx.array | None = None) -> mx.array:
     """Draws one token for each row.
 
     Args:
         logits: (B, V), of any floating-point type.
         draw: The arguments from to_draw().
+        min_p: The value of min-p for each row, (B, 1) float32. None keeps all tokens.
 
     Returns:
         Token ids, (B,) int32.
@@ -84,6 +111,8 @@ def sample(logits: mx.array, draw: Draw) -> mx.array:
     # explicit, because rounding can raise `before` to 1.
     before = mx.cumsum(probs, axis=-1) - probs
     kept = (before < top_p[:, None]) | (top_p[:, None] == 1)
+    if min_p is not None:
+        kept &= probs >= min_p * probs[:, :1]
     drawn = mx.vmap(_categorical)(mx.where(kept, scaled, -mx.inf), keys)
     rank = mx.where(temperature == 0, 0, drawn.astype(mx.int32))
     return mx.take_along_axis(order, rank[:, None], axis=-1)[:, 0].astype(mx.int32)

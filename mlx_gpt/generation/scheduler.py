@@ -36,7 +36,8 @@ from dataclasses import replace
 
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.generation.job import Job, Piece, Token
-from mlx_gpt.generation.sampling import to_draw
+from mlx_gpt.generation.penalties import PenaltyBatch, to_batch
+from mlx_gpt.generation.sampling import Draw, to_draw
 from mlx_gpt.generation.slots import IDLE, Scored, Slots
 
 MAX_FAULTS = 3  # the scheduler gives up after this many failed passes with no delivered token between them
@@ -274,7 +275,8 @@ class Scheduler:
         if job.max_tokens == 0:
             self._deliver([(job, Piece(job.writer.end(), finish_reason=job.writer.finish_reason))])
             return
-        scored = self._slots.read(slot, tokens, to_draw([(job.sampling, job.seed, job.launched)]))
+        draw, penalties = _arguments([job])
+        scored = self._slots.read(slot, tokens, draw, penalties)
         job.position = len(tokens)
         job.launched += 1
         self._under_way.append(([job], scored))
@@ -299,8 +301,8 @@ class Scheduler:
         ]
         if not any(rows):
             return
-        draw = to_draw([(job.sampling, job.seed, job.launched) if job else IDLE for job in rows])
-        scored = self._slots.step([job.position if job else 0 for job in rows], draw)
+        draw, penalties = _arguments(rows)
+        scored = self._slots.step([job.position if job else 0 for job in rows], draw, penalties)
         for job in filter(None, rows):
             job.position += 1
             job.launched += 1
@@ -329,6 +331,13 @@ class Scheduler:
             self._waiting = deque(job for job in self._waiting if not job.over)
             self._jobs = [None if job and job.over else job for job in self._jobs]
         self._deliver(failed)
+
+
+def _arguments(rows: Sequence[Job | None]) -> tuple[Draw, PenaltyBatch | None]:
+    """The arguments with which Slots draws the next token of each row. None is a row without a job."""
+    draw = to_draw([(job.sampling, job.seed, job.launched) if job else IDLE for job in rows])
+    # The host has read every token of a job except, at most, the last one.
+    return draw, to_batch([(job.penalties, job.launched > len(job.drawn)) if job else (None, False) for job in rows])
 
 
 def _to_tokens(scored: Scored, counts: Sequence[int]) -> list[Token]:

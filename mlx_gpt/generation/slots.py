@@ -10,7 +10,7 @@ starts. If one of them differs in a single bit, only the largest shape is used.
 
 Example with up to four slots. The prompt of sequence A is [a b], the prompt of sequence B is [x]. A position is the
 number of tokens that the slot has read. read() and step() also draw the next token, which the following step reads.
-The arguments `draw` and `room` are left out:
+The arguments `draw`, `penalties` and `room` are left out:
 
     read(0, [a b])       slot 0: A at position 2
     step([2])            slot 0: A at position 3
@@ -28,6 +28,7 @@ import numpy as np
 
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.generation.decode import Decoder, States
+from mlx_gpt.generation.penalties import PenaltyBatch, redraw
 from mlx_gpt.generation.sampling import Draw, Sampling, sample, to_draw
 from mlx_gpt.model.state import join_rows, leaves, put_row
 
@@ -37,7 +38,7 @@ IDLE = (Sampling(temperature=0), 0, 0)  # (sampling, seed, index) of the draw in
 PROBE_TOKENS = 24  # tokens of each sequence on which the shapes are compared
 
 # Ids (B,), their log-probabilities (B,), the K most likely ids (B, K) in descending order, and the log-probabilities of
-# these (B, K). Log-probabilities are those of the model, before temperature, top-k and top-p, float32.
+# these (B, K). Log-probabilities are those of the model, before every option of sampling, float32.
 Scored = tuple[mx.array, mx.array, mx.array, mx.array]
 
 
@@ -58,7 +59,7 @@ class Slots:
 
     def __init__(self, model, count: int):
         self.block_size, self._vocab_size = model.config.block_size, model.vocab_size
-        self._decoder = Decoder(model, lambda logits, draw: _scored(logits, sample(logits, draw)))
+        self._decoder = Decoder(model, lambda logits, draw: (_scored(logits, sample(logits, draw)), logits))
         self._score = mx.compile(lambda tokens, following: _scored(model.forward(tokens[None])[0][0], following))
         self.sizes = [*(GROWTH**i for i in range(count) if GROWTH**i < count), count]
         self._rooms = sorted({self._decoder.room(length) for length in range(1, self.block_size + 1)})
@@ -95,18 +96,21 @@ class Slots:
         rows = [*order, *[0] * (num_rows - len(order))]
         self._ids, self._states = self._ids[mx.array(rows)], self._decoder.arranged(self._states, rows, room)
 
-    def read(self, slot: int, tokens: Sequence[int], draw: Draw) -> Scored:
+    def read(self, slot: int, tokens: Sequence[int], draw: Draw, penalties: PenaltyBatch | None = None) -> Scored:
         """Starts a sequence in a slot: reads its tokens and draws the next one. Replaces what the slot held.
 
         Args:
             slot: Index of the slot.
             tokens: Token ids, from 1 to block_size of them.
             draw: The arguments of a draw of one token.
+            penalties: The penalties of the sequence, or None if it has none.
 
         Returns:
             The drawn token, as arrays of one row.
         """
-        found, row = self._decoder.read(np.array([tokens]), draw)
+        (found, logits), row = self._decoder.read(np.array([tokens]), draw)
+        if penalties:
+            found = _redrawn(found, logits, draw, penalties, found[0])
         self._grow(len(tokens))
         [(_, layers)] = self._decoder.resized(row, self.room).parts
         first = 0
@@ -118,20 +122,23 @@ class Slots:
         self._ids = mx.slice_update(self._ids, found[0], mx.array(slot), axes=(0,))
         return found
 
-    def step(self, positions: Sequence[int], draw: Draw) -> Scored:
+    def step(self, positions: Sequence[int], draw: Draw, penalties: PenaltyBatch | None = None) -> Scored:
         """Reads the last drawn token of every slot and draws the next ones. Returns before they are computed.
 
         Args:
             positions: For each slot, the number of tokens that it has read, less than block_size. 0 for a slot that
                 takes no part in this step (empty, full or finished): its output is meaningless, and its state is lost.
             draw: The arguments of a draw of B tokens.
+            penalties: The penalties of the B sequences, or None if no sequence has any.
 
         Returns:
             The drawn tokens, as arrays of B rows.
         """
         assert all(0 <= position < self.block_size for position in positions)
         # No name refers to the old arrays when the new ones are evaluated, so MLX updates them in place.
-        found, self._states = self._decoder.step(self._ids, draw, self._at(positions), max(positions) + 1)
+        (found, logits), self._states = self._decoder.step(self._ids, draw, self._at(positions), max(positions) + 1)
+        if penalties:
+            found = _redrawn(found, logits, draw, penalties, self._ids)
         self._ids = found[0]
         mx.async_eval(found, self._states.parts)
         return found
@@ -202,7 +209,19 @@ class Slots:
 def _scored(logits: mx.array, ids: mx.array) -> Scored:
     """The log-probabilities of ids (B,) and of the most likely ids, from logits (B, V)."""
     logits = logits.astype(mx.float32)
-    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    logprobs = _logprobs(logits)
     top = mx.argsort(-logits, axis=-1)[:, :MAX_ALTERNATIVES]
     chosen = mx.take_along_axis(logprobs, ids[:, None], axis=-1)[:, 0]
     return ids, chosen, top, mx.take_along_axis(logprobs, top, axis=-1)
+
+
+def _redrawn(scored: Scored, logits: mx.array, draw: Draw, penalties: PenaltyBatch, last: mx.array) -> Scored:
+    """Draws the tokens of the rows with penalties again. `last` is the last token of each row, (B,)."""
+    ids, chosen, *top = scored
+    drawn = redraw(logits, draw, penalties, last)
+    logprobs = mx.take_along_axis(_logprobs(logits.astype(mx.float32)), drawn[:, None], axis=-1)[:, 0]
+    return mx.where(penalties.used, drawn, ids), mx.where(penalties.used, logprobs, chosen), *top
+
+
+def _logprobs(logits: mx.array) -> mx.array:
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)

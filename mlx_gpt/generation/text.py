@@ -1,11 +1,11 @@
 """Decodes token ids into text, and returns only text that no later token can change."""
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from mlx_gpt.errors import UserError
-from mlx_gpt.generation.decode import decode
+from mlx_gpt.generation.decode import decode, require_ids
 from mlx_gpt.generation.sampling import Sampling
 
 
@@ -28,20 +28,23 @@ class TextWriter:
     Args:
         tokenizer: The tokenizer. Its `pieces` are the bytes of each id; its `eos_id` ends a text.
         stop: Strings that end the text.
+        stop_token_ids: Further ids that end the text, like `eos_id`. They are not part of it.
 
     Attributes:
-        finish_reason: None until the text ends; "stop" after a stop string or `eos_id`, "length" after end().
+        finish_reason: None until the text ends; "stop" after a stop string, `eos_id` or one of `stop_token_ids`,
+            "length" after end().
         length: Number of characters so far, including those held back.
         released: Number of characters returned so far.
 
     Raises:
-        UserError: A stop string is empty.
+        UserError: A stop string is empty, or an id of `stop_token_ids` is not in the vocabulary.
     """
 
-    def __init__(self, tokenizer, stop: Sequence[str] = ()):
+    def __init__(self, tokenizer, stop: Sequence[str] = (), stop_token_ids: Collection[int] = ()):
         if not all(stop):
             raise UserError("an empty stop string would end every text at once; leave it out")
-        self.tokenizer, self._stop = tokenizer, stop
+        require_ids(stop_token_ids, tokenizer.vocab_size, "stop_token_ids")
+        self.tokenizer, self._stop, self._stop_ids = tokenizer, stop, {tokenizer.eos_id, *stop_token_ids}
         self._longest = max(map(len, stop), default=1)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds the bytes of incomplete characters
         self._held = ""  # the last characters, which wait because of stop strings
@@ -53,7 +56,7 @@ class TextWriter:
         When the text ends, this includes the characters held back until then, except a stop string and what follows it.
         Bytes of an incomplete character are dropped.
         """
-        if token == self.tokenizer.eos_id:
+        if token in self._stop_ids:
             self.finish_reason = "stop"
             return self._release(len(self._held))
         piece = self._decoder.decode(self.tokenizer.pieces[token])
@@ -97,10 +100,11 @@ class TextStream:
         max_tokens: Maximum number of tokens to draw.
         stop: Strings that end the text. They are not part of it.
         seed: Seed of the random draws.
+        stop_token_ids: Ids that end the text, in addition to EOS. They are not part of it.
 
     Raises:
-        UserError: `max_tokens` is negative, or a stop string is empty. An id of the prompt that is out of range raises
-            it at the first piece.
+        UserError: `max_tokens` is negative, a stop string is empty, or an id of `stop_token_ids` or of logit_bias is
+            not in the vocabulary. An id of the prompt that is out of range raises it at the first piece.
     """
 
     model: object
@@ -110,12 +114,14 @@ class TextStream:
     max_tokens: int
     stop: Sequence[str] = ()
     seed: int = 0
+    stop_token_ids: Collection[int] = ()
     num_tokens: int = 0
 
     def __post_init__(self):
         if self.max_tokens < 0:
             raise UserError(f"max_tokens={self.max_tokens} is not allowed; give 0 or more")
-        self._writer = TextWriter(self.tokenizer, self.stop)
+        require_ids(self.how.logit_bias, self.tokenizer.vocab_size, "logit_bias")
+        self._writer = TextWriter(self.tokenizer, self.stop, self.stop_token_ids)
 
     @property
     def finish_reason(self) -> str:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from mlx_gpt.generation.job import Piece, merge
+from mlx_gpt.generation.job import Job, Piece, merge
 from mlx_gpt.serve import answers, fields, schema
 from mlx_gpt.serve.answers import Answer
 from mlx_gpt.serve.prometheus import Metrics
@@ -26,6 +26,9 @@ from mlx_gpt.web.errors import HANDLERS, ApiError
 from mlx_gpt.web.guard import Access, Guard
 
 PING_EVERY = 15.0  # seconds without a piece after which a stream sends a comment, to keep the connection open
+# The same while a text has no token yet. Only sending detects that a client has left, and a text of such a client must
+# not stay in the queue.
+PING_EVERY_WAITING = 0.5
 # Path -> (file in the folder page/, media type).
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -40,7 +43,7 @@ TEXT_ROUTES = {
 }
 
 # Lists of (index of the text, piece), with at most one piece per text. An empty list:
-# no piece has arrived for PING_EVERY seconds.
+# it is time for a ping, see arriving().
 Pieces = AsyncIterator[list[tuple[int, Piece]]]
 
 
@@ -58,10 +61,8 @@ class TextRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, start = self.service, time.perf_counter()
-        request = fields.decode(await _body(scope, receive, service.limits.max_body), self.kind)
-        if getattr(request, "model", None) not in (None, service.card["id"]):
-            raise service.no_such_model(request.model)
-        jobs = await asyncio.to_thread(self.make_jobs, service.reader, request)
+        body = await _body(scope, receive, service.limits.max_body)
+        request, jobs = await asyncio.to_thread(self._read, body)  # not in the event loop: a body may be large
         answer = self.answer(request, jobs, service.card["id"], service.token_bytes)
         async with service.submitted(jobs) as inbox:
             service.metrics.prompt_tokens.inc(answer.usage([])["prompt_tokens"])
@@ -72,12 +73,19 @@ class TextRoute:
                 work = _whole(scope, receive, send, answer, pieces, len(jobs))
             await _while_connected(receive, work)
 
+    def _read(self, body: bytes) -> tuple[Any, list[Job]]:
+        """Decodes a request and makes its jobs."""
+        request = fields.decode(body, self.kind)
+        if getattr(request, "model", None) not in (None, self.service.card["id"]):
+            raise self.service.no_such_model(request.model)
+        return request, self.make_jobs(self.service.reader, request)
+
 
 async def arriving(inbox: Inbox, count: int, start: float, metrics: Metrics) -> Pieces:
     """Yields pieces when they arrive, until all `count` texts have ended.
 
     Pieces of one text that have arrived together are merged. After PING_EVERY seconds without a piece, an empty
-    list is yielded.
+    list is yielded; while a text has no token yet, after PING_EVERY_WAITING seconds.
 
     Args:
         inbox: Receives the pieces.
@@ -92,7 +100,7 @@ async def arriving(inbox: Inbox, count: int, start: float, metrics: Metrics) -> 
     started = [False] * count
     while num_open:
         try:
-            async with asyncio.timeout(PING_EVERY):
+            async with asyncio.timeout(PING_EVERY if all(started) else PING_EVERY_WAITING):
                 arrived = [await inbox.get()]
         except TimeoutError:
             yield []

@@ -1,8 +1,9 @@
 """Decodes the JSON of requests, and checks its fields.
 
 Clients also send fields that are not supported, of OpenAI's, llama.cpp's and vLLM's servers. They are accepted if their
-value changes nothing (NEUTRAL, IGNORED). Any other value of them is an error. An unknown top-level field is an error
-too, because it may be misspelled. Every error about a field names it.
+value changes nothing (NEUTRAL, IGNORED). Any other value of them is an error. An option that has another name on one of
+these servers is accepted under both names (ALIASES). An unknown top-level field is an error too, because it may be
+misspelled. Every error about a field names it.
 """
 
 import difflib
@@ -59,6 +60,7 @@ NEUTRAL = {
     "use_beam_search": (False,),
     "xtc_probability": (0,),
 }
+ALIASES = {"repeat_penalty": "repetition_penalty"}  # llama.cpp's name -> vLLM's
 SAME = {"best_of": "n"}  # a field is also neutral if its value is that of the other field
 # These do not change the text, whatever their value is.
 IGNORED = {
@@ -91,6 +93,10 @@ def decode(body: bytes, kind: type) -> Any:
         raw = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         fields = {name: WHOLE.sub(rb"\1", bytes(value)) for name, value in raw.items()}
         fields = {name: value for name, value in fields.items() if not _is_neutral(name, fields)}
+        for alias in ALIASES.keys() & fields.keys():
+            if ALIASES[alias] in fields:
+                raise bad(alias, f"{alias} and {ALIASES[alias]} are one option; give one of them")
+            fields[ALIASES[alias]] = fields.pop(alias)
         if unsupported := fields.keys() & NEUTRAL.keys() - set(kind.__struct_fields__):
             raise _unsupported(name := min(unsupported), fields[name])
         return msgspec.json.decode(msgspec.json.encode({k: msgspec.Raw(v) for k, v in fields.items()}), type=kind)
@@ -137,7 +143,8 @@ def _invalid(message: str, fields: dict[str, bytes], kind: type) -> ApiError:
         kind: The type of the request.
     """
     expected, _, path = message.partition(" - at ")
-    name = path.strip("`").removeprefix("$").removeprefix(".")
+    name = path.strip("`").rpartition("$")[2].removeprefix(".")
+    expected += " as a key" * path.startswith("`key` in ")
     if unknown := re.search("unknown field `(.*)`", expected, re.DOTALL):
         near = difflib.get_close_matches(cut(unknown[1]), kind.__struct_fields__, 1)
         name = f"{name}.{unknown[1]}".lstrip(".")

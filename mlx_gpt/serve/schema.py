@@ -4,9 +4,10 @@ There are three types: OpenAI's completions, OpenAI's chat completions, and rand
 names it.
 """
 
+import dataclasses
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -62,8 +63,14 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     temperature: float | None = None
     top_p: float | None = None
     top_k: Count | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[Count, float] | None = None
     n: Annotated[int, msgspec.Meta(ge=1)] | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: list[Count] | None = None
     seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -202,6 +209,9 @@ class Reader:
             allowed = f"0 to {limits.max_tokens:,}"
             raise bad("max_tokens", f"max_tokens={max_tokens:,} is not allowed; give {allowed}", "too_large")
         sampling, stop, seed = _sampling(request), (*_stops(request.stop), *stop), request.seed
+        stop_token_ids = request.stop_token_ids or []
+        self._require_ids(sampling.logit_bias, "logit_bias")
+        self._require_ids(stop_token_ids, "stop_token_ids")
         seed = secrets.randbits(32) if seed is None else seed
         encoded = [self._ids(prompt, name) for prompt in prompts]
         rooms = [self._room(ids, 1 if max_tokens is None else max_tokens) for ids in encoded]
@@ -211,7 +221,7 @@ class Reader:
                 sampling=sampling,
                 seed=seed + i,
                 max_tokens=min(default, limits.max_tokens, room) if max_tokens is None else max_tokens,
-                writer=TextWriter(self.tokenizer, stop),
+                writer=TextWriter(self.tokenizer, stop, stop_token_ids),
                 echo=self.tokenizer.decode(ids) if echo else "",
                 scored=scored,
                 alternatives=alternatives,
@@ -249,6 +259,12 @@ class Reader:
             raise bad(name, f"{name}: {cut(str(error), 200)}; give characters and ids of the vocabulary") from None
         return ids
 
+    def _require_ids(self, ids: Collection[int], name: str) -> None:
+        try:
+            require_ids(ids, self.tokenizer.vocab_size, name)
+        except UserError as error:
+            raise bad(name, str(error)) from None
+
 
 def _prompts(prompt: Any) -> list[str | list[int]]:
     """The prompts. `prompt` is a text, a list of texts, a list of ids, or a list of lists of ids."""
@@ -262,7 +278,7 @@ def _prompts(prompt: Any) -> list[str | list[int]]:
 
 
 def _sampling(request: Request) -> Sampling:
-    given = {name: getattr(request, name) for name in ("temperature", "top_p", "top_k")}
+    given = {field.name: getattr(request, field.name) for field in dataclasses.fields(Sampling)}
     try:
         return Sampling(**{name: value for name, value in given.items() if value is not None})
     except UserError as error:

@@ -13,6 +13,7 @@ from constants import COMMANDS, ROOT, SMALL, TINY_SHAPE
 from devices import tolerance
 from test_compatibility import assert_still_there, kept, todays
 
+import mlx_gpt
 from mlx_gpt import bench, data
 from mlx_gpt.bench import race
 from mlx_gpt.checkpoint import store
@@ -134,6 +135,17 @@ def test_generate_takes_the_best_of_the_newest_run(home):
     several = mlxgpt("generate", "--prompt", "The ", "-n", "2", "--max-tokens", "5", "--seed", "7", "--json", cwd=home)
     rows = [json.loads(line) for line in several.stdout.splitlines()]
     assert len(rows) == 2 and [row["seed"] for row in rows] == [7, 8] and 1 <= rows[0]["tokens"] <= 5
+
+
+def test_generate_takes_the_options_of_sampling(home):
+    run = mlx_gpt.load(home / "runs/custom-pydocs/best.safetensors")
+    [letter, end] = run.tokenizer.encode("ez").tolist()
+    how = {"min_p": 0.01, "repetition_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": -0.2}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in how.items()]
+    options += [f"--logit-bias={letter}=-100", "--logit-bias=0=-2.5", f"--stop-token-id={end}"]
+    done = mlxgpt("generate", *options, "--max-tokens=40", "--seed=3", "--json", cwd=home)
+    how |= {"logit_bias": {letter: -100, 0: -2.5}, "stop_token_ids": [end]}
+    assert json.loads(done.stdout)["completion"] == "".join(mlx_gpt.generate(run, max_tokens=40, seed=3, **how))
 
 
 def test_eval_and_inspect_tell_what_the_run_told(home):

@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -43,12 +44,13 @@ class Client:
                 self.order.append(job)
             self.changed.notify_all()
 
-    def job(self, prompt="ab", max_tokens=20, stop=(), seed=0, **options):
+    def job(self, prompt="ab", max_tokens=20, stop=(), stop_token_ids=(), seed=0, **options):
         sampling = Sampling(
-            **{"temperature": 1.0, "top_p": 1.0} | {k: options.pop(k) for k in ("temperature", "top_k") if k in options}
+            **{"temperature": 1.0, "top_p": 1.0}
+            | {field.name: options.pop(field.name) for field in fields(Sampling) if field.name in options}
         )
         ids = self.run.tokenizer.encode(prompt).tolist() if isinstance(prompt, str) else prompt
-        writer = TextWriter(self.run.tokenizer, stop)
+        writer = TextWriter(self.run.tokenizer, stop, stop_token_ids)
         return Job(prompt=ids, sampling=sampling, seed=seed, max_tokens=max_tokens, writer=writer, **options)
 
     def endless(self):
@@ -85,6 +87,13 @@ def client(small_run):
     client.scheduler.close(0)
 
 
+PENALTIES = [
+    {"repetition_penalty": 1.6},
+    {"frequency_penalty": 0.8, "presence_penalty": -0.5},
+    {"min_p": 0.2, "logit_bias": {3: 2.5, 4: -100}},
+]
+
+
 def jobs_of_all_kinds(client, count, seed=0):
     draw = random.Random(seed)
     letters = client.run.tokenizer.characters
@@ -96,6 +105,8 @@ def jobs_of_all_kinds(client, count, seed=0):
             temperature=draw.choice([0, 0.7, 1.3]),
             top_k=draw.choice([0, 3]),
             stop=draw.choice([(), ("ab",)]),
+            stop_token_ids=draw.choice([(), (), (5,)]),
+            **draw.choice([{}, {}, *PENALTIES]),
         )
         for _ in range(count)
     ]
@@ -108,13 +119,48 @@ def test_a_text_is_the_same_alone_and_among_others(client):
 
 
 @pytest.mark.parametrize(
-    "prompt, seed, options", [("ab", 1, {}), ("a", 9, {"top_k": 3}), ("abcde", 2, {"temperature": 0})]
+    "prompt, seed, options",
+    [("ab", 1, {}), ("a", 9, {"top_k": 3}), ("abcde", 2, {"temperature": 0}), *(("ab", 1, p) for p in PENALTIES)],
 )
 def test_within_the_context_a_text_is_what_generate_writes(client, prompt, seed, options):
     length = client.run.config.model.block_size - len(prompt)
     [found] = client.write(client.job(prompt, length, seed=seed, **options))
     how = {"temperature": 1.0, "top_p": 1.0} | options
     assert found.text == "".join(mlx_gpt.generate(client.run, prompt, max_tokens=length, seed=seed, **how))
+
+
+def test_texts_without_penalties_are_not_drawn_again(client, monkeypatch):
+    monkeypatch.setattr("mlx_gpt.generation.slots.redraw", lambda *_: pytest.fail("drawn again"))
+    assert client.write(client.job())[0].finish_reason == "length"
+
+
+def test_past_the_context_the_penalties_count_all_tokens(client):
+    """Also the tokens that the model no longer reads, and those of other texts in the batch are not counted."""
+    how = {"repetition_penalty": 1.3, "frequency_penalty": 0.1}
+    model, half = client.run.model, client.run.config.model.block_size // 2
+    jobs = [client.job(prompt, 40, temperature=0, logit_bias={1: -100}, **how) for prompt in ("abcd", "efghabcdefg")]
+    for job, found in zip(jobs, client.write(*jobs), strict=True):
+        tokens, begin = list(job.prompt), 0
+        for token in found.tokens:
+            logits = np.array(model(mx.array([tokens[begin:]]))[0, -1])
+            for id in set(tokens):
+                logits[id] = logits[id] / 1.3 if logits[id] > 0 else logits[id] * 1.3
+            for id in tokens[len(job.prompt) :]:
+                logits[id] -= 0.1
+            logits[1] = -np.inf
+            assert token.id == np.argmax(logits)
+            tokens.append(token.id)
+            if len(tokens) - begin > 2 * half:
+                begin = len(tokens) - half
+        assert len(found.tokens) == 40
+
+
+def test_a_stop_token_ends_the_text_and_is_not_part_of_it(client):
+    [whole] = client.write(client.job(max_tokens=40, seed=3))
+    [end, *_] = client.run.tokenizer.encode(whole.text[9]).tolist()
+    [cut] = client.write(client.job(max_tokens=40, seed=3, stop_token_ids=(end,)))
+    assert cut.text == whole.text[: whole.text.index(whole.text[9])] and cut.finish_reason == "stop"
+    assert cut.tokens == whole.tokens[: len(cut.text)] and cut.num_drawn == len(cut.text) + 1
 
 
 def test_past_the_context_the_newest_half_is_read_again(client):
@@ -143,8 +189,9 @@ def log_softmax(logits):
     )
 
 
-def test_tokens_are_told_with_what_the_model_held_of_them(client):
-    [text] = client.write(client.job("abc", 9, temperature=1.3, seed=4, alternatives=20))
+@pytest.mark.parametrize("options", [{}, *PENALTIES])
+def test_tokens_are_told_with_what_the_model_held_of_them(client, options):
+    [text] = client.write(client.job("abc", 9, temperature=1.3, seed=4, alternatives=20, **options))
     ids = client.run.tokenizer.encode("abc").tolist() + [t.id for t in text.tokens]
     expected = log_softmax(client.run.model(mx.array([ids[:-1]]))[0])[2:]
     for token, row in zip(text.tokens, expected, strict=True):

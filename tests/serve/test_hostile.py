@@ -15,6 +15,8 @@ import pytest
 from serving import complete, connect, everything, raw, serving
 
 from mlx_gpt.device.mlx import mx
+from mlx_gpt.generation.slots import Slots
+from mlx_gpt.serve import fields
 from mlx_gpt.web import server
 from mlx_gpt.web.guard import Access
 
@@ -30,6 +32,40 @@ def test_the_work_for_a_client_that_went_ends(served, stream):
     served.until_idle(seconds=3)
     metrics = httpx.get(served.url + "/metrics").text
     assert 'mlxgpt_requests_total{path="/v1/completions",status="gone"}' in metrics and 'status="0"' not in metrics
+
+
+def test_a_client_that_went_while_its_text_waited_leaves_the_queue(run, monkeypatch):
+    """Its response has begun, and the text that has the only slot does not end before."""
+    gate, step = threading.Event(), Slots.step
+    body = json.dumps({"prompt": "a", "max_tokens": 9, "stream": True}).encode()
+    with serving(run, num_slots=1) as served, connect(served) as first:
+        monkeypatch.setattr(Slots, "step", lambda *a: gate.wait(20) and step(*a))
+        first.sendall(raw(body))
+        while not served.metric("texts_active"):
+            time.sleep(0.01)
+        with connect(served, raw(body)) as second:
+            head = b""
+            while b"\r\n\r\n" not in head:  # with unread bytes, the socket would be reset when it is closed
+                head += second.recv(65536)
+            assert served.metric("texts_waiting") == 1
+        end = time.monotonic() + 5
+        while served.metric("texts_waiting"):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert served.metric("texts_active") == 1
+        gate.set()
+        while b"[DONE]" not in first.recv(65536):
+            pass
+
+
+def test_the_server_responds_while_a_body_is_decoded(served, monkeypatch):
+    begun, gate, decode = threading.Event(), threading.Event(), fields.decode
+    monkeypatch.setattr(fields, "decode", lambda *a: begun.set() or gate.wait(20) and decode(*a))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(served.post, json={"prompt": "a", "max_tokens": 1})
+        assert begun.wait(20) and httpx.get(served.url + "/health", timeout=5).status_code == 200
+        gate.set()
+        assert asked.result().status_code == 200
 
 
 def test_the_work_for_the_second_request_of_a_client_that_went_ends(served):

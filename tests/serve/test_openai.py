@@ -9,6 +9,7 @@ import openai
 import pytest
 from serving import CONTEXT, chat, complete, serving
 
+import mlx_gpt
 from mlx_gpt.serve.schema import TURN, Limits
 
 
@@ -172,10 +173,16 @@ def test_the_async_client(served):
         ({"stop": ["a"] * 17}, openai.BadRequestError, "stop"),
         ({"suffix": "x"}, openai.BadRequestError, 'suffix="x" is not supported'),
         ({"best_of": 2}, openai.BadRequestError, "best_of"),
-        ({"logit_bias": {"1": 2}}, openai.BadRequestError, "logit_bias"),
-        ({"frequency_penalty": 0.5}, openai.BadRequestError, "frequency_penalty"),
+        ({"logit_bias": {"1": 101}}, openai.BadRequestError, "logit_bias={1: 101.0}.*-100 to 100"),
+        ({"logit_bias": {"102": 1}}, openai.BadRequestError, "logit_bias has id 102; .* from 0 to 101"),
+        ({"logit_bias": {"-1": 1}}, openai.BadRequestError, "logit_bias=.*>= 0 as a key"),
+        ({"logit_bias": {"a": 1}}, openai.BadRequestError, "logit_bias=.*`int`, got `str` as a key"),
+        ({"logit_bias": [1]}, openai.BadRequestError, "logit_bias=.*got `array`"),
+        ({"frequency_penalty": 2.5}, openai.BadRequestError, "frequency_penalty=2.5 .* -2 to 2"),
+        ({"frequency_penalty": "1"}, openai.BadRequestError, "frequency_penalty=.*got `str`"),
+        ({"presence_penalty": -3}, openai.BadRequestError, "presence_penalty=-3.0 .* -2 to 2"),
         ({"prompt": "é"}, openai.BadRequestError, "U\\+00E9"),
-        ({"prompt": [-1]}, openai.BadRequestError, "ids from -1"),
+        ({"prompt": [-1]}, openai.BadRequestError, "the prompt has id -1"),
         ({"prompt": [[1, 10**6]]}, openai.BadRequestError, "1000000"),
         ({"prompt": ["a", [1]]}, openai.BadRequestError, "mixed"),
         ({"prompt": "a" * 100_001}, openai.BadRequestError, "100,001"),
@@ -188,6 +195,58 @@ def test_bad_values_are_named(client, options, error, words):
     assert caught.value.body["type"] == "invalid_request_error"
     name = next(iter(options))
     assert caught.value.body["param"] == name
+
+
+OPTIONS = {
+    "min_p": 0.2,
+    "repetition_penalty": 1.5,
+    "frequency_penalty": 0.7,
+    "presence_penalty": -0.9,
+    "logit_bias": {"20": 3.5, "21": -100},
+    "stop_token_ids": list(range(70, 100)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_a_text_with_an_option_is_what_generate_writes(served, run, path, name):
+    prompt, messages = "User:\na\n\nAssistant:\n", [{"role": "user", "content": "a"}]
+    asked = {"prompt": prompt} if path == "/v1/completions" else {"messages": messages}
+    how = {"max_tokens": 30, "temperature": 1.0, "top_p": 1.0, "seed": 3}
+    answer = served.post(path, asked | how | {name: OPTIONS[name]})
+    assert answer.status_code == 200, answer.text
+    [choice] = answer.json()["choices"]
+    text = choice["text"] if path == "/v1/completions" else choice["message"]["content"]
+    value = {int(k): v for k, v in OPTIONS[name].items()} if name == "logit_bias" else OPTIONS[name]
+    stop = "\n\n" if path == "/v1/chat/completions" else ()
+    assert text == "".join(mlx_gpt.generate(run, prompt, stop=stop, **how, **{name: value}))
+    assert text != "".join(mlx_gpt.generate(run, prompt, stop=stop, **how))
+    assert (choice["finish_reason"] == "stop") == (name == "stop_token_ids")
+
+
+def test_the_repetition_penalty_has_the_name_that_llama_cpp_gives_it(served):
+    plain = {"prompt": "Hello", "max_tokens": 30, "seed": 7, "temperature": 0}
+    asked = plain, plain | {"repetition_penalty": 1.5}, plain | {"repeat_penalty": 1.5}
+    without, ours, theirs = (served.post(json=body).json()["choices"] for body in asked)
+    assert theirs == ours != without
+    both = served.post(json=plain | {"repetition_penalty": 1.5, "repeat_penalty": 1.5})
+    assert both.status_code == 400 and "give one of them" in both.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("min_p", 1.5, "min_p=1.5 is not allowed; choose 0 (keep all) to 1"),
+        ("repetition_penalty", 0, "repetition_penalty=0.0 is not allowed; choose 0.01 to 100"),
+        ("repeat_penalty", -1, "repetition_penalty=-1.0 is not allowed"),
+        ("stop_token_ids", [5, 102], "stop_token_ids has id 102; the vocabulary has ids from 0 to 101"),
+        ("stop_token_ids", [-1], "stop_token_ids[0]: Expected `int` >= 0"),
+        ("stop_token_ids", ["a"], "stop_token_ids[0]: Expected `int`, got `str`"),
+    ],
+)
+def test_bad_values_of_options_of_other_servers_are_named(served, name, value, words):
+    refused = served.post(json={"prompt": "a", name: value})
+    assert refused.status_code == 400 and words in refused.json()["error"]["message"], refused.text
 
 
 @pytest.mark.parametrize(

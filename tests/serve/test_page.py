@@ -108,6 +108,41 @@ def test_pointing_and_arrow_keys_show_the_alternatives(page):
     playwright.expect(tip).to_be_hidden()
 
 
+# The rows of the tip of every token: class, name and share of each alternative.
+TIPS = """() => [...document.querySelectorAll(".token")].map((token) => {
+  token.dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
+  const cells = (row) => [...row.querySelectorAll("span")].slice(0, 2).map((cell) => cell.textContent);
+  return [...document.querySelectorAll("#tip div")].map((row) => [row.className, ...cells(row)]);
+})"""
+
+
+def test_the_alternatives_are_in_descending_order(page):
+    """Also those whose names are digits, which a JavaScript object puts first."""
+    write(page, temperature=1)
+    until_written(page)
+    tips = page.evaluate(TIPS)
+    assert {name for tip in tips for _, name, _ in tip} & set("0123456789")
+    for tip in tips:
+        shares = [float(share.removesuffix("%")) for *_, share in tip]
+        assert shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.parametrize("mode", ["complete", "chat"])
+def test_the_tip_names_the_bytes_of_a_token_that_is_a_part_of_a_character(browser, bytes_run, mode):
+    with serving(bytes_run) as served:
+        page = browser.new_page()
+        page.goto(served.url)
+        playwright.expect(page.locator("#model")).to_have_text("tiny")
+        page.click(f"#tab-{mode}")
+        write(page, "\U0001f600", temperature=1, top_p=1)
+        until_written(page)
+        tips = page.evaluate(TIPS)
+        drawn = [[name for kind, name, _ in tip if kind == "drawn"] for tip in tips]
+        assert all(len(names) == 1 for names in drawn) and any(names[0].startswith("bytes:") for names in drawn)
+        assert not any("\ufffd" in name for tip in tips for _, name, _ in tip)
+        page.close()
+
+
 def test_stop_ends_the_work_and_keeps_the_text(page, served):
     write(page, max_tokens=4000)
     page.locator(".token").nth(10).wait_for()

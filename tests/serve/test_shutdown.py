@@ -190,6 +190,23 @@ def test_a_port_in_use_is_named(checkpoint, served, tmp_path):
     assert done.returncode == 2 and str(served.port) in done.stderr and "--port" in done.stderr
 
 
+@pytest.mark.parametrize("mode, warns", [(0o600, False), (0o640, True), (0o604, True)])
+def test_a_key_that_others_can_read_is_warned_of(tmp_path, mode, warns):
+    (tmp_path / "key").write_text("sesame\nanother line\n")
+    (tmp_path / "key").chmod(mode)
+    told = mlxgpt("serve", "absent.safetensors", "--api-key-file", "key", cwd=tmp_path).stderr.splitlines()
+    assert ("absent.safetensors" in told[-1], len(told)) == (True, 1 + warns)
+    assert not warns or told[0].startswith("warning: ") and "chmod 600 key" in told[0]
+
+
+def test_the_first_line_of_the_key_file_is_the_key(checkpoint, tmp_path):
+    (tmp_path / "key").write_text("sesame\nanother line\n")
+    with command(checkpoint, "--api-key-file", tmp_path / "key", MLXGPT_API_KEY="other") as (_, url):
+        keys = "sesame", "other", "another line"
+        codes = [httpx.get(url + "/v1/models", headers={"x-api-key": key}).status_code for key in keys]
+        assert codes == [200, 401, 401]
+
+
 def test_the_card_and_the_key_of_the_command(checkpoint):
     with command(checkpoint, "--name", "mine", MLXGPT_API_KEY="sesame") as (_, url):
         card = httpx.get(url + "/v1/models/mine", headers={"x-api-key": "sesame"}).json()

@@ -68,17 +68,19 @@ async function* frames(answer) {
   }
 }
 
-// The next two functions add a frame's text to the turn. They return its tokens as {text, logprob, top: [[text, logprob],
-// ...]}, where `top` has the most likely tokens.
+// The next two functions add a frame's text to the turn. They return its tokens as {text, name, logprob, top: [[name,
+// logprob], ...]}. `text` has the characters that the token completes. `name` is the token alone: a part of a character is
+// "bytes:\xf0\x9f". `top` has the most likely tokens in descending order.
 function completionTokens(choice, turn) {
   turn.text += choice.text;
   turn.characters ??= []; // text_offset counts Unicode code points, but the indices of a string count UTF-16 units
   turn.characters.push(...choice.text);
   const { tokens, text_offset, token_logprobs, top_logprobs } = choice.logprobs;
-  return tokens.map((_, i) => ({
+  return tokens.map((name, i) => ({
+    name,
     text: turn.characters.slice(text_offset[i], text_offset[i + 1]).join(""),
     logprob: token_logprobs[i],
-    top: Object.entries(top_logprobs[i]),
+    top: Object.entries(top_logprobs[i]).sort(([, a], [, b]) => b - a), // an object has the names of digits first
   }));
 }
 
@@ -86,6 +88,7 @@ function chatTokens(choice, turn) {
   turn.text += choice.delta.content ?? "";
   turn.decoder ??= new TextDecoder();
   return (choice.logprobs?.content ?? []).map((token) => ({
+    name: token.token,
     text: turn.decoder.decode(new Uint8Array(token.bytes), { stream: true }),
     logprob: token.logprob,
     top: token.top_logprobs.map(({ token, logprob }) => [token, logprob]),
@@ -205,11 +208,11 @@ function showTip(span) {
   const token = span.told, tip = $("tip");
   span.classList.add("chosen");
   tip.replaceChildren(make("strong", "", `${(-token.logprob / Math.LN2).toFixed(2)} bits of surprisal`));
-  const rows = token.top.some(([text]) => text === token.text) ? token.top : [...token.top, [token.text, token.logprob]];
-  for (const [text, logprob] of rows) {
-    const row = make("div", text === token.text ? "drawn" : ""), share = Math.exp(logprob), bar = make("span", "bar");
+  const rows = token.top.some(([name]) => name === token.name) ? token.top : [...token.top, [token.name, token.logprob]];
+  for (const [name, logprob] of rows) {
+    const row = make("div", name === token.name ? "drawn" : ""), share = Math.exp(logprob), bar = make("span", "bar");
     bar.style.setProperty("--share", share.toFixed(3));
-    row.append(make("span", "", visible(text)), make("span", "", `${(100 * share).toFixed(1)}%`), bar);
+    row.append(make("span", "", visible(name)), make("span", "", `${(100 * share).toFixed(1)}%`), bar);
     tip.append(row);
   }
   tip.hidden = false;
