@@ -197,6 +197,10 @@ class ByteBPETokenizer(Tokenizer):
         kinds = {part.get("type") for part in _parts(facts.get("pre_tokenizer"))}
         if facts["model"].get("type") != "BPE" or "ByteLevel" not in kinds or facts.get("normalizer"):
             raise BadFile("tokenizer.json: not supported; give a byte-level BPE without a normalizer, such as GPT-2's")
+        for merge in facts["model"]["merges"]:  # the library ends with a panic if the result of a merge is no token
+            pair = merge.split(" ") if isinstance(merge, str) else merge
+            if "".join(pair) not in facts["model"]["vocab"]:
+                raise BadFile(f"tokenizer.json: the merge {str(merge)[:60]!r} gives a string that is not a token")
         engine = _parse(text)
         ids = engine.get_vocab(with_added_tokens=True)
         if max(ids.values(), default=0) >= MAX_VOCAB:
