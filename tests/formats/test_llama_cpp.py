@@ -96,7 +96,18 @@ def adversarial(tokenizer, text) -> list[str]:
     """Texts that are hard to encode. Those for "bpe" have known characters only, see docs/interoperability.md."""
     draw = random.Random(0)
     alphabet = sorted(set(text))
-    texts = ["", " ", "\n", "\n\n\n", " " * 300, "a" * 300, " \n \n  x", "<|eos|>", "a<|bos|>b<|endoftext|>", text[:5000]]
+    texts = [
+        "",
+        " ",
+        "\n",
+        "\n\n\n",
+        " " * 300,
+        "a" * 300,
+        " \n \n  x",
+        "<|eos|>",
+        "a<|bos|>b<|endoftext|>",
+        text[:5000],
+    ]
     texts += [UNICODE, UNICODE[::-1], "I'll we've 'TIS'S don't 1234567 12 a1b22", "x \r\n\r\n \t y"]
     texts += ["".join(draw.choices(alphabet, k=draw.randint(1, 60))) for _ in range(300)]
     texts += [tokenizer.decode(draw.choices(range(2, tokenizer.vocab_size), k=20)) for _ in range(100)]
@@ -226,7 +237,9 @@ writer.write_header_to_file(); writer.write_kv_data_to_file(); writer.write_tens
     x = np.load(tmp_path / "x.npy")
     with open(tmp_path / "theirs.gguf", "rb") as file:
         found = {name: gguf.read_tensor(file, entry) for name, entry in entries.items()}
-        theirs = {name: (file.seek(entry.first), file.read(entry.end - entry.first))[1] for name, entry in entries.items()}
+        theirs = {
+            name: (file.seek(entry.first), file.read(entry.end - entry.first))[1] for name, entry in entries.items()
+        }
     assert np.array_equal(found["F32"], x) and np.array_equal(found["F16"], x.astype(np.float16))
     assert np.abs(found["BF16"] - x).max() < np.abs(x).max() / 256
     gguf.write(tmp_path / "ours.gguf", {}, {"F16": x, "Q8_0": x}, {"F16": "F16", "Q8_0": "Q8_0"})
