@@ -93,7 +93,7 @@ def raw(folder, version=3, entries=(), infos=(), data=b"", counts=None, magic=b"
     return path
 
 
-def number(key, kind=4, value=struct.pack("<I", 1)) -> bytes:
+def number(key, kind=4, value=b"\1\0\0\0") -> bytes:
     return text(key) + struct.pack("<I", kind) + value
 
 
