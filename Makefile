@@ -30,9 +30,10 @@ test-all: $(BIN)/.test
 test-device: $(BIN)/.test
 	MLXGPT_TEST_DEVICE=$(DEVICE) $(BIN)/python -m pytest
 
-# Loads folders that `mlxgpt export` wrote in transformers and mlx-lm, which are installed in a separate environment.
+# Loads exported models in transformers, mlx-lm and llama.cpp, which are installed in a separate environment.
 test-exports: $(BIN)/.test .venv-exports/.ready
-	MLXGPT_EXPORT_PYTHON=$(CURDIR)/.venv-exports/bin/python $(BIN)/python -m pytest tests/formats/test_huggingface.py
+	MLXGPT_EXPORT_PYTHON=$(CURDIR)/.venv-exports/bin/python $(BIN)/python -m pytest \
+		tests/formats/test_huggingface.py tests/formats/test_llama_cpp.py
 
 # Tests the server's web page in a browser. Needs Chromium.
 test-page: $(BIN)/.test $(BIN)/.page
@@ -73,5 +74,5 @@ $(BIN)/.bench: $(BIN)/mlxgpt
 .venv-exports/.ready:
 	$(PYTHON) -m venv .venv-exports
 	.venv-exports/bin/python -m pip install --quiet --disable-pip-version-check torch transformers accelerate mlx-lm \
-		$(if $(filter Linux,$(shell uname)),'mlx[cpu]')
+		xllamacpp gguf $(if $(filter Linux,$(shell uname)),'mlx[cpu]')
 	@touch $@

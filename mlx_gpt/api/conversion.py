@@ -26,19 +26,19 @@ def convert(
     force: bool = False,
     note: Note = ignore,
 ) -> str:
-    """Converts a checkpoint between safetensors and RGPT0001, RGPT0002, RGPT0003.
+    """Converts a checkpoint between safetensors, RGPT0001, RGPT0002, RGPT0003 and GGUF.
 
     Args:
         src: A checkpoint of any format, a run folder, or an exported folder.
         dst: The file to write.
-        format: safetensors, rgpt0001, rgpt0002 or rgpt0003. [default: safetensors; if dst ends in .bin, rgpt0003, or
-            rgpt0002 without AdamW's moments]
+        format: safetensors, rgpt0001, rgpt0002, rgpt0003 or gguf. [default: safetensors; if dst ends in .gguf, gguf; if
+            dst ends in .bin, rgpt0003, or rgpt0002 without AdamW's moments]
         preset, n_embd, n_head, n_layer, block_size, corpus, vocab: As for `load`; an RGPT file does not contain them.
         force: Whether dst is overwritten if it exists.
         note: Called with each message for the user, one line of text.
 
     Returns:
-        The format that was written: safetensors, rgpt0001, rgpt0002 or rgpt0003.
+        The format that was written: safetensors, rgpt0001, rgpt0002, rgpt0003 or gguf.
 
     Raises:
         UserError: src does not exist, dst exists, or the format cannot represent the checkpoint.
@@ -59,7 +59,7 @@ def convert(
     checkpoint = read_checkpoint(src, preset, sizes)
     if not format and dst.suffix == ".bin":
         format = "rgpt0003" if has_moments(checkpoint) else "rgpt0002"
-    format = format or "safetensors"
+    format = format or ("gguf" if dst.suffix == ".gguf" else "safetensors")
     if format == "safetensors":
         checkpoint = with_recipe(checkpoint, note)
     checkpoint = with_text(src, checkpoint, corpus, vocab)
@@ -67,6 +67,6 @@ def convert(
     files[format].write(checkpoint, dst)
     if format == "safetensors" and not tokenizer:
         note(f"{dst} has no tokenizer; add the characters of a text with --corpus, or a vocabulary with --vocab")
-    if format != "safetensors" and tokenizer and tokenizer["kind"] != "char":
+    if format.startswith("rgpt") and tokenizer and tokenizer["kind"] != "char":
         note(f"{dst} does not contain the vocabulary; it is in the run folder, vocab.json in randyGPT's format")
     return format

@@ -19,7 +19,7 @@ from mlx_gpt.cli.options import (
 from mlx_gpt.config.presets import preset_of
 from mlx_gpt.config.renames import with_old_names
 
-FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003"]
+FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003", "gguf"]
 
 
 @click.command()
@@ -29,8 +29,8 @@ FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003"]
     "--format",
     "format",
     type=click.Choice(FORMATS),
-    help="Format of DST.  [default: safetensors; for a DST that ends in .bin: rgpt0003 if SRC has AdamW's moments, "
-    "otherwise rgpt0002]",
+    help="Format of DST.  [default: safetensors; for a DST that ends in .gguf: gguf; for a DST that ends in .bin: "
+    "rgpt0003 if SRC has AdamW's moments, otherwise rgpt0002]",
 )
 @click.option("--force", is_flag=True, help="Overwrite DST.")
 @preset_option
@@ -38,14 +38,16 @@ FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003"]
 @vocab_option
 @set_option
 def convert_command(src, dst, format, force, preset, corpus, vocab, sets):
-    """Convert a checkpoint between safetensors and RGPT0001, RGPT0002, RGPT0003.
+    """Convert a checkpoint between safetensors, RGPT0001, RGPT0002, RGPT0003 and GGUF.
 
     \b
     mlxgpt convert model.bin model.safetensors --preset model-l --corpus shakespeare
     mlxgpt convert runs/model-l-shakespeare/best.safetensors model.bin --format rgpt0002
+    mlxgpt convert model.gguf model.safetensors
 
     RGPT0001 to RGPT0003 are randyGPT's checkpoint formats. RGPT0001 and RGPT0003 also hold the moments of AdamW, so
-    they need a checkpoint of a run with --set optimizer.name=adamw.
+    they need a checkpoint of a run with --set optimizer.name=adamw. GGUF is the format of llama.cpp. It holds only
+    Llama's network, as in the preset llama-s, with its tokenizer.
 
     An RGPT file contains no tokenizer. --corpus builds one from the characters of the training text. --vocab reads one
     from a file.

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from mlx_gpt.config.schema import MAX_VOCAB
 from mlx_gpt.data.merges import Merge, learn_merges
-from mlx_gpt.data.tokenizer import SPECIALS, CharTokenizer, Tokenizer, count_unknown
+from mlx_gpt.data.tokenizer import BYTES, SPECIALS, CharTokenizer, Tokenizer, count_unknown
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.parse import parse_json, read_bytes
 
@@ -57,7 +57,7 @@ class BPETokenizer(Tokenizer):
         known = [(a, b) for a, b in merges if {a, b, a + b} <= self._ids.keys()]
         # Maps a pair of ids to the id of the merged string.
         self._merged = {(self._ids[a], self._ids[b]): self._ids[a + b] for a, b in reversed(known)}
-        self._engine = _engine(self._ids, self._merges_by_id()) if self._library_agrees() else None
+        self._engine = _engine(self._ids, self.merges_by_id()) if self._library_agrees() else None
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, characters: set[str], rule: str = "lines") -> "BPETokenizer":
@@ -126,19 +126,19 @@ class BPETokenizer(Tokenizer):
         Raises:
             UserError: if a string occurs twice in the vocabulary, or if the library would encode text to other ids.
         """
-        if not self._has_json():
+        if not self.has_json():
             raise UserError(
                 "a tokenizer.json cannot represent this vocabulary: a string occurs twice, two merges give the same "
                 "string, or a merged string has a lower id than one of its parts; save it as vocab.json"
             )
-        return _with_specials(self._ids, self._merges_by_id(), self.special_names)
+        return _with_specials(self._ids, self.merges_by_id(), self.special_names)
 
     def to_files(self) -> dict[str, str]:
         """vocab.json, and tokenizer.json if that format can represent the vocabulary."""
         files = {"vocab.json": self.to_vocab_json()}
-        return files | {"tokenizer.json": self.to_json()} if self._has_json() else files
+        return files | {"tokenizer.json": self.to_json()} if self.has_json() else files
 
-    def _has_json(self) -> bool:
+    def has_json(self) -> bool:
         """Whether a tokenizer.json can represent the vocabulary: _library_agrees(), and no string occurs twice."""
         return self._engine is not None and len(self._ids) == len(self.vocab)
 
@@ -156,7 +156,7 @@ class BPETokenizer(Tokenizer):
         merged = list(self._merged.values())
         return len(set(merged)) == len(merged) and all(max(pair) < m for pair, m in self._merged.items())
 
-    def _merges_by_id(self) -> list[Merge]:
+    def merges_by_id(self) -> list[Merge]:
         """Returns the merges that have an effect, sorted by merged id."""
         pairs = sorted(self._merged.items(), key=lambda item: item[1])
         return [(self.vocab[a], self.vocab[b]) for (a, b), _ in pairs]
@@ -181,8 +181,9 @@ class ByteBPETokenizer(Tokenizer):
     Multitask Learners", 2019, section 2.2.
 
     Args:
-        text: the text of a tokenizer.json: a byte-level BPE without a normalizer. One of its tokens must be <|eos|>,
-            <|endoftext|> or </s>, which becomes EOS. BOS is <|bos|> or <s>, or the EOS token if it has neither.
+        text: the text of a tokenizer.json: a byte-level BPE without a normalizer.
+        specials: the names of BOS and EOS. By default, EOS is <|eos|>, <|endoftext|> or </s>. BOS is <|bos|> or <s>,
+            or the EOS token if the text has neither.
 
     Raises:
         BadFile: if the text is not such a file.
@@ -190,26 +191,32 @@ class ByteBPETokenizer(Tokenizer):
 
     kind = "byte-bpe"
 
-    def __init__(self, text: str):
-        self._json = text
+    def __init__(self, text: str, specials: Sequence[str] | None = None):
+        self._json, self._specials = text, specials
         facts = parse_json(text, "tokenizer.json")
         kinds = {part.get("type") for part in _parts(facts.get("pre_tokenizer"))}
         if facts["model"].get("type") != "BPE" or "ByteLevel" not in kinds or facts.get("normalizer"):
             raise BadFile("tokenizer.json: not supported; give a byte-level BPE without a normalizer, such as GPT-2's")
+        for merge in facts["model"]["merges"]:  # the library ends with a panic if the result of a merge is no token
+            pair = merge.split(" ") if isinstance(merge, str) else merge
+            if "".join(pair) not in facts["model"]["vocab"]:
+                raise BadFile(f"tokenizer.json: the merge {str(merge)[:60]!r} gives a string that is not a token")
         engine = _parse(text)
         ids = engine.get_vocab(with_added_tokens=True)
         if max(ids.values(), default=0) >= MAX_VOCAB:
             raise BadFile(f"tokenizer.json: has the id {max(ids.values())}, but ids must be below {MAX_VOCAB}")
-        specials = {token["content"] for token in facts.get("added_tokens", []) if token.get("special")}
+        hidden = {token["content"] for token in facts.get("added_tokens", []) if token.get("special")}
+        if specials and not (len(specials) == 2 and set(specials) <= ids.keys()):
+            raise BadFile(f"tokenizer.json: has no tokens {str(specials)[:80]}, which should be BOS and EOS")
         ends = [name for name in ("<|eos|>", "<|endoftext|>", "</s>") if name in ids]
-        if not ends:
+        if not (specials or ends):
             raise BadFile("tokenizer.json: has no end-of-text token; add <|eos|>, <|endoftext|> or </s>")
         pieces = [b""] * (max(ids.values()) + 1)
         for string, i in ids.items():
-            pieces[i] = b"" if string in specials else bytes(BYTES[c] for c in string)
+            pieces[i] = b"" if string in hidden else bytes(BYTES[c] for c in string)
         super().__init__(pieces)
         begins = [name for name in ("<|bos|>", "<s>") if name in ids]
-        self.special_names = ([*begins, ends[0]][0], ends[0])
+        self.special_names = tuple(specials or ([*begins, ends[0]][0], ends[0]))
         self.bos_id, self.eos_id = (ids[name] for name in self.special_names)
         engine.encode_special_tokens = True  # the characters <|eos|> in a text are encoded as text, not as EOS
         self._engine = engine
@@ -250,7 +257,8 @@ class ByteBPETokenizer(Tokenizer):
         return _encode(self._engine, _chunks(text, WORD_END), self.dtype)
 
     def to_dict(self) -> dict:
-        return {"kind": self.kind, "json": self._json}
+        named = {"specials": list(self._specials)} if self._specials else {}
+        return {"kind": self.kind, "json": self._json} | named
 
     def to_json(self) -> str:
         return self._json
@@ -268,7 +276,7 @@ def tokenizer_from_dict(data: dict) -> Tokenizer:
             case BPETokenizer.kind:
                 return BPETokenizer.from_dict(data)
             case ByteBPETokenizer.kind:
-                return ByteBPETokenizer(data["json"])
+                return ByteBPETokenizer(data["json"], data.get("specials"))
             case kind:
                 raise BadFile(f"tokenizer of unknown kind {kind!r}; this version reads 'char', 'bpe' and 'byte-bpe'")
     except BadFile:
@@ -384,17 +392,3 @@ def _parts(pre_tokenizer: dict | None) -> list[dict]:
     if not pre_tokenizer:
         return []
     return pre_tokenizer["pretokenizers"] if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
-
-
-def _byte_characters() -> dict[str, int]:
-    """Maps each character that stands for a byte in GPT-2's vocabularies to that byte, 256 items.
-
-    A byte that is printable in Latin-1 is represented by its Latin-1 character. The other bytes are represented by
-    U+0100, U+0101, ... in order: byte 0x00 by U+0100, and the space, 0x20, by U+0120.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-BYTES = _byte_characters()

@@ -8,6 +8,7 @@ from mlx_gpt.checkpoint.store import Checkpoint
 from mlx_gpt.config.schema import Config
 from mlx_gpt.errors import BadFile
 from mlx_gpt.formats.huggingface.folder import TARGETS, Folder
+from mlx_gpt.formats.llama_gguf import GGUF
 from mlx_gpt.formats.rgpt import MAGIC, RGPT
 from mlx_gpt.formats.safetensors import Safetensors
 
@@ -57,7 +58,7 @@ class Format(Protocol):
 # The formats by name. format_of() takes the first one that recognizes a path.
 FORMATS: dict[str, Format] = {
     format.name: format
-    for format in (*(Folder(target) for target in TARGETS), *(RGPT(name) for name in MAGIC), Safetensors())
+    for format in (*(Folder(target) for target in TARGETS), *(RGPT(name) for name in MAGIC), GGUF(), Safetensors())
 }
 
 
@@ -66,4 +67,4 @@ def format_of(path: Path) -> Format:
     for format in FORMATS.values():
         if format.recognizes(path):
             return format
-    raise BadFile(f"{path}: neither an RGPT file nor a safetensors file; give a checkpoint")
+    raise BadFile(f"{path}: neither an RGPT file nor a safetensors file nor a GGUF file; give a checkpoint")

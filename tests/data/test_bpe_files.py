@@ -51,6 +51,27 @@ def test_a_huge_id_of_a_byte_level_vocabulary_is_refused(tmp_path):
         open_vocab(tmp_path)
 
 
+@pytest.mark.parametrize("merge", ["a b", ["x" * 50, "y" * 50], "a", "Ġ Ġ Ġ"])
+def test_a_merge_whose_result_is_not_a_token_is_refused(merge):
+    """The library ends with a panic, which is not an Exception, if the result is longer than every token."""
+    facts = json.loads(ByteBPETokenizer.train(["some text"], 260, set()).to_json())
+    facts["model"]["merges"].append(merge)
+    facts["model"]["vocab"].pop("a")
+    with pytest.raises(BadFile, match="gives a string that is not a token"):
+        ByteBPETokenizer(json.dumps(facts))
+
+
+def test_bos_and_eos_can_be_named():
+    text = ByteBPETokenizer.train(["some text"], 270, set()).to_json()
+    assert (ByteBPETokenizer(text).bos_id, ByteBPETokenizer(text).eos_id) == (0, 1)
+    named = ByteBPETokenizer(text, ["<|eos|>", "<|bos|>"])
+    again = tokenizer_from_dict(named.to_dict())
+    assert (again.bos_id, again.eos_id, again.to_dict()) == (1, 0, named.to_dict())
+    for names in (["<|eos|>"], ["<|eos|>", "absent"], 3):
+        with pytest.raises(BadFile):
+            tokenizer_from_dict({"kind": "byte-bpe", "json": text, "specials": names})
+
+
 def test_the_tokenizer_of_a_checkpoint_is_checked_too():
     for data in ({"kind": "bpe", "vocab": [*SPECIALS, "a"], "merges": [["a"]]}, {"kind": "byte-bpe", "json": "[]"}, []):
         with pytest.raises(BadFile, match="merges|tokenizer"):

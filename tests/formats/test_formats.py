@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from networks import NETWORKS
+from networks import LLAMA, NETWORKS
 
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.cli import convert
@@ -59,7 +59,7 @@ def test_what_is_refused_raises_and_what_is_not_comes_back(tmp_path, format, set
     assert theirs.config.model.architecture() == alike.architecture()
     assert (theirs.vocab_size, theirs.step, theirs.num_updates, theirs.best_loss) == (ours.vocab_size, 7, 6, 2.5)
     assert theirs.tokenizer == (None if format.name.startswith("rgpt") else ours.tokenizer)
-    weights_only = format.is_folder or format.name == "rgpt0002"
+    weights_only = format.is_folder or format.name in ("rgpt0002", "gguf")
     assert set(after.optimizer or {}) == (set() if weights_only else set(before.optimizer))
     assert all(np.array_equal(a, before.optimizer[k]) for k, a in (after.optimizer or {}).items())
 
@@ -67,7 +67,8 @@ def test_what_is_refused_raises_and_what_is_not_comes_back(tmp_path, format, set
 @pytest.mark.parametrize("format", FORMATS.values(), ids=lambda f: f.name)
 def test_every_row_keeps_to_the_protocol(format):
     assert FORMATS[format.name] is format and isinstance(format.is_folder, bool)
-    assert format.refuses(checkpoint({}).header.config) is None, "randyGPT's network is held by all"
+    held = LLAMA if format.name == "gguf" else {}
+    assert format.refuses(checkpoint(held).header.config) is None, "every format holds randyGPT's or Llama's network"
 
 
 def test_refusals_are_in_words_of_the_format():
@@ -105,7 +106,7 @@ def test_what_no_format_recognizes_is_refused(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"nothing of the kind")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "a.bin", tmp_path / "folder"):
-        with pytest.raises(BadFile, match="neither an RGPT file nor a safetensors file"):
+        with pytest.raises(BadFile, match="neither an RGPT file nor a safetensors file nor a GGUF file"):
             format_of(path)
 
 

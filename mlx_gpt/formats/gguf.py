@@ -1,0 +1,332 @@
+"""GGUF files, the container of llama.cpp: metadata with types, and tensors that may be quantized.
+
+    type    field
+    bytes   magic, "GGUF"
+    u32     version, 2 or 3
+    u64     number of tensors
+    u64     number of metadata entries
+            the entries: key (string), type of the value (u32), value
+            the tensors' infos: name (string), number of dimensions (u32), dimensions (u64 each, innermost first),
+            type (u32), offset (u64)
+            zeros up to a multiple of the alignment
+            the tensors' bytes, each padded with zeros to a multiple of the alignment
+
+All numbers are little-endian. A string is its length (u64) and its UTF-8 bytes. An array is the type of its elements
+(u32), their number (u64), and the elements. Offsets count from the end of the padded header. Source: the page
+docs/gguf.md of ggml.
+
+Metadata in memory is a dict from key to value. The type of the value tells the type in the file: a NumPy scalar for a
+number, bool, str, a NumPy array for an array of numbers, and a list of str for an array of strings.
+
+Example: the float32 tensor "x" of shape (2,) without metadata is a file of 96 bytes: 24 bytes up to the two numbers,
+33 bytes of info, 7 zeros, the 8 bytes of the tensor, and 24 zeros. read_header() returns no metadata and
+{"x": Entry(dtype="F32", shape=(2,), first=64, end=72)}.
+"""
+
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mlx_gpt.checkpoint.container import MAX_HEADER, MAX_NAME, Entry
+from mlx_gpt.checkpoint.store import Tensors
+from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.files import write_atomic
+
+MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
+MAX_ALIGNMENT = 1 << 16
+MAX_DIMS = 4
+# NumPy types of the metadata types that are numbers, by the number of the type. Type 7 is bool, of one byte.
+NUMBERS = {
+    **{0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4"},
+    **{6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"},
+}
+STRING, ARRAY = 8, 9
+# The tensor types that can be read and written: number, elements of a block, bytes of a block.
+TYPES = {"F32": (0, 1, 4), "F16": (1, 1, 2), "Q8_0": (8, 32, 34), "BF16": (30, 1, 2)}
+# The names of other tensor types, for messages.
+OTHERS = {
+    **{2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K"},
+    **{14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S"},
+    **{22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0"},
+    **{35: "TQ2_0", 39: "MXFP4", 42: "Q2_0"},
+}
+NAMES = {number: name for name, (number, _, _) in TYPES.items()}
+
+Metadata = dict[str, Any]
+
+
+# -- writing --------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, metadata: Mapping[str, Any], tensors: Tensors, types: Mapping[str, str]) -> None:
+    """Writes a file of version 3. One tensor at a time is converted and written.
+
+    Args:
+        path: The file to write or replace.
+        metadata: The metadata, see the module docstring.
+        tensors: float32 arrays by name. Of Q8_0, the innermost dimension is a multiple of 32.
+        types: For each tensor F32, F16 or Q8_0.
+
+    Raises:
+        UserError: A value is too large for its type, or the file cannot be written.
+        OutOfRoom: The disk is full.
+    """
+    write_atomic(path, _chunks(metadata, tensors, types))
+
+
+def _chunks(metadata: Mapping[str, Any], tensors: Tensors, types: Mapping[str, str]) -> Iterator[bytes]:
+    """Yields the header, then each tensor."""
+    header = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
+    header += [part for key, value in metadata.items() for part in (_string(key), *_value(value))]
+    offset = 0
+    for name, tensor in tensors.items():
+        number, elements, size = TYPES[types[name]]
+        dims = tensor.shape[::-1]
+        header += [_string(name), struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, number, offset)]
+        offset += _aligned(tensor.size // elements * size, ALIGNMENT)
+    yield _padded(b"".join(header))
+    for name, tensor in tensors.items():
+        yield _padded(_encoded(name, tensor, types[name]))
+
+
+def _value(value: Any) -> list[bytes]:
+    """The type and the bytes of a metadata value."""
+    if isinstance(value, str):
+        return [struct.pack("<I", STRING), _string(value)]
+    if isinstance(value, list):
+        return [struct.pack("<IIQ", ARRAY, STRING, len(value)), *map(_string, value)]
+    value = np.asarray(value)
+    kind = next(number for number, name in NUMBERS.items() if np.dtype(name) == value.dtype)
+    if value.ndim:
+        return [struct.pack("<IIQ", ARRAY, kind, value.size), value.tobytes()]
+    return [struct.pack("<I", kind), value.tobytes()]
+
+
+def _string(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _encoded(name: str, tensor: np.ndarray, kind: str) -> bytes:
+    """The bytes of a float32 tensor in a type. Raises UserError if a value is too large for it."""
+    if kind == "F32":
+        return tensor.astype("<f4", copy=False).tobytes()
+    with np.errstate(over="ignore"):
+        if kind == "F16":
+            data = scale = tensor.astype("<f2")
+        else:
+            data, scale = _quantized(tensor)
+    if not np.isfinite(scale).all():
+        raise UserError(f"{name} has values up to {np.abs(tensor).max():g}, too large for {kind}; choose F32")
+    return data.tobytes()
+
+
+def _quantized(tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Quantizes a tensor to Q8_0: for each 32 elements x, a float16 scale d = max|x| / 127, and the int8 x / d.
+
+    Halves are rounded away from zero, as ggml does.
+
+    Returns:
+        The blocks, (N / 32,) of d and q, and the scales.
+    """
+    x = tensor.reshape(-1, 32)
+    scale = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > np.finfo(np.float32).tiny)
+    scaled = x * inverse
+    blocks = np.empty(len(x), Q8_0)
+    blocks["d"] = scale[:, 0]
+    blocks["q"] = np.copysign(np.floor(np.abs(scaled) + np.float32(0.5)), scaled)
+    return blocks, blocks["d"]
+
+
+Q8_0 = np.dtype([("d", "<f2"), ("q", "i1", 32)])
+
+
+def _aligned(size: int, alignment: int) -> int:
+    """The lowest multiple of `alignment` that is at least `size`."""
+    return -(-size // alignment) * alignment
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % ALIGNMENT)
+
+
+# -- reading --------------------------------------------------------------------------------------------------------
+
+
+def recognizes(path: Path) -> bool:
+    """Whether a file begins with the magic of GGUF."""
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def read_header(path: Path) -> tuple[Metadata, dict[str, Entry]]:
+    """Reads and checks everything except the tensors' bytes.
+
+    Args:
+        path: An existing file.
+
+    Returns:
+        The metadata, and the entries of the tensors by name. The dtype of an entry is a key of TYPES, and its shape has
+        the innermost dimension last.
+
+    Raises:
+        BadFile: The file is not a valid GGUF file, is big-endian, or has a tensor of another type. The checks are: the
+            header fits into the file; no key and no name occurs twice; the tensors follow each other, aligned, without
+            gap or overlap, up to the end of the file. Nothing is allocated for a length that exceeds the file.
+    """
+    with open(path, "rb") as file:
+        return _Header(path, file).read()
+
+
+def read_tensor(file: BinaryIO, entry: Entry) -> np.ndarray:
+    """Reads one tensor and converts it to float32.
+
+    Args:
+        file: The open file.
+        entry: An entry that read_header() returned for this file.
+    """
+    file.seek(entry.first)
+    count = math.prod(entry.shape)
+    if entry.dtype == "Q8_0":
+        blocks = np.fromfile(file, Q8_0, count // 32)
+        return (blocks["q"] * blocks["d"].astype(np.float32)[:, None]).reshape(entry.shape)
+    data = np.fromfile(file, {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[entry.dtype], count)
+    if entry.dtype == "BF16":  # a bfloat16 is the upper 16 bits of a float32
+        data = (data.astype("<u4") << 16).view("<f4")
+    return data.astype(np.float32, copy=False).reshape(entry.shape)
+
+
+class _Header:
+    """Reads the header of an open file. Every read is bounded by the bytes that are left."""
+
+    def __init__(self, path: Path, file: BinaryIO):
+        self.path, self.file = path, file
+        self.size = os.fstat(file.fileno()).st_size
+        self.left = min(self.size, MAX_HEADER)
+
+    def bad(self, what: str) -> BadFile:
+        return BadFile(f"{self.path}: not a complete GGUF file ({what}); download or export it again")
+
+    def take(self, count: int, what: str) -> bytes:
+        """Reads `count` bytes."""
+        if count > self.left:
+            raise self.bad(f"{what} needs {count:,} bytes, but only {self.left:,} are left for the header")
+        self.left -= count
+        data = self.file.read(count)
+        if len(data) != count:
+            raise self.bad(f"it ends in {what}")
+        return data
+
+    def numbers(self, layout: str, what: str) -> tuple[int, ...]:
+        return struct.unpack(f"<{layout}", self.take(struct.calcsize(f"<{layout}"), what))
+
+    def text(self, what: str) -> str:
+        [length] = self.numbers("Q", what)
+        data = self.take(length, what)
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise self.bad(f"{what} is not UTF-8 at its byte {error.start}") from None
+
+    def name(self, what: str, earlier: Mapping[str, Any]) -> str:
+        """Reads the key of an entry or the name of a tensor."""
+        found = self.text(what)
+        if not found.isprintable() or not 0 < len(found) <= MAX_NAME:
+            raise self.bad(f"{what} is {found[:60]!r}, but it is printable and has 1 to {MAX_NAME} characters")
+        if found in earlier:
+            raise self.bad(f"{what} {found!r} occurs twice")
+        return found
+
+    def read(self) -> tuple[Metadata, dict[str, Entry]]:
+        if self.take(4, "the magic") != MAGIC:
+            raise self.bad("it does not begin with GGUF")
+        version = self.take(4, "the version")
+        if int.from_bytes(version, "big") in (2, 3):
+            raise BadFile(f"{self.path}: is a big-endian GGUF file; convert it to little-endian, which is read")
+        if int.from_bytes(version, "little") not in (2, 3):
+            raise BadFile(
+                f"{self.path}: has GGUF version {int.from_bytes(version, 'little')}; 2 and 3 are read, convert it again"
+            )
+        num_tensors, num_entries = self.numbers("QQ", "the number of tensors")
+        metadata: Metadata = {}
+        for _ in self.counted(num_entries, 13, "metadata entries"):
+            key = self.name("a key", metadata)
+            metadata[key] = self.value(key)
+        alignment = metadata.get("general.alignment", np.uint32(ALIGNMENT))
+        power = isinstance(alignment, np.uint32) and int(alignment).bit_count() == 1
+        if not power or alignment > MAX_ALIGNMENT:
+            raise self.bad(
+                f"general.alignment is {str(alignment)[:60]}, but a power of 2 up to {MAX_ALIGNMENT} is allowed"
+            )
+        entries: dict[str, Entry] = {}
+        for _ in self.counted(num_tensors, 32, "tensors"):
+            name = self.name("a tensor's name", entries)
+            entries[name] = self.info(name)
+        return metadata, self.placed(entries, int(alignment))
+
+    def counted(self, count: int, smallest: int, what: str) -> range:
+        """A range over `count` items of at least `smallest` bytes each."""
+        if count * smallest > self.left:
+            raise self.bad(f"it should have {count:,} {what}, but only {self.left:,} bytes are left for the header")
+        return range(count)
+
+    def value(self, key: str) -> Any:
+        [kind] = self.numbers("I", key)
+        if kind == STRING:
+            return self.text(key)
+        if kind != ARRAY:
+            return self.array(key, kind, 1)[0]
+        kind, count = self.numbers("IQ", key)
+        if kind == STRING:
+            return [self.text(key) for _ in self.counted(count, 8, f"strings in {key}")]
+        return self.array(key, kind, count)
+
+    def array(self, key: str, kind: int, count: int) -> np.ndarray:
+        if kind not in NUMBERS:
+            raise self.bad(f"{key} has the type {kind}, which is not a type of GGUF, or an array of arrays")
+        dtype = np.dtype(NUMBERS[kind])
+        data = self.take(count * dtype.itemsize, key)
+        if kind == 7 and data.strip(b"\0\1"):
+            raise self.bad(f"{key} is a bool, but its byte is neither 0 nor 1")
+        return np.frombuffer(data, dtype)
+
+    def info(self, name: str) -> Entry:
+        """Reads the rest of a tensor's info. The range of its bytes counts from the end of the header."""
+        [num_dims] = self.numbers("I", name)
+        if not 1 <= num_dims <= MAX_DIMS:
+            raise self.bad(f"{name} has {num_dims} dimensions, but 1 to {MAX_DIMS} are allowed")
+        *dims, kind, offset = self.numbers(f"{num_dims}QIQ", name)
+        if kind not in NAMES:
+            known = OTHERS.get(kind, f"number {kind}")
+            raise BadFile(
+                f"{self.path}: {name} has the tensor type {known}; {', '.join(TYPES)} are read, convert it to one of "
+                "them with llama-quantize"
+            )
+        _, elements, size = TYPES[NAMES[kind]]
+        count = math.prod(dims)
+        if not 0 < count < 1 << 60 or dims[0] % elements:
+            raise self.bad(f"{name} has the shape {tuple(dims[::-1])}, which {NAMES[kind]} does not allow")
+        shape = tuple(reversed(dims))
+        return Entry(dtype=NAMES[kind], shape=shape, first=offset, end=offset + count // elements * size)
+
+    def placed(self, entries: dict[str, Entry], alignment: int) -> dict[str, Entry]:
+        """Checks where the tensors lie. Returns the entries with ranges that count from the start of the file."""
+        start = _aligned(self.file.tell(), alignment)
+        ordered = sorted(entries.items(), key=lambda item: item[1].first)
+        end = 0
+        for name, entry in ordered:
+            if entry.first != _aligned(end, alignment):
+                raise self.bad(f"{name} begins at offset {entry.first:,}, but what precedes it ends at {end:,}")
+            end = entry.end
+        if entries and not start + end <= self.size <= start + _aligned(end, alignment):
+            raise self.bad(f"its tensors end at byte {start + end:,}, and the file at byte {self.size:,}")
+        return {
+            name: Entry(dtype=e.dtype, shape=e.shape, first=start + e.first, end=start + e.end)
+            for name, e in entries.items()
+        }
