@@ -94,7 +94,10 @@ TABLE = {
     "api/training": ("run", ""),
     "api/evaluation": ("data device/report errors run train/evaluate", ""),
     "api/conversion": ("checkpoint errors formats run", ""),
-    "api/exporting": ("api/evaluation checkpoint/store errors files formats run watch", "huggingface_hub"),
+    "api/exporting": (
+        "api/evaluation checkpoint/store errors files formats model/packing run watch",
+        "huggingface_hub",
+    ),
     "bench/": ("config data device errors files generation lazy model optim rng run train", "mlx numpy"),
     "bench/pytorch": ("bench/case", "numpy torch"),
     "bench/report": ("", "matplotlib"),

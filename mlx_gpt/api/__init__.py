@@ -1,6 +1,6 @@
 """The Python interface: functions to train, load, evaluate, run, convert, export and upload models.
 
-`mlx_gpt` exports all of them except `stream`, which the command line uses.
+`mlx_gpt` exports all of them except `stream` and `targets`, which the command line uses.
 """
 
 from mlx_gpt.lazy import attach
@@ -17,5 +17,6 @@ __getattr__, __dir__, __all__ = attach(
         "convert": "conversion",
         "export": "exporting",
         "push": "exporting",
+        "targets": "exporting",
     },
 )

@@ -1,4 +1,4 @@
-"""`export` writes a model for other libraries. `push` uploads it to the Hugging Face hub."""
+"""`export` writes a model for other programs. `push` uploads it to the Hugging Face hub."""
 
 import contextlib
 import dataclasses
@@ -16,81 +16,133 @@ from mlx_gpt.formats.huggingface.folder import FILES, TARGETS, names_of, require
 from mlx_gpt.formats.huggingface.quantize import BITS
 from mlx_gpt.formats.huggingface.quantize import quantize as quantize_weights
 from mlx_gpt.formats.huggingface.weights import write_weights
+from mlx_gpt.formats.llama_gguf import write as write_gguf
+from mlx_gpt.model.packing import as_dense
 from mlx_gpt.run.loading import read_checkpoint, to_run, tokenizer_of
 from mlx_gpt.run.request import Note, ignore
 from mlx_gpt.watch.compare import draw, read_record
 from mlx_gpt.watch.metrics import read_metrics
 
 
+def targets(src: str | Path) -> dict[str, str | None]:
+    """The targets of `export`, each with the reason why it cannot hold the network of a checkpoint, or None if it can.
+
+    Args:
+        src: A checkpoint of any format, or a run folder.
+
+    Raises:
+        UserError: There is no such file.
+        BadFile: src is corrupt, or of an unknown format.
+    """
+    config = _dense(read_checkpoint(Path(src))).header.config
+    return {target: FORMATS[target].refuses(config) for target in (*TARGETS, "gguf")}
+
+
 def export(
     src: str | Path,
-    folder: str | Path,
-    target: str = "huggingface",
+    dst: str | Path,
+    target: str | None = None,
     *,
     quantize: int | None = None,
+    gguf_type: str | None = None,
     license: str = "other",
     corpus: str | Path | Sequence[str | Path] | None = None,
     force: bool = False,
     note: Note = ignore,
 ) -> list[Path]:
-    """Writes a folder that transformers or mlx-lm can load, with code, weights, tokenizer and model card.
+    """Writes a folder that transformers or mlx-lm can load, or a GGUF file for llama.cpp.
+
+    A folder contains weights, tokenizer and model card, and the code of a network that is not Llama's.
 
     Args:
         src: A checkpoint of any format, or a run folder. If src is a run folder or in one, the model card shows the
             run's validation losses, as a curve or a table.
-        folder: The folder to write. It is created if it does not exist.
-        target: "huggingface" for transformers, or "mlx-lm".
+        dst: The folder or file to write. A folder is created if it does not exist.
+        target: "huggingface" for transformers, "mlx-lm" or "gguf". [default: gguf if dst ends in .gguf, otherwise
+            huggingface]
         quantize: 8 or 4, the bits per weight of quantized matrices; for mlx-lm only. None does not quantize.
+        gguf_type: F32, F16 or Q8_0, the type of the matrices in a GGUF file. [default: F32, which is exact]
         license: Name of the model's license, for the model card.
         corpus: The text on whose validation split the loss before and after quantizing is measured. [default: the
             checkpoint's `data.corpus`]
-        force: Whether to write into a folder that is not empty.
+        force: Whether to write into a folder that is not empty, or over a file.
         note: Called with each message for the user, one line of text.
 
     Returns:
         The paths of the files written.
 
     Raises:
-        UserError: An argument is not allowed, the checkpoint has no tokenizer, or the target has no code for its
-            network.
+        UserError: An argument is not allowed, the checkpoint has no tokenizer, or the target cannot hold its network or
+            its vocabulary.
         BadFile: src is corrupt, or of an unknown format.
     """
-    src, folder = Path(src), Path(folder)
-    _require_arguments(folder, target, quantize, license, force)
-    checkpoint = read_checkpoint(src)
-    tokenizer = tokenizer_of(checkpoint.header)
-    if tokenizer is None:
-        raise UserError(
-            f"{src}: the checkpoint has no tokenizer; add one with --corpus or --vocab of: mlxgpt convert {src} FILE"
-        )
-    if reason := FORMATS[target].refuses(checkpoint.header.config):
-        raise UserError(reason)
+    src, dst = Path(src), Path(dst)
+    target = target or ("gguf" if dst.suffix == ".gguf" else "huggingface")
+    _require_arguments(dst, target, quantize, gguf_type, license, force)
+    checkpoint = _to_export(src, target, note)
+    if target == "gguf":
+        write_gguf(dst, checkpoint, gguf_type or "F32")
+        return [dst]
     weights, extra, notes = checkpoint.weights, {}, []
     if quantize:
         weights, dequantized, group = quantize_weights(weights, quantize)
         extra = {"quantization": {"group_size": group, "bits": quantize}}
         notes = [f"{quantize} bits per weight, in groups of {group}{_losses(checkpoint, dequantized, corpus, note)}"]
         note(notes[0])
-    evaluations = _evaluations(src)
-    picture = _curve(src, folder) if evaluations else []
-    text = card(checkpoint.header, folder.resolve().name, target, license, evaluations, bool(picture), notes)
-    paths = write_folder(folder, checkpoint, tokenizer, target, text, extra)
-    return [*paths, write_weights(folder, names_of(checkpoint.header), weights), *picture]
+    evaluations, header = _evaluations(src), checkpoint.header
+    picture = _curve(src, dst) if evaluations else []
+    text = card(header, dst.resolve().name, target, license, evaluations, bool(picture), notes)
+    paths = write_folder(dst, checkpoint, tokenizer_of(header), target, text, extra)
+    return [*paths, write_weights(dst, names_of(header), weights), *picture]
 
 
-def _require_arguments(folder: Path, target: str, quantize: int | None, license: str, force: bool) -> None:
-    if target not in TARGETS:
-        raise UserError(f"target={target!r} is not allowed; choose from {', '.join(TARGETS)}")
+def _to_export(src: Path, target: str, note: Note) -> Checkpoint:
+    """Reads the checkpoint to export, with dense matrices. Raises UserError if the target cannot hold it."""
+    checkpoint = read_checkpoint(src)
+    if checkpoint.header.config.model.ternary_activations == "int8":
+        note("the network rounds its inputs to 8 bits (model.ternary_activations=int8); the exported one does not")
+    checkpoint = _dense(checkpoint)
+    if checkpoint.header.tokenizer is None:
+        raise UserError(
+            f"{src}: the checkpoint has no tokenizer; add one with --corpus or --vocab of: mlxgpt convert {src} FILE"
+        )
+    if reason := FORMATS[target].refuses(checkpoint.header.config):
+        raise UserError(reason)
+    return checkpoint
+
+
+def _dense(checkpoint: Checkpoint) -> Checkpoint:
+    """Returns the checkpoint with dense matrices that hold the values of its ternary ones, if it has any."""
+    header = checkpoint.header
+    model, weights = as_dense(header.config.model, checkpoint.weights)
+    config = dataclasses.replace(header.config, model=model)
+    return Checkpoint(header=dataclasses.replace(header, config=config), weights=weights, optimizer={})
+
+
+def _require_arguments(
+    dst: Path, target: str, quantize: int | None, gguf_type: str | None, license: str, force: bool
+) -> None:
+    if target not in (*TARGETS, "gguf"):
+        raise UserError(f"target={target!r} is not allowed; choose from {', '.join(TARGETS)}, gguf")
     if quantize not in (None, *BITS):
         raise UserError(f"quantize={quantize!r} is not allowed; choose from {', '.join(map(str, BITS))}")
     if not re.fullmatch(r"[\w.-]+", license):
         raise UserError(f"--license {license!r} is not the name of a license; give one such as mit or cc-by-4.0")
     if quantize and target != "mlx-lm":
-        raise UserError(f"--quantize {quantize} is only supported for mlx-lm, not for {target}; add --to mlx-lm")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise UserError(f"{folder}: is not empty; name another folder, or write into it with --force")
+        instead = "--gguf-type Q8_0" if target == "gguf" else "--to mlx-lm"
+        raise UserError(f"--quantize {quantize} is only supported for mlx-lm, not for {target}; give {instead}")
+    if gguf_type and target != "gguf":
+        raise UserError(f"--gguf-type {gguf_type} is for GGUF files, not for {target}; name a file such as model.gguf")
+    if target == "gguf":
+        if dst.is_dir():
+            raise UserError(f"{dst}: is a folder; name a file in it, such as {dst / 'model.gguf'}")
+        if dst.exists() and not force:
+            raise UserError(f"{dst}: already exists; name another file, or overwrite it with --force")
+        return
+    if dst.exists() and not dst.is_dir():
+        raise UserError(f"{dst}: is a file; name a folder")
+    if dst.is_dir() and any(dst.iterdir()) and not force:
+        raise UserError(f"{dst}: is not empty; name another folder, or write into it with --force")
 
 
 def _losses(

@@ -1,4 +1,4 @@
-"""`mlxgpt export` writes a model for other libraries. `mlxgpt push` sends the result to the Hugging Face hub."""
+"""`mlxgpt export` writes a model for other programs. `mlxgpt push` sends the result to the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -7,16 +7,23 @@ import click
 from mlx_gpt import api
 from mlx_gpt.cli.options import corpus_option, echo_json, json_option, note
 
+# The program that loads each target, and the command that writes it.
+TARGETS = {
+    "huggingface": ("transformers", "mlxgpt export {checkpoint} DIR"),
+    "mlx-lm": ("mlx-lm", "mlxgpt export {checkpoint} DIR --to mlx-lm"),
+    "gguf": ("llama.cpp", "mlxgpt export {checkpoint} OUT.gguf"),
+}
+
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("destination", required=False, metavar="[DIR|OUT.gguf]", type=click.Path(path_type=Path))
 @click.option(
     "--to",
     "target",
-    type=click.Choice(["huggingface", "mlx-lm"]),
-    default="huggingface",
-    help="Library that will load the model.",
+    type=click.Choice(list(TARGETS)),
+    help="Program that will load the model: transformers (huggingface), mlx-lm, or llama.cpp (gguf).  [default: gguf "
+    "for a name that ends in .gguf, otherwise huggingface]",
 )
 @click.option(
     "--quantize",
@@ -24,26 +31,55 @@ from mlx_gpt.cli.options import corpus_option, echo_json, json_option, note
     type=click.Choice(["8", "4"]),
     help="Quantize the matrices to this many bits per weight; for mlx-lm only.",
 )
+@click.option(
+    "--gguf-type",
+    type=click.Choice(["F32", "F16", "Q8_0"]),
+    help="Type of the matrices in a GGUF file.  [default: F32, which is exact]",
+)
 # click derives the environment variable of an option from its parameter name. The spelling "licence" keeps the variable
 # MLXGPT_EXPORT_LICENCE of mlxgpt 0.1.0.
 @click.option("--license", "licence", default="other", metavar="NAME", help="License of the model, for the model card.")
-@click.option("--force", is_flag=True, help="Write into DIR even if it is not empty.")
+@click.option("--force", is_flag=True, help="Write into DIR even if it is not empty, or overwrite OUT.gguf.")
 @corpus_option
-def export_command(checkpoint, folder, target, bits, licence, force, corpus):
-    """Export CHECKPOINT to the folder DIR for transformers or mlx-lm, with code, tokenizer and model card.
+def export_command(checkpoint, destination, target, bits, gguf_type, licence, force, corpus):
+    """Export CHECKPOINT for transformers, mlx-lm or llama.cpp; without a destination, list what is possible.
 
     \b
+    mlxgpt export runs/model-l-shakespeare/best.safetensors
     mlxgpt export runs/model-l-shakespeare/best.safetensors shakespeare
     mlxgpt export best.safetensors small --to mlx-lm --quantize 4
+    mlxgpt export best.safetensors shakespeare.gguf
+
+    A folder for transformers or mlx-lm has weights, tokenizer and model card. It also has the code of the network,
+    unless the network is Llama's, as in the preset llama-s. A GGUF file holds only Llama's network.
 
     With --quantize, the validation loss is measured before and after quantizing. Its text is the corpus of the run, or
     --corpus.
     """
+    if destination is None:
+        _list_targets(checkpoint)
+        return
     quantize = int(bits) if bits else None
     paths = api.export(
-        checkpoint, folder, target, quantize=quantize, license=licence, corpus=corpus, force=force, note=note
+        checkpoint,
+        destination,
+        target,
+        quantize=quantize,
+        gguf_type=gguf_type,
+        license=licence,
+        corpus=corpus,
+        force=force,
+        note=note,
     )
-    note(f"{folder}: {len(paths)} files, {sum(p.stat().st_size for p in paths):,} bytes, for {target}")
+    files = f"{len(paths)} files" if len(paths) > 1 else "1 file"
+    note(f"{destination}: {files}, {sum(p.stat().st_size for p in paths):,} bytes")
+
+
+def _list_targets(checkpoint: Path) -> None:
+    """Prints the command for each target that can hold the network, and for the others the reason why not."""
+    for target, reason in api.targets(checkpoint).items():
+        program, command = TARGETS[target]
+        click.echo(f"{program:<14}{f'no: {reason}' if reason else command.format(checkpoint=checkpoint)}")
 
 
 @click.command()

@@ -30,11 +30,11 @@ COMMANDS = {
     ),
     "convert": (
         "mlx_gpt.cli.convert",
-        "Convert a checkpoint between safetensors and RGPT0001, RGPT0002, RGPT0003.",
+        "Convert a checkpoint between safetensors, RGPT0001, RGPT0002, RGPT0003 and GGUF.",
     ),
     "export": (
         "mlx_gpt.cli.export",
-        "Export CHECKPOINT to the folder DIR for transformers or mlx-lm, with code, tokenizer and model card.",
+        "Export CHECKPOINT for transformers, mlx-lm or llama.cpp; without a destination, list what is possible.",
     ),
     "push": (
         "mlx_gpt.cli.export",

@@ -62,10 +62,12 @@ def as_packed(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> tuple[M
 def as_dense(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     """Returns the network with dense matrices that hold the values of its ternary ones, and its weights.
 
-    A network without ternary layers is returned as it is. The result computes the same function if
-    `model.ternary_activations` is "float" and `model.ternary_norm` is false.
+    A network without ternary layers, or with `model.ternary_norm`, is returned as it is. The result computes the same
+    function if `model.ternary_activations` is "float".
     """
+    if config.linear == "dense" or config.ternary_norm:
+        return config, dict(weights)
     found = {name: w for name, w in weights.items() if not name.endswith((".codes", ".scales"))}
     found |= {name: np.array(dequantize(trits, scales)) for name, trits, scales in trits_of(config, weights)}
-    plain = {"linear": "dense", "ternary_group": "tensor", "ternary_activations": "float", "ternary_norm": False}
+    plain = {"linear": "dense", "ternary_group": "tensor", "ternary_activations": "float"}
     return dataclasses.replace(config, **plain), dict(sorted(found.items()))

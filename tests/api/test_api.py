@@ -137,7 +137,7 @@ def test_wrong_arguments_are_refused_with_what_is_allowed(folder, tmp_path):
         (lambda: mlx_gpt.generate(bare), "no tokenizer"),
         (lambda: mlx_gpt.generate(run, "to", temperature=-1), "temperature=-1"),
         (lambda: mlx_gpt.convert(folder, tmp_path / "a.bin", "ggml"), "format='ggml' .* rgpt0003"),
-        (lambda: mlx_gpt.export(folder, tmp_path / "out", "gguf"), "target='gguf' .* mlx-lm"),
+        (lambda: mlx_gpt.export(folder, tmp_path / "out", "onnx"), "target='onnx' .* mlx-lm, gguf"),
         (lambda: mlx_gpt.export(folder, tmp_path / "out", "mlx-lm", quantize=5), "quantize=5 .* 8, 4"),
         (lambda: mlx_gpt.train("model-q"), "model-q"),
         (lambda: mlx_gpt.train(corpus="pydocs", settings={"data.corpus": ("stdlib",)}), "data.corpus is given twice"),

@@ -239,3 +239,57 @@ def test_quantized_folders_compute_their_rounded_weights_in_mlx_lm(saved, text, 
     store.save(tmp_path / "rounded.safetensors", rounded)
     expectations(tmp_path / "rounded.safetensors", text, tmp_path / "expected.npz")
     use("mlx-lm", out, tmp_path / "expected.npz", tmp_path / "scratch")
+
+
+# -- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_export_alone_lists_what_is_possible_and_why_the_rest_is_not(saved, tmp_path):
+    done = mlxgpt("export", saved, cwd=tmp_path)
+    assert done.returncode == 0 and "no:" not in done.stdout
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["transformers", "mlx-lm", "llama.cpp"]
+    plain = Checkpoint(
+        header=Header(config=Config(model=ModelConfig(**SHAPE)), vocab_size=5, step=1, num_updates=1),
+        weights={k: np.ones(s, np.float32) for k, s in shapes_of(ModelConfig(**SHAPE), 5).items()},
+        optimizer={},
+    )
+    store.save(tmp_path / "plain.safetensors", plain)
+    done = mlxgpt("export", "plain.safetensors", cwd=tmp_path)
+    first, _, last = done.stdout.splitlines()
+    assert "mlxgpt export plain.safetensors DIR" in first
+    assert 'no: gguf holds only Llama\'s network, not model.positions="learned" instead of "rotary"' in last
+
+
+def test_a_gguf_file_is_written_by_its_name(saved, tmp_path):
+    for name, more in (("a.gguf", ()), ("b", ("--to", "gguf", "--gguf-type", "F16"))):
+        export(saved, tmp_path / name, *more)
+        assert (tmp_path / name).read_bytes()[:4] == b"GGUF"
+    assert (tmp_path / "b").stat().st_size < 0.75 * (tmp_path / "a.gguf").stat().st_size
+    first, back = read_checkpoint(saved), read_checkpoint(tmp_path / "a.gguf")
+    assert all(np.array_equal(w, first.weights[k]) for k, w in back.weights.items())
+    for arguments, words in (
+        (("a.gguf",), "already exists; name another file, or overwrite it with --force"),
+        (("c.gguf", "--quantize", "4"), "give --gguf-type Q8_0"),
+        (("folder", "--gguf-type", "F16"), "is for GGUF files, not for huggingface"),
+        ((".", "--to", "gguf"), "is a folder; name a file in it"),
+        (("c.gguf", "--gguf-type", "Q4_0"), "'Q4_0' is not one of"),
+    ):
+        done = mlxgpt("export", saved, *arguments, cwd=tmp_path)
+        assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"a.gguf", "b"}
+
+
+@pytest.mark.parametrize("name", ["folder", "model.gguf"])
+def test_a_ternary_network_is_exported_with_the_values_of_its_forward_pass(saved, tmp_path, name):
+    """To the bit, and with the same logits. The shadow weights themselves are other numbers."""
+    first = read_checkpoint(saved)
+    model = dataclasses.replace(first.header.config.model, linear="ternary")
+    header = dataclasses.replace(first.header, config=Config(model=model))
+    store.save(tmp_path / "ternary.safetensors", dataclasses.replace(first, header=header))
+    export(tmp_path / "ternary.safetensors", tmp_path / name)
+    back = read_checkpoint(tmp_path / name)
+    tokens = mx.array([[2, 3, 4, 5]])
+    ours, theirs = (mlx_gpt.load(tmp_path / file).model(tokens) for file in ("ternary.safetensors", name))
+    assert mx.array_equal(ours, theirs) and back.header.config.model.linear == "dense"
+    wq = "layers.0.attn.wq.weight"
+    assert len(np.unique(np.abs(back.weights[wq]))) == 2 and not np.array_equal(back.weights[wq], first.weights[wq])
