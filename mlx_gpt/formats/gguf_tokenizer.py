@@ -199,7 +199,7 @@ def read_tokenizer(path: Path, metadata: Metadata) -> Tokenizer | None:
 def _own(metadata: Metadata) -> Tokenizer:
     tokenizer = tokenizer_from_dict(parse_json(metadata[OWN], OWN))
     expected = to_metadata(tokenizer)
-    for key in expected.keys() | {key for key in metadata if key.startswith("tokenizer.")}:
+    for key in expected.keys() | {key for key in metadata if key.startswith("tokenizer.ggml.")}:
         if not _equal(expected.get(key), metadata.get(key)):
             raise BadFile(f"{key} is not that of {OWN}; the file was changed, remove {OWN} from it")
     return tokenizer

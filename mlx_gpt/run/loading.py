@@ -137,7 +137,7 @@ def checkpoint_in(path: Path) -> Path:
 
 
 def format_of(path: Path) -> str:
-    """The name of a checkpoint's format: safetensors, RGPT0001, RGPT0002, RGPT0003, huggingface or mlx-lm."""
+    """The name of a checkpoint's format: safetensors, RGPT0001, RGPT0002, RGPT0003, gguf, huggingface or mlx-lm."""
     name = formats.format_of(path).name
     return name.upper() if name.startswith("rgpt") else name
 

@@ -78,6 +78,13 @@ def test_irregular_vocabularies_are_refused_with_the_reason(vocab, merges, reaso
         to_metadata(BPETokenizer(["<|bos|>", "<|eos|>", *vocab], merges))
 
 
+def test_no_text_of_characters_spells_the_name_of_a_special_token():
+    """llama.cpp looks for these names in a prompt."""
+    for tokenizer in TOKENIZERS[:3]:
+        for name in to_metadata(tokenizer)["tokenizer.ggml.tokens"][:2]:
+            assert not set(name) <= set(tokenizer.characters)
+
+
 def test_merges_over_a_newline_are_left_out_because_they_have_no_effect():
     tokenizer = BPETokenizer(["<|bos|>", "<|eos|>", "\n", "a", "\n\n", "aa"], [("\n", "\n"), ("a", "a")])
     metadata = to_metadata(tokenizer)
@@ -95,6 +102,8 @@ def edited(change) -> ByteBPETokenizer:
     "change, reason",
     [
         (lambda f: f["model"].update(dropout=0.5), "dropout=0.5"),
+        (lambda f: f["model"]["vocab"].update({"[PAD500]": 501}), "a string occurs twice"),
+        (lambda f: f["model"]["merges"].append(f["model"]["merges"][0]), "a merge is listed twice"),
         (lambda f: f["model"].update(ignore_merges=True), "its pre_tokenizer is none of trillion"),
         (lambda f: f["pre_tokenizer"].update(add_prefix_space=True), "its pre_tokenizer is none of trillion"),
         (lambda f: f["added_tokens"].append(f["added_tokens"][0] | {"id": 300, "content": "x!", "special": False,

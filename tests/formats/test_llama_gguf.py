@@ -68,6 +68,17 @@ def test_a_checkpoint_comes_back_bit_for_bit_and_its_file_byte_for_byte(tmp_path
     assert (tmp_path / "again.gguf").read_bytes() == path.read_bytes()
 
 
+def test_rows_of_queries_and_keys_are_in_the_order_of_llama_cpp(saved):
+    """Of each head's 8 rows, row j of the first half is row 2 j, and row j of the second half is row 2 j + 1."""
+    before, (_, entries) = checkpoint_of(), gguf.read_header(saved)
+    with open(saved, "rb") as file:
+        for theirs, ours, heads in (("attn_q", "wq", 4), ("attn_k", "wk", 2), ("attn_v", "wv", 0)):
+            found = gguf.read_tensor(file, entries[f"blk.1.{theirs}.weight"])
+            weight = before.weights[f"layers.1.attn.{ours}.weight"]
+            rows = [8 * head + row for head in range(heads) for row in (0, 4, 1, 5, 2, 6, 3, 7)]
+            assert np.array_equal(found, weight[rows] if heads else weight), theirs
+
+
 @pytest.mark.parametrize("loss", [math.inf, 2.5])
 def test_the_progress_of_a_run_comes_back(tmp_path, loss):
     llama_gguf.write(tmp_path / "a.gguf", checkpoint_of(best_loss=loss, step=1 << 40))
