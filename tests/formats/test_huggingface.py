@@ -169,24 +169,34 @@ def expectations(path, text, file):
     )
 
 
+def run_there(script, folder, *arguments):
+    """Runs a script of exports/ in the environment of the libraries. Its last word must be ok."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [OTHER_PYTHON, ROOT / "tests/exports" / script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+    assert done.returncode == 0 and done.stdout.rstrip().endswith("ok"), done.stderr[-3000:]
+
+
 @pytest.mark.skipif(not OTHER_PYTHON, reason="needs an environment with transformers and mlx-lm; make test makes it")
 @pytest.mark.parametrize("target, script", [("huggingface", "use_transformers.py"), ("mlx-lm", "use_mlx_lm.py")])
 def test_the_real_libraries_load_it_and_say_the_same(saved, text, tmp_path, target, script):
     export(saved, tmp_path / "out", "--to", target)
     expectations(saved, text, tmp_path / "expected.npz")
-    command = [
-        OTHER_PYTHON,
-        ROOT / "tests/exports" / script,
-        tmp_path / "out",
-        tmp_path / "expected.npz",
-        tmp_path / "scratch",
-    ]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.rstrip().endswith("ok"), done.stderr[-3000:]
+    run_there(script, tmp_path, tmp_path / "out", tmp_path / "expected.npz", tmp_path / "scratch")
+
+
+@pytest.mark.skipif(not OTHER_PYTHON, reason="needs an environment with transformers and mlx-lm; make test makes it")
+def test_the_options_of_transformers_say_the_same(saved, tmp_path):
+    """And what transformers saves comes back."""
+    export(saved, tmp_path / "out")
+    run_there("transformers_options.py", tmp_path, tmp_path / "out", tmp_path / "scratch")
+    back, first = read_checkpoint(tmp_path / "scratch", None, {}), store.load(saved)
+    assert all(np.array_equal(w, first.weights[k]) for k, w in back.weights.items())
+    again, tokenizer = (tokenizer_from_dict(found.header.tokenizer) for found in (back, first))
+    assert again.encode("the cat\n\n sat").tolist() == tokenizer.encode("the cat\n\n sat").tolist()
 
 
 @pytest.mark.skipif(not OTHER_PYTHON, reason="needs an environment with transformers and mlx-lm; make test makes it")
@@ -197,9 +207,7 @@ def test_a_quantized_folder_loads_in_mlx_lm(text, tmp_path, saved):
     done = export(saved, tmp_path / "out", "--to", "mlx-lm", "--quantize", "4", "--corpus", tmp_path / "text.txt")
     assert "4 bits per weight, in groups of 64: validation loss" in done.stderr
     expectations(saved, text, tmp_path / "expected.npz")
-    command = [OTHER_PYTHON, ROOT / "tests/exports/use_mlx_lm.py", tmp_path / "out", tmp_path / "expected.npz"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_there("use_mlx_lm.py", tmp_path, tmp_path / "out", tmp_path / "expected.npz")
 
 
 @pytest.mark.parametrize("bits", [8, 4])
