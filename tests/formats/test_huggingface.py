@@ -1,6 +1,6 @@
 """Exports: what is in a folder, that it comes back, and that the real libraries load it and say the same.
 
-The libraries live in an environment of their own, whose Python MLXGPT_EXPORT_PYTHON names; `make test` makes it.
+The libraries live in an environment of their own, whose Python MLXGPT_EXPORT_PYTHON names; `make test-exports` makes it.
 """
 
 import dataclasses
@@ -38,7 +38,9 @@ from mlx_gpt.train.objective import cross_entropy
 
 SHAPE = {"n_embd": 64, "n_head": 4, "n_layer": 2, "block_size": 64}
 KINDS = {"char": {}, "bpe": EXTENSIONS, "byte-bpe": {"positions": "rotary"}}
+OPTIONS = {"huggingface": "transformers_options.py", "mlx-lm": "mlx_lm_options.py"}
 OTHER_PYTHON = os.environ.get("MLXGPT_EXPORT_PYTHON")
+needs_the_libraries = pytest.mark.skipif(not OTHER_PYTHON, reason="needs transformers and mlx-lm: make test-exports")
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +182,7 @@ def run_there(script, folder, *arguments):
     assert done.returncode == 0 and done.stdout.rstrip().endswith("ok"), done.stderr[-3000:]
 
 
-@pytest.mark.skipif(not OTHER_PYTHON, reason="needs an environment with transformers and mlx-lm; make test makes it")
+@needs_the_libraries
 @pytest.mark.parametrize("target, script", [("huggingface", "use_transformers.py"), ("mlx-lm", "use_mlx_lm.py")])
 def test_the_real_libraries_load_it_and_say_the_same(saved, text, tmp_path, target, script):
     export(saved, tmp_path / "out", "--to", target)
@@ -188,18 +190,19 @@ def test_the_real_libraries_load_it_and_say_the_same(saved, text, tmp_path, targ
     run_there(script, tmp_path, tmp_path / "out", tmp_path / "expected.npz", tmp_path / "scratch")
 
 
-@pytest.mark.skipif(not OTHER_PYTHON, reason="needs an environment with transformers and mlx-lm; make test makes it")
-def test_the_options_of_transformers_say_the_same(saved, tmp_path):
-    """And what transformers saves comes back."""
-    export(saved, tmp_path / "out")
-    run_there("transformers_options.py", tmp_path, tmp_path / "out", tmp_path / "scratch")
-    back, first = read_checkpoint(tmp_path / "scratch", None, {}), store.load(saved)
-    assert all(np.array_equal(w, first.weights[k]) for k, w in back.weights.items())
-    again, tokenizer = (tokenizer_from_dict(found.header.tokenizer) for found in (back, first))
-    assert again.encode("the cat\n\n sat").tolist() == tokenizer.encode("the cat\n\n sat").tolist()
+@needs_the_libraries
+@pytest.mark.parametrize("target", huggingface.TARGETS)
+def test_the_options_of_the_real_libraries_say_the_same(saved, tmp_path, target):
+    export(saved, tmp_path / "out", "--to", target)
+    run_there(OPTIONS[target], tmp_path, tmp_path / "out", tmp_path / "scratch")
+    if target == "huggingface":  # what transformers saved comes back
+        back, first = read_checkpoint(tmp_path / "scratch", None, {}), store.load(saved)
+        assert all(np.array_equal(w, first.weights[k]) for k, w in back.weights.items())
+        again, tokenizer = (tokenizer_from_dict(found.header.tokenizer) for found in (back, first))
+        assert again.encode("the cat\n\n sat").tolist() == tokenizer.encode("the cat\n\n sat").tolist()
 
 
-@pytest.mark.skipif(not OTHER_PYTHON, reason="needs an environment with transformers and mlx-lm; make test makes it")
+@needs_the_libraries
 def test_a_quantized_folder_loads_in_mlx_lm(text, tmp_path, saved):
     if "char" not in str(saved) and load(saved).tokenizer.kind != "char":
         pytest.skip("once is enough")
@@ -208,6 +211,7 @@ def test_a_quantized_folder_loads_in_mlx_lm(text, tmp_path, saved):
     assert "4 bits per weight, in groups of 64: validation loss" in done.stderr
     expectations(saved, text, tmp_path / "expected.npz")
     run_there("use_mlx_lm.py", tmp_path, tmp_path / "out", tmp_path / "expected.npz")
+    run_there(OPTIONS["mlx-lm"], tmp_path, tmp_path / "out", tmp_path / "scratch")
 
 
 @pytest.mark.parametrize("bits", [8, 4])
