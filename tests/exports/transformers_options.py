@@ -55,7 +55,7 @@ def gradients(model):
 
 def trained(model, batches):
     """The loss and the gradients of one update over `batches`, as Trainer computes them, without an optimizer."""
-    accepts = model.accepts_loss_kwargs
+    accepts = getattr(model, "accepts_loss_kwargs", True)  # Trainer takes an argument **kwargs of forward() for it
     trainer = SimpleNamespace(
         accelerator=SimpleNamespace(parallelism_config=None),
         label_smoother=None,
