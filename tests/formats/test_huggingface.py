@@ -1,6 +1,6 @@
 """Exports: what is in a folder, that it comes back, and that the real libraries load it and say the same.
 
-The libraries live in an environment of their own, whose Python MLXGPT_EXPORT_PYTHON names; `make test` makes it.
+The libraries live in an environment of their own, whose Python MLXGPT_EXPORT_PYTHON names; `make test-exports` makes it.
 """
 
 import dataclasses
@@ -39,7 +39,9 @@ from mlx_gpt.train.objective import cross_entropy
 
 SHAPE = {"n_embd": 64, "n_head": 4, "n_layer": 2, "block_size": 64}
 KINDS = {"char": {}, "bpe": EXTENSIONS, "byte-bpe": {"positions": "rotary"}}
+OPTIONS = {"huggingface": "transformers_options.py", "mlx-lm": "mlx_lm_options.py"}
 OTHER_PYTHON = os.environ.get("MLXGPT_EXPORT_PYTHON")
+needs_the_libraries = pytest.mark.skipif(not OTHER_PYTHON, reason="needs transformers and mlx-lm: make test-exports")
 
 
 @pytest.fixture(scope="module")
@@ -170,27 +172,38 @@ def expectations(path, text, file):
     )
 
 
-@pytest.mark.skipif(not OTHER_PYTHON, reason="needs an environment with transformers and mlx-lm; make test makes it")
+def run_there(script, folder, *arguments):
+    """Runs a script of exports/ in the environment of the libraries. Its last word must be ok."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [OTHER_PYTHON, ROOT / "tests/exports" / script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+    assert done.returncode == 0 and done.stdout.rstrip().endswith("ok"), done.stderr[-3000:]
+
+
+@needs_the_libraries
 @pytest.mark.parametrize("target, script", [("huggingface", "use_transformers.py"), ("mlx-lm", "use_mlx_lm.py")])
 def test_the_real_libraries_load_it_and_say_the_same(saved, text, tmp_path, target, script):
     export(saved, tmp_path / "out", "--to", target)
     expectations(saved, text, tmp_path / "expected.npz")
-    command = [
-        OTHER_PYTHON,
-        ROOT / "tests/exports" / script,
-        tmp_path / "out",
-        tmp_path / "expected.npz",
-        tmp_path / "scratch",
-    ]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.rstrip().endswith("ok"), done.stderr[-3000:]
+    run_there(script, tmp_path, tmp_path / "out", tmp_path / "expected.npz", tmp_path / "scratch")
 
 
-@pytest.mark.skipif(not OTHER_PYTHON, reason="needs an environment with transformers and mlx-lm; make test makes it")
+@needs_the_libraries
+@pytest.mark.parametrize("target", huggingface.TARGETS)
+def test_the_options_of_the_real_libraries_say_the_same(saved, tmp_path, target):
+    export(saved, tmp_path / "out", "--to", target)
+    run_there(OPTIONS[target], tmp_path, tmp_path / "out", tmp_path / "scratch")
+    if target == "huggingface":  # what transformers saved comes back
+        back, first = read_checkpoint(tmp_path / "scratch", None, {}), store.load(saved)
+        assert all(np.array_equal(w, first.weights[k]) for k, w in back.weights.items())
+        again, tokenizer = (tokenizer_from_dict(found.header.tokenizer) for found in (back, first))
+        assert again.encode("the cat\n\n sat").tolist() == tokenizer.encode("the cat\n\n sat").tolist()
+
+
+@needs_the_libraries
 def test_a_quantized_folder_loads_in_mlx_lm(text, tmp_path, saved):
     if "char" not in str(saved) and load(saved).tokenizer.kind != "char":
         pytest.skip("once is enough")
@@ -198,9 +211,8 @@ def test_a_quantized_folder_loads_in_mlx_lm(text, tmp_path, saved):
     done = export(saved, tmp_path / "out", "--to", "mlx-lm", "--quantize", "4", "--corpus", tmp_path / "text.txt")
     assert "4 bits per weight, in groups of 64: validation loss" in done.stderr
     expectations(saved, text, tmp_path / "expected.npz")
-    command = [OTHER_PYTHON, ROOT / "tests/exports/use_mlx_lm.py", tmp_path / "out", tmp_path / "expected.npz"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_there("use_mlx_lm.py", tmp_path, tmp_path / "out", tmp_path / "expected.npz")
+    run_there(OPTIONS["mlx-lm"], tmp_path, tmp_path / "out", tmp_path / "scratch")
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import BaseModelArgs, create_attention_mask, scaled_dot_product_attention
+from mlx_lm.models.cache import CacheList, KVCache
 
 EPS = 1e-5
+WINDOWS = 64  # contexts that are read at once past block_size
 
 
 @dataclass
@@ -65,6 +67,8 @@ class Attention(nn.Module):
             )
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
+            if isinstance(mask, mx.array):
+                k, v = (a[..., -mask.shape[-1] :, :] for a in (k, v))
         y = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.head_dim**-0.5, mask=mask)
         return self.wo(y.swapaxes(1, 2).reshape(B, T, C))
 
@@ -113,22 +117,86 @@ class Model(nn.Module):
         if not args.tied_head:
             self.lm_head = nn.Linear(args.n_embd, args.vocab_size, bias=False)
 
+    def make_cache(self):
+        """Returns an empty cache: the keys and values of each layer. That of layer 0 also holds the token ids."""
+        return [CacheList(KVCache(), KVCache()), *(KVCache() for _ in self.layers[1:])]
+
     def __call__(self, inputs, cache=None):
         """Returns logits (B, T, V) of token ids (B, T).
 
-        Learned positions exist for block_size tokens only. Every token after them uses the last one.
+        With a cache, a text may be longer than block_size. The logits of each token after the first block_size are then
+        those of the last block_size tokens up to it, read from position 0. MLX reads such a context only when its
+        logits are evaluated. Of a long prompt, mlx-lm evaluates the logits of the last token, so only the first and the
+        last block_size tokens are read.
+
+        Raises:
+            ValueError: There is no cache and T is more than block_size, or the cache is not from make_cache().
         """
-        cache = cache or [None] * len(self.layers)
-        # The position of the first new token: () or, with a cache for a batch, (B,). In a row with n padding tokens on
-        # its left it begins at -n.
-        offset = mx.array(0 if cache[0] is None else cache[0].offset)
-        x = self.wte(inputs)
+        size, T = self.args.block_size, inputs.shape[1]
+        if not cache:
+            if T > size:
+                raise ValueError(
+                    f"{T} tokens are more than the context of {size} tokens; give fewer, such as with "
+                    f"--max-seq-length {size}, or give a cache"
+                )
+            return self._head(self._hidden(inputs, [None] * len(self.layers), 0))
+        if not isinstance(cache[0], CacheList):
+            raise ValueError(
+                f"a cache of {type(cache[0]).__name__} has no token ids; make it with make_prompt_cache(model) of "
+                "mlx_lm.models.cache"
+            )
+        states, ids = [cache[0][0], *cache[1:]], cache[0][1]
+        offset, before = ids.offset, ids.size()
+        new = inputs[:, None, :, None].astype(mx.int32)
+        text = ids.update_and_fetch(new, new)[0][:, 0, :, 0]  # (B, S) cached and new tokens
+        if before + T <= size:
+            return self._head(self._hidden(inputs, states, offset))
+        return self._long(inputs, states, offset, text)
+
+    def _long(self, inputs, states, offset, text):
+        """Returns logits (B, T, V) of inputs (B, T), the ends of the texts (B, S), of which some exceed block_size.
+
+        The keys and values of tokens after the first block_size are not used. They are zeros, or arbitrary in a batch,
+        so that all caches have the same length.
+        """
+        size, (B, T) = self.args.block_size, inputs.shape
+        first = offset.tolist() if isinstance(offset, mx.array) else [offset] * B  # positions of the first new tokens
+        within = min(max(size - min(first), 0), T)  # the columns of tokens up to block_size
+        logits = mx.zeros((B, T, self.args.vocab_size))
+        if within:
+            logits[:, :within] = self._head(self._hidden(inputs[:, :within], states, offset))
+        if within < T:
+            head_dim = self.args.n_embd // self.args.n_head
+            unused = mx.zeros((B, self.args.n_head, T - within, head_dim), states[0].keys.dtype)
+            for state in states:
+                state.update_and_fetch(unused, unused)
+        over = [(row, t) for row in range(B) for t in range(T) if first[row] + t >= size]
+        if not over:  # only padding makes the texts longer than block_size
+            return logits
+        rows, columns = mx.array(over).T
+        ends = columns + text.shape[1] - T
+        contexts = text[rows[:, None], ends[:, None] + mx.arange(1 - size, 1)]
+        parts = (contexts[i : i + WINDOWS] for i in range(0, len(over), WINDOWS))
+        found = [self._hidden(part, [None] * len(self.layers), 0)[:, -1] for part in parts]
+        logits[rows, columns] = self._head(mx.concatenate(found))
+        return logits
+
+    def _hidden(self, inputs, cache, offset):
+        """Returns the input of the head (B, T, C).
+
+        `offset` is the position of the first token: a number or, with a cache for a batch, (B,). In a row with n
+        padding tokens on its left it begins at -n. No token attends to more than block_size tokens.
+        """
+        x, T, offset = self.wte(inputs), inputs.shape[1], mx.array(offset)
         if "wpe" in self:
-            positions = mx.arange(inputs.shape[1]) + offset[..., None]  # (T,) or (B, T)
+            positions = mx.arange(T) + offset[..., None]  # (T,) or (B, T)
             x = x + self.wpe(mx.clip(positions, 0, self.args.block_size - 1))
         mask = create_attention_mask(x, cache[0])
+        if isinstance(mask, mx.array):
+            mask = mask[..., 1 - self.args.block_size - T :]
         for layer, own in zip(self.layers, cache, strict=True):
             x = layer(x, mask, own, offset)
-        if "final_norm" in self:
-            x = self.final_norm(x)
+        return self.final_norm(x) if "final_norm" in self else x
+
+    def _head(self, x):
         return self.lm_head(x) if "lm_head" in self else self.wte.as_linear(x)
