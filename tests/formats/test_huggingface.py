@@ -1,6 +1,6 @@
 """Exports: what is in a folder, that it comes back, and that the real libraries load it and say the same.
 
-The libraries live in an environment of their own: `make test-exports` makes it, MLXGPT_EXPORT_PYTHON names its Python.
+The libraries live in another environment, whose Python MLXGPT_EXPORT_PYTHON names; `make test-exports` makes it.
 """
 
 import dataclasses
