@@ -192,15 +192,8 @@ class MLXGPTForCausalLM(PreTrainedModel, GenerationMixin):
         if self.config.positions == "learned":
             x = x + self.wpe(positions)
         weigh = self.config.output_attentions if output_attentions is None else output_attentions
-        explicit = weigh or self.config._attn_implementation == "eager"
-        states, weights = [x], []
-        for layer in self.layers:
-            x, found = layer(x, positions, seen, past_key_values=past_key_values, explicit=explicit)
-            states.append(x)
-            weights.append(found)
-        if self.config.final_norm:
-            states[-1] = x = self.final_norm(x)
-        x = kept(x, logits_to_keep)
+        states, weights = self._through_layers(x, positions, seen, past_key_values, weigh)
+        x = kept(states[-1], logits_to_keep)
         logits = F.linear(x, self.wte.weight) if self.config.tied_head else self.lm_head(x)
         loss = None
         if labels is not None:
@@ -214,6 +207,18 @@ class MLXGPTForCausalLM(PreTrainedModel, GenerationMixin):
             attentions=tuple(weights) if weigh else None,
         )
         return out.to_tuple() if return_dict is False else out
+
+    def _through_layers(self, x, positions, seen, past_key_values, weigh):
+        """Returns x and the output of every layer, (B, T, C) each, and the attention weights of every layer."""
+        explicit = weigh or self.config._attn_implementation == "eager"
+        states, weights = [x], []
+        for layer in self.layers:
+            x, found = layer(x, positions, seen, past_key_values=past_key_values, explicit=explicit)
+            states.append(x)
+            weights.append(found)
+        if self.config.final_norm:
+            states[-1] = self.final_norm(x)
+        return states, weights
 
     def _context(self, x, before, attention_mask):
         """Returns where the new tokens x (B, T, C) attend to, (B, 1, T, S), and their positions (B, T)."""
