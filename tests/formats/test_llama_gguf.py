@@ -234,7 +234,8 @@ def test_mutated_files_are_refused_in_one_line(tmp_path, good):
 
 @pytest.mark.slow
 def test_twenty_thousand_mutated_files_are_refused_in_one_line(tmp_path, good):
-    require_one_line(good, llama_gguf.read, tmp_path / "mutated", 20_000)
+    """That is their number for all kinds of tokenizers together."""
+    require_one_line(good, llama_gguf.read, tmp_path / "mutated", 7_000)
 
 
 # -- commands -------------------------------------------------------------------------------------------------------
