@@ -77,7 +77,7 @@ TABLE = {
     "generation/scheduler": ("device/mlx generation", ""),
     "formats/": ("checkpoint config data device/mlx errors files model parse", "numpy safetensors"),
     "watch/": ("lazy", ""),
-    "watch/metrics": ("errors parse train/reports", ""),
+    "watch/metrics": ("errors files parse train/reports", ""),
     "watch/console": ("train/reports", "rich"),
     "watch/compare": ("config/renames errors parse watch/metrics", "matplotlib"),
     "web/": ("errors", "h11 msgspec starlette uvicorn"),

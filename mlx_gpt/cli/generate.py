@@ -17,7 +17,7 @@ from mlx_gpt.cli.options import (
     sizes_from,
     vocab_option,
 )
-from mlx_gpt.errors import BadFile
+from mlx_gpt.parse import read_text
 
 
 @click.command()
@@ -63,7 +63,7 @@ def generate_command(
     sampling = generation.Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
     path = checkpoint or run.newest_checkpoint()
     model = api.load(path, preset, corpus=corpus or None, vocab=vocab, **sizes_from(sets))
-    prompt = _read_stdin() if prompt == "-" else prompt
+    prompt = read_text(Path("-")) if prompt == "-" else prompt
     seed = secrets.randbits(32) if seed is None else seed
     for i in range(samples):
         text = api.stream(model, prompt, sampling, max_tokens, stop, seed + i)
@@ -91,13 +91,3 @@ def generate_command(
         click.echo()
         rate = text.num_tokens / (time.perf_counter() - start)
         click.echo(f"[{path}: {text.num_tokens} tokens at {rate:.0f}/s, seed {seed + i}]", err=True)
-
-
-def _read_stdin() -> str:
-    data = sys.stdin.buffer.read()
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadFile(
-            f"prompt: byte {error.start} of stdin is 0x{data[error.start]:02x}, not UTF-8 text; convert it to UTF-8"
-        ) from None

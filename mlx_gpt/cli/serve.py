@@ -12,6 +12,8 @@ from mlx_gpt import api, device, model, run
 from mlx_gpt.cli.options import corpus_option, note, preset_option, set_option, sizes_from, vocab_option
 from mlx_gpt.errors import BadFile, OutOfRoom, UserError
 
+MAX_KEY = 4096  # characters of the file of --api-key-file
+
 
 @click.command()
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
@@ -217,16 +219,19 @@ def _key(path: Path | None, key: str | None) -> str | None:
         key: The value of MLXGPT_API_KEY.
 
     Raises:
-        BadFile: The file cannot be read, or is empty.
+        BadFile: The file cannot be read, is empty or has more than MAX_KEY characters.
         UserError: The key is empty, or has spaces or characters that an HTTP header cannot hold.
     """
     if path:
         try:
-            key = path.read_text().strip()
+            with open(path) as file:
+                key = file.read(MAX_KEY + 1).strip()
         except (OSError, UnicodeDecodeError) as error:
             raise BadFile(
                 f"--api-key-file {path}: {getattr(error, 'strerror', None) or 'not text'}; give a text file"
             ) from None
+        if len(key) > MAX_KEY:
+            raise BadFile(f"--api-key-file {path}: has more than {MAX_KEY} characters; give a shorter key")
         if not key:
             raise BadFile(f"--api-key-file {path}: the file is empty; write a key into it")
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key and key):
