@@ -1,5 +1,6 @@
 """Random changes of files, requests and JSON values."""
 
+import copy
 import json
 import math
 import random
@@ -68,7 +69,7 @@ def _change(inside: dict | list, key, draw: random.Random) -> None:
         case 2 if isinstance(inside, list):
             inside.insert(key, inside[key])
         case _:
-            inside[key] = draw.choice(VALUES)
+            inside[key] = copy.deepcopy(draw.choice(VALUES))
 
 
 def mutated_json(good: bytes, draw: random.Random) -> bytes:

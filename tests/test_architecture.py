@@ -50,7 +50,7 @@ TABLE = {
     "data/": ("config device/mlx errors files lazy parse paths rng", "numpy"),
     "data/tokenizer": ("errors", "numpy"),
     "data/merges": ("data/tokenizer", "numpy"),
-    "data/bpe": ("config/schema data/merges data/tokenizer errors parse", "numpy tokenizers"),
+    "data/bpe": ("config/schema data/bytelevel data/merges data/tokenizer errors parse", "numpy tokenizers"),
     "data/markov": ("errors", "numpy"),
     "data/library": ("config/presets errors files parse paths", "pooch"),
     "data/textfiles": ("errors", ""),

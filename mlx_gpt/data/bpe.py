@@ -15,6 +15,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from mlx_gpt.config.schema import MAX_VOCAB
+from mlx_gpt.data.bytelevel import BYTES
 from mlx_gpt.data.merges import Merge, learn_merges
 from mlx_gpt.data.tokenizer import SPECIALS, CharTokenizer, Tokenizer, count_unknown
 from mlx_gpt.errors import BadFile, UserError
@@ -194,9 +195,16 @@ class ByteBPETokenizer(Tokenizer):
         self._json = text
         facts = parse_json(text, "tokenizer.json")
         kinds = {part.get("type") for part in _parts(facts.get("pre_tokenizer"))}
-        if facts["model"].get("type") != "BPE" or "ByteLevel" not in kinds or facts.get("normalizer"):
-            raise BadFile("tokenizer.json: not supported; give a byte-level BPE without a normalizer, such as GPT-2's")
+        model = facts["model"]
+        options = [name for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(name)]
+        if model.get("type") != "BPE" or "ByteLevel" not in kinds or facts.get("normalizer") or options:
+            raise BadFile(
+                "tokenizer.json: not supported; give a byte-level BPE without a normalizer, dropout, prefix or suffix, "
+                "such as GPT-2's"
+            )
         engine = _parse(text)
+        engine.no_truncation()  # the whole text is encoded, whatever the file says
+        engine.no_padding()
         ids = engine.get_vocab(with_added_tokens=True)
         if max(ids.values(), default=0) >= MAX_VOCAB:
             raise BadFile(f"tokenizer.json: has the id {max(ids.values())}, but ids must be below {MAX_VOCAB}")
@@ -375,7 +383,9 @@ def _parse(text: str) -> tokenizers.Tokenizer:
     """Parses the text of a tokenizer.json with the library. Raises BadFile if the library rejects it."""
     try:
         return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises Exception itself, no subclass
+    except BaseException as error:  # the library raises Exception itself, or a PanicException, which is no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
         raise BadFile(f"tokenizer.json: {error}") from None
 
 
@@ -384,17 +394,3 @@ def _parts(pre_tokenizer: dict | None) -> list[dict]:
     if not pre_tokenizer:
         return []
     return pre_tokenizer["pretokenizers"] if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
-
-
-def _byte_characters() -> dict[str, int]:
-    """Maps each character that stands for a byte in GPT-2's vocabularies to that byte, 256 items.
-
-    A byte that is printable in Latin-1 is represented by its Latin-1 character. The other bytes are represented by
-    U+0100, U+0101, ... in order: byte 0x00 by U+0100, and the space, 0x20, by U+0120.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-BYTES = _byte_characters()
