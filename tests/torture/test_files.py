@@ -266,7 +266,7 @@ def test_a_changed_token_file_never_gives_other_ids(tmp_path, suffix, attempts, 
         assert suffix != ".tokens"
     before = {path: path.read_bytes() for path in (tmp_path / "tokens").iterdir()}
     (path,) = (path for path in before if path.suffix == suffix)
-    for _ in range(attempts(40, 800)):
+    for _ in range(attempts(25, 800)):
         for old in (tmp_path / "tokens").iterdir():
             old.unlink()
         for name, data in before.items():
