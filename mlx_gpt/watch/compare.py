@@ -69,7 +69,7 @@ class Record:
         if self.updates:
             seconds = statistics.median(u["seconds"] for u in self.updates)
             facts |= {"ms_per_iter": seconds * 1000, "tokens_per_second": last["tokens"] / last["step"] / seconds}
-        return {name: value for name, value in facts.items() if type(value) in (int, float)}
+        return {name: value for name, value in facts.items() if type(value) in (int, float) and math.isfinite(value)}
 
 
 class NotEvaluated(UserError):
@@ -132,8 +132,8 @@ def differences(records: Sequence[Record]) -> dict[str, list]:
 def thresholds(records: Sequence[Record]) -> list[float]:
     """Chooses losses for the rows "tokens to LOSS" of the comparison.
 
-    The losses are multiples of a step: the smallest of ROUND_STEPS that gives at most MAX_THRESHOLDS losses, or the
-    largest of ROUND_STEPS if none does. They lie between the highest first evaluation of a run and the lowest
+    The losses are multiples of a step: the smallest of ROUND_STEPS that gives at most MAX_THRESHOLDS losses. If none
+    does, they are the lowest MAX_THRESHOLDS multiples of the largest of ROUND_STEPS. They lie between the highest first evaluation of a run and the lowest
     evaluation of all runs.
 
     Example: If evaluations begin at 3.1 and end at 1.9, the thresholds are [3.0, 2.8, 2.6, 2.4, 2.2, 2.0].
@@ -147,7 +147,7 @@ def thresholds(records: Sequence[Record]) -> list[float]:
         first, last = math.floor(high / step), math.ceil(low / step)
         if first - last < MAX_THRESHOLDS:
             break
-    return [round(i * step, 2) for i in range(first, last - 1, -1)]
+    return [round(i * step, 2) for i in range(first, last - 1, -1)[-MAX_THRESHOLDS:]]
 
 
 def table(records: Sequence[Record], levels: Sequence[float]) -> list[tuple[str, list[str]]]:
