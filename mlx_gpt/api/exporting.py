@@ -18,7 +18,7 @@ from mlx_gpt.formats.huggingface.quantize import quantize as quantize_weights
 from mlx_gpt.run.loading import read_checkpoint, to_run, tokenizer_of
 from mlx_gpt.run.request import Note, ignore
 from mlx_gpt.watch.compare import draw, read_record
-from mlx_gpt.watch.metrics import read_metrics
+from mlx_gpt.watch.metrics import has_numbers, read_metrics
 
 
 def export(
@@ -115,12 +115,11 @@ def _losses(
 def _evaluations(src: Path) -> list[dict]:
     """Returns the evaluations in the metrics.jsonl of the run folder, or of the folder of a checkpoint.
 
-    Evaluations before the first update or without a finite loss are left out. The list is empty if there is no file.
+    Evaluations before the first update, or without the numbers that the model card shows, are left out. The list is
+    empty if there is no file.
     """
     lines = read_metrics((src if src.is_dir() else src.parent) / "metrics.jsonl")
-    return [
-        line for line in lines if isinstance(line, dict) and line.get("val_loss") is not None and line.get("tokens")
-    ]
+    return [line for line in lines if has_numbers(line, ("step", "tokens", "val_loss", "val_ppl")) and line["tokens"]]
 
 
 def _curve(src: Path, folder: Path) -> list[Path]:

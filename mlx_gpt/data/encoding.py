@@ -23,7 +23,7 @@ from mlx_gpt.data.tokenfile import Encoded, State
 from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer, alphabet, name_unknown
 from mlx_gpt.data.tokens import Tokens
 from mlx_gpt.errors import BadFile, UserError
-from mlx_gpt.files import locked, make_folder, require_space
+from mlx_gpt.files import locked, make_folder, remove_abandoned, require_space
 from mlx_gpt.paths import cache_dir
 
 MAPPED_BYTES = 16 << 20  # corpora of at least this size are encoded into a file
@@ -137,6 +137,7 @@ def _mapped(corpus: Corpus, tokenizer: Tokenizer, note: Note) -> Encoded:
     """
     folder = cache_dir() / "tokens"
     make_folder(folder)
+    remove_abandoned(folder)
     hashes = bytes.fromhex(corpus.fingerprint), hashlib.sha256(json.dumps(tokenizer.to_dict()).encode()).digest()
     # The text determines the number of all documents. Without the last source, a single source adds nothing to the key.
     division = np.array(corpus.division[:-1], "<i8").tobytes()

@@ -1,6 +1,7 @@
 """Text to token files: streamed, resumed, checked."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -237,6 +238,18 @@ def test_a_damaged_file_is_made_anew(kept):
         assert_same(encode(corpus, tokenizer, told.append), plain)
         assert path.read_bytes() == good
     assert sum("; the text is encoded again" in text for text in told) == len(bads)
+
+
+def test_temporary_files_of_processes_that_were_killed_are_removed(kept):
+    """A process that is killed while it saves its progress leaves one."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    kept.mkdir(parents=True)
+    left, used = kept / f".a.json.tmp-{dead.pid}", kept / f".a.json.tmp-{os.getpid()}"
+    left.touch()
+    used.touch()
+    encode(corpus_of("ab" * 50), CharTokenizer("ab"), print)
+    assert used.exists() and not left.exists()
 
 
 def test_two_processes_make_one_file(kept, tmp_path):
