@@ -57,7 +57,7 @@ def export(
     src, folder = Path(src), Path(folder)
     _require_arguments(folder, target, quantize, license, force)
     checkpoint = read_checkpoint(src)
-    tokenizer = tokenizer_of(checkpoint.header)
+    tokenizer = tokenizer_of(src, checkpoint.header)
     if tokenizer is None:
         raise UserError(
             f"{src}: the checkpoint has no tokenizer; add one with --corpus or --vocab of: mlxgpt convert {src} FILE"
@@ -68,7 +68,9 @@ def export(
     if quantize:
         weights, dequantized, group = quantize_weights(weights, quantize)
         extra = {"quantization": {"group_size": group, "bits": quantize}}
-        notes = [f"{quantize} bits per weight, in groups of {group}{_losses(checkpoint, dequantized, corpus, note)}"]
+        notes = [
+            f"{quantize} bits per weight, in groups of {group}{_losses(src, checkpoint, dequantized, corpus, note)}"
+        ]
         note(notes[0])
     evaluations = _evaluations(src)
     picture = _curve(src, folder) if evaluations else []
@@ -93,7 +95,11 @@ def _require_arguments(folder: Path, target: str, quantize: int | None, license:
 
 
 def _losses(
-    checkpoint: Checkpoint, dequantized: Tensors, corpus: str | Path | Sequence[str | Path] | None, note: Note
+    src: Path,
+    checkpoint: Checkpoint,
+    dequantized: Tensors,
+    corpus: str | Path | Sequence[str | Path] | None,
+    note: Note,
 ) -> str:
     """Measures the validation losses of the original and of the dequantized weights on `corpus` (see export()).
 
@@ -104,7 +110,7 @@ def _losses(
     try:
         # The corpus is read twice. The second evaluation would repeat its messages, so they are ignored.
         for weights, say in ((checkpoint.weights, note), (dequantized, ignore)):
-            run = to_run(dataclasses.replace(checkpoint, weights=weights))
+            run = to_run(src, dataclasses.replace(checkpoint, weights=weights))
             losses.append(evaluate(run, corpus, note=say).loss)
     except UserError as error:
         note(f"the loss before and after quantizing was not measured: {error}")

@@ -26,7 +26,7 @@ from mlx_gpt.data import encoding, tokenfile
 from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer, open_vocab, tokenizer_json
 from mlx_gpt.data.corpus import Corpus, Source, open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer
-from mlx_gpt.errors import UserError
+from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.formats import FORMATS, rgpt
 from mlx_gpt.formats.huggingface.folder import require_whole
 from mlx_gpt.run import tuned
@@ -213,6 +213,7 @@ def attack(target: Target, count: int, draw: random.Random) -> None:
             try:
                 target.read()
             except UserError as error:
+                assert isinstance(error, BadFile) <= (str(target.path.parent) in str(error)), (number, str(error))
                 assert "\n" not in str(error) and len(str(error)) < 2000, (number, str(error))
             except BaseException as error:
                 error.add_note(f"attempt {number}: {data[:3000]!r}")
