@@ -68,9 +68,8 @@ def export(
     if quantize:
         weights, dequantized, group = quantize_weights(weights, quantize)
         extra = {"quantization": {"group_size": group, "bits": quantize}}
-        notes = [
-            f"{quantize} bits per weight, in groups of {group}{_losses(src, checkpoint, dequantized, corpus, note)}"
-        ]
+        losses = _losses(src, checkpoint, dequantized, corpus, note)
+        notes = [f"{quantize} bits per weight, in groups of {group}{losses}"]
         note(notes[0])
     evaluations = _evaluations(src)
     picture = _curve(src, folder) if evaluations else []

@@ -275,7 +275,7 @@ def tokenizer_of(path: str | Path, header: Header) -> Tokenizer | None:
         raise BadFile(f"{path}: {error}") from None
     if tokenizer.vocab_size != header.vocab_size:
         raise BadFile(
-            f"{path}: the checkpoint has {header.vocab_size} ids, but its tokenizer has {tokenizer.vocab_size}; the checkpoint "
-            "is corrupt, use an earlier one"
+            f"{path}: the checkpoint has {header.vocab_size} ids, but its tokenizer has {tokenizer.vocab_size}; the "
+            "checkpoint is corrupt, use an earlier one"
         )
     return tokenizer
