@@ -104,7 +104,7 @@ def test_runs_that_are_killed_anywhere_end_as_a_run_that_is_not(tmp_path, whole,
 
     A run is killed, and resumed or begun again in its folder, until it comes to its end.
     """
-    left = attempts(3, 100)
+    left = attempts(2, 100)
     for number in itertools.count():
         folder, saved, is_done = tmp_path / f"run-{number}", 0, False
         while not is_done:

@@ -107,7 +107,7 @@ def text(served) -> str:
 
 
 def test_hostile_requests_leave_the_server_as_it_was(served, attempts, draw):
-    expected, count = text(served), attempts(24, 1500)
+    expected, count = text(served), attempts(12, 1500)
     workers, faults = 16, []
 
     def work(worker: int) -> None:
