@@ -7,6 +7,8 @@ ITERS   ?=
 PRESETS ?=
 QUICK   ?=
 DEVICE  ?= gpu
+FACTOR  ?= 1
+SEED    ?= 0
 
 BIN := .venv/bin
 # The default preset is model-l on macOS, where MLX uses the GPU. Elsewhere it is model-s, because a CPU makes more
@@ -14,7 +16,7 @@ BIN := .venv/bin
 TRAIN_PRESET := $(or $(PRESET),$(if $(filter Darwin,$(shell uname)),model-l,model-s))
 BENCH_PRESETS := $(or $(PRESETS),$(PRESET),model-l)
 
-.PHONY: train test test-all test-device test-exports test-page bench device-report clean
+.PHONY: train test test-all torture test-device test-exports test-page bench device-report clean
 
 train: $(BIN)/mlxgpt
 	$(BIN)/mlxgpt train --preset $(TRAIN_PRESET) --corpus $(CORPUS) $(if $(ITERS),--iters $(ITERS),--minutes $(MINUTES))
@@ -24,7 +26,11 @@ test: $(BIN)/.test
 	$(BIN)/python -m pytest
 
 test-all: $(BIN)/.test
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -m "not torture"
+
+# Random attacks on files, processes and the server, about ten minutes. FACTOR multiplies their number, SEED draws others.
+torture: $(BIN)/.test
+	MLXGPT_TORTURE=$(FACTOR) MLXGPT_TORTURE_SEED=$(SEED) $(BIN)/python -m pytest -m torture tests/torture
 
 # The tests on the device that is there: the GPU, or with DEVICE=cpu the CPU. Tests of other devices are skipped.
 test-device: $(BIN)/.test

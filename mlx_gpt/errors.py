@@ -5,11 +5,22 @@ value received, the values allowed, and what the user can do next. An InternalEr
 input should cause. Other exceptions end a command with a traceback.
 """
 
+MAX_MESSAGE, MAX_BEGIN, MAX_END = 1500, 900, 500  # characters of a message, and of what is left of a longer one
+
 
 class UserError(ValueError):
-    """Invalid usage: a flag, a name, a value or a prompt."""
+    """Invalid usage: a flag, a name, a value or a prompt.
+
+    Args:
+        message: The message. It becomes one line: characters that are not printable, such as newlines and the escape
+            sequences of a terminal, are escaped as in Python, and the middle of a long message is left out.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str):
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        super().__init__(line if len(line) <= MAX_MESSAGE else f"{line[:MAX_BEGIN]} ... {line[-MAX_END:]}")
 
 
 class BadFile(UserError):

@@ -1,4 +1,5 @@
-"""Reads JSON and TOML. A file that is too large, nested too deeply or holds a value that cannot be used is a BadFile.
+"""Reads JSON, TOML and text. A file that is too large, nested too deeply or holds a value that cannot be used is a
+BadFile.
 
 The values that cannot be used are NaN, infinity, integers of more than 64 bits, and lone surrogates, which are halves
 of characters that UTF-8 cannot encode.
@@ -8,11 +9,12 @@ import json
 import math
 import os
 import re
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mlx_gpt.errors import BadFile, UserError
 
@@ -73,27 +75,62 @@ def read_bytes(path: Path) -> bytes:
         UserError: There is no such file.
         BadFile: The file is not a regular file, cannot be read, or has more than MAX_BYTES.
     """
+    with open_regular(path) as file:
+        try:
+            data = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
+        except OSError as error:
+            raise BadFile(f"{path}: not a readable file: {error.strerror}") from None
+    return _limited(data, str(path))
+
+
+def read_text(path: Path) -> str:
+    """Reads a whole UTF-8 file, or stdin if the path is "-".
+
+    Raises:
+        UserError: There is no such file.
+        BadFile: It is not a regular file, cannot be read, has more than MAX_BYTES, or is not UTF-8 text.
+    """
+    name = "stdin" if str(path) == "-" else str(path)
+    data = _limited(sys.stdin.buffer.read(MAX_BYTES + 1), name) if name == "stdin" else read_bytes(path)
+    return _decoded(data, name, "a text file")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file for reading.
+
+    Raises:
+        UserError: There is no such file.
+        BadFile: It is not a regular file, or cannot be opened.
+    """
     try:
         if not path.exists():
             raise UserError(f"{path}: no such file; check its path")
         if not path.is_file():  # a FIFO or a device may have no end
             raise BadFile(f"{path}: not a readable file; it is a folder, a device or another special file")
-        with open(path, "rb") as file:
-            data = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
+        return open(path, "rb")
     except OSError as error:
         raise BadFile(f"{path}: not a readable file: {error.strerror}") from None
+
+
+def _limited(data: bytes, name: str) -> bytes:
+    """Returns the data. Raises BadFile if it has more than MAX_BYTES."""
     if len(data) > MAX_BYTES:
-        raise BadFile(f"{path}: has more than {MAX_BYTES:,} bytes, the largest size that is read")
+        raise BadFile(f"{name}: has more than {MAX_BYTES:,} bytes, the largest size that is read")
     return data
 
 
-def _parse(data: bytes | str, name: str, language: str, parse: Callable[[str], Any]) -> Any:
+def _decoded(data: bytes, name: str, kind: str) -> str:
+    """Returns the text of UTF-8 data. Raises BadFile at the first byte that is not UTF-8."""
     try:
-        text = data if isinstance(data, str) else data.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadFile(
-            f"{name}: not a readable {language} file: byte {error.start} is 0x{data[error.start]:02x}, not UTF-8 text"
+            f"{name}: not {kind}: byte {error.start} is 0x{data[error.start]:02x}, not UTF-8 text; convert it to UTF-8"
         ) from None
+
+
+def _parse(data: bytes | str, name: str, language: str, parse: Callable[[str], Any]) -> Any:
+    text = data if isinstance(data, str) else _decoded(data, name, f"a readable {language} file")
     _require_shallow(text, name)
     try:
         value = parse(text)

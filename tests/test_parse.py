@@ -1,14 +1,17 @@
 """JSON and TOML: what cannot be used is one line with the name of the file and the place."""
 
+import io
 import os
 import re
+import sys
+from pathlib import Path
 
 import pytest
 from constants import ROOT
 
 from mlx_gpt import parse
 from mlx_gpt.errors import BadFile, UserError
-from mlx_gpt.parse import parse_json, parse_toml, read_json, read_toml
+from mlx_gpt.parse import parse_json, parse_toml, read_json, read_text, read_toml
 
 BAD_JSON = [
     ("[" * 100_000, "line 1 is nested more than 64 deep"),
@@ -71,6 +74,19 @@ def test_only_regular_files_of_a_limited_size_are_read(tmp_path, read, monkeypat
     (tmp_path / "large").write_text(" " * 11)
     with pytest.raises(BadFile, match="large: has more than 10 bytes"):
         read(tmp_path / "large")
+
+
+def test_a_text_is_read_from_a_file_or_stdin_within_a_limit(tmp_path, monkeypatch):
+    (tmp_path / "text").write_text("é")
+    assert read_text(tmp_path / "text") == "é"
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    with pytest.raises(BadFile, match="zeros: .*special file"):
+        read_text(tmp_path / "zeros")
+    for data, words in ((b"a\xff", "stdin: .*byte 1 is 0xff, not UTF-8"), (b"x" * 11, "stdin: has more than 10 bytes")):
+        monkeypatch.setattr(parse, "MAX_BYTES", 10)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        with pytest.raises(BadFile, match=words):
+            read_text(Path("-"))
 
 
 def test_no_module_reads_json_or_toml_files_past_this_one():

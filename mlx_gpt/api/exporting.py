@@ -21,7 +21,7 @@ from mlx_gpt.model.packing import as_dense
 from mlx_gpt.run.loading import read_checkpoint, to_run, tokenizer_of
 from mlx_gpt.run.request import Note, ignore
 from mlx_gpt.watch.compare import draw, read_record
-from mlx_gpt.watch.metrics import read_metrics
+from mlx_gpt.watch.metrics import has_numbers, read_metrics
 
 
 def targets(src: str | Path) -> dict[str, str | None]:
@@ -83,16 +83,18 @@ def export(
     if target == "gguf":
         write_gguf(dst, checkpoint, gguf_type or "F32")
         return [dst]
+    tokenizer = tokenizer_of(src, checkpoint.header)
     weights, extra, notes = checkpoint.weights, {}, []
     if quantize:
         weights, dequantized, group = quantize_weights(weights, quantize)
         extra = {"quantization": {"group_size": group, "bits": quantize}}
-        notes = [f"{quantize} bits per weight, in groups of {group}{_losses(checkpoint, dequantized, corpus, note)}"]
+        losses = _losses(src, checkpoint, dequantized, corpus, note)
+        notes = [f"{quantize} bits per weight, in groups of {group}{losses}"]
         note(notes[0])
     evaluations, header = _evaluations(src), checkpoint.header
     picture = _curve(src, dst) if evaluations else []
     text = card(header, dst.resolve().name, target, license, evaluations, bool(picture), notes)
-    paths = write_folder(dst, checkpoint, tokenizer_of(header), target, text, extra)
+    paths = write_folder(dst, checkpoint, tokenizer, target, text, extra)
     return [*paths, write_weights(dst, names_of(header), weights), *picture]
 
 
@@ -146,7 +148,11 @@ def _require_arguments(
 
 
 def _losses(
-    checkpoint: Checkpoint, dequantized: Tensors, corpus: str | Path | Sequence[str | Path] | None, note: Note
+    src: Path,
+    checkpoint: Checkpoint,
+    dequantized: Tensors,
+    corpus: str | Path | Sequence[str | Path] | None,
+    note: Note,
 ) -> str:
     """Measures the validation losses of the original and of the dequantized weights on `corpus` (see export()).
 
@@ -157,7 +163,7 @@ def _losses(
     try:
         # The corpus is read twice. The second evaluation would repeat its messages, so they are ignored.
         for weights, say in ((checkpoint.weights, note), (dequantized, ignore)):
-            run = to_run(dataclasses.replace(checkpoint, weights=weights))
+            run = to_run(src, dataclasses.replace(checkpoint, weights=weights))
             losses.append(evaluate(run, corpus, note=say).loss)
     except UserError as error:
         note(f"the loss before and after quantizing was not measured: {error}")
@@ -168,12 +174,11 @@ def _losses(
 def _evaluations(src: Path) -> list[dict]:
     """Returns the evaluations in the metrics.jsonl of the run folder, or of the folder of a checkpoint.
 
-    Evaluations before the first update or without a finite loss are left out. The list is empty if there is no file.
+    Evaluations before the first update, or without the numbers that the model card shows, are left out. The list is
+    empty if there is no file.
     """
     lines = read_metrics((src if src.is_dir() else src.parent) / "metrics.jsonl")
-    return [
-        line for line in lines if isinstance(line, dict) and line.get("val_loss") is not None and line.get("tokens")
-    ]
+    return [line for line in lines if has_numbers(line, ("step", "tokens", "val_loss", "val_ppl")) and line["tokens"]]
 
 
 def _curve(src: Path, folder: Path) -> list[Path]:

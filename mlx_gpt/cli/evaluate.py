@@ -44,7 +44,7 @@ def eval_command(checkpoint, corpus, split, batch, preset, vocab, sets, as_json)
         )
     # If the checkpoint has a tokenizer, --corpus is only the text to evaluate. If it has none, with_text() also builds
     # the tokenizer from the characters of --corpus.
-    model = run.to_run(run.with_text(path, checkpoint, None if checkpoint.header.tokenizer else corpus, vocab))
+    model = run.to_run(path, run.with_text(path, checkpoint, None if checkpoint.header.tokenizer else corpus, vocab))
     result = api.evaluate(model, corpus or None, split, batch, note)
     name = data.corpus_name(corpus or model.config.data.corpus)
     if as_json:

@@ -17,7 +17,8 @@ from mlx_gpt.cli.options import (
     sizes_from,
     vocab_option,
 )
-from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.errors import UserError
+from mlx_gpt.parse import read_text
 
 
 @click.command()
@@ -98,7 +99,7 @@ def generate_command(
     sampling = generation.Sampling(**options)
     path = checkpoint or run.newest_checkpoint()
     model = api.load(path, preset, corpus=corpus or None, vocab=vocab, **sizes_from(sets))
-    prompt = _read_stdin() if prompt == "-" else prompt
+    prompt = read_text(Path("-")) if prompt == "-" else prompt
     seed = secrets.randbits(32) if seed is None else seed
     for i in range(samples):
         text = api.stream(model, prompt, sampling, max_tokens, stop, seed + i, stop_token_ids)
@@ -139,13 +140,3 @@ def _biases(values: tuple[str, ...]) -> dict[int, float]:
             example = "give a token id and a number, such as --logit-bias 5=-100"
             raise UserError(f"--logit-bias {text!r} is not ID=VALUE; {example}") from None
     return biases
-
-
-def _read_stdin() -> str:
-    data = sys.stdin.buffer.read()
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadFile(
-            f"prompt: byte {error.start} of stdin is 0x{data[error.start]:02x}, not UTF-8 text; convert it to UTF-8"
-        ) from None

@@ -14,7 +14,7 @@ from mlx_gpt import api, device, model, run
 from mlx_gpt.cli.options import corpus_option, note, preset_option, set_option, sizes_from, vocab_option
 from mlx_gpt.errors import BadFile, OutOfRoom, UserError
 
-MAX_KEY = 1 << 16  # characters that are read of a key
+MAX_KEY = 4096  # characters of the first line of the file of --api-key-file
 
 
 @click.command()
@@ -221,17 +221,19 @@ def _key(path: Path | None, key: str | None) -> str | None:
         key: The value of MLXGPT_API_KEY.
 
     Raises:
-        BadFile: The file cannot be read, or its first line is empty.
+        BadFile: The file cannot be read, or its first line is empty or has more than MAX_KEY characters.
         UserError: The key is empty, or has spaces or characters that an HTTP header cannot hold.
     """
     if path:
         try:
             with path.open() as file:
-                key, mode = file.readline(MAX_KEY).strip(), os.fstat(file.fileno()).st_mode
+                key, mode = file.readline(MAX_KEY + 1).strip(), os.fstat(file.fileno()).st_mode
         except (OSError, UnicodeDecodeError) as error:
             raise BadFile(
                 f"--api-key-file {path}: {getattr(error, 'strerror', None) or 'not text'}; give a text file"
             ) from None
+        if len(key) > MAX_KEY:
+            raise BadFile(f"--api-key-file {path}: has more than {MAX_KEY} characters; give a shorter key")
         if not key:
             raise BadFile(f"--api-key-file {path}: the first line is empty; write the key into it")
         if mode & (stat.S_IRGRP | stat.S_IROTH):

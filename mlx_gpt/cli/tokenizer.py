@@ -1,6 +1,5 @@
 """`mlxgpt tokenizer`: trains, uses, inspects and converts byte-pair vocabularies."""
 
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from mlx_gpt.cli.options import corpus_option, echo_json, json_option, note
 from mlx_gpt.config.schema import DataConfig
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
-from mlx_gpt.parse import parse_json
+from mlx_gpt.parse import parse_json, read_text
 
 
 @click.group()
@@ -63,9 +62,9 @@ def train_command(dst, corpus, size, byte_level, rule, force):
 @vocab_option
 @json_option
 def encode_command(textfile, vocab, as_json):
-    """Print the token ids of TEXTFILE; - reads stdin."""
+    """Print the token ids of TEXTFILE, of at most 64 MiB; - reads stdin."""
     unknown = Counter()
-    ids = data.open_vocab(Path(vocab)).encode(_read(textfile), unknown).tolist()
+    ids = data.open_vocab(Path(vocab)).encode(read_text(textfile), unknown).tolist()
     if unknown:
         note(f"{data.name_unknown(unknown)} not in the vocabulary: {unknown.total():,} characters left out")
     if as_json:
@@ -83,7 +82,7 @@ def decode_command(idsfile, vocab, as_json):
 
     IDSFILE has the form that `encode` prints, with or without --json.
     """
-    text, known = _read(idsfile), data.open_vocab(Path(vocab))
+    text, known = read_text(idsfile), data.open_vocab(Path(vocab))
     try:
         is_json = text.lstrip().startswith("{")
         ids = parse_json(text, str(idsfile))["ids"] if is_json else [int(word) for word in text.split()]
@@ -155,17 +154,3 @@ def _write(dst: Path, known) -> None:
     text = known.to_vocab_json() if dst.name.startswith("vocab") else data.tokenizer_json(known)
     write_atomic(dst, [text.encode()])
     note(f"{dst}: {known.kind}, {known.vocab_size:,} ids, {dst.stat().st_size:,} bytes")
-
-
-def _read(path: Path) -> str:
-    """Reads a UTF-8 file, or stdin for "-". Raises UserError if it cannot be read, BadFile if it is not UTF-8."""
-    try:
-        text = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    try:
-        return text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadFile(
-            f"{path}: byte {error.start} is 0x{text[error.start]:02x}, not UTF-8 text; convert the file to UTF-8"
-        ) from None

@@ -73,7 +73,7 @@ SAME_SIGNAL_SECONDS = 0.3
     help="Start a new run with the weights and the tokenizer of a checkpoint.",
 )
 @click.option("--iters", type=int, help="Total number of updates, counted from the run's start.")
-@click.option("--minutes", type=float, help="Time limit in minutes; the learning-rate schedule is fitted to it.")
+@click.option("--minutes", type=float, help="Time limit in minutes, to which the schedule is fitted; 0: no limit.")
 @click.option("--batch", type=int, help="Sequences per micro-batch.")
 @click.option("--accum", type=int, help="Micro-batches per update.")
 @click.option("--lr", type=float, help="Peak learning rate.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gpt.config.renames import MUON_RATE, MUON_REPLACED, RENAMED, current_names
-from mlx_gpt.config.schema import TABLES, Config, ModelConfig
+from mlx_gpt.config.schema import TABLES, Config, ModelConfig, require_settings
 from mlx_gpt.config.table import allowed, lookup, merge, nest
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.parse import parse_toml, read_toml
@@ -91,7 +91,7 @@ def load_toml(folder: str, name: str) -> dict[str, Any]:
         name: The name of a file in this folder, without ".toml". Any other name is the path of a TOML file.
 
     Raises:
-        UserError: There is no such name or file.
+        UserError: There is no such name or file, or the file has an unknown setting or a value that is not allowed.
         BadFile: The file cannot be read, or is not valid TOML.
     """
     path = Path(name)
@@ -99,7 +99,13 @@ def load_toml(folder: str, name: str) -> dict[str, Any]:
     if name in known or not (path.suffix == ".toml" or path.is_file()):
         kind = {"presets": "preset", "presets/recipes": "recipe"}[folder]
         path = lookup(known, name, f"{kind} (or TOML file)")
-    return current_names(read_toml(path))
+    tables = read_toml(path)
+    try:
+        tables = current_names(tables)
+        require_settings(tables)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return tables
 
 
 def preset_network(name: str) -> ModelConfig:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from mlx_gpt.config.renames import current_names
-from mlx_gpt.config.table import Table, lookup, merge, nest, setting, toml_value
+from mlx_gpt.config.table import Table, checked, lookup, merge, nest, setting, toml_value
 from mlx_gpt.errors import UserError
 
 # The value of train.iters if only train.minutes limits the run. The trainer replaces it after timing some updates.
@@ -340,16 +340,9 @@ class Config:
             UserError: A table or setting is unknown, a value is not allowed, or a setting is given under its old and
                 its current name.
         """
-        made = {}
-        for name, values in current_names(tables).items():
-            table = lookup(TABLES, name, "table")
-            if not isinstance(values, dict):
-                raise UserError(f"{name}={values!r} is not a table; settings look like {name}.key = value")
-            known = {f.name: f for f in fields(table)}
-            for key in values:
-                lookup(known, key, f"setting in [{name}]", prefix=f"{name}.")
-            made[name] = table(**values)
-        return cls(**made)
+        tables = current_names(tables)
+        require_settings(tables)
+        return cls(**{name: TABLES[name](**values) for name, values in tables.items()})
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """All settings as nested dictionaries, which `from_dict` reads."""
@@ -374,6 +367,21 @@ class Config:
             helps = {f.name: f.metadata["help"] for f in fields(TABLES[name])}
             lines += [f"[{name}]"] + [f"{k} = {toml_value(v)}  # {helps[k]}" for k, v in values.items()] + [""]
         return "\n".join(lines)
+
+
+def require_settings(tables: dict[str, Any]) -> None:
+    """Checks the names of settings in nested dictionaries, and each value by itself.
+
+    Raises:
+        UserError: A table or setting is unknown, or a value is not allowed, whatever the other settings are.
+    """
+    for name, values in tables.items():
+        table = lookup(TABLES, name, "table")
+        if not isinstance(values, dict):
+            raise UserError(f"{name}={values!r} is not a table; settings look like {name}.key = value")
+        known = {f.name: f for f in fields(table)}
+        for key, value in values.items():
+            checked(f"{name}.{key}", value, lookup(known, key, f"setting in [{name}]", prefix=f"{name}."))
 
 
 TABLES: dict[str, type[Table]] = {

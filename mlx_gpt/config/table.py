@@ -35,7 +35,7 @@ class Table:
 
     def __post_init__(self):
         for f in fields(self):
-            object.__setattr__(self, f.name, _checked(f"{self.table_name()}.{f.name}", getattr(self, f.name), f))
+            object.__setattr__(self, f.name, checked(f"{self.table_name()}.{f.name}", getattr(self, f.name), f))
 
     @classmethod
     def table_name(cls) -> str:
@@ -73,7 +73,7 @@ def allowed(f: dataclasses.Field) -> str:
     return f"give {kind}" + (f" of at least {low}" if low is not None else "")
 
 
-def _checked(name: str, value, f: dataclasses.Field):
+def checked(name: str, value, f: dataclasses.Field):
     """Returns `value` in the type of the field. An int is accepted for a float, and a list for a tuple.
 
     Raises:

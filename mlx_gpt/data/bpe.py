@@ -15,8 +15,9 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from mlx_gpt.config.schema import MAX_VOCAB
+from mlx_gpt.data.bytelevel import BYTES
 from mlx_gpt.data.merges import Merge, learn_merges
-from mlx_gpt.data.tokenizer import BYTES, SPECIALS, CharTokenizer, Tokenizer, count_unknown
+from mlx_gpt.data.tokenizer import SPECIALS, CharTokenizer, Tokenizer, count_unknown
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.parse import parse_json, read_bytes
 
@@ -195,13 +196,20 @@ class ByteBPETokenizer(Tokenizer):
         self._json, self._specials = text, specials
         facts = parse_json(text, "tokenizer.json")
         kinds = {part.get("type") for part in _parts(facts.get("pre_tokenizer"))}
-        if facts["model"].get("type") != "BPE" or "ByteLevel" not in kinds or facts.get("normalizer"):
-            raise BadFile("tokenizer.json: not supported; give a byte-level BPE without a normalizer, such as GPT-2's")
-        for merge in facts["model"]["merges"]:  # the library ends with a panic if the result of a merge is no token
+        model = facts["model"]
+        options = [name for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(name)]
+        if model.get("type") != "BPE" or "ByteLevel" not in kinds or facts.get("normalizer") or options:
+            raise BadFile(
+                "tokenizer.json: not supported; give a byte-level BPE without a normalizer, dropout, prefix or suffix, "
+                "such as GPT-2's"
+            )
+        for merge in model["merges"]:  # the library ends with a panic if the result of a merge is no token
             pair = merge.split(" ") if isinstance(merge, str) else merge
-            if "".join(pair) not in facts["model"]["vocab"]:
+            if "".join(pair) not in model["vocab"]:
                 raise BadFile(f"tokenizer.json: the merge {str(merge)[:60]!r} gives a string that is not a token")
         engine = _parse(text)
+        engine.no_truncation()  # the whole text is encoded, whatever the file says
+        engine.no_padding()
         ids = engine.get_vocab(with_added_tokens=True)
         if max(ids.values(), default=0) >= MAX_VOCAB:
             raise BadFile(f"tokenizer.json: has the id {max(ids.values())}, but ids must be below {MAX_VOCAB}")
@@ -383,7 +391,9 @@ def _parse(text: str) -> tokenizers.Tokenizer:
     """Parses the text of a tokenizer.json with the library. Raises BadFile if the library rejects it."""
     try:
         return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises Exception itself, no subclass
+    except BaseException as error:  # the library raises Exception itself, or a PanicException, which is no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
         raise BadFile(f"tokenizer.json: {error}") from None
 
 

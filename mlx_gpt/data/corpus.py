@@ -19,7 +19,7 @@ from typing import NamedTuple
 from mlx_gpt.config.presets import names_of
 from mlx_gpt.data import library, markov
 from mlx_gpt.data.library import DOCUMENT_END
-from mlx_gpt.data.textfiles import read_documents
+from mlx_gpt.data.textfiles import read_documents, text_size
 from mlx_gpt.errors import BadFile, UserError
 
 # Folders of the standard library that contain tests, programs or installed packages rather than library source.
@@ -44,7 +44,7 @@ class Source:
         name: the spec without its weight.
         weight: how often the source is read, relative to the others. An epoch reads a source of weight 2 twice, and
             half of a source of weight 0.5.
-        num_bytes: the approximate size of its text in bytes. For gzip files it is the compressed size.
+        num_bytes: the approximate size of its text in bytes: that of its files, decompressed.
         read: opens the source and yields its texts, one for each file or JSON line. A text is an iterable of strings
             whose concatenation is the text.
     """
@@ -131,8 +131,8 @@ class Corpus:
 def open_corpus(specs: Sequence[str]) -> Corpus:
     """Resolves specs to sources, in the order given.
 
-    Files are found here, but are not read before the sources are. A named corpus that is neither in the folder
-    MLXGPT_CORPUS_DIR nor in the user's cache is downloaded.
+    Files are found here, but are not read before the sources are. Only gzip files are read, to measure their size. A
+    named corpus that is neither in the folder MLXGPT_CORPUS_DIR nor in the user's cache is downloaded.
 
     Args:
         specs: names, paths or patterns, each optionally followed by a weight.
@@ -141,7 +141,7 @@ def open_corpus(specs: Sequence[str]) -> Corpus:
         UserError: if a name, path or weight is invalid, if a pattern matches no file, if two specs have the same name,
             or if a download fails.
         BadFile: if a file is empty or a special file, such as a device, if a folder has no file with one of SUFFIXES,
-            or if a named corpus has the wrong SHA-256.
+            if a gzip file is not complete or expands too far, or if a named corpus has the wrong SHA-256.
     """
     parsed = [_parse(spec) for spec in specs]
     for name, _ in parsed:
@@ -219,7 +219,7 @@ def _source(name: str, weight: float, notes: list[str]) -> Source:
         texts = BUILT_IN[name]()
         return Source(name, weight, sum(map(len, texts)), lambda: ([text] for text in texts))
     paths = [library.fetch(name)] if name in names_of("corpus") else _files(name, notes)
-    num_bytes = sum(path.stat().st_size for path in paths)
+    num_bytes = sum(map(text_size, paths))
     return Source(name, weight, num_bytes, lambda: (text for path in paths for text in read_documents(path, PIECE)))
 
 

@@ -75,7 +75,8 @@ def _local_file(facts: dict) -> Path | None:
 
 def _wrong_hash(path: Path, facts: dict) -> str:
     """Returns the file's SHA-256 if it differs from the manifest's, else an empty string."""
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    with convert_os_errors(path), open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()  # reads the file in small parts
     return found if found != facts["sha256"] else ""
 
 

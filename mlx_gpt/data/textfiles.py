@@ -33,6 +33,18 @@ def read_documents(path: Path, size: int) -> Iterator[Iterable[str]]:
     return iter([_text(path, size)])
 
 
+def text_size(path: Path) -> int:
+    """The size of a file in bytes; of a file whose name ends in .gz, after decompression, which takes a pass over it.
+
+    Raises:
+        BadFile: The file is not a complete gzip file, although its name ends in .gz, or expands beyond the limit.
+    """
+    if not path.name.lower().endswith(".gz"):
+        return path.stat().st_size
+    with _File(path) as file:
+        return sum(map(len, iter(lambda: file.read(1 << 20), b"")))
+
+
 class _File:
     """A file that is open for reading bytes, decompressed if its name ends in .gz.
 

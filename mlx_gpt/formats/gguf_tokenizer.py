@@ -2,7 +2,7 @@
 
 llama.cpp encodes text with the vocabulary type "gpt2" in three steps: a regular expression, which the key
 tokenizer.ggml.pre names, divides the text into words; each word becomes characters; merges are applied in their order.
-Its characters are GPT-2's characters for bytes (data/tokenizer.py), or for some names Unicode characters.
+Its characters are GPT-2's characters for bytes (data/bytelevel.py), or for some names Unicode characters.
 
     ours        pre             tokens
     char        qwen2           one character each; merges only within characters of several bytes
@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer, character_specials, tokenizer_from_dict
-from mlx_gpt.data.tokenizer import BYTES, SPECIALS, CharTokenizer, Tokenizer
+from mlx_gpt.data.bytelevel import BYTES
+from mlx_gpt.data.tokenizer import SPECIALS, CharTokenizer, Tokenizer
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.formats.gguf import Metadata
 from mlx_gpt.parse import parse_json

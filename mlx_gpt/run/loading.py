@@ -77,7 +77,7 @@ def load(
         UserError: There is no such file or preset, or the number of heads is not known.
     """
     sizes = sizes_of(n_embd, n_head, n_layer, block_size)
-    return to_run(with_text(path, read_checkpoint(Path(path), preset, sizes), corpus, vocab))
+    return to_run(path, with_text(path, read_checkpoint(Path(path), preset, sizes), corpus, vocab))
 
 
 def sizes_of(n_embd: int | None, n_head: int | None, n_layer: int | None, block_size: int | None) -> dict[str, int]:
@@ -245,26 +245,37 @@ def tokenizer_settings(header: Header, settings: dict[str, Any]) -> dict[str, An
     return own
 
 
-def to_run(checkpoint: Checkpoint) -> Run:
-    """Builds the model of a checkpoint and puts its weights on the device."""
+def to_run(path: str | Path, checkpoint: Checkpoint) -> Run:
+    """Builds the model of a checkpoint and puts its weights on the device.
+
+    Raises:
+        BadFile: The tokenizer is corrupt. The message names `path`, the path of the checkpoint.
+    """
     header = checkpoint.header
     model = GPT(header.config.model, header.vocab_size)
     model.set_weights({name: mx.array(w) for name, w in checkpoint.weights.items()})
-    return Run(model=model, tokenizer=tokenizer_of(header), header=header)
+    return Run(model=model, tokenizer=tokenizer_of(path, header), header=header)
 
 
-def tokenizer_of(header: Header) -> Tokenizer | None:
+def tokenizer_of(path: str | Path, header: Header) -> Tokenizer | None:
     """The tokenizer that a checkpoint contains; None if it contains none, as after reading an RGPT file.
+
+    Args:
+        path: The path of the checkpoint, for messages.
+        header: The header of the checkpoint.
 
     Raises:
         BadFile: The tokenizer is corrupt, or its number of ids differs from the header's vocab_size.
     """
     if header.tokenizer is None:
         return None
-    tokenizer = tokenizer_from_dict(header.tokenizer)
+    try:
+        tokenizer = tokenizer_from_dict(header.tokenizer)
+    except BadFile as error:
+        raise BadFile(f"{path}: {error}") from None
     if tokenizer.vocab_size != header.vocab_size:
         raise BadFile(
-            f"the checkpoint has {header.vocab_size} ids, but its tokenizer has {tokenizer.vocab_size}; the checkpoint "
-            "is corrupt, use an earlier one"
+            f"{path}: the checkpoint has {header.vocab_size} ids, but its tokenizer has {tokenizer.vocab_size}; the "
+            "checkpoint is corrupt, use an earlier one"
         )
     return tokenizer

@@ -43,7 +43,7 @@ def resumed(request: Request, note: Note) -> Start:
     header = checkpoint.header
     config = _resumed_config(checkpoint, request, note)
     corpus = _open_corpus(header, config, request, note)
-    tokenizer = _checked_tokenizer(checkpoint, config, corpus, note)
+    tokenizer = _checked_tokenizer(source, checkpoint, config, corpus, note)
     if folder is None:
         note(f"resuming from {request.resume} in a new run folder")
     optimizer = Optimizer(config.optimizer, roles_of(config.model, header.vocab_size))
@@ -181,7 +181,7 @@ def _open_corpus(header: Header, config: Config, request: Request, note: Note) -
         ) from None
 
 
-def _checked_tokenizer(checkpoint: Checkpoint, config: Config, corpus: Corpus, note: Note) -> Tokenizer:
+def _checked_tokenizer(source: Path, checkpoint: Checkpoint, config: Config, corpus: Corpus, note: Note) -> Tokenizer:
     """Returns the run's tokenizer, after checking that the corpus is the text that the run was trained on.
 
     A checkpoint that was read from an RGPT file contains no tokenizer and no fingerprint of its text. For such a
@@ -193,7 +193,7 @@ def _checked_tokenizer(checkpoint: Checkpoint, config: Config, corpus: Corpus, n
         Mismatch: The tokenizer has another number of ids than the checkpoint.
     """
     header = checkpoint.header
-    tokenizer = tokenizer_of(header)
+    tokenizer = tokenizer_of(source, header)
     if tokenizer is None:
         tokenizer = make_tokenizer(corpus, config.data, note)
         require_vocab("the checkpoint", config.data.vocab or f"corpus {corpus.name}", tokenizer, header.vocab_size)

@@ -87,7 +87,7 @@ def _fine_tuned(request: Request, note: Note) -> Start:
     config = resolved(None, request.recipe, own_text | request.settings | shape | own_tokenizer, note, request.base)
     request.note_corpus(config.data.corpus, note)
     corpus = open_text(config, note)
-    tokenizer = tokenizer_of(checkpoint.header) or make_tokenizer(corpus, config.data, note)
+    tokenizer = tokenizer_of(request.fine_tune, checkpoint.header) or make_tokenizer(corpus, config.data, note)
     origin = config.data.vocab or f"corpus {corpus.name}"
     require_vocab(str(request.fine_tune), origin, tokenizer, checkpoint.header.vocab_size)
     note(f"fine-tuning the weights of {request.fine_tune}")

@@ -10,7 +10,7 @@ from typing import Any
 from mlx_gpt.config.renames import current_names
 from mlx_gpt.errors import UserError
 from mlx_gpt.parse import read_toml
-from mlx_gpt.watch.metrics import read_metrics
+from mlx_gpt.watch.metrics import has_numbers, read_metrics
 
 FORMATS = (".png", ".svg", ".pdf")
 MAX_THRESHOLDS = 6
@@ -69,7 +69,7 @@ class Record:
         if self.updates:
             seconds = statistics.median(u["seconds"] for u in self.updates)
             facts |= {"ms_per_iter": seconds * 1000, "tokens_per_second": last["tokens"] / last["step"] / seconds}
-        return {name: value for name, value in facts.items() if type(value) in (int, float)}
+        return {name: value for name, value in facts.items() if type(value) in (int, float) and math.isfinite(value)}
 
 
 class NotEvaluated(UserError):
@@ -95,7 +95,7 @@ def read_record(path: Path) -> Record:
             f"{path}: no metrics.jsonl of a run is there; name a run folder, such as runs/model-l-shakespeare"
         )
     lines = read_metrics(folder / "metrics.jsonl")
-    evaluations = [line for line in lines if _has_numbers(line, EVALUATION)]
+    evaluations = [line for line in lines if has_numbers(line, EVALUATION)]
     if not evaluations:
         raise NotEvaluated(f"{folder}: the run was not evaluated yet; train it until its first evaluation")
     tables = current_names(read_toml(folder / "run.toml") if (folder / "run.toml").exists() else {})
@@ -108,14 +108,9 @@ def read_record(path: Path) -> Record:
         updates=[
             line
             for line in lines
-            if "grad_norm" in line and _has_numbers(line, UPDATE) and min(line["step"], line["seconds"]) > 0
+            if "grad_norm" in line and has_numbers(line, UPDATE) and min(line["step"], line["seconds"]) > 0
         ],
     )
-
-
-def _has_numbers(line: dict, fields: Sequence[str]) -> bool:
-    """Whether these fields of a line are numbers."""
-    return all(type(line.get(field)) in (int, float) for field in fields)
 
 
 def differences(records: Sequence[Record]) -> dict[str, list]:
@@ -132,9 +127,9 @@ def differences(records: Sequence[Record]) -> dict[str, list]:
 def thresholds(records: Sequence[Record]) -> list[float]:
     """Chooses losses for the rows "tokens to LOSS" of the comparison.
 
-    The losses are multiples of a step: the smallest of ROUND_STEPS that gives at most MAX_THRESHOLDS losses, or the
-    largest of ROUND_STEPS if none does. They lie between the highest first evaluation of a run and the lowest
-    evaluation of all runs.
+    The losses are multiples of a step: the smallest of ROUND_STEPS that gives at most MAX_THRESHOLDS losses. If none
+    does, they are the lowest MAX_THRESHOLDS multiples of the largest of ROUND_STEPS. They lie between the highest first
+    evaluation of a run and the lowest evaluation of all runs.
 
     Example: If evaluations begin at 3.1 and end at 1.9, the thresholds are [3.0, 2.8, 2.6, 2.4, 2.2, 2.0].
 
@@ -147,7 +142,7 @@ def thresholds(records: Sequence[Record]) -> list[float]:
         first, last = math.floor(high / step), math.ceil(low / step)
         if first - last < MAX_THRESHOLDS:
             break
-    return [round(i * step, 2) for i in range(first, last - 1, -1)]
+    return [round(i * step, 2) for i in range(first, last - 1, -1)[-MAX_THRESHOLDS:]]
 
 
 def table(records: Sequence[Record], levels: Sequence[float]) -> list[tuple[str, list[str]]]:

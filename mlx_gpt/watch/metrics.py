@@ -8,11 +8,12 @@ and val_bits_per_byte. Files of mlxgpt 0.1 have lines for updates and evaluation
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mlx_gpt.errors import BadFile
-from mlx_gpt.parse import parse_json
+from mlx_gpt.files import convert_os_errors, write_atomic
+from mlx_gpt.parse import open_regular, parse_json
 from mlx_gpt.train.reports import EvalReport, Report, kind, to_dict
 
 MAX_LINE = 1 << 20  # a longer line is not one that MetricsFile has written, in bytes
@@ -26,17 +27,19 @@ class MetricsFile:
     Args:
         path: The file. It is created if it does not exist.
         resumed_at: The step at which the run starts; 0 for a new run.
-        warn: Called with one line if the file cannot be written.
+        warn: Called with one line if the file cannot be written later.
+
+    Raises:
+        BadFile: The path is not a regular file.
+        UserError, OutOfRoom: The file cannot be written.
     """
 
     def __init__(self, path: Path, resumed_at: int = 0, warn: Callable[[str], None] = lambda text: None):
         self._warn = warn
-        kept = [line for line in _lines(path) if line.get("step", 0) <= resumed_at]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(map(_text, kept)), encoding="utf-8")
-        os.replace(temporary, path)
-        # buffering=1 passes each line to the operating system at once, so a killed process loses no complete line.
-        self._file = open(path, "a", encoding="utf-8", buffering=1)
+        write_atomic(path, (_text(line).encode() for line in _lines(path) if line.get("step", 0) <= resumed_at))
+        with convert_os_errors(path):
+            # buffering=1 passes each line to the operating system at once, so a killed process loses no complete line.
+            self._file = open(path, "a", encoding="utf-8", buffering=1)
 
     def add(self, report: Report) -> None:
         """Writes one line. If that fails, as on a full disk, calls `warn` once and writes no further reports."""
@@ -55,14 +58,22 @@ def read_metrics(path: Path) -> list[dict]:
 
     A line that is not a JSON object, or whose `step` is not a number, is skipped. A process that was killed while it
     wrote can leave an incomplete line.
+
+    Raises:
+        BadFile: The path is not a regular file, or cannot be read.
     """
     return list(_lines(path))
+
+
+def has_numbers(line: dict, fields: Iterable[str]) -> bool:
+    """Whether these fields of a line are numbers."""
+    return all(type(line.get(field)) in (int, float) for field in fields)
 
 
 def _lines(path: Path):
     if not path.exists():
         return
-    with open(path, "rb") as f:
+    with open_regular(path) as f:
         while text := f.readline(MAX_LINE):
             with contextlib.suppress(BadFile):
                 line = parse_json(text, str(path))

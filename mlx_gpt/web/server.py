@@ -309,7 +309,9 @@ class HttpProtocol(H11Protocol):
         self._probing = self.loop.call_later(PROBE_EVERY, self._probe)
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()  # begins the next request, if it has been received
+        super().on_response_complete()  # begins the next request, if at least its headers have been received
+        if self._receiving is None and self._discarded is None and self.conn.their_state is h11.SEND_BODY:
+            self._receiving = self.loop.call_later(self._deadlines.receive, self._too_slow)
         if not self._half_closed:
             return
         if self.cycle.response_complete or self.cycle.more_body:

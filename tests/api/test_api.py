@@ -154,3 +154,13 @@ def test_a_path_in_the_place_of_a_model_is_named():
     for call in (lambda: mlx_gpt.evaluate("runs/a"), lambda: mlx_gpt.generate("runs/a", "x")):
         with pytest.raises(UserError, match="runs/a.*mlx_gpt.load"):
             call()
+
+
+def test_the_model_card_leaves_out_lines_of_metrics_that_are_no_evaluation(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlx_gpt.api.exporting._curve", lambda src, folder: [])
+    good = {"step": 3, "tokens": 300, "val_loss": 2.5, "val_ppl": 12.2, "elapsed": 1.0}
+    odd = [good | {key: value} for key in good for value in (None, "1", [1], True) if key != "elapsed"]
+    store.save(tmp_path / "best.safetensors", store.load(folder / "best.safetensors"))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*odd, good]))
+    mlx_gpt.export(tmp_path / "best.safetensors", tmp_path / "out")
+    assert (tmp_path / "out/README.md").read_text().count("| 3 | 300 | 2.5000 | 12.20 |") == 1

@@ -21,6 +21,8 @@ def home(tmp_path_factory):
     (home / "unknown.txt").write_text("жж" * 3000)
     (home / "train.toml").write_text("[train]\niters = 5\n")
     (home / "unknown.toml").write_text("[model]\nn_emdb = 32\n")
+    (home / "wrong.toml").write_text('[train]\niters = "many"\n')
+    (home / "vocab.json").write_text('{"vocab": ["<|bos|>", "<|eos|>", "a", "b"], "merges": []}')
     (home / "deep.toml").write_text("a = " + "[" * 100_000)
     (home / "folder").mkdir()
     run = home / "runs/custom-pydocs"

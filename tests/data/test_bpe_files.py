@@ -76,3 +76,29 @@ def test_the_tokenizer_of_a_checkpoint_is_checked_too():
     for data in ({"kind": "bpe", "vocab": [*SPECIALS, "a"], "merges": [["a"]]}, {"kind": "byte-bpe", "json": "[]"}, []):
         with pytest.raises(BadFile, match="merges|tokenizer"):
             tokenizer_from_dict(data)
+
+
+@pytest.fixture
+def byte_level():
+    return json.loads(ByteBPETokenizer.train(["some text"], 270, set()).to_json())
+
+
+@pytest.mark.parametrize(
+    "option, value", [("dropout", 0.5), ("continuing_subword_prefix", "\u202e"), ("end_of_word_suffix", "</w>")]
+)
+def test_an_option_that_changes_the_ids_of_a_byte_level_vocabulary_is_refused(tmp_path, byte_level, option, value):
+    """The library panics at some of them."""
+    byte_level["model"][option] = value
+    (tmp_path / "tokenizer.json").write_text(json.dumps(byte_level))
+    with pytest.raises(BadFile, match="without a normalizer, dropout, prefix or suffix"):
+        open_vocab(tmp_path)
+
+
+def test_no_text_is_cut_or_padded_whatever_the_file_says(tmp_path, byte_level):
+    (tmp_path / "plain.json").write_text(json.dumps(byte_level))
+    byte_level["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    side = {"strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": None}
+    byte_level["padding"] = side | {"pad_id": 0, "pad_type_id": 0, "pad_token": "<|eos|>"}
+    (tmp_path / "cut.json").write_text(json.dumps(byte_level))
+    ids = [open_vocab(tmp_path / name).encode("some more text").tolist() for name in ("plain.json", "cut.json")]
+    assert ids[0] == ids[1]

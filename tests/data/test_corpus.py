@@ -8,6 +8,7 @@ import http.server
 import json
 import re
 import threading
+import tracemalloc
 
 import pooch
 import pytest
@@ -29,6 +30,19 @@ def test_shakespeare_is_the_real_one(shakespeare):
     tokenizer = CharTokenizer.train(corpus.texts())
     assert (sum(map(len, corpus.documents)), tokenizer.vocab_size) == (1_115_394, 67)
     assert [len(t) for t in encode(corpus, tokenizer, print).split(0.1)] == [1_003_854, 111_540]
+
+
+def test_a_file_of_any_size_in_place_of_a_named_corpus_is_not_read_into_memory(tmp_path, monkeypatch):
+    with open(tmp_path / "shakespeare.txt", "wb") as file:
+        file.truncate(64 << 20)
+    monkeypatch.setenv("MLXGPT_CORPUS_DIR", str(tmp_path))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadFile, match="shakespeare.txt has SHA-256 "):
+            open_corpus(["shakespeare"])
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_pydocs_and_stdlib_need_no_network(monkeypatch):

@@ -1,6 +1,7 @@
 """Text to token files: streamed, resumed, checked."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -10,12 +11,12 @@ from constants import ROOT
 
 from mlx_gpt.config.schema import DataConfig
 from mlx_gpt.data import corpus as corpus_module
-from mlx_gpt.data import encoding
+from mlx_gpt.data import encoding, tokenfile
 from mlx_gpt.data.corpus import Corpus, Source, open_corpus
 from mlx_gpt.data.encoding import encode, make_tokenizer
 from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.data.tokens import Tokens
-from mlx_gpt.errors import UserError
+from mlx_gpt.errors import BadFile, UserError
 
 
 def corpus_of(*documents, weights=None):
@@ -32,7 +33,8 @@ def kept(tmp_path, monkeypatch):
     """Every corpus is large, every piece small, and the state saved often; the user's cache."""
     monkeypatch.setattr(encoding, "cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setattr(encoding, "MAPPED_BYTES", 0)
-    monkeypatch.setattr(encoding, "SAVE_TOKENS", 50)
+    monkeypatch.setattr(tokenfile, "SAVE_TOKENS", 50)
+    monkeypatch.setattr(tokenfile, "BLOCK", 64)
     monkeypatch.setattr(corpus_module, "PIECE", 40)
     return tmp_path / "cache/tokens"
 
@@ -124,22 +126,103 @@ def test_an_interrupted_encoding_goes_on(kept):
         assert skipped <= stop and (stop < 5 or skipped > 0)
 
 
-def test_a_part_that_is_too_short_for_its_state_starts_over(kept):
-    """The ids take two bytes each, and a byte of the last one that the state counts is missing."""
+@pytest.fixture
+def stopped(kept):
+    """A text and its tokenizer, its whole token file, and an interrupted encoding. The ids take two bytes each."""
     corpus = corpus_of(*TEXTS)
     tokenizer = CharTokenizer("".join(sorted({*"".join(TEXTS), *map(chr, range(256, 600))})))
     encode(corpus, tokenizer, print)
-    whole = next(kept.glob("*.tokens"))
-    expected = whole.read_bytes()
-    whole.unlink()
+    path = next(kept.glob("*.tokens"))
+    expected = path.read_bytes()
+    path.unlink()
     with pytest.raises(KeyboardInterrupt):
         encode(corpus, Stopping(tokenizer.characters, 10), print)
-    count = json.loads(next(kept.glob("*.json")).read_text())["count"]
-    with open(next(kept.glob("*.part")), "r+b") as file:
-        file.truncate(encoding.HEADER.size + 2 * count - 1)
+    return corpus, tokenizer, path, expected
+
+
+def torn(part, saved):
+    """A byte of the last id that the state counts is missing."""
+    count = json.loads(saved.read_text())["count"]
+    with open(part, "r+b") as file:
+        file.truncate(tokenfile.HEADER.size + 2 * count - 1)
+
+
+def changed(part, saved):
+    """A bit of an id that the state counts differs."""
+    flip(part, tokenfile.HEADER.size + 3)
+
+
+def miscounted(part, saved):
+    """The state counts a piece less."""
+    facts = json.loads(saved.read_text())
+    saved.write_text(json.dumps(facts | {"pieces": facts["pieces"] - 1}))
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (torn, ".part: the token file is damaged: block"),
+        (changed, ".part: the token file is damaged: block 0 of its ids"),
+        (miscounted, ".json: damaged, or written by another version"),
+        (lambda part, saved: part.unlink(), ".part: is missing"),
+        (lambda part, saved: saved.write_bytes(b"{}"), ".json: damaged, or written by another version"),
+    ],
+)
+def test_a_damaged_interrupted_encoding_starts_again(stopped, damage, words):
+    corpus, tokenizer, path, expected = stopped
+    damage(path.with_suffix(".part"), path.with_suffix(".json"))
     told = []
     encode(corpus, tokenizer, told.append)
-    assert whole.read_bytes() == expected and not any("resuming" in text for text in told)
+    assert path.read_bytes() == expected and not any("resuming" in text for text in told)
+    assert words in told[0] and told[0].endswith("the interrupted encoding starts again")
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_anywhere_in_a_token_file_is_noticed(kept):
+    """The text is encoded again, and one line says why."""
+    corpus = corpus_of(*TEXTS)
+    tokenizer = CharTokenizer.train(corpus.texts())
+    encode(corpus, tokenizer, print)
+    path = next(kept.glob("*.tokens"))
+    good, told = path.read_bytes(), []
+    every = {0, 20, 31, 95, 100, 127, 128, 191, 192, len(good) // 2, *range(len(good) - 90, len(good))}
+    for place in every:
+        flip(path, place)
+        encode(corpus, tokenizer, told.append)
+        assert path.read_bytes() == good, place
+    reasons = [text for text in told if text.endswith("; the text is encoded again")]
+    assert len(reasons) == len(every) and all(str(path) in text and "\n" not in text for text in reasons)
+
+
+def test_blocks_of_a_token_file_that_changed_places_are_noticed(kept):
+    corpus, told = corpus_of(*TEXTS), []
+    tokenizer = CharTokenizer.train(corpus.texts())
+    encode(corpus, tokenizer, print)
+    path = next(kept.glob("*.tokens"))
+    good = path.read_bytes()
+    first, block = tokenfile.HEADER.size, tokenfile.BLOCK
+    one, two = good[first : first + block], good[first + block : first + 2 * block]
+    path.write_bytes(good[:first] + two + one + good[first + 2 * block :])
+    encode(corpus, tokenizer, told.append)
+    assert one != two and path.read_bytes() == good
+    assert "block 0 of its ids does not match its checksum; the text is encoded again" in told[0]
+
+
+def test_a_token_file_that_is_damaged_when_it_was_just_written_is_an_error(kept, monkeypatch):
+    finish = tokenfile.Writer.finish
+
+    def fail(writer):
+        finish(writer)
+        flip(next(kept.glob("*.tokens")), 200)
+
+    monkeypatch.setattr(tokenfile.Writer, "finish", fail)
+    with pytest.raises(BadFile, match="block 1 of its ids .* just written; move the cache with XDG_CACHE_HOME"):
+        encode(corpus_of(*TEXTS), CharTokenizer.train(corpus_of(*TEXTS).texts()), print)
 
 
 def test_a_damaged_file_is_made_anew(kept):
@@ -149,19 +232,24 @@ def test_a_damaged_file_is_made_anew(kept):
     plain = Tokens.of(np.array(plain.ids.host), plain.lengths, plain.sources)  # off the file that is to be damaged
     path = next(kept.glob("*.tokens"))
     good = path.read_bytes()
-    for bad in (
-        b"",
-        good[:50],
-        good[:-1],
-        good[:200],
-        b"X" + good[1:],
-        good[:130] + b"\xff" + good[131:],
-        good[:8] + b"\2" + good[9:],
-    ):
+    bads = [b"", good[:50], good[:-1], good[:200], b"X" + good[1:], good[:8] + b"\1" + good[9:], good + b" "]
+    for bad in bads:
         path.write_bytes(bad)
         assert_same(encode(corpus, tokenizer, told.append), plain)
         assert path.read_bytes() == good
-    assert sum("incomplete or does not match; created again" in text for text in told) == 7
+    assert sum("; the text is encoded again" in text for text in told) == len(bads)
+
+
+def test_temporary_files_of_processes_that_were_killed_are_removed(kept):
+    """A process that is killed while it saves its progress leaves one."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    kept.mkdir(parents=True)
+    left, used = kept / f".a.json.tmp-{dead.pid}", kept / f".a.json.tmp-{os.getpid()}"
+    left.touch()
+    used.touch()
+    encode(corpus_of("ab" * 50), CharTokenizer("ab"), print)
+    assert used.exists() and not left.exists()
 
 
 def test_two_processes_make_one_file(kept, tmp_path):

@@ -9,8 +9,9 @@ import pytest
 from commands import mlxgpt
 
 from mlx_gpt.data import corpus as corpus_module
-from mlx_gpt.data import textfiles
+from mlx_gpt.data import encoding, textfiles
 from mlx_gpt.data.corpus import open_corpus
+from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.errors import BadFile
 
 LINES = b"".join(json.dumps({"text": f"line {i}"}).encode() + b"\n" for i in range(3000))
@@ -47,6 +48,18 @@ def test_a_gzip_file_that_expands_too_far_is_refused_before_it_fills_the_memory(
 def test_a_gzip_file_within_the_limit_is_read(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"x" * 100_000))
     assert open_corpus([str(tmp_path / "a.txt.gz")]).documents == ["x" * 100_000]
+
+
+def test_the_size_of_a_gzip_file_is_that_of_its_text(tmp_path, monkeypatch):
+    """The size decides whether the ids of the corpus are stored in a file. The last four bytes do not hold it."""
+    parts = b"".join(gzip.compress(b"ab\n" * 10_000) for _ in range(3))
+    (tmp_path / "a.txt.gz").write_bytes(parts)
+    corpus = open_corpus([str(tmp_path / "a.txt.gz")])
+    assert corpus.num_bytes == 90_000 > 10 * len(parts)
+    monkeypatch.setattr(encoding, "MAPPED_BYTES", 90_000)
+    monkeypatch.setattr(encoding, "cache_dir", lambda: tmp_path / "cache")
+    encoding.encode(corpus, CharTokenizer("\nab"), print)
+    assert list(tmp_path.glob("cache/tokens/*.tokens"))
 
 
 def test_a_long_line_of_json_lines_is_named(tmp_path, monkeypatch):

@@ -20,6 +20,8 @@ from mlx_gpt.serve import fields
 from mlx_gpt.web import server
 from mlx_gpt.web.guard import Access
 
+GOOD = b'{"prompt": "a", "max_tokens": 1}'
+
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_the_work_for_a_client_that_went_ends(served, stream):
@@ -130,6 +132,16 @@ def test_a_request_must_arrive_in_time(run, data):
         assert not data or b"408" in answer.split(b"\r\n")[0] and b'"error"' in answer
 
 
+@pytest.mark.parametrize("cut", [1, 20])
+def test_a_pipelined_request_must_arrive_in_time_too(run, cut):
+    """A part of it arrives together with the request before it, and the rest never."""
+    with serving(run, deadlines=server.Deadlines(receive=0.4)) as served:
+        with connect(served, raw(GOOD) + raw(GOOD)[:-cut]) as sock:
+            sock.settimeout(8)
+            answer = everything(sock)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize("data", [b"POST /v1/comp", raw(b"{}")[:-1]])
 def test_a_request_that_arrives_too_slowly_has_one_line_in_the_log(run, data):
     with serving(run, deadlines=server.Deadlines(receive=0.3)) as served:
@@ -175,7 +187,6 @@ def test_a_reader_that_does_not_read_is_let_go(run):
         assert served.metric("generated_tokens_total") < 16 * 4096
 
 
-GOOD = b'{"prompt": "a", "max_tokens": 1}'
 HOSTILE = {
     "no JSON": raw(b"hello"),
     "empty": raw(b""),

@@ -175,6 +175,7 @@ def test_a_signal_ends_16_streams_within_6_seconds_each_with_an_end(checkpoint, 
         (["--allow-host", "http://x.com/"], 2, "x.com name"),
         (["--api-key-file", "/nowhere"], 3, "/nowhere"),
         (["--api-key-file", "/dev/null"], 3, "empty"),
+        (["--api-key-file", "/dev/zero"], 3, "/dev/zero 4096"),
         (["--context-policy", "drop"], 2, "slide error"),
     ],
 )

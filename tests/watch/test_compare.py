@@ -54,6 +54,11 @@ def test_a_value_that_an_evaluation_lacks_is_missing_in_the_table(tmp_path):
     assert dict(table([read_record(run)], []))["perplexity"] == ["-"]
 
 
+def test_a_speed_that_is_not_finite_is_missing(tmp_path):
+    facts = read_record(make_run(tmp_path / "run", [3.0], seconds=1e-320)).facts()
+    assert "tokens_per_second" not in facts and facts["best_loss"] == 3.0
+
+
 def test_only_differing_settings_are_shown(records):
     assert differences(records) == {"train.batch_size": [16, 8]}
     assert differences(records[:1]) == {}
@@ -68,7 +73,7 @@ def test_a_setting_that_one_run_never_had_differs(records, tmp_path):
     assert differences([records[0], read_record(other)])["data.corpus"] == [["a", "b"], None]
 
 
-@pytest.mark.parametrize("losses", [[4.0, 1.4697], [2.37], [2.3, 2.296], [9.0, 0.1]])
+@pytest.mark.parametrize("losses", [[4.0, 1.4697], [2.37], [2.3, 2.296], [9.0, 0.1], [900.0, 2.0]])
 def test_thresholds_are_few_round_and_within_reach(tmp_path, losses):
     levels = thresholds([read_record(make_run(tmp_path / "run", losses))])
     assert len(levels) <= MAX_THRESHOLDS and levels == sorted(levels, reverse=True)

@@ -7,6 +7,7 @@ import math
 import pytest
 from reporting import evaluation, step, stop
 
+from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.train.reports import SaveReport, StartReport
 from mlx_gpt.watch import metrics as metrics_module
 from mlx_gpt.watch.metrics import MetricsFile, read_metrics
@@ -62,6 +63,17 @@ def test_numbers_that_json_lacks_are_null(tmp_path):
     write(tmp_path / "m", [step(1, loss=math.nan, grad_norm=math.inf), evaluation(1, ppl=math.inf)])
     first, second = read_metrics(tmp_path / "m")
     assert first["loss"] is first["grad_norm"] is second["val_ppl"] is None
+
+
+def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    for name, error in (("zeros", BadFile), ("folder", BadFile), ("absent/metrics.jsonl", UserError)):
+        with pytest.raises(error, match=f"{tmp_path / name}: "):
+            MetricsFile(tmp_path / name)
+    for name in ("zeros", "folder"):
+        with pytest.raises(BadFile, match=f"{tmp_path / name}: .*special file"):
+            read_metrics(tmp_path / name)
 
 
 def test_a_full_disk_ends_the_file_and_not_the_run(tmp_path, monkeypatch):
