@@ -50,6 +50,7 @@ TABLE = {
     "data/": ("config device/mlx errors files lazy parse paths rng", "numpy"),
     "data/tokenizer": ("errors", "numpy"),
     "data/merges": ("data/tokenizer", "numpy"),
+    "data/vocabularies": ("data/bpe data/tokenizer errors parse", ""),
     "data/bpe": ("config/schema data/bytelevel data/merges data/tokenizer errors parse", "numpy tokenizers"),
     "data/markov": ("errors", "numpy"),
     "data/library": ("config/presets errors files parse paths", "pooch"),

@@ -30,7 +30,7 @@ from mlx_gpt.cli.main import cli
 from mlx_gpt.config.presets import parse_set, resolve
 from mlx_gpt.config.renames import RENAMED
 from mlx_gpt.config.schema import Config
-from mlx_gpt.data.bpe import open_vocab
+from mlx_gpt.data.vocabularies import open_vocab
 from mlx_gpt.errors import UserError
 from mlx_gpt.formats import rgpt
 from mlx_gpt.train.reports import EvalReport

@@ -8,7 +8,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import tokenizers
@@ -19,7 +18,7 @@ from mlx_gpt.data.bytelevel import BYTES
 from mlx_gpt.data.merges import Merge, learn_merges
 from mlx_gpt.data.tokenizer import SPECIALS, CharTokenizer, Tokenizer, count_unknown
 from mlx_gpt.errors import BadFile, UserError
-from mlx_gpt.parse import parse_json, read_bytes
+from mlx_gpt.parse import parse_json
 
 CHUNK = 1 << 16  # minimum length of a chunk in characters; each chunk is encoded by one thread of the library
 BATCH = 64  # chunks per call of the library
@@ -195,7 +194,7 @@ class ByteBPETokenizer(Tokenizer):
     def __init__(self, text: str, specials: Sequence[str] | None = None):
         self._json, self._specials = text, specials
         facts = parse_json(text, "tokenizer.json")
-        kinds = {part.get("type") for part in _parts(facts.get("pre_tokenizer"))}
+        kinds = {part.get("type") for part in steps_of(facts.get("pre_tokenizer"))}
         model = facts["model"]
         options = [name for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(name)]
         if model.get("type") != "BPE" or "ByteLevel" not in kinds or facts.get("normalizer") or options:
@@ -275,24 +274,6 @@ class ByteBPETokenizer(Tokenizer):
         return {"tokenizer.json": self._json}
 
 
-def tokenizer_from_dict(data: dict) -> Tokenizer:
-    """Restores a tokenizer from the dict that to_dict() returned. Raises BadFile if the dict is invalid."""
-    try:
-        match data["kind"]:
-            case CharTokenizer.kind:
-                return CharTokenizer(data["characters"])
-            case BPETokenizer.kind:
-                return BPETokenizer.from_dict(data)
-            case ByteBPETokenizer.kind:
-                return ByteBPETokenizer(data["json"], data.get("specials"))
-            case kind:
-                raise BadFile(f"tokenizer of unknown kind {kind!r}; this version reads 'char', 'bpe' and 'byte-bpe'")
-    except BadFile:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadFile(f"tokenizer: not written by mlxgpt, or corrupt: {type(error).__name__} {error}") from None
-
-
 def tokenizer_json(tokenizer: Tokenizer) -> str:
     """Returns the text of a tokenizer.json. A character tokenizer becomes a BPE without merges. Raises UserError."""
     if tokenizer.kind != CharTokenizer.kind:
@@ -312,45 +293,6 @@ def character_specials(characters: str) -> tuple[str, ...]:
         return SPECIALS
     mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in characters)
     return tuple(f"{mark}{name}{mark}" for name in SPECIALS)
-
-
-def open_vocab(path: Path) -> Tokenizer:
-    """Reads a vocabulary file.
-
-    Args:
-        path: a vocab.json of randyGPT, a tokenizer.json of mlxgpt or of any byte-level BPE, or a folder that contains
-            a tokenizer.json.
-
-    Returns:
-        A BPETokenizer, a ByteBPETokenizer, or, for a BPE of characters without merges, a CharTokenizer.
-
-    Raises:
-        UserError: if there is no such file.
-        BadFile: if the file cannot be read or is none of these.
-    """
-    path = path / "tokenizer.json" if path.is_dir() else path
-    if not path.exists():
-        raise UserError(f"{path}: no such file; give a vocab.json or a tokenizer.json")
-    text = read_bytes(path)
-    data = parse_json(text, str(path))
-    text = text.decode("utf-8")
-    try:
-        if isinstance(data, dict) and {"vocab", "merges"} <= data.keys():
-            return BPETokenizer.from_dict(data)
-        if isinstance(data, dict) and isinstance(data.get("model"), dict):
-            # The files of BPETokenizer and CharTokenizer have a single pre-tokenization step, of type Split (_engine).
-            is_bpe = data["model"].get("type") == "BPE"
-            if not is_bpe or [step.get("type") for step in _parts(data["pre_tokenizer"])] != ["Split"]:
-                return ByteBPETokenizer(text)
-            known = BPETokenizer.from_json(text)
-            characters = known.vocab[len(SPECIALS) :]
-            is_char = not known.merges and all(len(string) == 1 for string in characters)
-            return CharTokenizer("".join(characters)) if is_char else known
-    except BadFile as error:
-        raise BadFile(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadFile(f"{path}: not a vocabulary: {type(error).__name__} {error}") from None
-    raise BadFile(f"{path}: neither a vocab.json (with vocab and merges) nor a tokenizer.json (with model)")
 
 
 def _engine(ids: dict[str, int], merges: list[Merge]) -> tokenizers.Tokenizer:
@@ -397,7 +339,7 @@ def _parse(text: str) -> tokenizers.Tokenizer:
         raise BadFile(f"tokenizer.json: {error}") from None
 
 
-def _parts(pre_tokenizer: dict | None) -> list[dict]:
+def steps_of(pre_tokenizer: dict | None) -> list[dict]:
     """Returns the steps of the pre_tokenizer in a tokenizer.json: none, a single step, or those of a Sequence."""
     if not pre_tokenizer:
         return []

@@ -17,11 +17,12 @@ import numpy as np
 
 from mlx_gpt.config.schema import DataConfig
 from mlx_gpt.data import tokenfile
-from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer, open_vocab
+from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer
 from mlx_gpt.data.corpus import Corpus, Piece
 from mlx_gpt.data.tokenfile import Encoded, State
 from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer, alphabet, name_unknown
 from mlx_gpt.data.tokens import Tokens
+from mlx_gpt.data.vocabularies import open_vocab
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import locked, make_folder, remove_abandoned, require_space
 from mlx_gpt.paths import cache_dir

@@ -71,7 +71,7 @@ class Tokenizer:
         return {}
 
     def to_dict(self) -> dict:
-        """Returns a dict of JSON values from which bpe.tokenizer_from_dict restores the tokenizer."""
+        """Returns a dict of JSON values from which vocabularies.tokenizer_from_dict restores the tokenizer."""
         raise NotImplementedError
 
 

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer, character_specials, tokenizer_from_dict
+from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer, character_specials
 from mlx_gpt.data.bytelevel import BYTES
 from mlx_gpt.data.tokenizer import SPECIALS, CharTokenizer, Tokenizer
+from mlx_gpt.data.vocabularies import tokenizer_from_dict
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.formats.gguf import Metadata
 from mlx_gpt.parse import parse_json

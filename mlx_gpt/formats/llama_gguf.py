@@ -17,7 +17,7 @@ import numpy as np
 from mlx_gpt.checkpoint.container import Entry
 from mlx_gpt.checkpoint.store import Checkpoint, Header, require_finite
 from mlx_gpt.config.schema import MAX_VOCAB, Config, ModelConfig
-from mlx_gpt.data.bpe import tokenizer_from_dict
+from mlx_gpt.data.vocabularies import tokenizer_from_dict
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.formats import gguf, llama
 from mlx_gpt.formats.gguf import Metadata

@@ -11,9 +11,9 @@ from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config.presets import preset_network
 from mlx_gpt.config.schema import Config
-from mlx_gpt.data.bpe import open_vocab, tokenizer_from_dict
 from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer
+from mlx_gpt.data.vocabularies import open_vocab, tokenizer_from_dict
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import BadFile, Mismatch, OutOfRoom, UserError
 from mlx_gpt.formats.huggingface import folder as huggingface

@@ -10,9 +10,10 @@ import pytest
 import tokenizers
 
 from mlx_gpt.data import bpe
-from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer, open_vocab, tokenizer_from_dict
+from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer
 from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.tokenizer import SPECIALS
+from mlx_gpt.data.vocabularies import open_vocab, tokenizer_from_dict
 from mlx_gpt.errors import BadFile, UserError
 
 NASTY = [

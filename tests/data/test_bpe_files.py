@@ -5,8 +5,9 @@ import tracemalloc
 
 import pytest
 
-from mlx_gpt.data.bpe import ByteBPETokenizer, open_vocab, tokenizer_from_dict
+from mlx_gpt.data.bpe import ByteBPETokenizer
 from mlx_gpt.data.tokenizer import SPECIALS
+from mlx_gpt.data.vocabularies import open_vocab, tokenizer_from_dict
 from mlx_gpt.errors import BadFile
 
 

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mlx_gpt.data.bpe import tokenizer_from_dict
 from mlx_gpt.data.tokenizer import CharTokenizer
+from mlx_gpt.data.vocabularies import tokenizer_from_dict
 from mlx_gpt.errors import UserError
 
 NASTY = ["", "a", "\n", "\r\n\t\x00", "<>", "é́ü", "日本語", "👩‍👩‍👧", "\U0010ffff", "<|eos|>"]

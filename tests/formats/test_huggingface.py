@@ -24,9 +24,10 @@ from mlx_gpt.api import load
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config.schema import Config, ModelConfig
-from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer, tokenizer_from_dict
+from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer
 from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer
+from mlx_gpt.data.vocabularies import tokenizer_from_dict
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.formats.huggingface import coded

@@ -24,9 +24,10 @@ from mlx_gpt.config.presets import preset_network, resolve
 from mlx_gpt.config.schema import DataConfig
 from mlx_gpt.data import corpus as corpus_module
 from mlx_gpt.data import encoding, tokenfile
-from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer, open_vocab, tokenizer_json
+from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer, tokenizer_json
 from mlx_gpt.data.corpus import Corpus, Source, open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer
+from mlx_gpt.data.vocabularies import open_vocab
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.formats import FORMATS, rgpt
 from mlx_gpt.formats.huggingface.folder import require_whole
