@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer
-from mlx_gpt.data.tokenizer import BYTES, CharTokenizer
+from mlx_gpt.data.bytelevel import BYTES
+from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.formats.gguf_tokenizer import PRE, read_tokenizer, to_metadata
 
