@@ -32,6 +32,9 @@ LLAMA = {
     "ffn": "swiglu",
 }
 
+# Mixers beside attention, each with a setting that other networks lack.
+LATENT = {"norm_weights": True, "mixers": ["mla"], "q_lora_rank": 10, "qk_rope_head_dim": 4, "v_head_dim": 5}
+HYBRID = {"mixers": ["gated_delta", "attention"]}
 TERNARY = LLAMA | {"linear": "ternary", "ternary_norm": True}
 
 # Settings of the networks: randyGPT's, each option alone, all options together, and Llama's shape.
@@ -43,6 +46,10 @@ NETWORKS = [
     EXTENSIONS,
     LLAMA,
     TERNARY,
+    {"mixers": ["mla"]},
+    LATENT,
+    {"mixers": ["gated_delta"]},
+    HYBRID,
 ]
 
 

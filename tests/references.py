@@ -14,51 +14,113 @@ def numpy_gpt(w, tokens, config):
     w = {k.removesuffix(".weight"): np.array(v, np.float64) for k, v in w.items()}
     if config.linear == "ternary":
         w |= {k: ternary(v, config.ternary_group) for k, v in w.items() if ".attn.w" in k or ".mlp.fc" in k}
-    T, H, D = len(tokens), config.n_head, config.n_embd // config.n_head
-
-    def rms(x, name=None):
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * w.get(name, 1)
-
-    def linear(x, name):
-        """The product with the matrix of a linear layer."""
-        return (x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) if config.ternary_norm else x) @ w[name].T
-
-    def head_of(x, t):
-        """One head's query or key at place t: normalised, and turned as complex numbers are."""
-        x = rms(x) if config.qk_norm else x
-        if config.positions == "learned":
-            return x
-        half = D // 2
-        base = config.rope_theta * config.rope_scale ** (D / (D - 2))
-        turned = (x[:half] + 1j * x[half:]) * np.exp(1j * t * base ** (-np.arange(half) / half))
-        return np.concatenate([turned.real, turned.imag])
-
+    mixers = {"attention": numpy_attention, "mla": numpy_mla, "gated_delta": numpy_gated_delta}
     x = w["wte"][tokens]
     if config.positions == "learned":
-        x = x + w["wpe"][:T]
-    for i in range(config.n_layer):
+        x = x + w["wpe"][: len(tokens)]
+    for i, mixer in enumerate(config.mixer_of):
         p = f"layers.{i}."
-        h = rms(x, f"{p}attn_norm")
-        q, k, v = (linear(h, f"{p}attn.{n}") for n in ("wq", "wk", "wv"))
-        out = np.zeros_like(x)
-        for head in range(H):
-            cut, shared = (slice(h * D, (h + 1) * D) for h in (head, head // (H // config.num_kv_heads)))
-            keys = np.stack([head_of(k[t, shared], t) for t in range(T)])
-            for t in range(T):
-                scores = keys[: t + 1] @ head_of(q[t, cut], t) / np.sqrt(D)
-                weights = np.exp(scores - scores.max())
-                out[t, cut] = weights / weights.sum() @ v[: t + 1, shared]
-        x = x + linear(out, f"{p}attn.wo")
-        h = rms(x, f"{p}mlp_norm")
-        hidden = linear(h, f"{p}mlp.fc1")
+        h = rms(x, config) * w.get(f"{p}attn_norm", 1)
+        own = {k.removeprefix(f"{p}attn."): v for k, v in w.items() if k.startswith(f"{p}attn.")}
+        x = x + mixers[mixer](own, h, config)
+        h = rms(x, config) * w.get(f"{p}mlp_norm", 1)
+        hidden = linear(h, w[f"{p}mlp.fc1"], config)
         if config.ffn == "swiglu":
-            gate = linear(h, f"{p}mlp.fc_gate")
-            hidden = gate / (1 + np.exp(-gate)) * hidden
+            hidden = silu(linear(h, w[f"{p}mlp.fc_gate"], config)) * hidden
         else:
             hidden = np.maximum(hidden, 0) ** 2
-        x = x + linear(hidden, f"{p}mlp.fc2")
-    x = rms(x, "final_norm") if config.final_norm else x
+        x = x + linear(hidden, w[f"{p}mlp.fc2"], config)
+    x = rms(x, config) * w.get("final_norm", 1) if config.final_norm else x
     return x @ w["wte" if config.tied_head else "lm_head"].T
+
+
+def rms(x, config):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def linear(x, w, config):
+    """The product with the matrix of a linear layer."""
+    return (rms(x, config) if config.ternary_norm else x) @ w.T
+
+
+def turned(x, config):
+    """Queries or keys (T, D) of one head, turned by their places as complex numbers are."""
+    half, width = x.shape[1] // 2, config.head_dim
+    base = config.rope_theta * config.rope_scale ** (width / (width - 2))
+    angles = np.arange(len(x))[:, None] * base ** (-np.arange(half) / half)
+    found = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
+    return np.concatenate([found.real, found.imag], axis=1)
+
+
+def attend(q, k, v):
+    """The attention of one head: each place sees itself and those before it."""
+    out = []
+    for t in range(len(q)):
+        scores = k[: t + 1] @ q[t] / np.sqrt(q.shape[1])
+        weights = np.exp(scores - scores.max())
+        out.append(weights / weights.sum() @ v[: t + 1])
+    return np.stack(out)
+
+
+def numpy_attention(w, x, config):
+    H, D = config.n_head, config.head_dim
+    q, k, v = (linear(x, w[name], config) for name in ("wq", "wk", "wv"))
+    out = []
+    for head in range(H):
+        cut, shared = (slice(h * D, (h + 1) * D) for h in (head, head // (H // config.num_kv_heads)))
+        pair = [q[:, cut], k[:, shared]]
+        pair = [rms(a, config) for a in pair] if config.qk_norm else pair
+        pair = [turned(a, config) for a in pair] if config.positions == "rotary" else pair
+        out.append(attend(*pair, v[:, shared]))
+    return linear(np.concatenate(out, axis=1), w["wo"], config)
+
+
+def numpy_mla(w, x, config):
+    R, N, P, E = config.mla
+    if config.q_lora_rank:
+        q = (rms(x @ w["wq_a"].T, config) * w.get("q_norm", 1)) @ w["wq_b"].T
+    else:
+        q = x @ w["wq"].T
+    latent, key = np.split(x @ w["wkv_a"].T, [R], axis=1)
+    both, key, out = (rms(latent, config) * w.get("kv_norm", 1)) @ w["wkv_b"].T, turned(key, config), []
+    for head in range(config.n_head):
+        own, pair = (a[:, head * n : (head + 1) * n] for a, n in ((q, N + P), (both, N + E)))
+        queries = np.concatenate([own[:, :N], turned(own[:, N:], config)], axis=1)
+        out.append(attend(queries, np.concatenate([pair[:, :N], key], axis=1), pair[:, N:]))
+    return np.concatenate(out, axis=1) @ w["wo"].T
+
+
+def numpy_gated_delta(w, x, config):
+    T, C, H = *x.shape, config.n_head
+    inputs = np.concatenate([np.zeros((3, 3 * C)), x @ np.concatenate([w[n] for n in ("wq", "wk", "wv")]).T])
+    mixed = silu(sum(inputs[i : i + T] * w["conv"][:, i] for i in range(4)))
+    q, k, v = (a.reshape(T, H, -1) for a in np.split(mixed, 3, axis=1))
+    q, k = (a / np.sqrt((a**2).sum(-1, keepdims=True) + 1e-6) for a in (q, k))
+    strength = 1 / (1 + np.exp(-x @ w["wb"].T))
+    log_decay = -np.exp(w["decay"]) * np.log1p(np.exp(x @ w["wa"].T + w["shift"]))
+    q = q / np.sqrt(q.shape[-1])
+    rows = (a[None].swapaxes(1, 2) for a in (q, k, v, strength[..., None], log_decay[..., None]))
+    q, k, v, strength, log_decay = rows
+    memory = np.zeros((1, H, C // H, C // H))
+    y, _ = numpy_delta_rule(q, k, v, strength[..., 0], log_decay[..., 0], memory)
+    y = rms(y[0], config) * w["out_norm"]
+    return (y.swapaxes(0, 1).reshape(T, C) * silu(x @ w["wg"].T)) @ w["wo"].T
+
+
+def numpy_delta_rule(q, k, v, strength, log_decay, memory):
+    """The gated delta rule, one token after the other. The arguments are those of mixers/delta_rule.py."""
+    outs = []
+    for t in range(q.shape[2]):
+        memory = memory * np.exp(log_decay[:, :, t])[..., None, None]
+        read = np.einsum("bhde,bhd->bhe", memory, k[:, :, t])
+        delta = strength[:, :, t, None] * (v[:, :, t] - read)
+        memory = memory + np.einsum("bhd,bhe->bhde", k[:, :, t], delta)
+        outs.append(np.einsum("bhde,bhd->bhe", memory, q[:, :, t]))
+    return np.stack(outs, axis=2), memory
 
 
 def ternary(w, group):

@@ -8,6 +8,7 @@ import numpy as np
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
+from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.ternary import dequantize, pack, quantize, unpack
 
 PACKED = "ternary-packed"
@@ -33,12 +34,11 @@ def trits_of(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> Iterator
 
 
 def ternary_names(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> list[str]:
-    """The names of the ternary matrices, all of which are linear layers of the blocks."""
+    """The names of the ternary matrices, which are linear layers of the blocks, sorted."""
     if config.linear == PACKED:
-        return [f"{name.removesuffix('codes')}weight" for name in weights if name.endswith(".codes")]
-    if config.linear != "ternary":
-        return []
-    return [name for name, w in weights.items() if name.startswith("layers.") and w.ndim == 2]
+        return sorted(f"{name.removesuffix('codes')}weight" for name in weights if name.endswith(".codes"))
+    specs = GPT.specs(config, weights["wte.weight"].shape[0]) if config.linear == "ternary" else {}
+    return sorted(name for name, weight in specs.items() if weight.float32 and weight.role == "matrix")
 
 
 def as_packed(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> tuple[ModelConfig, dict[str, np.ndarray]]:

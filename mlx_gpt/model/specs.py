@@ -4,6 +4,8 @@ The specs are the only list of weight names. These are derived from them: the pa
 check of a checkpoint's tensors, the optimizer's groups, the weight decay, and the order of tensors in an RGPT file.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,6 +48,18 @@ class Constant:
 
     def __call__(self, shape: tuple[int, ...], key: mx.array) -> mx.array:
         return mx.full(shape, self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class LogUniform:
+    """function(x) of values x whose logarithm is uniformly distributed between those of `low` and `high`."""
+
+    low: float
+    high: float
+    function: Callable[[mx.array], mx.array]
+
+    def __call__(self, shape: tuple[int, ...], key: mx.array) -> mx.array:
+        return self.function(mx.exp(mx.random.uniform(math.log(self.low), math.log(self.high), shape, key=key)))
 
 
 @dataclass(frozen=True, slots=True)

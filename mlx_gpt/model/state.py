@@ -52,25 +52,25 @@ class KVState:
     Entries at and after a row's position are undefined; the causal mask hides them.
     """
 
-    def __init__(self, arrays: tuple[mx.array, mx.array]):
+    def __init__(self, arrays: tuple[mx.array, ...]):
         self.arrays = arrays
 
     @classmethod
-    def zeros(cls, config: ModelConfig, rows: int, room: int, dtype: mx.Dtype) -> "KVState":
+    def zeros(cls, config: ModelConfig, rows: int, room: int, dtype: mx.Dtype) -> Self:
         shape = (rows, config.num_kv_heads, room, config.head_dim)
         return cls((mx.zeros(shape, dtype), mx.zeros(shape, dtype)))
 
     @staticmethod
-    def resized(arrays: tuple[mx.array, mx.array], room: int) -> tuple[mx.array, mx.array]:
+    def resized(arrays: tuple[mx.array, ...], room: int) -> tuple[mx.array, ...]:
         missing = max(room - arrays[0].shape[2], 0)
         return tuple(mx.pad(a[:, :, :room], [(0, 0), (0, 0), (0, missing), (0, 0)]) for a in arrays)
 
-    def extend(self, k: mx.array, v: mx.array, positions: Positions) -> tuple[mx.array, mx.array]:
-        """Writes k and v, (B, H, T, D) each, at their positions. Returns all keys and values, (B, H, S, D) each.
+    def extend(self, *new: mx.array, positions: Positions) -> tuple[mx.array, ...]:
+        """Writes keys and values, (B, H, T, D) each, at their positions. Returns all of them, (B, H, S, D) each.
 
         The positions must be less than S. This is not checked.
         """
-        self.arrays = tuple(_write(old, new, positions) for old, new in zip(self.arrays, (k, v), strict=True))
+        self.arrays = tuple(_write(old, rows, positions) for old, rows in zip(self.arrays, new, strict=True))
         return self.arrays
 
 

@@ -4,10 +4,16 @@ from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.config.table import lookup
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.mixers.attention import CausalSelfAttention
+from mlx_gpt.model.mixers.gated_delta import GatedDeltaNet
+from mlx_gpt.model.mixers.mla import LatentAttention
 from mlx_gpt.model.mixers.protocol import Mixer
 from mlx_gpt.model.state import LayerState
 
-MIXERS: dict[str, type[Mixer]] = {"attention": CausalSelfAttention}
+MIXERS: dict[str, type[Mixer]] = {
+    "attention": CausalSelfAttention,
+    "mla": LatentAttention,
+    "gated_delta": GatedDeltaNet,
+}
 
 
 def layer_states(config: ModelConfig, rows: int, room: int, dtype: mx.Dtype) -> list[LayerState]:

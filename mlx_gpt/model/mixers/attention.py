@@ -59,7 +59,7 @@ class CausalSelfAttention(nn.Module):
             q, k = (rms_norm(a, self.config.norm_eps) for a in (q, k))
         if self.rotary:
             q, k = (rotate(a, positions, self.config.rope_base) for a in (q, k))
-        keys, values = state.extend(k, v, positions) if state else (k, v)
+        keys, values = state.extend(k, v, positions=positions) if state else (k, v)
         if positions.at_start:
             y = self.attend(q, k, v, self.config.head_dim**-0.5)
         else:

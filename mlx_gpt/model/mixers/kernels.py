@@ -1,8 +1,8 @@
 """Implementations ("kernels") of causal attention. All compute the same function; the fastest depends on the device.
 
-Shapes: B rows (sequences) in a batch, T queries, S keys, H heads of queries, K heads of keys and values, D head_dim.
-Query head h uses the keys and values of head h // (H / K). Several functions compute transposed scores, (B, H, S, T),
-which have the keys before the queries.
+Shapes: B rows (sequences) in a batch, T queries, S keys, H heads of queries, K heads of keys and values, D width of a
+query or key, E width of a value. Query head h uses the keys and values of head h // (H / K). Several functions compute
+transposed scores, (B, H, S, T), which have the keys before the queries.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,8 @@ from mlx_gpt.model.positions import causal_mask
 
 # Widths of a head for which MLX's Metal backend has fused kernels, forward and backward. It has none for 32 and 48.
 FUSED_HEAD_DIMS = (64, 72, 80, 96, 128, 192, 256)
-# attend(q, k, v, scale) maps queries (B, H, T, D), keys and values (B, K, T, D) to (B, H, T, D). A score is scale q k.
+# attend(q, k, v, scale) maps queries (B, H, T, D), keys (B, K, T, D) and values (B, K, T, E) to (B, H, T, E). A score
+# is scale q k.
 Attend = Callable[[mx.array, mx.array, mx.array, float], mx.array]
 
 
@@ -90,12 +91,12 @@ def attend_cached(q: mx.array, keys: mx.array, values: mx.array, scale: float, m
     Args:
         q: Queries, (B, H, T, D).
         keys: Cached keys, (B, K, S, D).
-        values: Cached values, (B, K, S, D).
+        values: Cached values, (B, K, S, E).
         scale: The factor of the scores.
         mask: (B, 1, S, T) or (S, T), as `causal_mask` returns it. It is added to the transposed scores.
 
     Returns:
-        (B, H, T, D).
+        (B, H, T, E).
     """
     if on_gpu():
         return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=_t(mask).astype(q.dtype))
@@ -104,7 +105,7 @@ def attend_cached(q: mx.array, keys: mx.array, values: mx.array, scale: float, m
         q, mask = q.reshape(B, K, -1, D), mx.tile(mask, H // K) if T > 1 else mask
     scores = keys @ _t(q) + mask  # (B, K, S, R T)
     exp = mx.exp((scores - mx.max(scores, axis=-2, keepdims=True)) * scale)
-    return (_t(exp) @ values / _t(mx.sum(exp, axis=-2, keepdims=True))).reshape(B, H, T, D)
+    return (_t(exp) @ values / _t(mx.sum(exp, axis=-2, keepdims=True))).reshape(B, H, T, -1)
 
 
 def fused(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: int = 1) -> mx.array:
@@ -120,10 +121,10 @@ def padded(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: in
 
     Zeros in queries and keys do not change the scores. Zeros in the values give output channels that are cut off.
     """
-    D = q.shape[-1]
-    width = next((d for d in FUSED_HEAD_DIMS if d >= D), D)
-    missing = [(0, 0)] * 3 + [(0, width - D)]
-    return fused(*(mx.pad(x, missing) for x in (q, k, v)), scale)[..., :D]
+    widest = max(q.shape[-1], v.shape[-1])
+    width = next((d for d in FUSED_HEAD_DIMS if d >= widest), widest)
+    q, k, padded_v = (mx.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[-1])]) for x in (q, k, v))
+    return fused(q, k, padded_v, scale)[..., : v.shape[-1]]
 
 
 def blocks(q: mx.array, k: mx.array, v: mx.array, scale: float, query_blocks: int = 4) -> mx.array:
