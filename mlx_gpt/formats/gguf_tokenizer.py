@@ -128,7 +128,7 @@ def _of_character_merges(tokenizer: BPETokenizer) -> Vocabulary:
 def _of_bytes(tokenizer: ByteBPETokenizer) -> Vocabulary:
     facts = parse_json(tokenizer.to_json(), "tokenizer.json")
     model, added = facts["model"], {token["id"]: token for token in facts.get("added_tokens", [])}
-    for option in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+    for option in ("unk_token", "byte_fallback"):
         if model.get(option):
             raise _refused(f"its model has {option}={model[option]!r}, which llama.cpp does not implement")
     for token in added.values():

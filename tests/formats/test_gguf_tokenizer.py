@@ -102,7 +102,7 @@ def edited(change) -> ByteBPETokenizer:
 @pytest.mark.parametrize(
     "change, reason",
     [
-        (lambda f: f["model"].update(dropout=0.5), "dropout=0.5"),
+        (lambda f: f["model"].update(byte_fallback=True), "byte_fallback=True"),
         (lambda f: f["model"]["vocab"].update({"[PAD500]": 501}), "a string occurs twice"),
         (lambda f: f["model"]["merges"].append(f["model"]["merges"][0]), "a merge is listed twice"),
         (lambda f: f["model"].update(ignore_merges=True), "its pre_tokenizer is none of trillion"),
