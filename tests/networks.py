@@ -35,6 +35,7 @@ LLAMA = {
 # Mixers beside attention, each with a setting that other networks lack.
 LATENT = {"norm_weights": True, "mixers": ["mla"], "q_lora_rank": 10, "qk_rope_head_dim": 4, "v_head_dim": 5}
 HYBRID = {"mixers": ["gated_delta", "attention"]}
+EXPERTS = {"positions": "rotary", "ffn": "moe", "n_expert": 3, "n_shared_expert": 1}
 TERNARY = LLAMA | {"linear": "ternary", "ternary_norm": True}
 
 # Settings of the networks: randyGPT's, each option alone, all options together, and Llama's shape.
@@ -50,6 +51,8 @@ NETWORKS = [
     LATENT,
     {"mixers": ["gated_delta"]},
     HYBRID,
+    {"ffn": "moe", "n_expert": 4},
+    EXPERTS,
 ]
 
 
@@ -65,7 +68,7 @@ def network(settings):
     them.
     """
     model, draw = GPT(ModelConfig(**SHAPE, **settings), 11, seed=3), np.random.default_rng(4)
-    weights = {k: w * 8 if w.ndim == 2 else mx.array(draw.uniform(0.5, 2, w.shape)) for k, w in model.weights().items()}
+    weights = {k: w * 8 if w.ndim > 1 else mx.array(draw.uniform(0.5, 2, w.shape)) for k, w in model.weights().items()}
     model.set_weights({k: w.astype(mx.float32) for k, w in weights.items()})
     return model
 

@@ -24,14 +24,28 @@ def numpy_gpt(w, tokens, config):
         own = {k.removeprefix(f"{p}attn."): v for k, v in w.items() if k.startswith(f"{p}attn.")}
         x = x + mixers[mixer](own, h, config)
         h = rms(x, config) * w.get(f"{p}mlp_norm", 1)
-        hidden = linear(h, w[f"{p}mlp.fc1"], config)
-        if config.ffn == "swiglu":
-            hidden = silu(linear(h, w[f"{p}mlp.fc_gate"], config)) * hidden
-        else:
-            hidden = np.maximum(hidden, 0) ** 2
-        x = x + linear(hidden, w[f"{p}mlp.fc2"], config)
+        own = {k.removeprefix(f"{p}mlp."): v for k, v in w.items() if k.startswith(f"{p}mlp.")}
+        x = x + (numpy_experts if config.ffn == "moe" else numpy_dense)(own, h, config)
     x = rms(x, config) * w.get("final_norm", 1) if config.final_norm else x
     return x @ w["wte" if config.tied_head else "lm_head"].T
+
+
+def numpy_dense(w, x, config):
+    hidden = linear(x, w["fc1"], config)
+    hidden = silu(linear(x, w["fc_gate"], config)) * hidden if "fc_gate" in w else np.maximum(hidden, 0) ** 2
+    return linear(hidden, w["fc2"], config)
+
+
+def numpy_experts(w, x, config):
+    shared = {k.removeprefix("shared."): v for k, v in w.items() if k.startswith("shared.")}
+    y = numpy_dense(shared, x, config) if shared else np.zeros_like(x)
+    for t, logits in enumerate(x @ w["router"].T):
+        best = np.argsort(-logits, kind="stable")[: config.n_expert_per_token]
+        shares = np.exp(logits[best] - logits[best].max())
+        for i, share in zip(best, shares / shares.sum(), strict=True):
+            own = {name: w[name][i] for name in ("fc1", "fc_gate", "fc2")}
+            y[t] += share * numpy_dense(own, x[t : t + 1], config)[0]
+    return y
 
 
 def rms(x, config):

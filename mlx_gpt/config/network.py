@@ -59,10 +59,17 @@ class ModelConfig(Table):
         0, "channels of a query or key with rotary positions in mla; 0 is half of n_embd / n_head", low=0, high=1 << 16
     )
     v_head_dim: int = setting(0, "channels of a value in mla; 0 is n_embd / n_head", low=0, high=1 << 16)
-    ffn: str = setting("relu2", "feed-forward network: relu2 (squared ReLU) or swiglu (gated)")
+    ffn: str = setting("relu2", "feed-forward network: relu2 (squared ReLU), swiglu (gated) or moe (experts)")
     ffn_dim: int = setting(
-        0, "hidden width of the feed-forward network; 0 is 4 n_embd, or 8/3 n_embd for swiglu", low=0, high=1 << 20
+        0,
+        "hidden width of the feed-forward network or of an expert; 0 is 4 n_embd, or 8/3 n_embd for swiglu, of which "
+        "the experts of a token have equal parts",
+        low=0,
+        high=1 << 20,
     )
+    n_expert: int = setting(8, "experts of a layer, if ffn is moe", low=1, high=1024)
+    n_expert_per_token: int = setting(2, "experts that compute a token", low=1, high=1024)
+    n_shared_expert: int = setting(0, "experts that compute every token", low=0, high=64)
     linear: str = setting(
         "dense",
         "linear layers of the blocks: dense; ternary, weights of -1, 0 and 1 times a scale; or ternary-packed, the "
@@ -108,6 +115,11 @@ class ModelConfig(Table):
             )
         if self.rope_scale != 1 and self.head_dim == 2:
             raise UserError("model.rope_scale needs a head width above 2; choose fewer heads, or rope_scale=1")
+        if self.n_expert_per_token > self.n_expert:
+            raise UserError(
+                f"model.n_expert_per_token={self.n_expert_per_token} is above model.n_expert={self.n_expert}; give "
+                f"1 to {self.n_expert}"
+            )
         if self.n_kv_head == self.n_head:
             object.__setattr__(self, "n_kv_head", 0)  # so that configs of the same network compare equal
         if self.ffn_dim == self._default_ffn_dim:
@@ -142,8 +154,11 @@ class ModelConfig(Table):
     def _default_ffn_dim(self) -> int:
         """4 C, or for swiglu 8/3 C rounded up to a multiple of 8, where C is n_embd.
 
-        SwiGLU has three matrices and relu2 has two, so 8/3 C gives both about the same number of weights, 8 C^2.
+        SwiGLU has three matrices and relu2 has two, so 8/3 C gives both about the same number of weights, 8 C^2. The
+        experts that compute a token have this number of weights together.
         """
+        if self.ffn == "moe":
+            return -(-self.n_embd // (3 * self.n_expert_per_token)) * 8
         return -(-self.n_embd // 3) * 8 if self.ffn == "swiglu" else 4 * self.n_embd
 
     @property

@@ -37,6 +37,12 @@ class TrainConfig(Table):
     shuffle: bool = setting(True, "read each document once per epoch; false draws windows with replacement")
     seed: int = setting(1337, "random seed of initial weights, batches and dropout", low=0, high=(1 << 63) - 1)
     objective: str = setting("cross-entropy", "training loss")
+    balance_weight: float = setting(
+        0.01, "weight of the loss that balances the loads of experts, if model.ffn is moe", low=0.0, high=1e3
+    )
+    router_z_weight: float = setting(
+        0.001, "weight of the loss that keeps their router's logits small", low=0.0, high=1e3
+    )
     dtype: str = setting("float32", "compute dtype; weights stay float32", choices=("float32", "bfloat16", "float16"))
     eval_every: int = setting(100, "updates between evaluations", low=1, high=1 << 31)
     eval_windows: int = setting(0, "random windows per evaluation; 0 is the whole split", low=0, high=1 << 20)

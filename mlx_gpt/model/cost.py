@@ -18,13 +18,22 @@ def num_params(config: ModelConfig, vocab_size: int) -> int:
     return sum(math.prod(w.shape) for w in GPT.specs(config, vocab_size).values())
 
 
+def num_active_params(config: ModelConfig, vocab_size: int) -> int:
+    """Returns the number of parameters that compute a token: of the experts, only those that a token chooses."""
+    specs = GPT.specs(config, vocab_size).values()
+    idle = sum(math.prod(w.shape) for w in specs if w.role == "matrices") // config.n_expert
+    return num_params(config, vocab_size) - idle * (config.n_expert - config.n_expert_per_token)
+
+
 def flops_per_token(config: ModelConfig, vocab_size: int) -> float:
-    """Returns the floating-point operations of a training step per token. Only matrix products are counted.
+    """Returns the floating-point operations of a training step per token. Only matrix products are counted, and of the
+    experts only those that a token chooses.
 
     A weight needs 2 operations per token in the forward pass and 4 in the backward pass.
     """
+    idle = num_params(config, vocab_size) - num_active_params(config, vocab_size)
     specs = GPT.specs(config, vocab_size).values()
-    matmul_params = sum(math.prod(w.shape) for w in specs if w.role in ("matrix", "matrices"))
+    matmul_params = sum(math.prod(w.shape) for w in specs if w.role in ("matrix", "matrices")) - idle
     matmul_params += vocab_size * config.n_embd  # the head; with model.tied_head, its matrix is the embedding
     return 6 * matmul_params + 3 * sum(mixer_class(name).token_flops(config) for name in config.mixer_of)
 

@@ -145,7 +145,7 @@ class GPT(nn.Module):
             first_row: The index of tokens[0] among the rows of the whole batch. The dropout masks depend on it.
 
         Returns:
-            The logits, (B, T, V), and the auxiliary outputs, added over the layers.
+            The logits, (B, T, V), and the auxiliary outputs, each a mean over the layers that have it.
         """
         B, T = tokens.shape
         positions = state.next(T) if state else Positions(0, T)
@@ -153,7 +153,7 @@ class GPT(nn.Module):
         if "wpe" in self:
             x = x + (self.wpe.weight[:T] if positions.at_start else self.wpe(positions.indices))
         drops = self._drops(dropout_key, first_row)
-        s, totals = self.layers[0].attn_residual.expand(x), {}
+        s, found = self.layers[0].attn_residual.expand(x), {}
         for i, block in enumerate(self.layers):
             run = partial(
                 block,
@@ -164,13 +164,15 @@ class GPT(nn.Module):
                 drop_mlp=drops[2 * i + 1],
             )
             s, aux = run(s) if dropout_key is None else self._trained(block, run, s)
-            totals = {name: totals[name] + value if name in totals else value for name, value in aux.items()}
+            for name, value in aux.items():
+                found.setdefault(name, []).append(value)
         if state:
             state.advance(B, T, valid)
         x = self.layers[-1].mlp_residual.collapse(s)
         if "final_norm" in self:
             x = self.final_norm(x)
-        return self.lm_head(x) if "lm_head" in self else self.wte.as_linear(x), totals
+        logits = self.lm_head(x) if "lm_head" in self else self.wte.as_linear(x)
+        return logits, {name: sum(values) / len(values) for name, values in found.items()}
 
     def apply(self, weights: dict[str, mx.array], tokens: mx.array, **options) -> tuple[mx.array, Aux]:
         """Computes forward() with the given weights instead of the model's own, which are not changed.

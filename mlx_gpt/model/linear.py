@@ -40,6 +40,16 @@ class Linear(Protocol):
         """Returns the specs of the weights. `init` is the initializer of a matrix (outputs, inputs)."""
         ...
 
+    @staticmethod
+    def matrix(weight: mx.array, config: ModelConfig) -> mx.array:
+        """Returns the matrix (..., outputs, inputs) of the map for its weight, which is trained."""
+        ...
+
+    @staticmethod
+    def prepared(x: mx.array, config: ModelConfig) -> mx.array:
+        """Returns what is multiplied with the matrix, for an input x (..., inputs)."""
+        ...
+
     def __call__(self, x: mx.array) -> mx.array: ...
 
     def pack(self) -> nn.Module:
@@ -57,6 +67,14 @@ class Dense(nn.Linear):
     def specs(config: ModelConfig, inputs: int, outputs: int, init: Init) -> Specs:
         return {"weight": Weight((outputs, inputs), init, "matrix")}
 
+    @staticmethod
+    def matrix(weight: mx.array, config: ModelConfig) -> mx.array:
+        return weight
+
+    @staticmethod
+    def prepared(x: mx.array, config: ModelConfig) -> mx.array:
+        return x
+
     def pack(self) -> nn.Module:
         return self
 
@@ -73,7 +91,6 @@ class BitLinear(nn.Module):
         super().__init__()
         self.config = config
         self.weight = mx.zeros((outputs, inputs))
-        self._ternary = straight_through(lambda w: dequantize(*quantize(w, config.ternary_group)))
 
     @staticmethod
     def specs(config: ModelConfig, inputs: int, outputs: int, init: Init) -> Specs:
@@ -85,8 +102,17 @@ class BitLinear(nn.Module):
             )
         return {"weight": Weight((outputs, inputs), init, "matrix", float32=True)}
 
+    @staticmethod
+    def matrix(weight: mx.array, config: ModelConfig) -> mx.array:
+        return straight_through(lambda w: dequantize(*quantize(w, config.ternary_group)))(weight)
+
+    @staticmethod
+    def prepared(x: mx.array, config: ModelConfig) -> mx.array:
+        x = rms_norm(x, config.norm_eps) if config.ternary_norm else x
+        return _int8(x) if config.ternary_activations == "int8" else x
+
     def __call__(self, x: mx.array) -> mx.array:
-        return prepared(x, self.config) @ self._ternary(self.weight).astype(x.dtype).T
+        return self.prepared(x, self.config) @ self.matrix(self.weight, self.config).astype(x.dtype).T
 
     def pack(self) -> nn.Module:
         return TernaryProduct(self.config, *quantize(self.weight, self.config.ternary_group))
@@ -116,16 +142,10 @@ class PackedTernary(nn.Module):
         }
 
     def __call__(self, x: mx.array) -> mx.array:
-        return prepared(x, self.config) @ dequantize(unpack(self.codes), self.scales).astype(x.dtype).T
+        return BitLinear.prepared(x, self.config) @ dequantize(unpack(self.codes), self.scales).astype(x.dtype).T
 
     def pack(self) -> nn.Module:
         return TernaryProduct(self.config, unpack(self.codes), self.scales)
-
-
-def prepared(x: mx.array, config: ModelConfig) -> mx.array:
-    """Returns the input of a ternary layer's matrix product for the layer's input x (..., C)."""
-    x = rms_norm(x, config.norm_eps) if config.ternary_norm else x
-    return _int8(x) if config.ternary_activations == "int8" else x
 
 
 _int8 = straight_through(int8_rows)
@@ -154,7 +174,7 @@ class TernaryProduct(nn.Module):
             self.weight = dequantize(trits, scales)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = prepared(x, self.config)
+        x = BitLinear.prepared(x, self.config)
         if "weight" in self:
             return x @ self.weight.T
         return mx.quantized_matmul(x, self.codes, self.scales, self.biases, group_size=self.group_size, bits=2)

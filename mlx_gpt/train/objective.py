@@ -38,8 +38,8 @@ class Objective(Protocol):
 
         Args:
             logits: (B, T, V), of any floating-point dtype.
-            aux: Auxiliary losses or statistics from the model, () each. They are means over the tokens of these rows,
-                added over the layers. To make one part of the loss, multiply it by `self.count(batch)` and add
+            aux: Auxiliary losses or statistics from the model, () each. They are means over the tokens of these rows
+                and over the layers. To make one part of the loss, multiply it by `self.count(batch)` and add
                 it to the sum.
             batch: The batch that the source gathered, or some of its rows.
 
@@ -51,17 +51,30 @@ class Objective(Protocol):
         ...
 
 
+# The settings that are weights of auxiliary outputs, and the names of these outputs.
+WEIGHTS = {"balance_weight": "balance", "router_z_weight": "router_z"}
+
+
 class CrossEntropy:
-    """Mean cross-entropy of the next token, in nats, over the targets whose mask is 1."""
+    """Mean cross-entropy of the next token, in nats, over the targets whose mask is 1.
+
+    The auxiliary losses of mixtures of experts are added with the weights `train.balance_weight` and
+    `train.router_z_weight`. All auxiliary outputs are reported.
+    """
 
     def __init__(self, config: TrainConfig):
-        pass
+        self.config = config
 
     def count(self, batch: Batch) -> mx.array:
         return batch.mask.sum()
 
     def __call__(self, logits: mx.array, aux: Scalars, batch: Batch) -> tuple[mx.array, Scalars]:
-        return (cross_entropy(logits, batch.targets) * batch.mask).sum(), {}
+        total, count = (cross_entropy(logits, batch.targets) * batch.mask).sum(), self.count(batch)
+        sums = {name: value * count for name, value in aux.items()}
+        for setting, name in WEIGHTS.items():
+            if name in sums:
+                total = total + getattr(self.config, setting) * sums[name]
+        return total, sums
 
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:

@@ -3,9 +3,10 @@
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.config.table import lookup
 from mlx_gpt.model.ffn.dense import ReLU2, SwiGLU
+from mlx_gpt.model.ffn.moe import MixtureOfExperts
 from mlx_gpt.model.ffn.protocol import FFN
 
-FFNS: dict[str, type[FFN]] = {"relu2": ReLU2, "swiglu": SwiGLU}
+FFNS: dict[str, type[FFN]] = {"relu2": ReLU2, "swiglu": SwiGLU, "moe": MixtureOfExperts}
 
 
 def ffn_class(config: ModelConfig) -> type[FFN]:

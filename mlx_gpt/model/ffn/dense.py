@@ -26,17 +26,17 @@ def _(x, cotangent, _output):
 
 
 class ReLU2(nn.Module):
-    """fc2(max(fc1(x), 0)^2), without bias. fc1 maps C to F channels, fc2 maps F to C."""
+    """fc2(max(fc1(x), 0)^2), without bias. fc1 maps C to F channels, fc2 maps F to C. `width` is F."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, width: int | None = None):
         super().__init__()
-        linear, C, F = linear_class(config), config.n_embd, config.ffn_width
+        linear, C, F = linear_class(config), config.n_embd, width or config.ffn_width
         self.fc1 = linear(config, C, F)
         self.fc2 = linear(config, F, C)
 
     @staticmethod
-    def specs(config: ModelConfig) -> Specs:
-        linear, C, F = linear_class(config), config.n_embd, config.ffn_width
+    def specs(config: ModelConfig, width: int | None = None) -> Specs:
+        linear, C, F = linear_class(config), config.n_embd, width or config.ffn_width
         return {
             **prefixed("fc1", linear.specs(config, C, F, Normal(0.02))),
             **prefixed("fc2", linear.specs(config, F, C, Normal(0.02 / (2 * config.n_layer) ** 0.5))),
@@ -49,14 +49,14 @@ class ReLU2(nn.Module):
 class SwiGLU(ReLU2):
     """fc2(silu(fc_gate(x)) * fc1(x)), without bias. fc_gate and fc1 map C to F channels, fc2 maps F to C."""
 
-    def __init__(self, config: ModelConfig):
-        super().__init__(config)
-        self.fc_gate = linear_class(config)(config, config.n_embd, config.ffn_width)
+    def __init__(self, config: ModelConfig, width: int | None = None):
+        super().__init__(config, width)
+        self.fc_gate = linear_class(config)(config, config.n_embd, width or config.ffn_width)
 
     @staticmethod
-    def specs(config: ModelConfig) -> Specs:
-        gate = linear_class(config).specs(config, config.n_embd, config.ffn_width, Normal(0.02))
-        return ReLU2.specs(config) | prefixed("fc_gate", gate)
+    def specs(config: ModelConfig, width: int | None = None) -> Specs:
+        gate = linear_class(config).specs(config, config.n_embd, width or config.ffn_width, Normal(0.02))
+        return ReLU2.specs(config, width) | prefixed("fc_gate", gate)
 
     def __call__(self, x: mx.array) -> tuple[mx.array, Aux]:
         return self.fc2(nn.silu(self.fc_gate(x)) * self.fc1(x)), {}

@@ -7,7 +7,7 @@ from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.specs import Specs
 
 # Auxiliary outputs: () arrays by name, each a mean over tokens. An example is a router's load-balancing loss. The model
-# adds them over the layers and passes the sums to the training objective.
+# passes their means over the layers to the training objective.
 Aux = dict[str, mx.array]
 
 
