@@ -53,6 +53,8 @@ NETWORKS = [
     HYBRID,
     {"ffn": "moe", "n_expert": 4},
     EXPERTS,
+    {"residual": "mhc"},
+    {"residual": "mhc", "n_stream": 4},
 ]
 
 

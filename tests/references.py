@@ -1,5 +1,7 @@
 """Straight-line NumPy implementations of the networks and of randyGPT's training, from their equations, in float64."""
 
+import itertools
+
 import numpy as np
 
 
@@ -18,16 +20,29 @@ def numpy_gpt(w, tokens, config):
     x = w["wte"][tokens]
     if config.positions == "learned":
         x = x + w["wpe"][: len(tokens)]
+    streams = np.stack([x] * config.n_stream) if config.residual == "mhc" else x[None]
     for i, mixer in enumerate(config.mixer_of):
-        p = f"layers.{i}."
-        h = rms(x, config) * w.get(f"{p}attn_norm", 1)
-        own = {k.removeprefix(f"{p}attn."): v for k, v in w.items() if k.startswith(f"{p}attn.")}
-        x = x + mixers[mixer](own, h, config)
-        h = rms(x, config) * w.get(f"{p}mlp_norm", 1)
-        own = {k.removeprefix(f"{p}mlp."): v for k, v in w.items() if k.startswith(f"{p}mlp.")}
-        x = x + (numpy_experts if config.ffn == "moe" else numpy_dense)(own, h, config)
+        for half, run in (("attn", mixers[mixer]), ("mlp", numpy_experts if config.ffn == "moe" else numpy_dense)):
+            p = f"layers.{i}.{half}"
+            own = {k.removeprefix(f"{p}."): v for k, v in w.items() if k.startswith(f"{p}.")}
+            matrix, pre, post = numpy_streams(w, f"{p}_residual.", config)
+            h = rms(np.tensordot(pre, streams, 1), config) * w.get(f"{p}_norm", 1)
+            streams = np.tensordot(matrix, streams, 1) + post[:, None, None] * run(own, h, config)
+    x = streams.mean(0)
     x = rms(x, config) * w.get("final_norm", 1) if config.final_norm else x
     return x @ w["wte" if config.tied_head else "lm_head"].T
+
+
+def numpy_streams(w, name, config):
+    """The mixing matrix of a unit, and its weights of reading and writing."""
+    if config.residual == "add":
+        return np.eye(1), np.ones(1), np.ones(1)
+    N, mix, pre, post = config.n_stream, *(w[name + part] for part in ("mix", "pre", "post"))
+    logits = np.exp(mix if N > 2 else np.array([mix[0], 0]))
+    matrix = sum(
+        x * np.eye(N)[list(p)] for x, p in zip(logits / logits.sum(), itertools.permutations(range(N)), strict=True)
+    )
+    return matrix, 1 / (1 + np.exp(-pre)), 2 / (1 + np.exp(-post))
 
 
 def numpy_dense(w, x, config):

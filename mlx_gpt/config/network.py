@@ -84,7 +84,10 @@ class ModelConfig(Table):
         "float", "inputs of ternary layers: float, or int8 (rounded to 8 bits per token)", choices=("float", "int8")
     )
     ternary_norm: bool = setting(False, "apply RMSNorm to the input of every ternary layer")
-    residual: str = setting("add", "how outputs of mixer and feed-forward network join the residual stream")
+    residual: str = setting(
+        "add", "how outputs of mixer and feed-forward network join the residual stream: add, or mhc (mixed streams)"
+    )
+    n_stream: int = setting(2, "residual streams, 2 or 4, if residual is mhc", low=2, high=4)
 
     def __post_init__(self):
         if type(self.ternary_group) is int:  # as in TOML: ternary_group = 128
@@ -115,6 +118,8 @@ class ModelConfig(Table):
             )
         if self.rope_scale != 1 and self.head_dim == 2:
             raise UserError("model.rope_scale needs a head width above 2; choose fewer heads, or rope_scale=1")
+        if self.n_stream == 3:
+            raise UserError("model.n_stream=3 is not allowed; give 2 or 4")
         if self.n_expert_per_token > self.n_expert:
             raise UserError(
                 f"model.n_expert_per_token={self.n_expert_per_token} is above model.n_expert={self.n_expert}; give "

@@ -11,6 +11,7 @@ from typing import Protocol
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.config.table import lookup
 from mlx_gpt.device.mlx import mx, nn
+from mlx_gpt.model.mhc import MixedStreams
 from mlx_gpt.model.specs import Specs
 
 
@@ -70,7 +71,7 @@ class Add(nn.Module):
         return s
 
 
-RESIDUALS: dict[str, type[Residual]] = {"add": Add}
+RESIDUALS: dict[str, type[Residual]] = {"add": Add, "mhc": MixedStreams}
 
 
 def residual_class(config: ModelConfig) -> type[Residual]:

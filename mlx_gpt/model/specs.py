@@ -51,6 +51,16 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True)
+class Values:
+    """The given values, for a weight of one dimension."""
+
+    values: tuple[float, ...]
+
+    def __call__(self, shape: tuple[int, ...], key: mx.array) -> mx.array:
+        return mx.array(self.values, mx.float32)
+
+
+@dataclass(frozen=True, slots=True)
 class LogUniform:
     """function(x) of values x whose logarithm is uniformly distributed between those of `low` and `high`."""
 
