@@ -68,8 +68,9 @@ class OptimizerConfig(Table):
 
     name: str = setting(
         "muon",
-        "optimizer; muon is AdamW outside the blocks' matrices; lion needs learning rates about ten times lower",
-        choices=("adamw", "muon", "lion"),
+        "optimizer; muon is AdamW, and muon-lion is Lion, outside the blocks' matrices; Lion needs rates about "
+        "ten times lower",
+        choices=("adamw", "muon", "lion", "muon-lion"),
     )
     learning_rate: float = setting(3e-3, "peak learning rate", low=0.0, high=10.0)
     muon_lr_scale: float = setting(
@@ -77,8 +78,9 @@ class OptimizerConfig(Table):
     )
     schedule: str = setting(
         "wsd",
-        "learning rate after warm-up: cosine and wsd are constant, then decay (wsd linearly); linear decays at once",
-        choices=("cosine", "linear", "wsd"),
+        "learning rate after warm-up: cosine and wsd are constant, then decay (wsd linearly); linear decays at once; "
+        "wsd-cosine is cosine with a warm-up from 0",
+        choices=("cosine", "linear", "wsd", "wsd-cosine"),
     )
     min_learning_rate: float = setting(0.0, "final learning rate", low=0.0, high=10.0)
     warmup_steps: int = setting(20, "updates of linear warm-up, from a tenth of the peak rate", low=0, high=1 << 31)

@@ -101,6 +101,7 @@ RULES = {
     "adamw": dict.fromkeys(ROLES, AdamW),
     "muon": dict.fromkeys(ROLES, AdamW) | {"matrix": Muon, "matrices": Muon},
     "lion": dict.fromkeys(ROLES, Lion),
+    "muon-lion": dict.fromkeys(ROLES, Lion) | {"matrix": Muon, "matrices": Muon},
 }
 # Roles without weight decay. A scalar may be the logit of a gate: decay to 0 would pull the gate to sigmoid(0) = 1/2.
 # randyGPT decays all of its weights. It has no scalars, so this exception does not change its training.

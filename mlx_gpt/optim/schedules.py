@@ -4,13 +4,14 @@ import math
 
 from mlx_gpt.config.schema import OptimizerConfig
 
-WARMUP_FROM = 0.1  # the warm-up begins at this share of the peak
+WARMUP_FROM = 0.1  # the warm-up begins at this share of the peak, except for wsd-cosine, where it begins at 0
 # For each `optimizer.schedule`, how far the rate is above its minimum during the decay: 1 is the peak, 0 the minimum.
 # `progress` goes from 0 at the start of the decay to 1 at the end of the run. wsd is warm-up, stable, decay.
 DECAYS = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1 - progress,
     "wsd": lambda progress: 1 - progress,
+    "wsd-cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
 }
 
 
@@ -19,7 +20,8 @@ def learning_rate(config: OptimizerConfig, step: int, iters: int, cuts: int = 0)
 
     The rate rises linearly over `warmup_steps` updates from a tenth of the peak to the peak. It stays there until the
     decay starts, and then falls to `min_learning_rate` at the end of the run. With schedule "linear", the decay starts
-    right after the warm-up; with "cosine" and "wsd", after the share `decay_start` of the run.
+    right after the warm-up; with the others, after the share `decay_start` of the run. "wsd-cosine" is "cosine" with a
+    warm-up that begins at 0, so its first update changes nothing.
 
     Example: "wsd" with learning_rate 0.003, min_learning_rate 0, warmup_steps 20, decay_start 0.6 and iters 2000. The
     rate is 0.0003 at update 0, 0.003 from update 20 to 1200, 0.0015 at 1600, and nearly 0 at 1999, the last one.
@@ -33,7 +35,8 @@ def learning_rate(config: OptimizerConfig, step: int, iters: int, cuts: int = 0)
     """
     peak = max(config.learning_rate * config.lr_cut**cuts, config.min_learning_rate)
     if step < config.warmup_steps:
-        return peak * (WARMUP_FROM + (1 - WARMUP_FROM) * step / config.warmup_steps)
+        first = 0.0 if config.schedule == "wsd-cosine" else WARMUP_FROM
+        return peak * (first + (1 - first) * step / config.warmup_steps)
     decay_from = config.warmup_steps if config.schedule == "linear" else config.decay_start * iters
     if step < decay_from:
         return peak

@@ -117,6 +117,7 @@ REFERENCES = {
     "adamw": lambda name: adamw_reference,
     "lion": lambda name: lion_reference,
     "muon": lambda name: muon_reference if is_matrix_of_a_block(name) else adamw_reference,
+    "muon-lion": lambda name: muon_reference if is_matrix_of_a_block(name) else lion_reference,
 }
 
 
@@ -166,6 +167,23 @@ def test_a_matrix_without_gradient_stays_where_decay_leaves_it():
     optimizer = Optimizer(config, dict.fromkeys(w, "matrix"))
     new, _ = optimizer.update(w, {k: mx.zeros((4, 4)) for k in w}, optimizer.init(w), mx.array(3e-3))
     np.testing.assert_allclose(new["layers.0.attn.wq.weight"], 1 - 0.02 * 0.5, rtol=1e-6)
+
+
+def test_the_published_schedule_with_a_warm_up_from_zero():
+    config = OptimizerConfig(
+        schedule="wsd-cosine", warmup_steps=100, decay_start=0.8, learning_rate=1.0, min_learning_rate=0.1
+    )
+    expected = {0: 0, 50: 0.5, 100: 1, 799: 1, 800: 1, 850: 0.868198, 900: 0.55, 1000: 0.1, 1200: 0.1}
+    for step, rate in expected.items():
+        assert learning_rate(config, step, 1000) == pytest.approx(rate, abs=1e-6), step
+
+
+def test_the_published_step_of_lion():
+    config = OptimizerConfig(name="lion", weight_decay=0.0)
+    optimizer, w = Optimizer(config, {"w": "gain"}), {"w": mx.array([0.5])}
+    state = optimizer.init(w) | {"m": {"w": mx.array([0.2])}}
+    new, state = optimizer.update(w, {"w": mx.array([-0.3])}, state, mx.array(1e-4))
+    assert new["w"].item() == pytest.approx(0.4999) and state["m"]["w"].item() == pytest.approx(0.195)
 
 
 @pytest.mark.parametrize("schedule, start", [("linear", 10), ("wsd", 75), ("cosine", 75)])
