@@ -50,7 +50,6 @@ def test_one_byte_for_each_trit_is_kept_and_nothing_for_a_dense_network():
     statistics, before = Statistics(model.config), mx.get_active_memory()
     statistics(weights)
     sizes = [w.size for k, w in weights.items() if k.startswith("layers.") and w.ndim == 2]
-    del weights, model
     gc.collect()
     assert mx.get_active_memory() - before <= sum(sizes)
     assert Statistics(network({}).config)({}) == {}
