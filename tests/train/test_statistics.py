@@ -8,7 +8,9 @@ from networks import TERNARY, network
 from training import assert_same_state, timeless, trainer
 
 from mlx_gpt.checkpoint import store
+from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.mlx import mx
+from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.ternary import quantize
 from mlx_gpt.train.reports import EvalReport, StepReport
 from mlx_gpt.train.saving import LATEST
@@ -44,14 +46,14 @@ def test_zeros_and_changes_are_counted_in_each_layer_and_in_total(group):
 
 
 def test_one_byte_for_each_trit_is_kept_and_nothing_for_a_dense_network():
-    model = network(TERNARY)
-    weights = model.weights()
+    config = ModelConfig(n_embd=128, n_head=4, n_layer=2, block_size=16, **TERNARY)
+    weights = GPT(config, 11).weights()
     mx.eval(weights)
-    statistics, before = Statistics(model.config), mx.get_active_memory()
+    statistics, before = Statistics(config), mx.get_active_memory()
     statistics(weights)
-    sizes = [w.size for k, w in weights.items() if k.startswith("layers.") and w.ndim == 2]
     gc.collect()
-    assert mx.get_active_memory() - before <= sum(sizes)
+    ternary = sum(w.size for k, w in weights.items() if k.startswith("layers.") and w.ndim == 2)
+    assert mx.get_active_memory() - before < 1.1 * ternary  # the allocator adds a header to each array
     assert Statistics(network({}).config)({}) == {}
 
 
