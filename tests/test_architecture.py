@@ -95,7 +95,7 @@ TABLE = {
     "api/models": ("errors generation run/loading", ""),
     "api/training": ("run", ""),
     "api/evaluation": ("data device/report errors run train/evaluate", ""),
-    "api/conversion": ("checkpoint errors formats run", ""),
+    "api/conversion": ("checkpoint errors formats model/packing run", ""),
     "api/exporting": (
         "api/evaluation checkpoint/store errors files formats model/packing run watch",
         "huggingface_hub",
