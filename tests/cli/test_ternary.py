@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from commands import mlxgpt
+from serving import serving
 
 import mlx_gpt
 from mlx_gpt.checkpoint import store
@@ -58,6 +59,13 @@ def test_a_packed_file_generates_the_same_text(home):
         for file in ("run", "small.safetensors")
     ]
     assert texts[0] == texts[1] != ""
+
+
+def test_a_packed_file_is_served(home):
+    with serving(mlx_gpt.load(home / "small.safetensors")) as served:
+        answer = served.post(json={"prompt": "to", "max_tokens": 9, "temperature": 0}).json()
+    greedy = mlxgpt("generate", "run", "--prompt=to", "--max-tokens=9", "--temp=0", cwd=home).stdout
+    assert "to" + answer["choices"][0]["text"] == greedy.rstrip("\n")
 
 
 def test_inspect_describes_the_ternary_matrices(home):
