@@ -13,6 +13,7 @@ from mlx_gpt.train.objective import CrossEntropy
 from mlx_gpt.train.parallel import Alone
 from mlx_gpt.train.reports import EvalReport, StepReport
 from mlx_gpt.train.source import TextSource
+from mlx_gpt.train.statistics import Statistics
 from mlx_gpt.train.trainer import Trainer
 
 V = 13
@@ -50,6 +51,7 @@ def trainer(folder, config, checkpoint=None, lag=0):
         objective=CrossEntropy(config.train),
         source=TextSource(Windows(tokens(800, 0), block_size), config.train),
         validation=validation(model, config),
+        statistics=Statistics(config.model),
         group=Alone(),
         folder=folder,
     )

@@ -21,6 +21,12 @@ from mlx_gpt.config.renames import with_old_names
 
 FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003", "gguf"]
 
+# The line of `inspect` for a ternary network.
+TERNARY = (
+    "{bits_per_weight:.3g} bits per weight, {zeros:.1%} zeros, group {group}, {scales:,} scales from {min_scale:.4g} "
+    "to {max_scale:.4g}"
+)
+
 
 @click.command()
 @click.argument("src", type=click.Path(path_type=Path))
@@ -32,18 +38,20 @@ FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003", "gguf"]
     help="Format of DST.  [default: safetensors; for a DST that ends in .gguf: gguf; for a DST that ends in .bin: "
     "rgpt0003 if SRC has AdamW's moments, otherwise rgpt0002]",
 )
+@click.option("--packed", is_flag=True, help="Write a ternary network with 2 bits per weight, for inference only.")
 @click.option("--force", is_flag=True, help="Overwrite DST.")
 @preset_option
 @corpus_option
 @vocab_option
 @set_option
-def convert_command(src, dst, format, force, preset, corpus, vocab, sets):
+def convert_command(src, dst, format, packed, force, preset, corpus, vocab, sets):
     """Convert a checkpoint between safetensors, RGPT0001, RGPT0002, RGPT0003 and GGUF.
 
     \b
     mlxgpt convert model.bin model.safetensors --preset model-l --corpus shakespeare
     mlxgpt convert runs/model-l-shakespeare/best.safetensors model.bin --format rgpt0002
     mlxgpt convert model.gguf model.safetensors
+    mlxgpt convert runs/ternary-m-shakespeare small.safetensors --packed
 
     RGPT0001 to RGPT0003 are randyGPT's checkpoint formats. RGPT0001 and RGPT0003 also hold the moments of AdamW, so
     they need a checkpoint of a run with --set optimizer.name=adamw. GGUF is the format of llama.cpp. It holds only
@@ -52,9 +60,8 @@ def convert_command(src, dst, format, force, preset, corpus, vocab, sets):
     An RGPT file contains no tokenizer. --corpus builds one from the characters of the training text. --vocab reads one
     from a file.
     """
-    written = api.convert(
-        src, dst, format, preset=preset, corpus=corpus, vocab=vocab, force=force, note=note, **sizes_from(sets)
-    )
+    options = {"preset": preset, "corpus": corpus, "vocab": vocab, "packed": packed, "force": force, "note": note}
+    written = api.convert(src, dst, format, **options, **sizes_from(sets))
     click.echo(f"{dst}: {written}, {dst.stat().st_size:,} bytes", err=True)
 
 
@@ -87,12 +94,15 @@ def inspect_command(file, preset, sets, as_json):
         "tokenizer": header.tokenizer["kind"] if header.tokenizer else None,
         "averaged": header.averaged,
         "optimizer": bool(checkpoint.optimizer),
+        "ternary": model.packing.summary(shape, checkpoint.weights),
         "checks": ["length", "names and shapes", "finite"] + ["SHA-256"] * (format == "safetensors"),
     }
     if as_json:
         config = None if header.tokenizer is None else with_old_names(header.config.to_dict())
         echo_json(facts | {"config": config, "tensors": {k: list(t.shape) for k, t in tensors.items()}})
         return
+    ternary = facts.pop("ternary")
+    facts |= {"ternary": TERNARY.format(**ternary)} if ternary else {}
     for name, value in facts.items():
         click.echo(f"{name:<12} {', '.join(value) if isinstance(value, list) else value}")
     click.echo(f"{'tensors':<12} {len(tensors)}")

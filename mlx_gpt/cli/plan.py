@@ -6,6 +6,12 @@ import click
 
 from mlx_gpt.cli.options import echo_json
 
+# The sizes of the weights of a ternary network.
+PACKED = (
+    "{packed_mb:.1f} MB on disk, {float_mb:.1f} MB in float32; to generate, {packed_gpu_mb:.1f} MB in the memory of a "
+    "GPU, {float_mb:.1f} MB on a CPU"
+)
+
 
 def print_plan(facts: dict[str, int | float], as_json: bool) -> None:
     """Prints the dictionary that mlx_gpt.run.plan() returned, as a table or as JSON."""
@@ -16,13 +22,14 @@ def print_plan(facts: dict[str, int | float], as_json: bool) -> None:
         "parameters": "{parameters:,}",
         "memory": "{state_mb:.1f} MB for weights and optimizer state; {peak_gb:.2f} GB at the peak of a step",
         "disk": "2 checkpoints of {state_mb:.1f} MB",
+        **({"packed": PACKED} if "packed_bytes" in facts else {}),
         "tokens": "{tokens:,} in {iters:,} iterations of {tokens_per_step:,}; {epochs} epochs of {train_tokens:,}",
         "FLOPs": "{flops:.3g} in total, {flops_per_step:.3g} per iteration",
         "pace": "{ms_per_iter:,.0f} ms/iter, {tokens_per_second:,.0f} tokens/s (measured now)",
         "ETA": "{eta}",
     }
     units = {
-        "state_mb": facts["state_bytes"] / 1e6,
+        **{name.replace("bytes", "mb"): size / 1e6 for name, size in facts.items() if name.endswith("_bytes")},
         "peak_gb": facts["peak_bytes"] / 1e9,
         "eta": datetime.timedelta(seconds=round(facts["eta_seconds"])),
     }

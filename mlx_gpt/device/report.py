@@ -85,6 +85,7 @@ def device_report() -> dict:
         "blas_path": BLAS.path,
         "vectorised_kernels": KERNELS.vectorized,
         "compile": can_compile(),
+        "ternary": "2-bit products" if on_gpu() else "unpacked to float32",  # networks that generate text
         "tf32": on_gpu() and os.environ["MLX_ENABLE_TF32"] != "0",
         "environment_changed": ", ".join(changed_variables()),
         "memory_limit_gib": round(mx.get_memory_limit() / gib, 2),

@@ -2,4 +2,4 @@
 
 from mlx_gpt.lazy import attach
 
-__getattr__, __dir__, __all__ = attach(__name__, {"cost": "cost"})
+__getattr__, __dir__, __all__ = attach(__name__, {"cost": "cost", "packing": "packing"})

@@ -5,10 +5,12 @@ import math
 
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.mlx import mx
+from mlx_gpt.errors import UserError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.mixers import layer_states, mixer_class
 from mlx_gpt.model.packing import PACKED
 from mlx_gpt.model.state import leaves
+from mlx_gpt.model.ternary import TRITS_PER_BYTE, two_bit_group
 
 
 def num_params(config: ModelConfig, vocab_size: int) -> int:
@@ -23,6 +25,35 @@ def num_active_params(config: ModelConfig, vocab_size: int) -> int:
     specs = GPT.specs(config, vocab_size).values()
     idle = sum(math.prod(w.shape) for w in specs if w.role == "matrices") // config.n_expert
     return num_params(config, vocab_size) - idle * (config.n_expert - config.n_expert_per_token)
+
+
+def packed_sizes(config: ModelConfig, vocab_size: int) -> dict[str, int]:
+    """Returns the sizes in bytes of all weights of a ternary network, in each of their forms.
+
+    Returns:
+        `float_bytes` in float32, also the size in memory on a CPU when it generates text; `packed_bytes` with packed
+        matrices, as in a packed checkpoint; `packed_gpu_bytes` in memory on a GPU when it generates text. Empty if the
+        network has no ternary layers, or a width that cannot be packed.
+    """
+    if config.linear != "ternary":
+        return {}
+    try:
+        specs = GPT.specs(dataclasses.replace(config, linear=PACKED), vocab_size)
+    except UserError:  # a width that is no multiple of TRITS_PER_BYTE
+        return {}
+    sizes = {name: math.prod(w.shape) * (1 if w.dtype == "uint8" else 4) for name, w in specs.items()}
+    on_gpu = sum(size for name, size in sizes.items() if specs[name].role != "packed")
+    for name, codes in specs.items():
+        if codes.dtype == "uint8":
+            rows, columns = codes.shape[0], codes.shape[1] * TRITS_PER_BYTE
+            group = two_bit_group(columns, specs[f"{name.removesuffix('codes')}scales"].shape[1])
+            # A group has a scale and a bias in float32. Without a group, the matrix is float32.
+            on_gpu += sizes[name] + 8 * rows * columns // group if group else 4 * rows * columns
+    return {
+        "float_bytes": 4 * num_params(config, vocab_size),
+        "packed_bytes": sum(sizes.values()),
+        "packed_gpu_bytes": on_gpu,
+    }
 
 
 def flops_per_token(config: ModelConfig, vocab_size: int) -> float:

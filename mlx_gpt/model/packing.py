@@ -41,6 +41,33 @@ def ternary_names(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> lis
     return sorted(name for name, weight in specs.items() if weight.float32 and weight.role == "matrix")
 
 
+def summary(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> dict[str, float | str] | None:
+    """Describes the ternary matrices of a network.
+
+    Args:
+        config: The network.
+        weights: Its weights by name, float32 or packed.
+
+    Returns:
+        `group`, the setting model.ternary_group; `bits_per_weight` as stored, scales included; `zeros`, the share of
+        weights that are 0; the number of `scales`, `min_scale` and `max_scale`. None without ternary matrices.
+    """
+    found = list(trits_of(config, weights))
+    if not found:
+        return None
+    stems = tuple(name.removesuffix("weight") for name, *_ in found)
+    stored = sum(w.nbytes for name, w in weights.items() if name.startswith(stems))
+    count = sum(trits.size for _, trits, _ in found)
+    return {
+        "group": config.ternary_group,
+        "bits_per_weight": 8 * stored / count,
+        "zeros": sum((trits == 0).sum().item() for _, trits, _ in found) / count,
+        "scales": sum(scales.size for *_, scales in found),
+        "min_scale": min(scales.min().item() for *_, scales in found),
+        "max_scale": max(scales.max().item() for *_, scales in found),
+    }
+
+
 def as_packed(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     """Returns the network with packed matrices, and its weights.
 

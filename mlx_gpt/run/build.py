@@ -23,6 +23,7 @@ from mlx_gpt.train.evaluate import Evaluator, Validation
 from mlx_gpt.train.objectives import make_objective
 from mlx_gpt.train.parallel import Alone
 from mlx_gpt.train.source import TextSource
+from mlx_gpt.train.statistics import Statistics
 from mlx_gpt.train.trainer import Trainer
 
 
@@ -99,6 +100,7 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
         objective=make_objective(config.train),
         source=TextSource(train, config.train),
         validation=Validation(Evaluator(model, val, tokenizer.token_bytes(), config.train.dtype), val, config.train),
+        statistics=Statistics(config.model),
         group=Alone(),
         folder=folder,
     )

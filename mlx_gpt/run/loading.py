@@ -20,6 +20,7 @@ from mlx_gpt.formats.huggingface import folder as huggingface
 from mlx_gpt.model.cost import context_bytes
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.mixers.kernels import kernel_of
+from mlx_gpt.model.packing import PACKED
 from mlx_gpt.run.request import specs_of
 from mlx_gpt.train.saving import BEST, LATEST
 
@@ -183,6 +184,15 @@ def _with_tokenizer(path: str | Path, checkpoint: Checkpoint, tokenizer: Tokeniz
         )
     require_vocab(str(path), origin, tokenizer, header.vocab_size)
     return dataclasses.replace(checkpoint, header=dataclasses.replace(header, tokenizer=tokenizer.to_dict()))
+
+
+def require_trainable(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Raises Mismatch if the matrices of a checkpoint are packed: there are no float32 weights to train."""
+    if checkpoint.header.config.model.linear == PACKED:
+        raise Mismatch(
+            f"{path}: is packed, so it can only be used for inference; to train, give the checkpoint that it was "
+            "converted from"
+        )
 
 
 def require_run(run: Any) -> None:

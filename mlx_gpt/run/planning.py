@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 
 from mlx_gpt.device.mlx import peak_memory
-from mlx_gpt.model.cost import flops_per_token, num_params
+from mlx_gpt.model.cost import flops_per_token, num_params, packed_sizes
 from mlx_gpt.run.build import Start, make_trainer
 from mlx_gpt.run.request import Note
 
@@ -35,6 +35,7 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
             ms_per_iter: Median time of a step, in milliseconds.
             tokens_per_second: Training tokens per second of a step.
             eta_seconds: Expected time to the end, evaluations included.
+            float_bytes, packed_bytes, packed_gpu_bytes: Those of packed_sizes(), for a ternary network.
 
     Raises:
         UserError, OutOfRoom: The run cannot be trained, as for make_trainer().
@@ -62,4 +63,5 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
         "ms_per_iter": round(step_seconds * 1000, 1),
         "tokens_per_second": round(tokens_per_step / step_seconds, 1),
         "eta_seconds": round(iters * step_seconds + evaluations * trainer.eval_seconds(step_seconds), 1),
+        **packed_sizes(model, header.vocab_size),
     }

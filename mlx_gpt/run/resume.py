@@ -19,7 +19,7 @@ from mlx_gpt.optim.optimizers import Optimizer
 from mlx_gpt.run.build import Start, open_text
 from mlx_gpt.run.folder import is_run, newest_run
 from mlx_gpt.run.imported import has_settings, settings_for
-from mlx_gpt.run.loading import TOKENIZER_KEYS, read_checkpoint, require_vocab, tokenizer_of
+from mlx_gpt.run.loading import TOKENIZER_KEYS, read_checkpoint, require_trainable, require_vocab, tokenizer_of
 from mlx_gpt.run.request import NEWEST, Note, Request, network_of
 from mlx_gpt.train.saving import BEST, LATEST
 
@@ -107,7 +107,9 @@ def _is_run_folder(path: Path) -> bool:
 
 
 def _read(path: Path, request: Request) -> Checkpoint:
-    return read_checkpoint(path, request.preset, network_of(request.settings))
+    checkpoint = read_checkpoint(path, request.preset, network_of(request.settings))
+    require_trainable(path, checkpoint)
+    return checkpoint
 
 
 def _newest_valid(folder: Path, request: Request, note: Note) -> Checkpoint:

@@ -13,7 +13,13 @@ from mlx_gpt.errors import Mismatch, ResumeRefused
 from mlx_gpt.model.gpt import shapes_of
 from mlx_gpt.run import tuned
 from mlx_gpt.run.build import Start, open_text
-from mlx_gpt.run.loading import read_checkpoint, require_vocab, tokenizer_of, tokenizer_settings
+from mlx_gpt.run.loading import (
+    read_checkpoint,
+    require_trainable,
+    require_vocab,
+    tokenizer_of,
+    tokenizer_settings,
+)
 from mlx_gpt.run.request import Note, Request, network_of
 from mlx_gpt.run.resume import resumed
 
@@ -110,12 +116,13 @@ def _adapted(request: Request, note: Note) -> Checkpoint:
     wanted = network_of(request.settings)
     changed = {name: value for name, value in wanted.items() if name in ADAPTABLE}
     try:
-        return read_checkpoint(request.fine_tune, request.preset, wanted)
+        checkpoint = read_checkpoint(request.fine_tune, request.preset, wanted)
     except Mismatch:
         if not changed:
             raise
-    kept = {name: value for name, value in wanted.items() if name not in changed}
-    checkpoint = read_checkpoint(request.fine_tune, request.preset, kept)
+        kept = {name: value for name, value in wanted.items() if name not in changed}
+        checkpoint = read_checkpoint(request.fine_tune, request.preset, kept)
+    require_trainable(request.fine_tune, checkpoint)
     header = checkpoint.header
     model = dataclasses.replace(header.config.model, **changed)
     if shapes_of(model, header.vocab_size) != shapes_of(header.config.model, header.vocab_size):

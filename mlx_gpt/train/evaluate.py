@@ -5,18 +5,19 @@ Shapes: B windows in a batch, V vocabulary size.
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mlx_gpt import rng
+from mlx_gpt.checkpoint.store import Header
 from mlx_gpt.config.schema import TrainConfig
 from mlx_gpt.data.windows import Windows, batches
 from mlx_gpt.device.lanes import divide, lanes
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.train.objective import cross_entropy
-from mlx_gpt.train.reports import StartReport
+from mlx_gpt.train.reports import EvalReport, StartReport
 
 START_WINDOWS = 64  # the most windows of Validation.at_start
 
@@ -105,6 +106,36 @@ class Evaluator:
 def _exp(loss: float) -> float:
     """exp(loss), or infinity if the loss is NaN or at least 700; math.exp overflows from about 709.8 on."""
     return math.exp(loss) if loss < 700 else math.inf
+
+
+def report_of(
+    header: Header, results: Sequence[Evaluation], *, seconds: float, elapsed: float, metrics: dict[str, float]
+) -> EvalReport:
+    """Makes the report of an evaluation.
+
+    Args:
+        header: The progress of the run after the evaluation.
+        results: The evaluation of the trained weights, and that of their average, if one is kept. The report has the
+            values of the lower loss.
+        seconds, elapsed, metrics: As in EvalReport.
+    """
+    best = min(results, key=lambda result: result.loss)
+    return EvalReport(
+        step=header.step,
+        loss=best.loss,
+        raw_loss=results[0].loss,
+        ppl=best.ppl,
+        bits_per_byte=best.bits_per_byte,
+        eval_tokens=best.tokens,
+        tokens=header.tokens,
+        seconds=seconds,
+        elapsed=elapsed,
+        best_loss=header.best_loss,
+        best_step=header.best_step,
+        bad_evals=header.bad_evals,
+        num_lr_cuts=header.num_lr_cuts,
+        metrics=metrics,
+    )
 
 
 class Validation:

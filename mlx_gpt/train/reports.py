@@ -93,6 +93,7 @@ class EvalReport:
         best_step: The step of `best_loss`.
         bad_evals: Number of consecutive evaluations without a new lowest loss; reset by a cut of the learning rate.
         num_lr_cuts: Number of cuts of the learning rate so far, after evaluations stopped improving.
+        metrics: Statistics of the trained weights: shares, numbers from 0 to 1, such as {"zeros": 0.31}.
     """
 
     step: int
@@ -108,6 +109,7 @@ class EvalReport:
     best_step: int
     bad_evals: int
     num_lr_cuts: int
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def lr_cuts(self) -> int:

@@ -22,14 +22,15 @@ from mlx_gpt.checkpoint.store import Header
 from mlx_gpt.device.lanes import lanes
 from mlx_gpt.device.mlx import mx, peak_memory
 from mlx_gpt.errors import from_device
-from mlx_gpt.train.evaluate import Validation
+from mlx_gpt.train.evaluate import Validation, report_of
 from mlx_gpt.train.objective import Objective
 from mlx_gpt.train.parallel import Group
 from mlx_gpt.train.patience import after_evaluation
-from mlx_gpt.train.reports import EvalReport, Plan, Report, SampleDue, SaveReport, StartReport, StepReport, StopReport
+from mlx_gpt.train.reports import Plan, Report, SampleDue, SaveReport, StartReport, StepReport, StopReport
 from mlx_gpt.train.saving import BEST, LATEST, CheckpointWriter
 from mlx_gpt.train.snapshot import Pending, Pipeline, Snapshot
 from mlx_gpt.train.source import Source
+from mlx_gpt.train.statistics import Statistics
 from mlx_gpt.train.step import make_step
 
 MAX_BAD_STEPS = 5  # the run stops as diverged after this many bad steps in a row: skipped, or with an absurd loss
@@ -48,6 +49,7 @@ class Trainer:
         objective: The training objective.
         source: Provides the training batches. The trainer moves it to the position in the header.
         validation: Evaluates weights on the validation split.
+        statistics: Computes statistics of the weights at each evaluation.
         group: The processes that train together.
         folder: Folder for checkpoints. `run` requires that it exists.
 
@@ -68,11 +70,13 @@ class Trainer:
         objective: Objective,
         source: Source,
         validation: Validation,
+        statistics: Statistics,
         group: Group,
         folder: Path,
     ):
         self.header, self.folder, self.model = header, folder, model
-        self._optimizer, self._source, self._validation, self._group = optimizer, source, validation, group
+        self._optimizer, self._source, self._group = optimizer, source, group
+        self._validation, self._statistics = validation, statistics
         if header.source is not None:
             source.seek(header.source)
         lanes(self.config.speed.lanes)  # evaluations and the optimizer are traced for the lanes of this thread
@@ -319,24 +323,10 @@ class Trainer:
         results = [self._validation(weights, header.step, lambda: self._signal) for weights in candidates]
         if None in results:
             return
-        result = min(results, key=lambda r: r.loss)
-        self._last_eval_seconds = time.perf_counter() - start
-        self.header = after_evaluation(header, result.loss)
-        report = EvalReport(
-            step=header.step,
-            loss=result.loss,
-            raw_loss=results[0].loss,
-            ppl=result.ppl,
-            bits_per_byte=result.bits_per_byte,
-            eval_tokens=result.tokens,
-            tokens=self.header.tokens,
-            seconds=self._last_eval_seconds,
-            elapsed=self._elapsed(),
-            best_loss=self.header.best_loss,
-            best_step=self.header.best_step,
-            bad_evals=self.header.bad_evals,
-            num_lr_cuts=self.header.num_lr_cuts,
-        )
+        metrics = self._statistics(self.state["weights"])
+        self._last_eval_seconds = seconds = time.perf_counter() - start
+        self.header = after_evaluation(header, min(result.loss for result in results))
+        report = report_of(self.header, results, seconds=seconds, elapsed=self._elapsed(), metrics=metrics)
         yield report
         if report.is_best and header.step > 0:
             yield from self._save(BEST, report.averaged)

@@ -91,7 +91,7 @@ class RunConsole:
                 self.note(
                     f"eval @{report.step}: loss {report.loss:.4f}{averaged}  ppl {report.ppl:.2f}  "
                     f"{report.bits_per_byte:.3f} bits/byte  over {report.eval_tokens:,} tokens "
-                    f"in {report.seconds:.1f}s{mark}",
+                    f"in {report.seconds:.1f}s{_shares(report.metrics)}{mark}",
                     "bold green" if report.is_best else "",
                 )
             case SaveReport(error=None):
@@ -194,6 +194,13 @@ def _rate(lr: float) -> str:
     """Formats a learning rate with six decimals, as randyGPT does, or as 6.25e-07 if these lose more than 1% of it."""
     fixed = f"{lr:.6f}"
     return fixed if abs(float(fixed) - lr) <= 0.01 * lr else f"{lr:.2e}"
+
+
+def _shares(metrics: dict[str, float]) -> str:
+    """Formats shares without a dot in their names as "  zeros 31% changed 2.1%". Returns "" if there are none."""
+    shown = [(name, 100 * share) for name, share in metrics.items() if "." not in name]
+    texts = [f"{name} {percent:.0f}%" if percent >= 9.95 else f"{name} {percent:.1f}%" for name, percent in shown]
+    return "  " * bool(texts) + " ".join(texts)
 
 
 def _clock(seconds: float) -> str:

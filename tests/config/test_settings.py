@@ -1,5 +1,6 @@
 """Configuration: presets, layers of values, --set, and what is refused."""
 
+import dataclasses
 import tomllib
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from mlx_gpt.config.presets import names_of, parse_set, preset_of, resolve
 from mlx_gpt.config.schema import Config, ModelConfig
 from mlx_gpt.errors import BadFile, UserError
-from mlx_gpt.model.cost import num_params, step_bytes
+from mlx_gpt.model.cost import num_params, packed_sizes, step_bytes
 
 # At the 67 ids of tiny Shakespeare. The published table, and the presets of other networks.
 PARAMETERS = {
@@ -26,6 +27,8 @@ PARAMETERS = {
     "llama-m": 4_739_072,
     "llama-l": 15_768_576,
     "llama-125m": 100_740_096,
+    "ternary-m": 4_739_072,
+    "ternary-125m": 100_740_096,
 }
 
 
@@ -38,6 +41,24 @@ def test_presets_have_the_published_parameter_counts(preset):
 
 def test_no_preset_is_left_out():
     assert set(names_of("presets")) == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("size", ["m", "125m"])
+def test_a_ternary_preset_differs_from_its_float_twin_in_the_linear_layers_only(size):
+    ternary, dense = resolve(f"ternary-{size}"), resolve(f"llama-{size}")
+    assert ternary == dense.replace({"model.linear": "ternary"})
+
+
+def test_packed_weights_have_two_bits_and_what_is_not_packed_stays_float32():
+    dense, ternary = resolve("llama-m").model, resolve("ternary-m").model
+    sizes, rest = packed_sizes(ternary, 67), 67 * 256 + 13 * 256  # the embedding and the weights of the norms
+    matrices = num_params(ternary, 67) - rest
+    assert sizes["float_bytes"] == 4 * 4_739_072
+    assert sizes["packed_bytes"] == 4 * rest + matrices // 4 + 4 * 6 * 7
+    assert sizes["packed_gpu_bytes"] == 4 * rest + matrices // 4 + matrices // 128 * 8
+    by_64 = dataclasses.replace(ternary, ternary_group="64")
+    assert packed_sizes(by_64, 67)["packed_bytes"] == 4 * rest + matrices // 4 + matrices // 64 * 4
+    assert packed_sizes(dense, 67) == packed_sizes(dataclasses.replace(ternary, ffn_dim=767), 67) == {}
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
-from networks import TERNARY, network
+from networks import LLAMA, TERNARY, network
 
 import mlx_gpt
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
-from mlx_gpt.config.schema import Config
+from mlx_gpt.config.schema import Config, ModelConfig
+from mlx_gpt.device import report
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import BadFile, UserError
-from mlx_gpt.model.cost import num_params
+from mlx_gpt.model import linear
+from mlx_gpt.model.cost import num_params, packed_sizes
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.packing import as_dense, as_packed, trits_of
 from mlx_gpt.model.ternary import dequantize, pack, quantize, unpack
@@ -78,6 +80,25 @@ def test_a_packed_checkpoint_is_saved_and_loaded(tmp_path):
     store.save(path, wrong)
     with pytest.raises(BadFile, match="layers.0.attn.wq.codes is F32 .* expected U8"):
         store.load(path)
+
+
+@pytest.mark.parametrize("gpu", [False, True], ids=["as on a CPU", "as on a GPU"])
+@pytest.mark.parametrize("group", ["tensor", "row", "64"])
+def test_the_sizes_of_packed_weights_are_those_of_their_arrays(group, gpu, monkeypatch):
+    """The feed-forward network's second matrix has 68 columns, which no group of 2-bit products divides."""
+    monkeypatch.setattr(linear, "on_gpu", lambda: gpu)
+    monkeypatch.setattr(report, "on_gpu", lambda: gpu)
+    ffn_dim = 128 if group == "64" else 68
+    config = ModelConfig(
+        n_embd=64, n_head=4, block_size=16, **LLAMA, linear="ternary", ternary_group=group, ffn_dim=ffn_dim
+    )
+    model, sizes = GPT(config, 11), packed_sizes(config, 11)
+    _, weights = as_packed(config, arrays(model))
+    used = sum(w.nbytes for w in model.packed().weights().values())
+    assert sizes["float_bytes"] == sum(w.nbytes for w in model.weights().values())
+    assert sizes["packed_bytes"] == sum(w.nbytes for w in weights.values())
+    assert used == sizes["packed_gpu_bytes" if gpu else "float_bytes"]
+    assert report.device_report()["ternary"] == ("2-bit products" if gpu else "unpacked to float32")
 
 
 def test_only_ternary_networks_are_packed():

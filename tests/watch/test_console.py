@@ -49,6 +49,13 @@ def test_the_loss_before_the_first_update_is_shown():
     assert "start @6: loss 4.5121  ppl 91.10  over 4,096 validation tokens in 0.5s" in shown([start])
 
 
+def test_statistics_are_shares_in_percent_and_those_of_a_layer_are_not_shown():
+    metrics = {"zeros": 0.3149, "changed": 0.0208, "layers.0.zeros": 0.25, "all": 1.0}
+    line = shown([evaluation(4, metrics=metrics)])
+    assert "in 1.0s  zeros 31% changed 2.1% all 100%  * best" in line
+    assert "in 1.0s  * best" in shown([evaluation(4)])
+
+
 def test_what_went_wrong_is_said():
     text = shown([step(1, skipped=2), SaveReport(step=1, path="x", error="disk full")])
     assert "update 1 skipped" in text and "2 in a row" in text and "not saved: disk full" in text

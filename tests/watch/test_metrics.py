@@ -59,6 +59,11 @@ def test_a_line_that_is_no_report_is_skipped_and_blocks_no_resumed_run(tmp_path,
     assert [(report["step"], report["loss"]) for report in read_metrics(path)] == [(1, 3.5), (2, 1.0)]
 
 
+def test_statistics_of_an_evaluation_are_fields_of_its_line(tmp_path):
+    write(tmp_path / "m", [evaluation(1, metrics={"zeros": 0.25, "layers.0.zeros": 0.5})])
+    assert read_metrics(tmp_path / "m")[0].items() >= {"zeros": 0.25, "layers.0.zeros": 0.5, "val_loss": 3.0}.items()
+
+
 def test_numbers_that_json_lacks_are_null(tmp_path):
     write(tmp_path / "m", [step(1, loss=math.nan, grad_norm=math.inf), evaluation(1, ppl=math.inf)])
     first, second = read_metrics(tmp_path / "m")

@@ -1,0 +1,51 @@
+"""Compares ternary networks with the same network in float32, at equal tokens.
+
+Each run trains llama-s with a context of 128 tokens, for 700 steps of 12 sequences. The last variant trains the float
+network for half of the steps, at a constant rate, and continues with ternary weights on the same sequences.
+"""
+
+from table import measure
+
+STEPS, RATE = 700, 3e-3  # RATE is the default learning rate
+
+
+def settings(**values) -> list[str]:
+    """Returns the arguments of `mlxgpt train` for settings; `model__linear` stands for `model.linear`."""
+    return [part for key, value in values.items() for part in ("--set", f"{key.replace('__', '.')}={value}")]
+
+
+def steps(count: int, decay_start: float) -> list[str]:
+    """Returns the arguments for the number of steps, and the part of them after which the rate decays to 0."""
+    return ["--iters", str(count), *settings(optimizer__decay_start=decay_start)]
+
+
+def ternary(**more) -> list[str]:
+    """Returns the arguments for ternary layers and further settings."""
+    return settings(model__linear="ternary", **more)
+
+
+NETWORK = ["--preset", "llama-s", *settings(model__block_size=128)]
+WHOLE = [*NETWORK, *steps(STEPS, 0.6)]
+RATES = {f"rate x{factor:g}": settings(optimizer__learning_rate=RATE * factor) for factor in (2, 0.5)}
+measure(
+    "ternary",
+    {
+        "float": WHOLE,
+        "ternary": [*WHOLE, *ternary()],
+        "row": [*WHOLE, *ternary(model__ternary_group="row")],
+        "128": [*WHOLE, *ternary(model__ternary_group="128")],
+        "64": [*WHOLE, *ternary(model__ternary_group="64")],
+        "int8": [*WHOLE, *ternary(model__ternary_activations="int8")],
+        **{f"float, {name}": [*WHOLE, *rate] for name, rate in RATES.items()},
+        **{f"ternary, {name}": [*WHOLE, *ternary(), *rate] for name, rate in RATES.items()},
+        # The rate decays in the last 40% of all steps. The network is that of the checkpoint.
+        "float, then ternary": [*steps(STEPS // 2, 0.2), *ternary()],
+    },
+    seeds=[1, 2, 3],
+    common=[
+        *("--corpus", "shakespeare", "--batch", "12", "--eval-every", "100000"),
+        *settings(optimizer__name="muon", optimizer__schedule="wsd", optimizer__min_learning_rate=0),
+        *settings(train__save_minutes=0),
+    ],
+    before={"float, then ternary": [*NETWORK, *steps(STEPS // 2, 1.0)]},
+)
