@@ -215,8 +215,9 @@ def _solve_shape(path: Path, length: int, *, copies: int, vocab_size: int, known
 
 
 def _preset_shapes() -> list[Shape]:
-    """The shapes of the presets."""
-    return [preset_network(name).shape() for name in names_of("presets")]
+    """The shapes of the presets with randyGPT's network."""
+    networks = map(preset_network, names_of("presets"))
+    return [network.shape() for network in networks if not network.extensions()]
 
 
 def known_heads(path: Path, given: Shape) -> int:
