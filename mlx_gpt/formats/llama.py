@@ -18,6 +18,7 @@ SETTINGS = {
     "mixers": ("attention",),
     "ffn": "swiglu",
     "linear": "dense",
+    "ternary_norm": False,
     "residual": "add",
 }
 

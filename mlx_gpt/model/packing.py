@@ -65,7 +65,7 @@ def as_dense(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> tuple[Mo
     A network without ternary layers, or with `model.ternary_norm`, is returned as it is. The result computes the same
     function if `model.ternary_activations` is "float".
     """
-    if config.linear == "dense" or config.ternary_norm:
+    if config.linear not in ("ternary", PACKED) or config.ternary_norm:
         return config, dict(weights)
     found = {name: w for name, w in weights.items() if not name.endswith((".codes", ".scales"))}
     found |= {name: np.array(dequantize(trits, scales)) for name, trits, scales in trits_of(config, weights)}
