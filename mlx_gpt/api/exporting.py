@@ -103,9 +103,7 @@ def export(
         weights, extra, *facts = pack_weights(trained.header.config.model, trained.weights, target)
     elif quantize:
         weights, extra, *facts = _quantized(checkpoint, quantize, corpus, note)
-    for fact in facts:
-        note(fact)
-    text, picture = _described(src, dst, checkpoint.header, target, license, facts)
+    text, picture = _described(src, dst, checkpoint.header, target, license, facts, note)
     paths = write_folder(dst, checkpoint, tokenizer_of(checkpoint.header), target, text, extra)
     return [*paths, write_weights(dst, names_of(checkpoint.header), weights), *picture]
 
@@ -191,9 +189,11 @@ def _losses(
 
 
 def _described(
-    src: Path, dst: Path, header: Header, target: str, license: str, facts: list[str]
+    src: Path, dst: Path, header: Header, target: str, license: str, facts: list[str], note: Note
 ) -> tuple[str, list[Path]]:
-    """Draws the curve of the run. Returns the model card, and the path of the curve if it was drawn."""
+    """Tells the facts, and draws the curve of the run. Returns the model card, and the path of the curve if any."""
+    for fact in facts:
+        note(fact)
     evaluations = _evaluations(src)
     picture = _curve(src, dst) if evaluations else []
     return card(header, dst.resolve().name, target, license, evaluations, bool(picture), facts), picture

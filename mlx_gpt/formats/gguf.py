@@ -23,10 +23,12 @@ Example: the float32 tensor "x" of shape (2,) without metadata is a file of 96 b
 {"x": Entry(dtype="F32", shape=(2,), first=64, end=72)}.
 """
 
+import functools
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,23 +71,52 @@ def write(
         UserError: The type cannot hold a tensor, see encoded(), or the file cannot be written.
         OutOfRoom: The disk is full.
     """
-    write_atomic(path, _chunks(metadata, tensors, types))
+    stored = {}
+    for name, tensor in tensors.items():
+        kind = types[name]
+        stored[name] = Stored(
+            dims=tensor.shape[::-1],
+            kind=TYPES[kind][0],
+            size=byte_length(kind, tensor.shape),
+            data=functools.partial(encoded, name, tensor, kind),
+        )
+    write_container(path, MAGIC, metadata, stored)
 
 
-def _chunks(
-    metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray | Ternary], types: Mapping[str, str]
-) -> Iterator[bytes]:
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor to write.
+
+    Attributes:
+        dims: Its dimensions in the order of the file.
+        kind: The number of its type.
+        size: The number of its bytes.
+        data: Returns the bytes.
+    """
+
+    dims: tuple[int, ...]
+    kind: int
+    size: int
+    data: Callable[[], bytes]
+
+
+def write_container(path: Path, magic: bytes, metadata: Mapping[str, Any], tensors: Mapping[str, Stored]) -> None:
+    """Writes a file that has the layout of GGUF, version 3, with any magic and any types of tensors."""
+    write_atomic(path, _chunks(magic, metadata, tensors))
+
+
+def _chunks(magic: bytes, metadata: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Iterator[bytes]:
     """Yields the header, then each tensor."""
-    header = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
+    header = [magic, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     header += [part for key, value in metadata.items() for part in (_string(key), *_value(value))]
     offset = 0
     for name, tensor in tensors.items():
-        dims, number = tensor.shape[::-1], TYPES[types[name]][0]
-        header += [_string(name), struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, number, offset)]
-        offset += _aligned(byte_length(types[name], tensor.shape), ALIGNMENT)
+        dims = tensor.dims
+        header += [_string(name), struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.kind, offset)]
+        offset += _aligned(tensor.size, ALIGNMENT)
     yield _padded(b"".join(header))
-    for name, tensor in tensors.items():
-        yield _padded(encoded(name, tensor, types[name]))
+    for tensor in tensors.values():
+        yield _padded(tensor.data())
 
 
 def _value(value: Any) -> list[bytes]:
@@ -140,7 +171,7 @@ def read_header(path: Path) -> tuple[Metadata, dict[str, Entry]]:
             gap or overlap, up to the end of the file. Nothing is allocated for a length that exceeds the file.
     """
     with open(path, "rb") as file:
-        return _Header(path, file).read()
+        return HeaderReader(path, file).read()
 
 
 def read_tensor(file: BinaryIO, entry: Entry) -> np.ndarray:
@@ -169,16 +200,27 @@ def read_ternary(file: BinaryIO, name: str, entry: Entry) -> Ternary:
     return decoded_ternary(file, name, entry)
 
 
-class _Header:
-    """Reads the header of an open file. Every read is bounded by the bytes that are left."""
+class HeaderReader:
+    """Reads the header of an open file. Every read is bounded by the bytes that are left.
+
+    A format that has the layout of GGUF, but another magic or other types of tensors, is read by a subclass.
+
+    Attributes:
+        magic: The first four bytes.
+        container: The name of the format, for messages.
+        metadata: The metadata read so far.
+    """
+
+    magic, container = MAGIC, "GGUF"
 
     def __init__(self, path: Path, file: BinaryIO):
         self.path, self.file = path, file
         self.size = os.fstat(file.fileno()).st_size
         self.left = min(self.size, MAX_HEADER)
+        self.metadata: Metadata = {}
 
     def bad(self, what: str) -> BadFile:
-        return BadFile(f"{self.path}: not a complete GGUF file ({what}); download or export it again")
+        return BadFile(f"{self.path}: not a complete {self.container} file ({what}); download or export it again")
 
     def take(self, count: int, what: str) -> bytes:
         """Reads `count` bytes."""
@@ -211,17 +253,21 @@ class _Header:
         return found
 
     def read(self) -> tuple[Metadata, dict[str, Entry]]:
-        if self.take(4, "the magic") != MAGIC:
-            raise self.bad("it does not begin with GGUF")
+        """Reads the whole header, see read_header()."""
+        if self.take(4, "the magic") != self.magic:
+            raise self.bad(f"it does not begin with {self.magic.decode()}")
         version = self.take(4, "the version")
         if int.from_bytes(version, "big") in (2, 3):
-            raise BadFile(f"{self.path}: is a big-endian GGUF file; convert it to little-endian, which is read")
+            raise BadFile(
+                f"{self.path}: is a big-endian {self.container} file; convert it to little-endian, which is read"
+            )
         if int.from_bytes(version, "little") not in (2, 3):
             raise BadFile(
-                f"{self.path}: has GGUF version {int.from_bytes(version, 'little')}; 2 and 3 are read, convert it again"
+                f"{self.path}: has {self.container} version {int.from_bytes(version, 'little')}; 2 and 3 are read, "
+                "convert it again"
             )
         num_tensors, num_entries = self.numbers("QQ", "the number of tensors")
-        metadata: Metadata = {}
+        metadata = self.metadata
         for _ in self.counted(num_entries, 13, "metadata entries"):
             key = self.name("a key", metadata)
             metadata[key] = self.value(key)
@@ -264,11 +310,15 @@ class _Header:
         return np.frombuffer(data, dtype)
 
     def info(self, name: str) -> Entry:
-        """Reads the rest of a tensor's info. The range of its bytes counts from the end of the header."""
+        """Reads the rest of a tensor's info."""
         [num_dims] = self.numbers("I", name)
         if not 1 <= num_dims <= MAX_DIMS:
             raise self.bad(f"{name} has {num_dims} dimensions, but 1 to {MAX_DIMS} are allowed")
         *dims, kind, offset = self.numbers(f"{num_dims}QIQ", name)
+        return self.entry(name, dims, kind, offset)
+
+    def entry(self, name: str, dims: list[int], kind: int, offset: int) -> Entry:
+        """The entry of a tensor. The range of its bytes counts from the end of the header. Raises BadFile."""
         if kind not in NAMES:
             known, readable = OTHERS.get(kind, f"number {kind}"), [name for name in TYPES if name not in TERNARY]
             raise BadFile(

@@ -59,7 +59,7 @@ class Codes:
     unpack: Callable[[np.ndarray], np.ndarray]
 
 
-def _in_bits(bits: int, run: int, zero: int, scale_first: bool) -> Codes:
+def in_bits(bits: int, run: int, zero: int, scale_first: bool) -> Codes:
     """Codes of some bits each. The elements of a byte are `run` apart, the first one in the lowest bits."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
 
@@ -95,10 +95,10 @@ def _unpack_base_3(data: np.ndarray) -> np.ndarray:
 
 # The types of ternary matrices.
 TERNARY = {
-    "TQ2_0": _in_bits(2, 32, zero=1, scale_first=False),
+    "TQ2_0": in_bits(2, 32, zero=1, scale_first=False),
     "TQ1_0": Codes(zero=1, scale_first=False, pack=_pack_base_3, unpack=_unpack_base_3),
-    "Q2_0": _in_bits(2, 1, zero=1, scale_first=True),
-    "Q4_0": _in_bits(4, 16, zero=8, scale_first=True),
+    "Q2_0": in_bits(2, 1, zero=1, scale_first=True),
+    "Q4_0": in_bits(4, 16, zero=8, scale_first=True),
 }
 
 
