@@ -18,7 +18,7 @@ def in_llama_cpp():
     import xllamacpp
 
     params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel, params.n_gpu_layers = path, tokens.shape[1] + 2, 1, 0
+    params.model.path, params.n_ctx, params.n_parallel, params.n_gpu_layers = path, tokens.shape[1] + 4, 1, 0
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.warmup, params.port, params.verbosity = False, 0, -1

@@ -34,19 +34,19 @@ def script(*arguments):
 
 @pytest.fixture(scope="module", params=["tensor", "128"])
 def trained(request, tmp_path_factory):
-    """A network after 200 updates, tokens of the text, and the log-probabilities that mlxgpt computes."""
+    """A network after 300 updates, tokens of the text, and the log-probabilities that mlxgpt computes."""
     folder = tmp_path_factory.mktemp("trained")
     sets = [f"model.{name}={str(value).lower()}" for name, value in NETWORK.items()]
-    sets += [f"model.ternary_group={request.param}", "train.eval_every=200", "train.sample_every=0"]
+    sets += [f"model.ternary_group={request.param}", "train.eval_every=300", "train.sample_every=0"]
     options = [argument for text in sets for argument in ("--set", text)]
     done = mlxgpt(
-        *("train", "--corpus", "pydocs", "--iters", "200", "--batch", "8", "--out", "run", *options), cwd=folder
+        *("train", "--corpus", "pydocs", "--iters", "300", "--batch", "8", "--out", "run", *options), cwd=folder
     )
     assert done.returncode == 0, done.stderr
     (folder / "run/best.safetensors").rename(folder / "model.safetensors")
     run = mlx_gpt.load(folder / "model.safetensors")
     text = "\n".join(open_corpus(["pydocs"]).documents)[-20_000:]
-    ids = run.tokenizer.encode(text)[: WINDOWS * 65].astype(np.int32).reshape(WINDOWS, 65)
+    ids = run.tokenizer.encode(text)[: WINDOWS * 61].astype(np.int32).reshape(WINDOWS, 61)
     np.save(folder / "tokens.npy", ids[:, :-1])
     logits = run.model(mx.array(ids[:, :-1]))
     return folder, ids, np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True)), request.param
