@@ -113,6 +113,28 @@ def test_trits_and_scales_come_back_to_the_bit(tmp_path, group, kind, packed):
     assert all((dtype == kind) == ("norm" not in name) for name, dtype in kinds.items())
 
 
+IN_FILES = {"wq": "attn_q", "wk": "attn_k", "wv": "attn_v", "wo": "attn_output"}
+IN_FILES |= {"fc_gate": "ffn_gate", "fc1": "ffn_up", "fc2": "ffn_down"}
+
+
+@pytest.mark.parametrize("group, kind", POSSIBLE)
+def test_a_file_holds_the_matrices_of_the_forward_pass_in_the_order_of_llama_cpp(tmp_path, group, kind):
+    """Of each head's 64 query and key rows, the two halves take turns, and each row keeps its scales."""
+    before = checkpoint_of(group)
+    llama_gguf.write(tmp_path / "a.gguf", before, kind)
+    entries, turns = gguf.read_header(tmp_path / "a.gguf")[1], np.arange(64).reshape(2, 32).T.reshape(-1)
+    for name, w in values_of(before).items():
+        if not is_ternary(name):
+            continue
+        theirs = f"blk.0.{IN_FILES[name.split('.')[-2]]}.weight"
+        with open(tmp_path / "a.gguf", "rb") as file:
+            found = gguf.read_ternary(file, theirs, entries[theirs])
+        rows = np.arange(len(w))
+        if theirs in ("blk.0.attn_q.weight", "blk.0.attn_k.weight"):
+            rows = np.concatenate([64 * head + turns for head in range(len(w) // 64)])
+        assert np.array_equal(found.trits * np.repeat(found.scales, TYPES[kind][1], axis=1), w[rows]), name
+
+
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("kind", ["F32", "F16"])
 def test_float_types_hold_the_products(tmp_path, group, kind):
