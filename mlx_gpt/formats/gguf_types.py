@@ -175,7 +175,9 @@ def _encoded_ternary(name: str, matrix: Ternary, kind: str) -> bytes:
     with np.errstate(over="ignore"):
         halves = scales.astype("<f2")
     if not np.array_equal(halves.astype(np.float32), scales):
-        raise UserError(f"{name} has scales that float16 cannot hold exactly, and {kind} has no others; choose F32")
+        raise UserError(
+            f"{name} has scales that float16 cannot hold exactly, and {kind} has no others; give --gguf-type F32"
+        )
     trits = matrix.trits.reshape(-1, elements)
     parts = [halves.view(np.uint8), codes.pack((trits + np.int8(codes.zero)).astype(np.uint8))]
     return np.concatenate(parts if codes.scale_first else parts[::-1], axis=1).tobytes()

@@ -37,6 +37,7 @@ GROUPS = ("64", "128")
 # The settings of the table [model] that the format has no keys for.
 SETTINGS = llama.SETTINGS | {"linear": "ternary", "ternary_activations": "int8", "norm_eps": 1e-6}
 KEY = "nanochat."
+GROUP_KEYS = ("nanochat.group_size", "nanochat.model.group_size", "model.group_size")
 # Keys that hold a count, and the settings of the table [model] that they hold.
 COUNTS = {"dim": "n_embd", "n_layers": "n_layer", "n_heads": "n_head", "n_kv_heads": "n_kv_head"}
 COUNTS |= {"max_seq_len": "block_size"}
@@ -186,10 +187,10 @@ class _Header(HeaderReader):
     @property
     def group(self) -> int:
         """The number of weights that share a scale."""
-        found = self.metadata.get(f"{KEY}group_size", self.metadata.get(f"{KEY}model.group_size"))
-        if str(found) not in GROUPS:
+        found = next((self.metadata[key] for key in GROUP_KEYS if key in self.metadata), None)
+        if not isinstance(found, np.integer) or str(found) not in GROUPS:
             raise BadFile(
-                f"{self.path}: {KEY}group_size is {str(found)[:60]}; only {' and '.join(GROUPS)} are supported, give "
+                f"{self.path}: {GROUP_KEYS[0]} is {str(found)[:60]}; only {' and '.join(GROUPS)} are supported, give "
                 "another model"
             )
         return int(found)
@@ -242,7 +243,7 @@ def _model(path: Path, metadata: Metadata, entries: dict[str, Entry]) -> ModelCo
     gate, tied = entries.get("blocks.0.ffn.w_gate.weight"), "lm_head.weight" not in entries
     if gate is None:
         raise _refused_tensor(path, entries, set()) or BadFile(f"{path}: blocks.0.ffn.w_gate.weight is missing")
-    if metadata.get(f"{KEY}weight_tied", int(tied)) != tied:
+    if str(metadata.get(f"{KEY}weight_tied", int(tied))) not in (str(int(tied)), str(tied)):
         raise BadFile(f"{path}: {KEY}weight_tied says otherwise than its tensors; export it again")
     found = {f"{KEY}max_seq_len": np.uint32(2048)} | {KEY + name: np.float32(x) for name, x in REALS.items()} | metadata
     counts = {setting: _number(path, found, name, np.integer) for name, setting in COUNTS.items()}

@@ -146,13 +146,13 @@ def test_a_file_is_read_to_the_bit(saved, group, tied):
     assert all(np.array_equal(w, values[name]) for name, w in found.items())
 
 
-def test_settings_that_may_be_absent_or_differ(saved, tmp_path):
+@pytest.mark.parametrize("alias", ["nanochat.model.group_size", "model.group_size"])
+def test_settings_that_may_be_absent_or_differ(saved, alias):
     path = saved({"nanochat.rope_scale": (F32, 8.0), "nanochat.rope_theta": (F32, 1e4)})
     model = read_checkpoint(path).header.config.model
     assert (model.rope_scale, model.rope_theta) == (8.0, 1e4)
     keys = {k: v for k, v in KEYS.items() if k not in ("nanochat.max_seq_len", "nanochat.rope_theta")}
-    keys["model.group_size"] = keys.pop("nanochat.group_size")
-    keys["nanochat.model.group_size"] = keys.pop("model.group_size")
+    keys[alias] = keys.pop("nanochat.group_size")
     path.write_bytes(bytes_of(tensors_of()[0], keys, version=2))
     model = read_checkpoint(path).header.config.model
     assert (model.block_size, model.rope_theta, model.ternary_group) == (2048, 1e4, "128")
@@ -195,6 +195,8 @@ REFUSED = [
     ({"nanochat.wavefield.ratio_pct": (U32, 50)}, "wavefield.ratio_pct=50 is not supported .wavefield"),
     ({"nanochat.new_key": (U32, 1)}, "nanochat.new_key=1 is not supported .unknown"),
     ({"nanochat.group_size": (U32, 32)}, "group_size is 32; only 64 and 128 are supported"),
+    ({"nanochat.group_size": (STRING, "64")}, "group_size is 64; only"),
+    ({"nanochat.weight_tied": (STRING, "yes")}, "weight_tied says otherwise than its tensors"),
     ({"nanochat.dim": (F32, 128.0)}, "nanochat.dim is '128.0'; expected a number"),
     ({"nanochat.n_heads": (U32, 3)}, "n_head=3 does not divide"),
     ({"nanochat.n_layers": (U32, 1)}, "blocks.1.attention.wq.weight is not supported .unknown"),

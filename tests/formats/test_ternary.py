@@ -80,7 +80,9 @@ def test_a_block_has_ggmls_bytes_and_comes_back(tmp_path, kind):
 
 def test_a_scale_that_float16_does_not_hold_is_refused():
     matrix = Ternary(trits=np.ones((1, 64), np.int8), scales=np.array([[0.1]], np.float32))
-    with pytest.raises(UserError, match="x has scales that float16 cannot hold exactly, and Q2_0 .* choose F32"):
+    with pytest.raises(
+        UserError, match="x has scales that float16 cannot hold exactly, and Q2_0 .* give --gguf-type F32"
+    ):
         encoded("x", matrix, "Q2_0")
     assert encoded("x", dataclasses.replace(matrix, scales=np.array([[0.125]], np.float32)), "Q2_0")
 
