@@ -322,9 +322,13 @@ def test_five_thousand_mutated_files_are_refused_in_one_line(tmp_path, good):
 
 @pytest.fixture
 def saved(tmp_path):
-    def save(*arguments, **settings):
-        before = checkpoint_of(*arguments, **settings)
-        store.save(tmp_path / "ternary.safetensors", before)
+    def save(*arguments, packed=False, **settings):
+        before = found = checkpoint_of(*arguments, **settings)
+        if packed:
+            model, weights = as_packed(before.header.config.model, before.weights)
+            header = dataclasses.replace(before.header, config=Config(model=model))
+            found = dataclasses.replace(before, header=header, weights=weights)
+        store.save(tmp_path / "ternary.safetensors", found)
         return before
 
     return save
@@ -336,9 +340,10 @@ def export(folder, *arguments):
     return done
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["shadow", "packed"])
 @pytest.mark.parametrize("group, size", [("tensor", 128), ("row", 128), ("128", 128), ("64", 64)])
-def test_a_folder_for_mlx_lm_has_two_bits_for_the_matrices_of_the_blocks(tmp_path, saved, group, size):
-    before = saved(group)
+def test_a_folder_for_mlx_lm_has_two_bits_for_the_matrices_of_the_blocks(tmp_path, saved, group, size, packed):
+    before = saved(group, packed=packed)
     export(tmp_path, "out", "--to", "mlx-lm", "--packed")
     assert json.loads((tmp_path / "out/config.json").read_text())["quantization"] == {"group_size": size, "bits": 2}
     found = safetensors.numpy.load_file(tmp_path / "out/model.safetensors")
