@@ -39,7 +39,8 @@ test-device: $(BIN)/.test
 # Loads exported models in transformers, mlx-lm and llama.cpp, which are installed in a separate environment.
 test-exports: $(BIN)/.test .venv-exports/.ready
 	MLXGPT_EXPORT_PYTHON=$(CURDIR)/.venv-exports/bin/python $(BIN)/python -m pytest \
-		tests/formats/test_huggingface.py tests/formats/test_llama.py tests/formats/test_llama_cpp.py
+		tests/formats/test_huggingface.py tests/formats/test_llama.py tests/formats/test_llama_cpp.py \
+		tests/formats/test_ternary_programs.py
 
 # Tests the server's web page in a browser. Needs Chromium.
 test-page: $(BIN)/.test $(BIN)/.page

@@ -6,12 +6,15 @@ from pathlib import Path
 
 from mlx_gpt.checkpoint.store import Checkpoint
 from mlx_gpt.errors import UserError
-from mlx_gpt.formats import FORMATS
+from mlx_gpt.formats import FORMATS, format_of
+from mlx_gpt.formats.nanochat import write as write_nanochat
 from mlx_gpt.formats.rgpt import has_moments
 from mlx_gpt.model.packing import as_packed
 from mlx_gpt.run.imported import with_recipe
 from mlx_gpt.run.loading import read_checkpoint, sizes_of, with_text
 from mlx_gpt.run.request import Note, ignore
+
+FILES = {name: row for name, row in FORMATS.items() if not row.is_folder}
 
 
 def convert(
@@ -27,24 +30,26 @@ def convert(
     corpus: str | Path | Sequence[str | Path] | None = None,
     vocab: str | Path | None = None,
     packed: bool = False,
+    mhc: str | Path | None = None,
     force: bool = False,
     note: Note = ignore,
 ) -> str:
-    """Converts a checkpoint between safetensors, RGPT0001, RGPT0002, RGPT0003 and GGUF.
+    """Converts a checkpoint between safetensors, RGPT0001, RGPT0002, RGPT0003, GGUF and nanochat.
 
     Args:
         src: A checkpoint of any format, a run folder, or an exported folder.
         dst: The file to write.
-        format: safetensors, rgpt0001, rgpt0002, rgpt0003 or gguf. [default: safetensors; if dst ends in .gguf, gguf; if
-            dst ends in .bin, rgpt0003, or rgpt0002 without AdamW's moments]
+        format: safetensors, rgpt0001, rgpt0002, rgpt0003, gguf or nanochat. [default: safetensors; if dst ends in
+            .gguf, gguf; if dst ends in .bin, rgpt0003, or rgpt0002 without AdamW's moments]
         preset, n_embd, n_head, n_layer, block_size, corpus, vocab: As for `load`; an RGPT file does not contain them.
-        packed: Whether the matrices of a ternary network are stored in 2 bits per weight, for safetensors only. The
-            optimizer's state is left out. The file can be used, but not trained.
-        force: Whether dst is overwritten if it exists.
+        packed: Whether the matrices of a ternary network are stored in 2 bits per weight, without optimizer state, for
+            safetensors only. The file can be used, but not trained.
+        mhc: The file of a nanochat model's residual streams. It is read if src is a nanochat file, otherwise written.
+        force: Whether files are overwritten if they exist.
         note: Called with each message for the user, one line of text.
 
     Returns:
-        The format that was written: safetensors, rgpt0001, rgpt0002, rgpt0003 or gguf.
+        The format that was written: safetensors, rgpt0001, rgpt0002, rgpt0003, gguf or nanochat.
 
     Raises:
         UserError: src does not exist, dst exists, or the format cannot represent the checkpoint.
@@ -52,30 +57,40 @@ def convert(
         Mismatch: The network or the vocabulary of src differs from the arguments.
     """
     src, dst = Path(src), Path(dst)
-    files = {name: row for name, row in FORMATS.items() if not row.is_folder}
-    if format not in (None, *files):
-        raise UserError(f"format={format!r} is not allowed; choose from {', '.join(files)}")
-    _require_free(src, dst, force)
-    sizes = sizes_of(n_embd, n_head, n_layer, block_size)
-    checkpoint = read_checkpoint(src, preset, sizes)
+    if format not in (None, *FILES):
+        raise UserError(f"format={format!r} is not allowed; choose from {', '.join(FILES)}")
+    _require_destination(src, dst, force)
+    mhc_in, mhc_out = _streams(src, mhc, format, force)
+    checkpoint = read_checkpoint(src, preset, sizes_of(n_embd, n_head, n_layer, block_size), mhc_in)
     if not format and dst.suffix == ".bin":
         format = "rgpt0003" if has_moments(checkpoint) else "rgpt0002"
     format = format or ("gguf" if dst.suffix == ".gguf" else "safetensors")
     if packed:
         checkpoint = _packed(checkpoint, format)
-    if format == "safetensors":
+    if format == "safetensors" and not checkpoint.header.config.model.extensions():  # randyGPT's network
         checkpoint = with_recipe(checkpoint, note)
     checkpoint = with_text(src, checkpoint, corpus, vocab)
-    tokenizer = checkpoint.header.tokenizer
-    files[format].write(checkpoint, dst)
-    if format == "safetensors" and not tokenizer:
-        note(f"{dst} has no tokenizer; add the characters of a text with --corpus, or a vocabulary with --vocab")
-    if format.startswith("rgpt") and tokenizer and tokenizer["kind"] != "char":
-        note(f"{dst} does not contain the vocabulary; it is in the run folder, vocab.json in randyGPT's format")
+    if mhc_out:
+        write_nanochat(dst, checkpoint, mhc_out)
+    else:
+        FILES[format].write(checkpoint, dst)
+    if mhc_in:
+        note(f"the gains of {mhc} are in the scales of wo and fc2, which float16 may not hold exactly")
+    _tell_what_is_missing(dst, format, checkpoint.header.tokenizer, note)
     return format
 
 
-def _require_free(src: Path, dst: Path, force: bool) -> None:
+def _tell_what_is_missing(dst: Path, format: str, tokenizer: dict | None, note: Note) -> None:
+    """Tells whether a file lacks the tokenizer."""
+    if format == "safetensors" and not tokenizer:
+        note(f"{dst} has no tokenizer; add the characters of a text with --corpus, or a vocabulary with --vocab")
+    if format == "nanochat" and tokenizer:
+        note(f"{dst} does not contain the tokenizer")
+    if format.startswith("rgpt") and tokenizer and tokenizer["kind"] != "char":
+        note(f"{dst} does not contain the vocabulary; it is in the run folder, vocab.json in randyGPT's format")
+
+
+def _require_destination(src: Path, dst: Path, force: bool) -> None:
     """Raises UserError if dst cannot be written: it is a folder or src, or it exists and `force` is not given."""
     if dst.is_dir():
         raise UserError(f"{dst}: is a folder; name a file in it")
@@ -97,3 +112,16 @@ def _packed(checkpoint: Checkpoint, format: str) -> Checkpoint:
     model, weights = as_packed(header.config.model, checkpoint.weights)
     config = dataclasses.replace(header.config, model=model)
     return Checkpoint(header=dataclasses.replace(header, config=config, averaged=False), weights=weights, optimizer={})
+
+
+def _streams(src: Path, mhc: str | Path | None, format: str | None, force: bool) -> tuple[Path | None, Path | None]:
+    """Returns the mHC file to read, and the one to write. At most one of them is not None."""
+    if mhc is None:
+        return None, None
+    mhc = Path(mhc)
+    if src.is_file() and format_of(src).name == "nanochat":
+        return mhc, None
+    if format != "nanochat":
+        raise UserError(f"--mhc {mhc} is for nanochat files, and neither {src} nor the file to write is one")
+    _require_destination(src, mhc, force)
+    return None, mhc

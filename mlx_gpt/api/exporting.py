@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_gpt.api.evaluation import evaluate
-from mlx_gpt.checkpoint.store import Checkpoint, Tensors
+from mlx_gpt.checkpoint.store import Checkpoint, Header, Tensors
 from mlx_gpt.errors import UserError
 from mlx_gpt.files import make_folder
 from mlx_gpt.formats import FORMATS
 from mlx_gpt.formats.huggingface.card import card
 from mlx_gpt.formats.huggingface.folder import FILES, TARGETS, names_of, require_whole, write_folder
+from mlx_gpt.formats.huggingface.packed import packed as pack_weights
 from mlx_gpt.formats.huggingface.quantize import BITS
 from mlx_gpt.formats.huggingface.quantize import quantize as quantize_weights
 from mlx_gpt.formats.huggingface.weights import write_weights
@@ -22,6 +23,13 @@ from mlx_gpt.run.loading import read_checkpoint, to_run, tokenizer_of
 from mlx_gpt.run.request import Note, ignore
 from mlx_gpt.watch.compare import draw, read_record
 from mlx_gpt.watch.metrics import has_numbers, read_metrics
+
+_ROUNDED = "the network rounds its inputs to 8 bits per token (model.ternary_activations=int8)"
+# Messages about a network with model.ternary_activations=int8, by target.
+INT8_NOTES = {
+    **dict.fromkeys(TARGETS, f"{_ROUNDED}; the exported one does not"),
+    "gguf": f"{_ROUNDED}; llama.cpp rounds them in blocks, or with the types F32 and F16 not at all",
+}
 
 
 def targets(src: str | Path) -> dict[str, str | None]:
@@ -34,7 +42,8 @@ def targets(src: str | Path) -> dict[str, str | None]:
         UserError: There is no such file.
         BadFile: src is corrupt, or of an unknown format.
     """
-    config = _dense(read_checkpoint(Path(src))).header.config
+    config = read_checkpoint(Path(src)).header.config
+    config = dataclasses.replace(config, model=as_dense(config.model, {})[0])
     return {target: FORMATS[target].refuses(config) for target in (*TARGETS, "gguf")}
 
 
@@ -44,6 +53,7 @@ def export(
     target: str | None = None,
     *,
     quantize: int | None = None,
+    packed: bool = False,
     gguf_type: str | None = None,
     license: str = "other",
     corpus: str | Path | Sequence[str | Path] | None = None,
@@ -61,7 +71,9 @@ def export(
         target: "huggingface" for transformers, "mlx-lm" or "gguf". [default: gguf if dst ends in .gguf, otherwise
             huggingface]
         quantize: 8 or 4, the bits per weight of quantized matrices; for mlx-lm only. None does not quantize.
-        gguf_type: F32, F16 or Q8_0, the type of the matrices in a GGUF file. [default: F32, which is exact]
+        packed: Whether ternary matrices are stored in 2 bits; for folders. Otherwise their values are float32.
+        gguf_type: Type of the matrices in a GGUF file: F32, F16, Q8_0, TQ2_0, TQ1_0, Q2_0 or Q4_0. [default: F32; for
+            ternary networks the first of TQ2_0, Q2_0, Q4_0 and F32 that holds the matrices exactly]
         license: Name of the model's license, for the model card.
         corpus: The text on whose validation split the loss before and after quantizing is measured. [default: the
             checkpoint's `data.corpus`]
@@ -78,37 +90,34 @@ def export(
     """
     src, dst = Path(src), Path(dst)
     target = target or ("gguf" if dst.suffix == ".gguf" else "huggingface")
-    _require_arguments(dst, target, quantize, gguf_type, license, force)
-    checkpoint = _to_export(src, target, note)
+    _require_arguments(dst, target, quantize, packed, gguf_type, license, force)
+    checkpoint = _to_export(src, target)
+    if checkpoint.header.config.model.ternary_activations == "int8" and not (packed and target == "huggingface"):
+        note(INT8_NOTES[target])
     if target == "gguf":
-        write_gguf(dst, checkpoint, gguf_type or "F32")
+        write_gguf(dst, checkpoint, gguf_type)
         return [dst]
     tokenizer = tokenizer_of(src, checkpoint.header)
-    weights, extra, notes = checkpoint.weights, {}, []
-    if quantize:
-        weights, dequantized, group = quantize_weights(weights, quantize)
-        extra = {"quantization": {"group_size": group, "bits": quantize}}
-        losses = _losses(src, checkpoint, dequantized, corpus, note)
-        notes = [f"{quantize} bits per weight, in groups of {group}{losses}"]
-        note(notes[0])
-    evaluations, header = _evaluations(src), checkpoint.header
-    picture = _curve(src, dst) if evaluations else []
-    text = card(header, dst.resolve().name, target, license, evaluations, bool(picture), notes)
+    trained, checkpoint = checkpoint, _dense(checkpoint)
+    weights, extra, facts = checkpoint.weights, {}, []
+    if packed:
+        weights, extra, *facts = pack_weights(trained.header.config.model, trained.weights, target)
+    elif quantize:
+        weights, extra, *facts = _quantized(src, checkpoint, quantize, corpus, note)
+    text, picture = _described(src, dst, checkpoint.header, target, license, facts, note)
     paths = write_folder(dst, checkpoint, tokenizer, target, text, extra)
-    return [*paths, write_weights(dst, names_of(header), weights), *picture]
+    return [*paths, write_weights(dst, names_of(checkpoint.header), weights), *picture]
 
 
-def _to_export(src: Path, target: str, note: Note) -> Checkpoint:
-    """Reads the checkpoint to export, with dense matrices. Raises UserError if the target cannot hold it."""
+def _to_export(src: Path, target: str) -> Checkpoint:
+    """Reads the checkpoint to export. Raises UserError if the target cannot hold it."""
     checkpoint = read_checkpoint(src)
-    if checkpoint.header.config.model.ternary_activations == "int8":
-        note("the network rounds its inputs to 8 bits (model.ternary_activations=int8); the exported one does not")
-    checkpoint = _dense(checkpoint)
     if checkpoint.header.tokenizer is None:
         raise UserError(
             f"{src}: the checkpoint has no tokenizer; add one with --corpus or --vocab of: mlxgpt convert {src} FILE"
         )
-    if reason := FORMATS[target].refuses(checkpoint.header.config):
+    config = checkpoint.header.config
+    if reason := FORMATS[target].refuses(dataclasses.replace(config, model=as_dense(config.model, {})[0])):
         raise UserError(reason)
     return checkpoint
 
@@ -122,7 +131,7 @@ def _dense(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _require_arguments(
-    dst: Path, target: str, quantize: int | None, gguf_type: str | None, license: str, force: bool
+    dst: Path, target: str, quantize: int | None, packed: bool, gguf_type: str | None, license: str, force: bool
 ) -> None:
     if target not in (*TARGETS, "gguf"):
         raise UserError(f"target={target!r} is not allowed; choose from {', '.join(TARGETS)}, gguf")
@@ -133,6 +142,10 @@ def _require_arguments(
     if quantize and target != "mlx-lm":
         instead = "--gguf-type Q8_0" if target == "gguf" else "--to mlx-lm"
         raise UserError(f"--quantize {quantize} is only supported for mlx-lm, not for {target}; give {instead}")
+    if packed and target == "gguf":
+        raise UserError("--packed is for folders; a GGUF file of a ternary network is packed unless --gguf-type is F32")
+    if packed and quantize:
+        raise UserError(f"--packed and --quantize {quantize} exclude each other; give one of them")
     if gguf_type and target != "gguf":
         raise UserError(f"--gguf-type {gguf_type} is for GGUF files, not for {target}; name a file such as model.gguf")
     if target == "gguf":
@@ -145,6 +158,15 @@ def _require_arguments(
         raise UserError(f"{dst}: is a file; name a folder")
     if dst.is_dir() and any(dst.iterdir()) and not force:
         raise UserError(f"{dst}: is not empty; name another folder, or write into it with --force")
+
+
+def _quantized(
+    src: Path, checkpoint: Checkpoint, bits: int, corpus: str | Path | Sequence[str | Path] | None, note: Note
+) -> tuple[Tensors, dict, str]:
+    """Returns the quantized weights, their entry in config.json, and a sentence about them for the model card."""
+    weights, dequantized, group = quantize_weights(checkpoint.weights, bits)
+    fact = f"{bits} bits per weight, in groups of {group}{_losses(src, checkpoint, dequantized, corpus, note)}"
+    return weights, {"quantization": {"group_size": group, "bits": bits}}, fact
 
 
 def _losses(
@@ -169,6 +191,17 @@ def _losses(
         note(f"the loss before and after quantizing was not measured: {error}")
         return ""
     return ": validation loss {:.4f} before, {:.4f} after".format(*losses)
+
+
+def _described(
+    src: Path, dst: Path, header: Header, target: str, license: str, facts: list[str], note: Note
+) -> tuple[str, list[Path]]:
+    """Tells the facts, and draws the curve of the run. Returns the model card, and the path of the curve if any."""
+    for fact in facts:
+        note(fact)
+    evaluations = _evaluations(src)
+    picture = _curve(src, dst) if evaluations else []
+    return card(header, dst.resolve().name, target, license, evaluations, bool(picture), facts), picture
 
 
 def _evaluations(src: Path) -> list[dict]:

@@ -19,7 +19,7 @@ from mlx_gpt.cli.options import (
 from mlx_gpt.config.presets import preset_of
 from mlx_gpt.config.renames import with_old_names
 
-FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003", "gguf"]
+FORMATS = ["safetensors", "rgpt0001", "rgpt0002", "rgpt0003", "gguf", "nanochat"]
 
 # The line of `inspect` for a ternary network.
 TERNARY = (
@@ -39,29 +39,37 @@ TERNARY = (
     "rgpt0003 if SRC has AdamW's moments, otherwise rgpt0002]",
 )
 @click.option("--packed", is_flag=True, help="Write a ternary network with 2 bits per weight, for inference only.")
+@click.option(
+    "--mhc",
+    type=click.Path(path_type=Path),
+    help="File with the residual streams of a nanochat model: it is read if SRC is one, and written for --format "
+    "nanochat.",
+)
 @click.option("--force", is_flag=True, help="Overwrite DST.")
 @preset_option
 @corpus_option
 @vocab_option
 @set_option
-def convert_command(src, dst, format, packed, force, preset, corpus, vocab, sets):
-    """Convert a checkpoint between safetensors, RGPT0001, RGPT0002, RGPT0003 and GGUF.
+def convert_command(src, dst, format, packed, mhc, force, preset, corpus, vocab, sets):
+    """Convert a checkpoint between safetensors, RGPT0001, RGPT0002, RGPT0003, GGUF and nanochat.
 
     \b
     mlxgpt convert model.bin model.safetensors --preset model-l --corpus shakespeare
     mlxgpt convert runs/model-l-shakespeare/best.safetensors model.bin --format rgpt0002
     mlxgpt convert model.gguf model.safetensors
     mlxgpt convert runs/ternary-m-shakespeare small.safetensors --packed
+    mlxgpt convert nanochat.gguf model.safetensors --mhc nanochat.mhc --vocab tokenizer.json
 
     RGPT0001 to RGPT0003 are randyGPT's checkpoint formats. RGPT0001 and RGPT0003 also hold the moments of AdamW, so
     they need a checkpoint of a run with --set optimizer.name=adamw. GGUF is the format of llama.cpp. It holds only
-    Llama's network, as in the preset llama-s, with its tokenizer.
+    Llama's network, as in the preset llama-s, with its tokenizer. nanochat is the format of nanochat-rs-ternary, which
+    holds Llama's ternary network without a tokenizer.
 
     An RGPT file contains no tokenizer. --corpus builds one from the characters of the training text. --vocab reads one
     from a file.
     """
-    options = {"preset": preset, "corpus": corpus, "vocab": vocab, "packed": packed, "force": force, "note": note}
-    written = api.convert(src, dst, format, **options, **sizes_from(sets))
+    options = {"preset": preset, "corpus": corpus, "vocab": vocab, "packed": packed, "mhc": mhc, "force": force}
+    written = api.convert(src, dst, format, **options, note=note, **sizes_from(sets))
     click.echo(f"{dst}: {written}, {dst.stat().st_size:,} bytes", err=True)
 
 

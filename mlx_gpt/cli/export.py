@@ -32,16 +32,22 @@ TARGETS = {
     help="Quantize the matrices to this many bits per weight; for mlx-lm only.",
 )
 @click.option(
+    "--packed",
+    is_flag=True,
+    help="Store ternary matrices in 2 bits in a folder. Without it, their values are stored in float32.",
+)
+@click.option(
     "--gguf-type",
-    type=click.Choice(["F32", "F16", "Q8_0"]),
-    help="Type of the matrices in a GGUF file.  [default: F32, which is exact]",
+    type=click.Choice(["F32", "F16", "Q8_0", "TQ2_0", "TQ1_0", "Q2_0", "Q4_0"]),
+    help="Type of the matrices in a GGUF file. The last four are for ternary networks, which they hold exactly.  "
+    "[default: F32, which is exact; for ternary networks the first of TQ2_0, Q2_0, Q4_0 and F32 that is possible]",
 )
 # click derives the environment variable of an option from its parameter name. The spelling "licence" keeps the variable
 # MLXGPT_EXPORT_LICENCE of mlxgpt 0.1.0.
 @click.option("--license", "licence", default="other", metavar="NAME", help="License of the model, for the model card.")
 @click.option("--force", is_flag=True, help="Write into DIR even if it is not empty, or overwrite OUT.gguf.")
 @corpus_option
-def export_command(checkpoint, destination, target, bits, gguf_type, licence, force, corpus):
+def export_command(checkpoint, destination, target, bits, packed, gguf_type, licence, force, corpus):
     """Export CHECKPOINT for transformers, mlx-lm or llama.cpp; without a destination, list what is possible.
 
     \b
@@ -51,7 +57,8 @@ def export_command(checkpoint, destination, target, bits, gguf_type, licence, fo
     mlxgpt export best.safetensors shakespeare.gguf
 
     A folder for transformers or mlx-lm has weights, tokenizer and model card. It also has the code of the network,
-    unless the network is Llama's, as in the preset llama-s. A GGUF file holds only Llama's network.
+    unless the network is Llama's, as in the preset llama-s. A GGUF file holds only Llama's network. Of a ternary
+    network, the trits and the scales of its forward pass are exported, or their products.
 
     With --quantize, the validation loss is measured before and after quantizing. Its text is the corpus of the run, or
     --corpus.
@@ -65,6 +72,7 @@ def export_command(checkpoint, destination, target, bits, gguf_type, licence, fo
         destination,
         target,
         quantize=quantize,
+        packed=packed,
         gguf_type=gguf_type,
         license=licence,
         corpus=corpus,

@@ -30,7 +30,7 @@ COMMANDS = {
     ),
     "convert": (
         "mlx_gpt.cli.convert",
-        "Convert a checkpoint between safetensors, RGPT0001, RGPT0002, RGPT0003 and GGUF.",
+        "Convert a checkpoint between safetensors, RGPT0001, RGPT0002, RGPT0003, GGUF and nanochat.",
     ),
     "export": (
         "mlx_gpt.cli.export",

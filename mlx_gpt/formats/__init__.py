@@ -9,6 +9,7 @@ from mlx_gpt.config.schema import Config
 from mlx_gpt.errors import BadFile
 from mlx_gpt.formats.huggingface.folder import TARGETS, Folder
 from mlx_gpt.formats.llama_gguf import GGUF
+from mlx_gpt.formats.nanochat import Nanochat
 from mlx_gpt.formats.rgpt import MAGIC, RGPT
 from mlx_gpt.formats.safetensors import Safetensors
 
@@ -58,7 +59,13 @@ class Format(Protocol):
 # The formats by name. format_of() takes the first one that recognizes a path.
 FORMATS: dict[str, Format] = {
     format.name: format
-    for format in (*(Folder(target) for target in TARGETS), *(RGPT(name) for name in MAGIC), GGUF(), Safetensors())
+    for format in (
+        *(Folder(target) for target in TARGETS),
+        *(RGPT(name) for name in MAGIC),
+        GGUF(),
+        Nanochat(),
+        Safetensors(),
+    )
 }
 
 

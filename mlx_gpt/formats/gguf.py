@@ -23,19 +23,22 @@ Example: the float32 tensor "x" of shape (2,) without metadata is a file of 96 b
 {"x": Entry(dtype="F32", shape=(2,), first=64, end=72)}.
 """
 
+import functools
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from mlx_gpt.checkpoint.container import MAX_HEADER, MAX_NAME, Entry
-from mlx_gpt.checkpoint.store import Tensors
-from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.errors import BadFile
 from mlx_gpt.files import write_atomic
+from mlx_gpt.formats.gguf_types import NAMES, OTHERS, TERNARY, TYPES, byte_length, decoded, decoded_ternary, encoded
+from mlx_gpt.formats.ternary import Ternary
 
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
 MAX_ALIGNMENT = 1 << 16
@@ -46,52 +49,74 @@ NUMBERS = {
     **{6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"},
 }
 STRING, ARRAY = 8, 9
-# The tensor types that can be read and written: number, elements of a block, bytes of a block.
-TYPES = {"F32": (0, 1, 4), "F16": (1, 1, 2), "Q8_0": (8, 32, 34), "BF16": (30, 1, 2)}
-# The names of other tensor types, for messages.
-OTHERS = {
-    **{2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K"},
-    **{14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S"},
-    **{22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0"},
-    **{35: "TQ2_0", 39: "MXFP4", 42: "Q2_0"},
-}
-NAMES = {number: name for name, (number, _, _) in TYPES.items()}
-
 Metadata = dict[str, Any]
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
-def write(path: Path, metadata: Mapping[str, Any], tensors: Tensors, types: Mapping[str, str]) -> None:
+def write(
+    path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray | Ternary], types: Mapping[str, str]
+) -> None:
     """Writes a file of version 3. One tensor at a time is converted and written.
 
     Args:
         path: The file to write or replace.
         metadata: The metadata, see the module docstring.
-        tensors: float32 arrays by name. Of Q8_0, the innermost dimension is a multiple of 32.
-        types: For each tensor F32, F16 or Q8_0.
+        tensors: float32 arrays and ternary matrices by name. The innermost dimension is a multiple of the elements of
+            a block.
+        types: For each array F32, F16 or Q8_0, for each ternary matrix a type in TERNARY.
 
     Raises:
-        UserError: A value is too large for its type, or the file cannot be written.
+        UserError: The type cannot hold a tensor, see encoded(), or the file cannot be written.
         OutOfRoom: The disk is full.
     """
-    write_atomic(path, _chunks(metadata, tensors, types))
+    stored = {}
+    for name, tensor in tensors.items():
+        kind = types[name]
+        stored[name] = Stored(
+            dims=tensor.shape[::-1],
+            kind=TYPES[kind][0],
+            size=byte_length(kind, tensor.shape),
+            data=functools.partial(encoded, name, tensor, kind),
+        )
+    write_container(path, MAGIC, metadata, stored)
 
 
-def _chunks(metadata: Mapping[str, Any], tensors: Tensors, types: Mapping[str, str]) -> Iterator[bytes]:
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor to write.
+
+    Attributes:
+        dims: Its dimensions in the order of the file.
+        kind: The number of its type.
+        size: The number of its bytes.
+        data: Returns the bytes.
+    """
+
+    dims: tuple[int, ...]
+    kind: int
+    size: int
+    data: Callable[[], bytes]
+
+
+def write_container(path: Path, magic: bytes, metadata: Mapping[str, Any], tensors: Mapping[str, Stored]) -> None:
+    """Writes a file that has the layout of GGUF, version 3, with any magic and any types of tensors."""
+    write_atomic(path, _chunks(magic, metadata, tensors))
+
+
+def _chunks(magic: bytes, metadata: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Iterator[bytes]:
     """Yields the header, then each tensor."""
-    header = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
+    header = [magic, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     header += [part for key, value in metadata.items() for part in (_string(key), *_value(value))]
     offset = 0
     for name, tensor in tensors.items():
-        number, elements, size = TYPES[types[name]]
-        dims = tensor.shape[::-1]
-        header += [_string(name), struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, number, offset)]
-        offset += _aligned(tensor.size // elements * size, ALIGNMENT)
+        dims = tensor.dims
+        header += [_string(name), struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.kind, offset)]
+        offset += _aligned(tensor.size, ALIGNMENT)
     yield _padded(b"".join(header))
-    for name, tensor in tensors.items():
-        yield _padded(_encoded(name, tensor, types[name]))
+    for tensor in tensors.values():
+        yield _padded(tensor.data())
 
 
 def _value(value: Any) -> list[bytes]:
@@ -110,41 +135,6 @@ def _value(value: Any) -> list[bytes]:
 def _string(text: str) -> bytes:
     data = text.encode()
     return struct.pack("<Q", len(data)) + data
-
-
-def _encoded(name: str, tensor: np.ndarray, kind: str) -> bytes:
-    """The bytes of a float32 tensor in a type. Raises UserError if a value is too large for it."""
-    if kind == "F32":
-        return tensor.astype("<f4", copy=False).tobytes()
-    with np.errstate(over="ignore"):
-        if kind == "F16":
-            data = scale = tensor.astype("<f2")
-        else:
-            data, scale = _quantized(tensor)
-    if not np.isfinite(scale).all():
-        raise UserError(f"{name} has values up to {np.abs(tensor).max():g}, too large for {kind}; choose F32")
-    return data.tobytes()
-
-
-def _quantized(tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Quantizes a tensor to Q8_0: for each 32 elements x, a float16 scale d = max|x| / 127, and the int8 x / d.
-
-    Halves are rounded away from zero, as ggml does.
-
-    Returns:
-        The blocks, (N / 32,) of d and q, and the scales.
-    """
-    x = tensor.reshape(-1, 32)
-    scale = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > np.finfo(np.float32).tiny)
-    scaled = x * inverse
-    blocks = np.empty(len(x), Q8_0)
-    blocks["d"] = scale[:, 0]
-    blocks["q"] = np.copysign(np.floor(np.abs(scaled) + np.float32(0.5)), scaled)
-    return blocks, blocks["d"]
-
-
-Q8_0 = np.dtype([("d", "<f2"), ("q", "i1", 32)])
 
 
 def _aligned(size: int, alignment: int) -> int:
@@ -181,7 +171,7 @@ def read_header(path: Path) -> tuple[Metadata, dict[str, Entry]]:
             gap or overlap, up to the end of the file. Nothing is allocated for a length that exceeds the file.
     """
     with open(path, "rb") as file:
-        return _Header(path, file).read()
+        return HeaderReader(path, file).read()
 
 
 def read_tensor(file: BinaryIO, entry: Entry) -> np.ndarray:
@@ -189,29 +179,48 @@ def read_tensor(file: BinaryIO, entry: Entry) -> np.ndarray:
 
     Args:
         file: The open file.
-        entry: An entry that read_header() returned for this file.
+        entry: An entry that read_header() returned for this file, whose type is not in TERNARY.
     """
     file.seek(entry.first)
-    count = math.prod(entry.shape)
-    if entry.dtype == "Q8_0":
-        blocks = np.fromfile(file, Q8_0, count // 32)
-        return (blocks["q"] * blocks["d"].astype(np.float32)[:, None]).reshape(entry.shape)
-    data = np.fromfile(file, {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[entry.dtype], count)
-    if entry.dtype == "BF16":  # a bfloat16 is the upper 16 bits of a float32
-        data = (data.astype("<u4") << 16).view("<f4")
-    return data.astype(np.float32, copy=False).reshape(entry.shape)
+    return decoded(file, entry)
 
 
-class _Header:
-    """Reads the header of an open file. Every read is bounded by the bytes that are left."""
+def read_ternary(file: BinaryIO, name: str, entry: Entry) -> Ternary:
+    """Reads one ternary matrix.
+
+    Args:
+        file: The open file.
+        name: The name of the tensor, for messages.
+        entry: An entry of two dimensions that read_header() returned for this file, with a type in TERNARY.
+
+    Raises:
+        BadFile: A weight is not -1, 0 or 1 times the scale of its block.
+    """
+    file.seek(entry.first)
+    return decoded_ternary(file, name, entry)
+
+
+class HeaderReader:
+    """Reads the header of an open file. Every read is bounded by the bytes that are left.
+
+    A format that has the layout of GGUF, but another magic or other types of tensors, is read by a subclass.
+
+    Attributes:
+        magic: The first four bytes.
+        container: The name of the format, for messages.
+        metadata: The metadata read so far.
+    """
+
+    magic, container = MAGIC, "GGUF"
 
     def __init__(self, path: Path, file: BinaryIO):
         self.path, self.file = path, file
         self.size = os.fstat(file.fileno()).st_size
         self.left = min(self.size, MAX_HEADER)
+        self.metadata: Metadata = {}
 
     def bad(self, what: str) -> BadFile:
-        return BadFile(f"{self.path}: not a complete GGUF file ({what}); download or export it again")
+        return BadFile(f"{self.path}: not a complete {self.container} file ({what}); download or export it again")
 
     def take(self, count: int, what: str) -> bytes:
         """Reads `count` bytes."""
@@ -244,17 +253,21 @@ class _Header:
         return found
 
     def read(self) -> tuple[Metadata, dict[str, Entry]]:
-        if self.take(4, "the magic") != MAGIC:
-            raise self.bad("it does not begin with GGUF")
+        """Reads the whole header, see read_header()."""
+        if self.take(4, "the magic") != self.magic:
+            raise self.bad(f"it does not begin with {self.magic.decode()}")
         version = self.take(4, "the version")
         if int.from_bytes(version, "big") in (2, 3):
-            raise BadFile(f"{self.path}: is a big-endian GGUF file; convert it to little-endian, which is read")
+            raise BadFile(
+                f"{self.path}: is a big-endian {self.container} file; convert it to little-endian, which is read"
+            )
         if int.from_bytes(version, "little") not in (2, 3):
             raise BadFile(
-                f"{self.path}: has GGUF version {int.from_bytes(version, 'little')}; 2 and 3 are read, convert it again"
+                f"{self.path}: has {self.container} version {int.from_bytes(version, 'little')}; 2 and 3 are read, "
+                "convert it again"
             )
         num_tensors, num_entries = self.numbers("QQ", "the number of tensors")
-        metadata: Metadata = {}
+        metadata = self.metadata
         for _ in self.counted(num_entries, 13, "metadata entries"):
             key = self.name("a key", metadata)
             metadata[key] = self.value(key)
@@ -297,23 +310,25 @@ class _Header:
         return np.frombuffer(data, dtype)
 
     def info(self, name: str) -> Entry:
-        """Reads the rest of a tensor's info. The range of its bytes counts from the end of the header."""
+        """Reads the rest of a tensor's info."""
         [num_dims] = self.numbers("I", name)
         if not 1 <= num_dims <= MAX_DIMS:
             raise self.bad(f"{name} has {num_dims} dimensions, but 1 to {MAX_DIMS} are allowed")
         *dims, kind, offset = self.numbers(f"{num_dims}QIQ", name)
+        return self.entry(name, dims, kind, offset)
+
+    def entry(self, name: str, dims: list[int], kind: int, offset: int) -> Entry:
+        """The entry of a tensor. The range of its bytes counts from the end of the header. Raises BadFile."""
         if kind not in NAMES:
-            known = OTHERS.get(kind, f"number {kind}")
+            known, readable = OTHERS.get(kind, f"number {kind}"), [name for name in TYPES if name not in TERNARY]
             raise BadFile(
-                f"{self.path}: {name} has the tensor type {known}; {', '.join(TYPES)} are read, convert it to one of "
-                "them with llama-quantize"
+                f"{self.path}: {name} has the tensor type {known}; {', '.join(readable)} are read, convert it to one "
+                "of them with llama-quantize"
             )
-        _, elements, size = TYPES[NAMES[kind]]
-        count = math.prod(dims)
-        if not 0 < count < 1 << 60 or dims[0] % elements:
-            raise self.bad(f"{name} has the shape {tuple(dims[::-1])}, which {NAMES[kind]} does not allow")
         shape = tuple(reversed(dims))
-        return Entry(dtype=NAMES[kind], shape=shape, first=offset, end=offset + count // elements * size)
+        if not 0 < math.prod(dims) < 1 << 60 or dims[0] % TYPES[NAMES[kind]][1]:
+            raise self.bad(f"{name} has the shape {shape}, which {NAMES[kind]} does not allow")
+        return Entry(dtype=NAMES[kind], shape=shape, first=offset, end=offset + byte_length(NAMES[kind], shape))
 
     def placed(self, entries: dict[str, Entry], alignment: int) -> dict[str, Entry]:
         """Checks where the tensors lie. Returns the entries with ranges that count from the start of the file."""

@@ -1,10 +1,12 @@
-"""Llama's network in files of transformers, mlx-lm and llama.cpp: its settings, and the names of its weights.
+"""Llama's network in files of other programs: its settings, and the names of its weights.
 
-These programs implement Llama's network (arXiv:2302.13971) themselves, so its files contain no code. The matrices have
-the shapes and the order of rows that mlxgpt has, except in GGUF files.
+transformers, mlx-lm and llama.cpp implement Llama's network (arXiv:2302.13971) themselves, so its files contain no
+code. The matrices have the shapes and the order of rows that mlxgpt has, except in GGUF files.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.config.table import toml_value
@@ -18,42 +20,49 @@ SETTINGS = {
     "mixers": ("attention",),
     "ffn": "swiglu",
     "linear": "dense",
+    "ternary_norm": False,
     "residual": "add",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The name of one weight in the three naming schemes, without ".weight" and without the prefix of a layer."""
+    """The name of one weight in the four naming schemes, without ".weight" and without the prefix of a layer."""
 
     ours: str
     transformers: str
     gguf: str
+    nanochat: str
 
 
 OUTER = (
-    Names("wte", "model.embed_tokens", "token_embd"),
-    Names("final_norm", "model.norm", "output_norm"),
-    Names("lm_head", "lm_head", "output"),
+    Names("wte", "model.embed_tokens", "token_embd", "tok_embed"),
+    Names("final_norm", "model.norm", "output_norm", "norm_final"),
+    Names("lm_head", "lm_head", "output", "lm_head"),
 )
 LAYER = (
-    Names("attn_norm", "input_layernorm", "attn_norm"),
-    Names("attn.wq", "self_attn.q_proj", "attn_q"),
-    Names("attn.wk", "self_attn.k_proj", "attn_k"),
-    Names("attn.wv", "self_attn.v_proj", "attn_v"),
-    Names("attn.wo", "self_attn.o_proj", "attn_output"),
-    Names("mlp_norm", "post_attention_layernorm", "ffn_norm"),
-    Names("mlp.fc_gate", "mlp.gate_proj", "ffn_gate"),
-    Names("mlp.fc1", "mlp.up_proj", "ffn_up"),
-    Names("mlp.fc2", "mlp.down_proj", "ffn_down"),
+    Names("attn_norm", "input_layernorm", "attn_norm", "norm_attn"),
+    Names("attn.wq", "self_attn.q_proj", "attn_q", "attention.wq"),
+    Names("attn.wk", "self_attn.k_proj", "attn_k", "attention.wk"),
+    Names("attn.wv", "self_attn.v_proj", "attn_v", "attention.wv"),
+    Names("attn.wo", "self_attn.o_proj", "attn_output", "attention.wo"),
+    Names("mlp_norm", "post_attention_layernorm", "ffn_norm", "norm_ffn"),
+    Names("mlp.fc_gate", "mlp.gate_proj", "ffn_gate", "ffn.w_gate"),
+    Names("mlp.fc1", "mlp.up_proj", "ffn_up", "ffn.w_up"),
+    Names("mlp.fc2", "mlp.down_proj", "ffn_down", "ffn.w_down"),
 )
 
 
-def refuses(model: ModelConfig) -> str | None:
-    """The reason why a network is not Llama's, such as 'model.qk_norm=true instead of false'. None if it is."""
+def refuses(model: ModelConfig, settings: Mapping[str, Any] = SETTINGS) -> str | None:
+    """The reason why a network is not Llama's, such as 'model.qk_norm=true instead of false'. None if it is.
+
+    Args:
+        model: The network.
+        settings: The settings that it must have.
+    """
     mixers = tuple(dict.fromkeys(model.mixer_of))
-    own = {name: getattr(model, name) for name in SETTINGS} | {"mixers": mixers}
-    others = [f"model.{k}={toml_value(own[k])} instead of {toml_value(v)}" for k, v in SETTINGS.items() if own[k] != v]
+    own = {name: getattr(model, name) for name in settings} | {"mixers": mixers}
+    others = [f"model.{k}={toml_value(own[k])} instead of {toml_value(v)}" for k, v in settings.items() if own[k] != v]
     return ", ".join(others) or None
 
 
@@ -62,12 +71,12 @@ def weight_names(model: ModelConfig, scheme: str) -> dict[str, str]:
 
     Args:
         model: A network that refuses() accepts.
-        scheme: "transformers", which mlx-lm uses too, or "gguf".
+        scheme: "transformers", which mlx-lm uses too, "gguf" or "nanochat".
 
     Returns:
         For example {"layers.0.attn.wq.weight": "model.layers.0.self_attn.q_proj.weight"} for "transformers".
     """
-    prefix = {"transformers": "model.layers.", "gguf": "blk."}[scheme]
+    prefix = {"transformers": "model.layers.", "gguf": "blk.", "nanochat": "blocks."}[scheme]
     found = {f"{n.ours}.weight": f"{getattr(n, scheme)}.weight" for n in OUTER}
     if model.tied_head:
         del found["lm_head.weight"]

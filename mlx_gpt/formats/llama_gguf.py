@@ -4,11 +4,14 @@ llama.cpp rotates neighbouring pairs of channels, and mlxgpt rotates channel j o
 rows of the query and key matrices are therefore interleaved in these files. All other matrices are the same.
 
 The settings and the progress of a run that llama.cpp has no keys for are in keys that begin with "mlxgpt.".
+
+A network with ternary matrices is Llama's network with their values. A file holds the trits and the scales themselves
+if the type of its matrices is one of gguf_types.TERNARY. Such a file is read as a network with packed matrices.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,15 @@ from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.formats import gguf, llama
 from mlx_gpt.formats.gguf import Metadata
 from mlx_gpt.formats.gguf_tokenizer import read_tokenizer, to_metadata
+from mlx_gpt.formats.gguf_types import TERNARY, TYPES
+from mlx_gpt.formats.ternary import GROUPS, Ternary, common_group, packed_network, ternary_matrices
 from mlx_gpt.model.gpt import shapes_of
+from mlx_gpt.model.packing import as_dense
 
-# Values of general.file_type, by the type of all matrices.
-FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7}
+# Values of general.file_type, by the type of all matrices, or of the ternary ones.
+FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "TQ2_0": 37, "TQ1_0": 36, "Q2_0": 41, "Q4_0": 2}
+# The types that are chosen for ternary networks, in this order, if none is given.
+PREFERRED = ("TQ2_0", "Q2_0", "Q4_0", "F32")
 # Keys that begin with "llama." and hold a count, and the settings of the table [model] that they hold.
 COUNTS = {
     "llama.block_count": "n_layer",
@@ -38,7 +46,10 @@ COUNTS = {
 EPS, BASE = "llama.attention.layer_norm_rms_epsilon", "llama.rope.freq_base"
 # Settings that are float64 here and float32, or combined, in llama.cpp's keys.
 EXACT = ("norm_eps", "rope_theta", "rope_scale")
+# Settings of a network whose matrices are stored as trits and scales, and their keys.
+PACKED = {name: f"mlxgpt.{name}" for name in ("ternary_group", "ternary_activations")}
 PROGRESS = ("mlxgpt.iteration", "mlxgpt.step", "mlxgpt.best_loss")
+ACTIVATIONS = ("float", "int8")
 # Reasons why a tensor is refused, by a part of its name.
 REFUSED = {
     "rope_freqs": "factors of the rotary frequencies",
@@ -64,42 +75,69 @@ class GGUF:
         write(path, checkpoint)
 
     def refuses(self, config: Config) -> str | None:
-        if others := llama.refuses(config.model):
+        if others := llama.refuses(as_dense(config.model, {})[0]):
             return f"gguf holds only Llama's network, not {others}; train a preset such as llama-s"
         return None
 
 
-def write(path: Path, checkpoint: Checkpoint, file_type: str = "F32") -> None:
+def write(path: Path, checkpoint: Checkpoint, file_type: str | None = None) -> None:
     """Writes a checkpoint as a GGUF file.
 
     Args:
         path: The file to write or replace.
         checkpoint: The checkpoint, with its tokenizer.
-        file_type: The type of all matrices: F32, which is exact, F16, or Q8_0, which has 8.5 bits per weight. The
-            weights of norms are always F32.
+        file_type: The type of the matrices: F32, which is exact; F16; Q8_0, with 8.5 bits per weight, for dense
+            matrices; or a type in gguf_types.TERNARY, which holds ternary matrices exactly. With the ternary types, the
+            embedding and the head are F32. The weights of norms are always F32. [default: F32, or the first of
+            PREFERRED that can hold the ternary matrices]
 
     Raises:
-        UserError: The network or the vocabulary cannot be represented, a width is no multiple of 32 for Q8_0, a weight
-            is too large for the type, or the file cannot be written.
+        UserError: The network or the vocabulary cannot be represented, the type cannot hold the matrices, a weight is
+            too large for the type, or the file cannot be written.
         OutOfRoom: The disk is full.
     """
     header = checkpoint.header
     if reason := GGUF().refuses(header.config):
         raise UserError(reason)
+    model = header.config.model
+    if file_type is None:
+        file_type = next(kind for kind in PREFERRED if not _misfit(model, kind))
     if file_type not in FILE_TYPES:
         raise UserError(f"the GGUF type {file_type!r} is not allowed; choose from {', '.join(FILE_TYPES)}")
     if header.tokenizer is None:
         raise UserError(
             "gguf needs a tokenizer, but this checkpoint has none; add one with mlxgpt convert and --corpus or --vocab"
         )
-    model = header.config.model
-    for name, width in (("n_embd", model.n_embd), ("ffn_dim", model.ffn_width)):
-        if file_type == "Q8_0" and width % 32:
-            raise UserError(f"Q8_0 has blocks of 32, which do not divide model.{name}={width}; choose F32 or F16")
+    if reason := _misfit(model, file_type):
+        others = [kind for kind in FILE_TYPES if not _misfit(model, kind)]
+        raise UserError(f"{file_type} {reason}; choose {' or '.join([', '.join(others[:-1]), others[-1]])}")
+    is_packed = file_type in TERNARY
+    if is_packed:
+        found = checkpoint.weights | ternary_matrices(model, checkpoint.weights)
+    else:
+        found = as_dense(model, checkpoint.weights)[1]
     names = llama.weight_names(model, "gguf")
-    tensors = {theirs: _interleaved(ours, checkpoint.weights[ours], model) for ours, theirs in names.items()}
-    types = {name: file_type if tensor.ndim == 2 else "F32" for name, tensor in tensors.items()}
+    tensors = {theirs: _reordered(_interleaved, ours, found[ours], model) for ours, theirs in names.items()}
+    types = {
+        name: file_type if isinstance(tensor, Ternary) or (not is_packed and tensor.ndim == 2) else "F32"
+        for name, tensor in tensors.items()
+    }
     gguf.write(path, _metadata(header, file_type), tensors, types)
+
+
+def _misfit(model: ModelConfig, kind: str) -> str | None:
+    """The reason why a type cannot hold the matrices of a network, as the end of a sentence. None if it can."""
+    elements, is_ternary = TYPES[kind][1], model.linear != "dense"
+    if kind in TERNARY and not is_ternary:
+        return f"holds only ternary matrices, but this network has model.linear={model.linear}"
+    if kind == "Q8_0" and is_ternary:
+        return "would round the scales of ternary matrices"
+    if kind in TERNARY and model.ternary_group.isdigit() and int(model.ternary_group) % elements:
+        return f"has one scale for {elements} weights, more than model.ternary_group={model.ternary_group}"
+    for name, width in (("n_embd", model.n_embd), ("ffn_dim", model.ffn_width)):
+        if width % elements:
+            return f"has blocks of {elements}, which do not divide model.{name}={width}"
+    return None
 
 
 def _metadata(header: Header, file_type: str) -> Metadata:
@@ -118,6 +156,7 @@ def _metadata(header: Header, file_type: str) -> Metadata:
         EPS: np.float32(model.norm_eps),
         **to_metadata(tokenizer_from_dict(header.tokenizer)),
         **{f"mlxgpt.{name}": np.float64(getattr(model, name)) for name in EXACT},
+        **{key: getattr(model, name) for name, key in PACKED.items() if file_type in TERNARY},
         **dict(zip(PROGRESS, _progress(header), strict=True)),
     }
 
@@ -153,13 +192,54 @@ def read(path: Path) -> Checkpoint:
         if tokenizer.vocab_size != vocab_size:
             raise BadFile(f"{path}: its tokenizer has {tokenizer.vocab_size} ids, but token_embd.weight {vocab_size}")
         header = dataclasses.replace(header, tokenizer=tokenizer.to_dict())
-    weights = {}
+    _require_whole_ternary(path, entries)
+    weights, matrices = {}, {}
     with open(path, "rb") as file:
         for name, entry in entries.items():
             ours = names[name]
-            weights[ours] = _separated(ours, gguf.read_tensor(file, entry), model)
+            if entry.dtype in TERNARY:
+                matrices[ours] = _reordered(_separated, ours, gguf.read_ternary(file, name, entry), model)
+            else:
+                weights[ours] = _separated(ours, gguf.read_tensor(file, entry), model)
+    if matrices:
+        group, activations = _packed_settings(path, metadata, matrices)
+        model, weights = packed_network(model, weights, matrices, group, activations)
+        header = dataclasses.replace(header, config=Config(model=model))
     require_finite(path, weights)
     return Checkpoint(header=header, weights=dict(sorted(weights.items())), optimizer={})
+
+
+def _require_whole_ternary(path: Path, entries: dict[str, Entry]) -> None:
+    """Raises BadFile unless the ternary types are those of all matrices of the blocks, or of none."""
+    for name, entry in entries.items():
+        if entry.dtype in TERNARY and not (name.startswith("blk.") and len(entry.shape) == 2):
+            raise BadFile(f"{path}: {name} is {entry.dtype}; only matrices of the blocks are read from this type")
+    matrices = {name: entry for name, entry in entries.items() if name.startswith("blk.") and len(entry.shape) == 2}
+    kinds = [name for name, entry in matrices.items() if entry.dtype in TERNARY]
+    others = [name for name in matrices if name not in kinds]
+    if kinds and others:
+        raise BadFile(
+            f"{path}: {kinds[0]} is {entries[kinds[0]].dtype}, but {others[0]} is {entries[others[0]].dtype}; either "
+            "all matrices of the blocks are ternary or none is, give another model"
+        )
+
+
+def _packed_settings(path: Path, metadata: Metadata, matrices: dict[str, Ternary]) -> tuple[str, str]:
+    """The values of model.ternary_group and model.ternary_activations. Raises BadFile if they do not fit the scales."""
+    own = [metadata.get(key) for key in PACKED.values()]
+    is_foreign = all(value is None for value in own)
+    group, activations = (common_group(matrices.values()), "float") if is_foreign else map(str, own)
+    if group is None:
+        raise BadFile(
+            f"{path}: the scales of its ternary matrices differ within 64 weights of a row; only one scale for 64 or "
+            "more weights is supported, give another model"
+        )
+    if group not in GROUPS or activations not in ACTIVATIONS or not all(m.fits(group) for m in matrices.values()):
+        raise BadFile(
+            f"{path}: {', '.join(PACKED.values())} are {str(group)[:60]}, {str(activations)[:60]}, which is not "
+            "allowed or does not fit its scales; remove these keys"
+        )
+    return group, activations
 
 
 def _model(path: Path, metadata: Metadata, tied: bool) -> ModelConfig:
@@ -240,6 +320,13 @@ def _read_progress(path: Path, metadata: Metadata) -> dict[str, Any]:
     except ValueError:
         pass
     raise BadFile(f"{path}: {', '.join(PROGRESS)} are not two counts and a number as text; remove these keys")
+
+
+def _reordered(order: Callable, name: str, weight: np.ndarray | Ternary, model: ModelConfig) -> np.ndarray | Ternary:
+    """A weight after `order`, which is _interleaved() or _separated(). Scales follow the rows of their trits."""
+    if not isinstance(weight, Ternary):
+        return order(name, weight, model)
+    return Ternary(trits=order(name, weight.trits, model), scales=order(name, weight.scales, model))
 
 
 def _interleaved(name: str, weight: np.ndarray, model: ModelConfig) -> np.ndarray:

@@ -37,8 +37,9 @@ def ternary_names(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> lis
     """The names of the ternary matrices, which are linear layers of the blocks, sorted."""
     if config.linear == PACKED:
         return sorted(f"{name.removesuffix('codes')}weight" for name in weights if name.endswith(".codes"))
-    specs = GPT.specs(config, weights["wte.weight"].shape[0]) if config.linear == "ternary" else {}
-    return sorted(name for name, weight in specs.items() if weight.float32 and weight.role == "matrix")
+    specs = GPT.specs(config, 1) if config.linear == "ternary" else {}  # the vocabulary has no part in the blocks
+    matrices = [name for name, weight in specs.items() if weight.float32 and weight.role == "matrix"]
+    return sorted(name for name in matrices if name in weights)
 
 
 def summary(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> dict[str, float | str] | None:
@@ -92,7 +93,7 @@ def as_dense(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> tuple[Mo
     A network without ternary layers, or with `model.ternary_norm`, is returned as it is. The result computes the same
     function if `model.ternary_activations` is "float".
     """
-    if config.linear == "dense" or config.ternary_norm:
+    if config.linear not in ("ternary", PACKED) or config.ternary_norm:
         return config, dict(weights)
     found = {name: w for name, w in weights.items() if not name.endswith((".codes", ".scales"))}
     found |= {name: np.array(dequantize(trits, scales)) for name, trits, scales in trits_of(config, weights)}

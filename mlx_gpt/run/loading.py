@@ -16,6 +16,7 @@ from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer
 from mlx_gpt.data.vocabularies import open_vocab, tokenizer_from_dict
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import BadFile, Mismatch, OutOfRoom, UserError
+from mlx_gpt.formats import nanochat
 from mlx_gpt.formats.huggingface import folder as huggingface
 from mlx_gpt.model.cost import context_bytes
 from mlx_gpt.model.gpt import GPT
@@ -87,13 +88,16 @@ def sizes_of(n_embd: int | None, n_head: int | None, n_layer: int | None, block_
     return {name: size for name, size in sizes.items() if size is not None}
 
 
-def read_checkpoint(path: Path, preset: str | None = None, network: dict[str, Any] | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: Path, preset: str | None = None, network: dict[str, Any] | None = None, mhc: Path | None = None
+) -> Checkpoint:
     """Reads a checkpoint of any format.
 
     Args:
         path: A checkpoint, a run folder, or an exported folder.
         preset: Name or path of the preset that the network must match.
         network: Settings of the table [model] that the network must have. They take precedence over the preset.
+        mhc: The file with the residual streams of a nanochat model; only if `path` is one.
 
     Raises:
         BadFile: The file is corrupt, or of an unknown format.
@@ -103,7 +107,7 @@ def read_checkpoint(path: Path, preset: str | None = None, network: dict[str, An
     wanted = (preset_network(preset).architecture() if preset else {}) | (network or {})
     path = checkpoint_in(path)
     try:
-        checkpoint = formats.format_of(path).read(path, wanted)
+        checkpoint = nanochat.read(path, mhc) if mhc else formats.format_of(path).read(path, wanted)
     except OSError as error:
         raise BadFile(f"{path}: {error.strerror}") from None
     own = checkpoint.header.config.model.architecture()
@@ -138,7 +142,7 @@ def checkpoint_in(path: Path) -> Path:
 
 
 def format_of(path: Path) -> str:
-    """The name of a checkpoint's format: safetensors, RGPT0001, RGPT0002, RGPT0003, gguf, huggingface or mlx-lm."""
+    """The name of a checkpoint's format: that in FORMATS, in capitals for RGPT files."""
     name = formats.format_of(path).name
     return name.upper() if name.startswith("rgpt") else name
 

@@ -102,7 +102,7 @@ def test_the_plan_tells_the_sizes_of_the_packed_weights(home):
             "is packed, .* give the checkpoint",
         ),
         (["convert", "small.safetensors", "a.bin"], 2, 'rgpt0002 holds only .*model.linear="ternary-packed"'),
-        (["convert", "small.safetensors", "a.gguf"], 2, 'gguf holds only .*model.linear="ternary-packed"'),
+        (["convert", "small.safetensors", "a.bin"], 2, 'rgpt0002 holds only .*model.linear="ternary-packed"'),
         (
             ["convert", "run", "a.bin", "--packed"],
             2,

@@ -67,8 +67,10 @@ def test_what_is_refused_raises_and_what_is_not_comes_back(tmp_path, format, set
 @pytest.mark.parametrize("format", FORMATS.values(), ids=lambda f: f.name)
 def test_every_row_keeps_to_the_protocol(format):
     assert FORMATS[format.name] is format and isinstance(format.is_folder, bool)
-    held = LLAMA if format.name == "gguf" else {}
-    assert format.refuses(checkpoint(held).header.config) is None, "every format holds randyGPT's or Llama's network"
+    int8 = {"linear": "ternary", "ternary_group": "64", "ternary_activations": "int8", "norm_eps": 1e-6}
+    held = {"gguf": LLAMA, "nanochat": LLAMA | int8}.get(format.name, {})
+    config = Config(model=ModelConfig(n_embd=64, n_head=2, n_layer=2, block_size=8, **held))
+    assert format.refuses(config) is None, "every format holds randyGPT's network, or Llama's"
 
 
 def test_refusals_are_in_words_of_the_format():

@@ -272,7 +272,10 @@ def test_a_gguf_file_is_written_by_its_name(saved, tmp_path):
         (("c.gguf", "--quantize", "4"), "give --gguf-type Q8_0"),
         (("folder", "--gguf-type", "F16"), "is for GGUF files, not for huggingface"),
         ((".", "--to", "gguf"), "is a folder; name a file in it"),
-        (("c.gguf", "--gguf-type", "Q4_0"), "'Q4_0' is not one of"),
+        (("c.gguf", "--gguf-type", "Q4_K"), "'Q4_K' is not one of"),
+        (("c.gguf", "--gguf-type", "Q4_0"), "Q4_0 holds only ternary matrices"),
+        (("c.gguf", "--packed"), "a GGUF file of a ternary network is packed"),
+        (("folder", "--packed"), "--packed is for ternary networks, but this one has model.linear=dense"),
     ):
         done = mlxgpt("export", saved, *arguments, cwd=tmp_path)
         assert done.returncode == 2 and words in done.stderr, done.stderr

@@ -102,7 +102,11 @@ def test_smaller_types_round_matrices_only(tmp_path, file_type, error):
     [
         ({"checkpoint": checkpoint_of(network=LLAMA | {"qk_norm": True})}, "not model.qk_norm=true instead of false"),
         ({"checkpoint": checkpoint_of(tokenizer=None)}, "gguf needs a tokenizer"),
-        ({"file_type": "Q4_0"}, "'Q4_0' is not allowed; choose from F32, F16, Q8_0"),
+        ({"file_type": "Q4_K"}, "'Q4_K' is not allowed; choose from F32, F16, Q8_0, TQ2_0, TQ1_0, Q2_0, Q4_0"),
+        (
+            {"file_type": "Q4_0"},
+            "Q4_0 holds only ternary matrices, but .* model.linear=dense; choose F32 or F16",
+        ),
         (
             {"checkpoint": checkpoint_of(network=LLAMA | {"ffn_dim": 40}), "file_type": "Q8_0"},
             "blocks of 32, which do not divide model.ffn_dim=40; choose F32 or F16",

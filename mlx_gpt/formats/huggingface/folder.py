@@ -206,7 +206,7 @@ def require_whole(folder: Path) -> None:
         BadFile: A file is corrupt.
         UserError: A file is missing.
     """
-    if "quantization" not in read_object(folder / "config.json"):
+    if not {"quantization", "quantization_config"} & read_object(folder / "config.json").keys():
         read_folder(folder)
     read_header(folder / "model.safetensors")
     open_vocab(folder / "tokenizer.json")
@@ -230,7 +230,7 @@ def read_folder(folder: Path) -> Checkpoint:
         known = ", ".join(name for layout in LAYOUTS for name in layout.MODEL_TYPES)
         raise BadFile(f"{folder / 'config.json'}: model_type {str(kind)[:60]!r} is not supported, only {known}")
     if "quantization" in facts:
-        raise BadFile(f"{folder}: quantized weights cannot be read; export without --quantize")
+        raise BadFile(f"{folder}: quantized weights cannot be read; export without --quantize and --packed")
     try:
         model = layout.model_of(facts)
     except UserError as error:
