@@ -62,9 +62,7 @@ def convert(
     _require_destination(src, dst, force)
     mhc_in, mhc_out = _streams(src, mhc, format, force)
     checkpoint = read_checkpoint(src, preset, sizes_of(n_embd, n_head, n_layer, block_size), mhc_in)
-    if not format and dst.suffix == ".bin":
-        format = "rgpt0003" if has_moments(checkpoint) else "rgpt0002"
-    format = format or ("gguf" if dst.suffix == ".gguf" else "safetensors")
+    format = format or _format_for(dst, checkpoint)
     if packed:
         checkpoint = _packed(checkpoint, format)
     if format == "safetensors" and not checkpoint.header.config.model.extensions():  # randyGPT's network
@@ -78,6 +76,13 @@ def convert(
         note(f"the gains of {mhc} are in the scales of wo and fc2, which float16 may not hold exactly")
     _tell_what_is_missing(dst, format, checkpoint.header.tokenizer, note)
     return format
+
+
+def _format_for(dst: Path, checkpoint: Checkpoint) -> str:
+    """The format that the name of a file stands for."""
+    if dst.suffix == ".bin":
+        return "rgpt0003" if has_moments(checkpoint) else "rgpt0002"
+    return "gguf" if dst.suffix == ".gguf" else "safetensors"
 
 
 def _tell_what_is_missing(dst: Path, format: str, tokenizer: dict | None, note: Note) -> None:

@@ -92,18 +92,17 @@ def export(
     target = target or ("gguf" if dst.suffix == ".gguf" else "huggingface")
     _require_arguments(dst, target, quantize, packed, gguf_type, license, force)
     checkpoint = _to_export(src, target)
-    if checkpoint.header.config.model.ternary_activations == "int8" and not (packed and target == "huggingface"):
-        note(INT8_NOTES[target])
+    facts = _differences(checkpoint.header, target, packed)
     if target == "gguf":
-        write_gguf(dst, checkpoint, gguf_type)
-        return [dst]
+        return _write_gguf(dst, checkpoint, gguf_type, facts, note)
     tokenizer = tokenizer_of(src, checkpoint.header)
     trained, checkpoint = checkpoint, _dense(checkpoint)
-    weights, extra, facts = checkpoint.weights, {}, []
+    weights, extra, more = checkpoint.weights, {}, []
     if packed:
-        weights, extra, *facts = pack_weights(trained.header.config.model, trained.weights, target)
+        weights, extra, *more = pack_weights(trained.header.config.model, trained.weights, target)
     elif quantize:
-        weights, extra, *facts = _quantized(src, checkpoint, quantize, corpus, note)
+        weights, extra, *more = _quantized(src, checkpoint, quantize, corpus, note)
+    facts += more
     text, picture = _described(src, dst, checkpoint.header, target, license, facts, note)
     paths = write_folder(dst, checkpoint, tokenizer, target, text, extra)
     return [*paths, write_weights(dst, names_of(checkpoint.header), weights), *picture]
@@ -120,6 +119,19 @@ def _to_export(src: Path, target: str) -> Checkpoint:
     if reason := FORMATS[target].refuses(dataclasses.replace(config, model=as_dense(config.model, {})[0])):
         raise UserError(reason)
     return checkpoint
+
+
+def _write_gguf(dst: Path, checkpoint: Checkpoint, gguf_type: str | None, facts: list[str], note: Note) -> list[Path]:
+    for fact in facts:
+        note(fact)
+    write_gguf(dst, checkpoint, gguf_type)
+    return [dst]
+
+
+def _differences(header: Header, target: str, packed: bool) -> list[str]:
+    """Sentences about how the exported network differs from that of the checkpoint."""
+    rounds = header.config.model.ternary_activations == "int8"
+    return [INT8_NOTES[target]] if rounds and not (packed and target == "huggingface") else []
 
 
 def _dense(checkpoint: Checkpoint) -> Checkpoint:

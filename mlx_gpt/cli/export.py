@@ -6,6 +6,7 @@ import click
 
 from mlx_gpt import api
 from mlx_gpt.cli.options import corpus_option, echo_json, json_option, note
+from mlx_gpt.errors import UserError
 
 # The program that loads each target, and the command that writes it.
 TARGETS = {
@@ -64,8 +65,14 @@ def export_command(checkpoint, destination, target, bits, packed, gguf_type, lic
     --corpus.
     """
     if destination is None:
+        if given := [
+            name for name, value in (("--to", target), ("--quantize", bits), ("--gguf-type", gguf_type)) if value
+        ]:
+            raise UserError(f"{given[0]} needs a destination; name a folder, or a file such as model.gguf")
         _list_targets(checkpoint)
         return
+    if str(destination) == ".":
+        raise UserError("the destination is the current folder; name another folder, or a file such as model.gguf")
     quantize = int(bits) if bits else None
     paths = api.export(
         checkpoint,

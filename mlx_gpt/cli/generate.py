@@ -123,7 +123,8 @@ def generate_command(
         click.echo(prompt, nl=False)
         for piece in text:
             click.echo(piece, nl=False)
-            sys.stdout.flush()
+            if sys.stdout:  # None if the shell has closed it
+                sys.stdout.flush()
         click.echo()
         rate = text.num_tokens / (time.perf_counter() - start)
         click.echo(f"[{path}: {text.num_tokens} tokens at {rate:.0f}/s, seed {seed + i}]", err=True)
@@ -135,7 +136,11 @@ def _biases(values: tuple[str, ...]) -> dict[int, float]:
     for text in values:
         id, equals, value = text.partition("=")
         try:
+            if int(id) in biases:
+                raise UserError(f"--logit-bias {id} is given twice; give it once")
             biases[int(id)] = float(value)
+        except UserError:
+            raise
         except ValueError:
             example = "give a token id and a number, such as --logit-bias 5=-100"
             raise UserError(f"--logit-bias {text!r} is not ID=VALUE; {example}") from None

@@ -73,7 +73,8 @@ def cli():
     mlxgpt train --preset model-l --corpus shakespeare
     mlxgpt generate --top-p 0.9 --temp 0.8
 
-    Every option can also be set by an environment variable, such as MLXGPT_TRAIN_PRESET for train --preset.
+    Every option can also be set by an environment variable with its longest name, such as MLXGPT_TRAIN_PRESET for
+    train --preset.
 
     Exit codes: 1 internal error, 2 wrong usage, 3 bad file, 4 checkpoint does not match the request or run folder is in
     use, 5 training diverged, 6 out of disk space or memory, 7 work on the GPU took too long, 130, 143 or 129

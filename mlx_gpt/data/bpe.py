@@ -210,6 +210,9 @@ class ByteBPETokenizer(Tokenizer):
         engine.no_truncation()  # the whole text is encoded, whatever the file says
         engine.no_padding()
         ids = engine.get_vocab(with_added_tokens=True)
+        if len(set(ids.values())) < len(ids):
+            twice = next(i for i, count in Counter(ids.values()).items() if count > 1)
+            raise BadFile(f"tokenizer.json: two tokens have the id {twice}")
         if max(ids.values(), default=0) >= MAX_VOCAB:
             raise BadFile(f"tokenizer.json: has the id {max(ids.values())}, but ids must be below {MAX_VOCAB}")
         hidden = {token["content"] for token in facts.get("added_tokens", []) if token.get("special")}

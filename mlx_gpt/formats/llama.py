@@ -60,6 +60,8 @@ def refuses(model: ModelConfig, settings: Mapping[str, Any] = SETTINGS) -> str |
         model: The network.
         settings: The settings that it must have.
     """
+    if model.ternary_norm:
+        return "model.ternary_norm=true instead of false"
     mixers = tuple(dict.fromkeys(model.mixer_of))
     own = {name: getattr(model, name) for name in settings} | {"mixers": mixers}
     others = [f"model.{k}={toml_value(own[k])} instead of {toml_value(v)}" for k, v in settings.items() if own[k] != v]

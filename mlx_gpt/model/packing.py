@@ -69,6 +69,15 @@ def summary(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> dict[str,
     }
 
 
+def is_ternary(weights: Mapping[str, np.ndarray]) -> bool:
+    """Whether the rows of every matrix of the blocks have few absolute values, as those of exported ternary networks.
+
+    A row of a ternary matrix has at most one scale for every 64 weights, and zeros.
+    """
+    matrices = [w for name, w in weights.items() if name.startswith("layers.") and w.ndim == 2]
+    return bool(matrices) and all(len(np.unique(np.abs(w[0]))) <= 1 + -(-w.shape[1] // 64) for w in matrices)
+
+
 def as_packed(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     """Returns the network with packed matrices, and its weights.
 

@@ -9,8 +9,9 @@ from mlx_gpt.config.schema import Config
 from mlx_gpt.data.corpus import Corpus
 from mlx_gpt.data.encoding import make_tokenizer
 from mlx_gpt.data.tokenizer import Tokenizer
-from mlx_gpt.errors import Mismatch, ResumeRefused
+from mlx_gpt.errors import Mismatch, ResumeRefused, UserError
 from mlx_gpt.model.gpt import shapes_of
+from mlx_gpt.model.packing import is_ternary
 from mlx_gpt.run import tuned
 from mlx_gpt.run.build import Start, open_text
 from mlx_gpt.run.loading import (
@@ -83,13 +84,16 @@ def _fine_tuned(request: Request, note: Note) -> Start:
     """The initial state of a new run with the weights and the tokenizer of a checkpoint.
 
     Without `data.corpus` in the request, the run trains on the corpus that the checkpoint names, or on the request's
-    default corpus if the checkpoint names none. If the checkpoint contains no tokenizer, the tokenizer is made from the
-    corpus. A checkpoint that was read from an RGPT file has neither.
+    default corpus if the checkpoint names none. If there is no such corpus either, this is an error. If the checkpoint
+    contains no tokenizer, the tokenizer is made from the corpus. A checkpoint that was read from an RGPT file has
+    neither.
     """
     checkpoint = _adapted(request, note)
     shape = {f"model.{k}": v for k, v in checkpoint.header.config.model.architecture().items()}
     own_text = {"data.corpus": checkpoint.header.config.data.corpus} if checkpoint.header.corpus else {}
     own_tokenizer = tokenizer_settings(checkpoint.header, request.settings)
+    if not (own_text or request.default_corpus or "data.corpus" in request.settings):
+        raise UserError(f"{request.fine_tune}: names no text; give the text to train on with --corpus")
     config = resolved(None, request.recipe, own_text | request.settings | shape | own_tokenizer, note, request.base)
     request.note_corpus(config.data.corpus, note)
     corpus = open_text(config, note)
@@ -111,7 +115,8 @@ def _adapted(request: Request, note: Note) -> Checkpoint:
     """Reads the checkpoint to fine-tune, with the settings of ADAPTABLE that the request changes.
 
     Raises:
-        Mismatch: The request asks for another network with other weights.
+        Mismatch: The request asks for another network with other weights, or for ternary matrices where the checkpoint
+            holds ternary values already.
     """
     wanted = network_of(request.settings)
     changed = {name: value for name, value in wanted.items() if name in ADAPTABLE}
@@ -129,6 +134,11 @@ def _adapted(request: Request, note: Note) -> Checkpoint:
         raise Mismatch(
             f"{request.fine_tune}: with {', '.join(f'model.{k}={v}' for k, v in changed.items())} the network has "
             "other weights than the checkpoint; leave these settings out"
+        )
+    if model.linear == "ternary" != header.config.model.linear and is_ternary(checkpoint.weights):
+        raise Mismatch(
+            f"{request.fine_tune}: its matrices hold ternary values, and their scales would change; give the "
+            "checkpoint that they were exported from, or leave out model.linear=ternary"
         )
     before = header.config.model.architecture()
     for name, value in model.architecture().items():

@@ -1,5 +1,6 @@
 """The Python interface: it does what the command does, and refuses what the command refuses."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +11,10 @@ from devices import tolerance
 
 import mlx_gpt
 from mlx_gpt.checkpoint import store
+from mlx_gpt.checkpoint.store import Checkpoint
+from mlx_gpt.config.schema import Config
 from mlx_gpt.errors import Mismatch, ResumeRefused, UserError
+from mlx_gpt.model.packing import as_dense
 from mlx_gpt.train.reports import EvalReport, StopReport
 
 SETTINGS = TINY | {"train.batch_size": 2, "train.iters": 6, "train.eval_every": 3, "data.val_fraction": 0.3}
@@ -75,6 +79,21 @@ def test_fine_tuning_may_make_the_matrices_ternary(folder, text, tmp_path):
         mlx_gpt.train(fine_tune=folder, corpus=text, settings={"model.block_size": 4}, out=tmp_path / "other")
     with pytest.raises(UserError, match="model.linear=ternary-packed cannot be trained"):
         mlx_gpt.train("model-xs", corpus=text, settings={"model.linear": "ternary-packed"}, out=tmp_path / "no")
+
+
+def test_ternary_values_are_not_made_ternary_again(folder, text, tmp_path):
+    """Their scales would change. And a model of another program names no text to train on."""
+    settings = {"model.linear": "ternary", "train.iters": 2}
+    list(mlx_gpt.train(fine_tune=folder, corpus=text, settings=settings, out=tmp_path / "ternary"))
+    checkpoint = store.load(tmp_path / "ternary/best.safetensors")
+    model, weights = as_dense(checkpoint.header.config.model, checkpoint.weights)
+    header = dataclasses.replace(checkpoint.header, config=Config(model=model), corpus=None, averaged=False)
+    store.save(tmp_path / "dense.safetensors", Checkpoint(header=header, weights=weights, optimizer={}))
+    more = {"fine_tune": tmp_path / "dense.safetensors", "out": tmp_path / "more"}
+    with pytest.raises(Mismatch, match="its matrices hold ternary values, and their scales would change"):
+        mlx_gpt.train(**more, corpus=text, settings=settings)
+    with pytest.raises(UserError, match="names no text; give the text to train on with --corpus"):
+        mlx_gpt.train(**more)
 
 
 def test_evaluate_finds_the_loss_that_the_run_reported(folder, text):

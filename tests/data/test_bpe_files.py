@@ -62,6 +62,14 @@ def test_a_merge_whose_result_is_not_a_token_is_refused(merge):
         ByteBPETokenizer(json.dumps(facts))
 
 
+def test_two_tokens_with_one_id_are_refused():
+    facts = json.loads(ByteBPETokenizer.train(["the cat sat on the mat"], 270, set()).to_json())
+    vocab = facts["model"]["vocab"]
+    vocab["$"] = vocab["#"]
+    with pytest.raises(BadFile, match=f"two tokens have the id {vocab['#']}"):
+        ByteBPETokenizer(json.dumps(facts))
+
+
 def test_bos_and_eos_can_be_named():
     text = ByteBPETokenizer.train(["some text"], 270, set()).to_json()
     assert (ByteBPETokenizer(text).bos_id, ByteBPETokenizer(text).eos_id) == (0, 1)

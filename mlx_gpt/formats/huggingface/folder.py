@@ -237,7 +237,8 @@ def read_folder(folder: Path) -> Checkpoint:
         raise BadFile(f"{folder / 'config.json'}: {error}") from None
     vocab_size = facts.get("vocab_size")
     if type(vocab_size) is not int or not 1 <= vocab_size <= MAX_VOCAB:
-        raise BadFile(f"{folder / 'config.json'}: vocab_size {vocab_size!r} is not allowed, expected 1 to {MAX_VOCAB}")
+        found = f"vocab_size {vocab_size!r} is not allowed" if "vocab_size" in facts else "'vocab_size' is missing"
+        raise BadFile(f"{folder / 'config.json'}: {found}, expected 1 to {MAX_VOCAB}")
     weights = read_weights(folder, layout.names_of(model, vocab_size), shapes_of(model, vocab_size))
     tokenizer = None
     if (folder / "tokenizer.json").is_file():

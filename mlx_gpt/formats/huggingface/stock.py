@@ -99,10 +99,15 @@ def model_of(facts: dict[str, Any]) -> ModelConfig:
 
 def _rope_theta(facts: dict[str, Any]) -> float:
     """Reads the base of the rotary frequencies. Raises UserError if they are scaled in a way that is not supported."""
-    rope = facts.get("rope_parameters") or facts.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise UserError(f"rope_parameters {str(rope)[:60]!r} is not a JSON object")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise UserError(f"rope_type {str(kind)[:60]!r} is not supported, only 'default'")
-    return rope.get("rope_theta", facts.get("rope_theta", 10000.0))
+    bases = [facts["rope_theta"]] if "rope_theta" in facts else []
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = facts.get(key) or {}
+        if not isinstance(rope, dict):
+            raise UserError(f"{key} {str(rope)[:60]!r} is not a JSON object")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            raise UserError(f"rope_type {str(kind)[:60]!r} is not supported, only 'default'")
+        bases += [rope["rope_theta"]] if "rope_theta" in rope else []
+    if any(base != bases[0] for base in bases):
+        raise UserError(f"rope_theta is {str(bases[0])[:60]} in one place and {str(bases[1])[:60]} in another")
+    return bases[0] if bases else 10000.0
