@@ -5,7 +5,7 @@ import numpy as np
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.generation.decode import Decoder
-from mlx_gpt.model.gpt import GPT
+from mlx_gpt.model.gpt import GPT, roles_of
 
 SHAPE = {"n_embd": 24, "n_head": 4, "n_layer": 2, "block_size": 16}
 
@@ -33,7 +33,8 @@ LLAMA = {
 }
 
 # Mixers beside attention, each with a setting that other networks lack.
-LATENT = {"norm_weights": True, "mixers": ["mla"], "q_lora_rank": 10, "qk_rope_head_dim": 4, "v_head_dim": 5}
+LATENT = {"rope_scale": 4.0, "norm_weights": True, "mixers": ["mla"]}
+LATENT |= {"q_lora_rank": 10, "qk_rope_head_dim": 4, "v_head_dim": 5}
 HYBRID = {"mixers": ["gated_delta", "attention"]}
 TERNARY = LLAMA | {"linear": "ternary", "ternary_norm": True}
 
@@ -59,14 +60,17 @@ def names(settings):
 
 
 def network(settings):
-    """Returns a model of 11 token ids with these settings and with weights far from their initial values.
+    """Returns a model of 11 token ids with these settings, whose matrices and norms are far from their initial values.
 
     The initial weights are so small that attention and norms hardly change the output. Tests would then miss errors in
     them.
     """
-    model, draw = GPT(ModelConfig(**SHAPE, **settings), 11, seed=3), np.random.default_rng(4)
-    weights = {k: w * 8 if w.ndim == 2 else mx.array(draw.uniform(0.5, 2, w.shape)) for k, w in model.weights().items()}
-    model.set_weights({k: w.astype(mx.float32) for k, w in weights.items()})
+    config, draw = ModelConfig(**SHAPE, **settings), np.random.default_rng(4)
+    model, roles = GPT(config, 11, seed=3), roles_of(config, 11)
+    weights = {k: w * 8 for k, w in model.weights().items() if w.ndim == 2}
+    gains = (k for k, role in roles.items() if role == "gain")
+    weights |= {k: mx.array(draw.uniform(0.5, 2, model.weights()[k].shape).astype(np.float32)) for k in sorted(gains)}
+    model.set_weights(weights)
     return model
 
 
