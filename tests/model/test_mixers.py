@@ -152,5 +152,5 @@ def test_settings_of_the_mixers_are_checked():
     ]
     with pytest.raises(UserError, match="qk_rope_head_dim=5 is odd, .* choose 6"):
         ModelConfig(qk_rope_head_dim=5)
-    with pytest.raises(UserError, match="rope_scale needs more than 2 rotary channels .* larger model.qk_rope_head_dim"):
+    with pytest.raises(UserError, match="rope_scale needs more than 2 rotary .* larger model.qk_rope_head_dim"):
         ModelConfig(mixers=("mla",), qk_rope_head_dim=2, rope_scale=2.0)
