@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from devices import tolerance
-from networks import HYBRID, LATENT, SHAPE, network
+from networks import LATENT, SHAPE
 from references import numpy_delta_rule
 
 from mlx_gpt.config.schema import ModelConfig
@@ -11,9 +10,7 @@ from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
 from mlx_gpt.model.cost import state_bytes
 from mlx_gpt.model.mixers.delta_rule import delta_rule, inverse_unit_lower
-from mlx_gpt.model.state import leaves
 
-MIXERS = [{"mixers": ["mla"]}, LATENT, {"mixers": ["gated_delta"]}, HYBRID]
 BOUND = 1e-4
 
 
@@ -108,20 +105,6 @@ def test_gradients_of_the_chunks_are_those_of_single_steps(T):
         np.testing.assert_allclose(found, expected, atol=BOUND * max(1, mx.abs(expected).max().item()))
 
 
-@pytest.mark.parametrize("settings", MIXERS, ids=str)
-def test_padding_after_a_prompt_leaves_the_state_and_what_follows_unchanged(settings):
-    model, tokens = network(settings), mx.array(np.random.default_rng(0).integers(0, 11, (2, 9)))
-    padded = mx.array([[3, 4, 5, 0, 0, 0], [6, 7, 8, 9, 1, 0]])
-    state = model.new_state(2)
-    model.forward(padded, state=state, valid=mx.array([3, 5]))
-    after = model.forward(tokens[:, :1], state=state)[0]
-    for row, count in ((0, 3), (1, 5)):
-        alone = model.new_state(1)
-        model.forward(padded[row : row + 1, :count], state=alone)
-        expected = model.forward(tokens[row : row + 1, :1], state=alone)[0]
-        np.testing.assert_allclose(after[row : row + 1], expected, atol=2 * tolerance("float32 network"))
-
-
 def test_the_state_of_latent_attention_is_the_latent_and_one_key():
     """And that of the recurrent mixer does not grow with the text."""
     config = ModelConfig(**SHAPE, **LATENT)
@@ -132,17 +115,6 @@ def test_the_state_of_latent_attention_is_the_latent_and_one_key():
     for settings in ({"mixers": ["gated_delta"]},):
         sizes = {state_bytes(ModelConfig(**(SHAPE | {"block_size": n}), **settings), 1) for n in (16, 64, 1024)}
         assert len(sizes) == 1
-
-
-@pytest.mark.parametrize("settings", MIXERS, ids=str)
-def test_half_precision_trains_and_keeps_small_weights_float32(settings):
-    model = network(settings)
-    logits, _ = model.apply(model.cast(model.weights(), "bfloat16"), mx.array([[1, 2, 3, 4]]))
-    exact = model(mx.array([[1, 2, 3, 4]]))
-    assert logits.dtype == mx.bfloat16
-    assert mx.abs(logits - exact).max() < 0.1 * mx.abs(exact).max()
-    state = model.new_state(1, dtype=mx.bfloat16)
-    assert all(a.dtype in (mx.bfloat16, mx.float32) for layer in state.layers for a in leaves(layer.arrays))
 
 
 def test_settings_of_the_mixers_are_checked():
