@@ -35,6 +35,17 @@ def state_bytes(config: ModelConfig, rows: int, dtype: mx.Dtype = mx.float32) ->
     return sum(a.nbytes for state in states for a in leaves(state.arrays))
 
 
+def decoding_bytes(config: ModelConfig) -> dict[str, int]:
+    """Returns the size of the float32 decoding state of one sequence in bytes, in two parts.
+
+    Returns:
+        decoding_bytes_per_token: What each token adds, such as the keys and values of attention.
+        decoding_bytes_per_sequence: What does not depend on the number of tokens, such as the memories of gated_delta.
+    """
+    one, two = (state_bytes(dataclasses.replace(config, block_size=room), 1) for room in (1, 2))
+    return {"decoding_bytes_per_token": two - one, "decoding_bytes_per_sequence": 2 * one - two}
+
+
 def step_bytes(config: ModelConfig, vocab_size: int, rows: int, by_blocks: bool, remat: bool) -> int:
     """Estimates the peak memory of a float32 training step in bytes.
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from networks import LATENT, SHAPE
+from networks import HYBRID, LATENT, SHAPE
 from references import numpy_delta_rule
 
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
-from mlx_gpt.model.cost import state_bytes
+from mlx_gpt.model.cost import decoding_bytes, state_bytes
 from mlx_gpt.model.mixers.delta_rule import delta_rule, inverse_unit_lower
 
 BOUND = 1e-4
@@ -105,16 +105,26 @@ def test_gradients_of_the_chunks_are_those_of_single_steps(T):
         np.testing.assert_allclose(found, expected, atol=BOUND * max(1, mx.abs(expected).max().item()))
 
 
-def test_the_state_of_latent_attention_is_the_latent_and_one_key():
-    """And that of the recurrent mixer does not grow with the text."""
-    config = ModelConfig(**SHAPE, **LATENT)
-    R, _, P, _ = config.mla
-    assert state_bytes(config, 3) == 4 * 3 * config.n_layer * config.block_size * (R + P)
-    plain = ModelConfig(**SHAPE)
-    assert state_bytes(config, 3) < state_bytes(plain, 3)
-    for settings in ({"mixers": ["gated_delta"]},):
-        sizes = {state_bytes(ModelConfig(**(SHAPE | {"block_size": n}), **settings), 1) for n in (16, 64, 1024)}
-        assert len(sizes) == 1
+@pytest.mark.parametrize(
+    "settings, per_token, per_sequence",
+    [
+        ({}, 2 * 2 * 24, 0),  # keys and values of two layers
+        ({"n_kv_head": 1}, 2 * 2 * 6, 0),
+        (LATENT, 2 * (6 + 4), 0),  # the latent and one key of two layers
+        (HYBRID, 2 * 24, 4 * 6 * 6 + 3 * 3 * 24),  # one layer of each: the memories, and inputs of the convolution
+        ({"mixers": ["gated_delta"]}, 0, 2 * (4 * 6 * 6 + 3 * 3 * 24)),
+    ],
+    ids=str,
+)
+def test_the_state_grows_with_the_tokens_or_not(settings, per_token, per_sequence):
+    for length in (1, 16, 1024):
+        config = ModelConfig(**SHAPE | settings | {"block_size": length})
+        found = decoding_bytes(config)
+        assert found == {
+            "decoding_bytes_per_token": 4 * per_token,
+            "decoding_bytes_per_sequence": 4 * per_sequence,
+        }
+        assert state_bytes(config, 3) == 3 * 4 * (per_token * length + per_sequence)
 
 
 def test_settings_of_the_mixers_are_checked():
