@@ -36,11 +36,12 @@ torture: $(BIN)/.test
 test-device: $(BIN)/.test
 	MLXGPT_TEST_DEVICE=$(DEVICE) $(BIN)/python -m pytest
 
-# Loads exported models in transformers, mlx-lm and llama.cpp, which are installed in a separate environment.
+# Loads exported models in transformers, mlx-lm and llama.cpp, which are installed in a separate environment. Compares
+# the mixers with those of transformers.
 test-exports: $(BIN)/.test .venv-exports/.ready
 	MLXGPT_EXPORT_PYTHON=$(CURDIR)/.venv-exports/bin/python $(BIN)/python -m pytest \
 		tests/formats/test_huggingface.py tests/formats/test_llama.py tests/formats/test_llama_cpp.py \
-		tests/formats/test_ternary_programs.py
+		tests/formats/test_ternary_programs.py tests/model/test_mixers_elsewhere.py
 
 # Tests the server's web page in a browser. Needs Chromium.
 test-page: $(BIN)/.test $(BIN)/.page

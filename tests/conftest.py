@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from constants import ROOT, TINY
 from devices import use_device
+from toys import TOYS
 
 from mlx_gpt.api import Run
 from mlx_gpt.checkpoint.store import Header
@@ -47,6 +48,13 @@ def shakespeare() -> str:
     if not (Path(os.environ.get("MLXGPT_CORPUS_DIR", "")) / "shakespeare.txt").is_file():
         pytest.skip("needs shakespeare.txt in MLXGPT_CORPUS_DIR")
     return "shakespeare"
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    """Adds the toys of toys.py to the tables of implementations of the network."""
+    for table, name, toy in TOYS.values():
+        monkeypatch.setitem(table, name, toy)
 
 
 @pytest.fixture(scope="session")

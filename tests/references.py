@@ -78,8 +78,8 @@ def linear(x, w, config):
 
 def turned(x, config):
     """Queries or keys (T, D) of one head, turned by their places as complex numbers are."""
-    half, width = x.shape[1] // 2, config.head_dim
-    base = config.rope_theta * config.rope_scale ** (width / (width - 2))
+    half, width = x.shape[1] // 2, x.shape[1]
+    base = config.rope_theta * config.rope_scale ** (width / max(width - 2, 1))
     angles = np.arange(len(x))[:, None] * base ** (-np.arange(half) / half)
     found = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
     return np.concatenate([found.real, found.imag], axis=1)

@@ -2,15 +2,9 @@
 
 import numpy as np
 import pytest
-from networks import NETWORKS, names, network
 
 from mlx_gpt import rng
 from mlx_gpt.device.mlx import mx
-
-
-@pytest.fixture(scope="module", params=NETWORKS, ids=names)
-def model(request):
-    return network(request.param)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])

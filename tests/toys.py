@@ -1,4 +1,4 @@
-"""A small implementation of each seam, for tests only. test_seams.py adds them to the tables of implementations.
+"""A small implementation of each seam, for tests only. The fixture `toys` adds them to the tables of implementations.
 
 A seam is a typing.Protocol with a table of implementations, see docs/architecture.md.
 
@@ -11,7 +11,10 @@ import numpy as np
 from mlx.utils import tree_map
 
 from mlx_gpt.device.mlx import mx, nn
-from mlx_gpt.model.linear import linear_class
+from mlx_gpt.model.ffn import FFNS
+from mlx_gpt.model.linear import LINEARS, linear_class
+from mlx_gpt.model.mixers import MIXERS
+from mlx_gpt.model.residual import RESIDUALS
 from mlx_gpt.model.specs import Constant, Normal, Weight, prefixed
 
 
@@ -103,6 +106,14 @@ class Halves(nn.Module):
     def specs(config, inputs, outputs, init):
         return {name: Weight((outputs, inputs), init, "matrix") for name in ("one", "two")}
 
+    @staticmethod
+    def matrix(weights, config):
+        return weights["one"] + weights["two"]
+
+    @staticmethod
+    def prepared(x, config):
+        return x
+
     def __call__(self, x):
         return x @ (self.one + self.two).T
 
@@ -189,3 +200,12 @@ class Twins:
 
     def agree(self, flag):
         return flag
+
+
+# Setting of [model] -> (table of the seam, name of the new row, the toy).
+TOYS = {
+    "mixers": (MIXERS, "decayed-sum", DecayedSum),
+    "ffn": (FFNS, "counted", Counted),
+    "linear": (LINEARS, "halves", Halves),
+    "residual": (RESIDUALS, "two-streams", TwoStreams),
+}

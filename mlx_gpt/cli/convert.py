@@ -94,6 +94,7 @@ def inspect_command(file, preset, sets, as_json):
         **shape.shape(),
         "network": shape.extensions() or ["randyGPT's"],
         "parameters": model.cost.num_params(shape, header.vocab_size),
+        **model.cost.decoding_bytes(shape),
         # Scripts for mlxgpt 0.1 read these two names. There, "step" was the number of updates of the optimizer.
         "iteration": header.step,
         "step": header.num_updates,

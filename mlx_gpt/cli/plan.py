@@ -21,6 +21,7 @@ def print_plan(facts: dict[str, int | float], as_json: bool) -> None:
     lines = {
         "parameters": "{parameters:,}",
         "memory": "{state_mb:.1f} MB for weights and optimizer state; {peak_gb:.2f} GB at the peak of a step",
+        "decoding": "{per_token:,} bytes of state per token, and {per_sequence:,} per sequence",
         "disk": "2 checkpoints of {state_mb:.1f} MB",
         **({"packed": PACKED} if "packed_bytes" in facts else {}),
         "tokens": "{tokens:,} in {iters:,} iterations of {tokens_per_step:,}; {epochs} epochs of {train_tokens:,}",
@@ -31,6 +32,8 @@ def print_plan(facts: dict[str, int | float], as_json: bool) -> None:
     units = {
         **{name.replace("bytes", "mb"): size / 1e6 for name, size in facts.items() if name.endswith("_bytes")},
         "peak_gb": facts["peak_bytes"] / 1e9,
+        "per_token": facts["decoding_bytes_per_token"],
+        "per_sequence": facts["decoding_bytes_per_sequence"],
         "eta": datetime.timedelta(seconds=round(facts["eta_seconds"])),
     }
     for name, line in lines.items():

@@ -158,6 +158,7 @@ def model_card(loaded, path: Path, name: str | None, max_tokens: int) -> dict:
         "meta": {
             "n_params": model.cost.num_params(config.model, header.vocab_size),
             "n_ctx": config.model.block_size,
+            **model.cost.decoding_bytes(config.model),
             "n_vocab": header.vocab_size,
             "n_layer": config.model.n_layer,
             "n_head": config.model.n_head,
@@ -204,11 +205,11 @@ def _address(listening: socket.socket, host: str) -> str:
 
 
 def _require_memory(shape, streams: int) -> None:
-    """Raises OutOfRoom if the key-value caches of `streams` texts need more memory than MLX may use."""
+    """Raises OutOfRoom if the decoding states of `streams` texts need more memory than MLX may use."""
     needed, limit = model.cost.state_bytes(shape, streams), device.mlx.mx.get_memory_limit()
     if needed > limit:
         raise OutOfRoom(
-            f"--streams {streams} needs {needed / 1e9:.1f} GB for keys and values, but MLX may use only "
+            f"--streams {streams} needs {needed / 1e9:.1f} GB for the decoding state, but MLX may use only "
             f"{limit / 1e9:.1f} GB here; lower --streams"
         )
 

@@ -35,7 +35,7 @@ class ModelConfig(Table):
     rope_theta: float = setting(1e4, "base of the rotary frequencies", low=1.0, high=1e12)
     rope_scale: float = setting(
         1.0,
-        "factor by which rotary positions reach further than n_embd / n_head channels at rope_theta (NTK)",
+        "factor by which rotary positions reach further than at rope_theta (NTK)",
         low=1.0,
         high=1e6,
     )
@@ -116,8 +116,11 @@ class ModelConfig(Table):
                 f"model.n_kv_head={self.n_kv_head} does not divide model.n_head={self.n_head}; "
                 f"choose n_kv_head from {', '.join(map(str, divisors))}"
             )
-        if self.rope_scale != 1 and self.head_dim == 2:
-            raise UserError("model.rope_scale needs a head width above 2; choose fewer heads, or rope_scale=1")
+        if self.rope_scale != 1 and 2 in (self.head_dim, self.mla.rope if "mla" in self.mixers else 0):
+            raise UserError(
+                "model.rope_scale needs more than 2 rotary channels in a head; choose fewer heads, a larger "
+                "model.qk_rope_head_dim, or rope_scale=1"
+            )
         if self.n_stream == 3:
             raise UserError("model.n_stream=3 is not allowed; give 2 or 4")
         if self.n_expert_per_token > self.n_expert:
@@ -142,13 +145,15 @@ class ModelConfig(Table):
 
     @property
     def rope_base(self) -> float:
-        """Base of the rotary frequencies in use: rope_theta * rope_scale^(D / (D - 2)) for the head width D.
+        """Base of the rotary frequencies of attention, whose heads have head_dim rotary channels."""
+        return self.rope_base_of(self.head_dim)
+
+    def rope_base_of(self, width: int) -> float:
+        """Returns the base of the rotary frequencies of `width` channels: rope_theta rope_scale^(width / (width - 2)).
 
         With NTK-aware scaling, the lowest frequency is divided by rope_scale, and the highest frequency is unchanged.
         """
-        if self.rope_scale == 1:
-            return self.rope_theta
-        return self.rope_theta * self.rope_scale ** (self.head_dim / (self.head_dim - 2))
+        return self.rope_theta if self.rope_scale == 1 else self.rope_theta * self.rope_scale ** (width / (width - 2))
 
     @property
     def ffn_width(self) -> int:

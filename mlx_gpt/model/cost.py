@@ -9,20 +9,26 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.model.gpt import GPT
 from mlx_gpt.model.mixers import layer_states, mixer_class
 from mlx_gpt.model.packing import PACKED
+from mlx_gpt.model.specs import Specs
 from mlx_gpt.model.state import leaves
 from mlx_gpt.model.ternary import TRITS_PER_BYTE, two_bit_group
 
 
 def num_params(config: ModelConfig, vocab_size: int) -> int:
     """Returns the number of parameters. Packed matrices count as what they stand for."""
+    return sum(math.prod(w.shape) for w in _trained_specs(config, vocab_size).values())
+
+
+def _trained_specs(config: ModelConfig, vocab_size: int) -> Specs:
+    """The specs of the weights, with packed matrices as what they stand for."""
     if config.linear == PACKED:
         config = dataclasses.replace(config, linear="ternary")
-    return sum(math.prod(w.shape) for w in GPT.specs(config, vocab_size).values())
+    return GPT.specs(config, vocab_size)
 
 
 def num_active_params(config: ModelConfig, vocab_size: int) -> int:
     """Returns the number of parameters that compute a token: of the experts, only those that a token chooses."""
-    specs = GPT.specs(config, vocab_size).values()
+    specs = _trained_specs(config, vocab_size).values()
     idle = sum(math.prod(w.shape) for w in specs if w.role == "matrices") // config.n_expert
     return num_params(config, vocab_size) - idle * (config.n_expert - config.n_expert_per_token)
 
@@ -73,6 +79,17 @@ def state_bytes(config: ModelConfig, rows: int, dtype: mx.Dtype = mx.float32) ->
     """Returns the size of the decoding state of `rows` sequences in bytes. Allocates nothing."""
     states = layer_states(config, rows, config.block_size, dtype)
     return sum(a.nbytes for state in states for a in leaves(state.arrays))
+
+
+def decoding_bytes(config: ModelConfig) -> dict[str, int]:
+    """Returns the size of the float32 decoding state of one sequence in bytes, in two parts.
+
+    Returns:
+        decoding_bytes_per_token: What each token adds, such as the keys and values of attention.
+        decoding_bytes_per_sequence: What does not depend on the number of tokens, such as the memories of gated_delta.
+    """
+    one, two = (state_bytes(dataclasses.replace(config, block_size=room), 1) for room in (1, 2))
+    return {"decoding_bytes_per_token": two - one, "decoding_bytes_per_sequence": 2 * one - two}
 
 
 def step_bytes(config: ModelConfig, vocab_size: int, rows: int, by_blocks: bool, remat: bool) -> int:

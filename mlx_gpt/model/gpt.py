@@ -19,7 +19,7 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.model.block import Block, Drop
 from mlx_gpt.model.embedding import Embedding
 from mlx_gpt.model.ffn.protocol import Aux
-from mlx_gpt.model.linear import LINEARS
+from mlx_gpt.model.linear import LINEARS, LinearStack
 from mlx_gpt.model.mixers import layer_states, mixer_class
 from mlx_gpt.model.norm import Norm
 from mlx_gpt.model.positions import Positions
@@ -225,7 +225,9 @@ class GPT(nn.Module):
         Returns the model itself if `pack` changes no layer, as for dense layers.
         """
         linears = {
-            name: module.pack() for name, module in self.named_modules() if isinstance(module, tuple(LINEARS.values()))
+            name: module.pack()
+            for name, module in self.named_modules()
+            if isinstance(module, (*LINEARS.values(), LinearStack))
         }
         own = dict(self.named_modules())
         if all(own[name] is module for name, module in linears.items()):

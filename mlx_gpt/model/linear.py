@@ -3,6 +3,8 @@
 A linear layer may have one parametrization for training and another one for inference, which `pack()` returns.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Protocol
 
 from mlx_gpt.config.schema import ModelConfig
@@ -41,8 +43,13 @@ class Linear(Protocol):
         ...
 
     @staticmethod
-    def matrix(weight: mx.array, config: ModelConfig) -> mx.array:
-        """Returns the matrix (..., outputs, inputs) of the map for its weight, which is trained."""
+    def matrix(weights: Mapping[str, mx.array], config: ModelConfig) -> mx.array:
+        """Returns the matrix of the map, (..., outputs, inputs).
+
+        Args:
+            weights: The weights by their names in specs(), each possibly with further axes in front.
+            config: The settings of [model].
+        """
         ...
 
     @staticmethod
@@ -68,8 +75,8 @@ class Dense(nn.Linear):
         return {"weight": Weight((outputs, inputs), init, "matrix")}
 
     @staticmethod
-    def matrix(weight: mx.array, config: ModelConfig) -> mx.array:
-        return weight
+    def matrix(weights: Mapping[str, mx.array], config: ModelConfig) -> mx.array:
+        return weights["weight"]
 
     @staticmethod
     def prepared(x: mx.array, config: ModelConfig) -> mx.array:
@@ -103,8 +110,8 @@ class BitLinear(nn.Module):
         return {"weight": Weight((outputs, inputs), init, "matrix", float32=True)}
 
     @staticmethod
-    def matrix(weight: mx.array, config: ModelConfig) -> mx.array:
-        return straight_through(lambda w: dequantize(*quantize(w, config.ternary_group)))(weight)
+    def matrix(weights: Mapping[str, mx.array], config: ModelConfig) -> mx.array:
+        return straight_through(lambda w: dequantize(*quantize(w, config.ternary_group)))(weights["weight"])
 
     @staticmethod
     def prepared(x: mx.array, config: ModelConfig) -> mx.array:
@@ -112,7 +119,7 @@ class BitLinear(nn.Module):
         return _int8(x) if config.ternary_activations == "int8" else x
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.prepared(x, self.config) @ self.matrix(self.weight, self.config).astype(x.dtype).T
+        return self.prepared(x, self.config) @ self.matrix(self, self.config).astype(x.dtype).T
 
     def pack(self) -> nn.Module:
         return TernaryProduct(self.config, *quantize(self.weight, self.config.ternary_group))
@@ -141,8 +148,16 @@ class PackedTernary(nn.Module):
             "scales": Weight(scales, Constant(0.0), "packed", float32=True),
         }
 
+    @staticmethod
+    def matrix(weights: Mapping[str, mx.array], config: ModelConfig) -> mx.array:
+        return dequantize(unpack(weights["codes"]), weights["scales"])
+
+    @staticmethod
+    def prepared(x: mx.array, config: ModelConfig) -> mx.array:
+        return BitLinear.prepared(x, config)
+
     def __call__(self, x: mx.array) -> mx.array:
-        return BitLinear.prepared(x, self.config) @ dequantize(unpack(self.codes), self.scales).astype(x.dtype).T
+        return self.prepared(x, self.config) @ self.matrix(self, self.config).astype(x.dtype).T
 
     def pack(self) -> nn.Module:
         return TernaryProduct(self.config, unpack(self.codes), self.scales)
@@ -178,6 +193,47 @@ class TernaryProduct(nn.Module):
         if "weight" in self:
             return x @ self.weight.T
         return mx.quantized_matmul(x, self.codes, self.scales, self.biases, group_size=self.group_size, bits=2)
+
+
+class LinearStack(nn.Module):
+    """The matrices of several linear layers of the same sizes, such as those of experts.
+
+    Args:
+        config: The settings of [model].
+        count: The number of layers.
+        inputs, outputs: The sizes of each layer.
+    """
+
+    def __init__(self, config: ModelConfig, count: int, inputs: int, outputs: int):
+        super().__init__()
+        self.config, self.kind = config, linear_class(config)
+        for name, weight in self.specs(config, count, inputs, outputs, Constant(0.0)).items():
+            setattr(self, name, mx.zeros(weight.shape, getattr(mx, weight.dtype)))
+
+    @staticmethod
+    def specs(config: ModelConfig, count: int, inputs: int, outputs: int, init: Init) -> Specs:
+        """Returns the specs of a layer with one more axis in front, for the layers."""
+        return {
+            name: dataclasses.replace(w, shape=(count, *w.shape), role="matrices" if w.role == "matrix" else w.role)
+            for name, w in linear_class(config).specs(config, inputs, outputs, init).items()
+        }
+
+    def matrices(self) -> mx.array:
+        """Returns the matrices, (count, outputs, inputs)."""
+        return self.kind.matrix(self, self.config)
+
+    def prepared(self, x: mx.array) -> mx.array:
+        """Returns what is multiplied with the matrices, for an input x (..., inputs)."""
+        return linear_class(self.config).prepared(x, self.config)
+
+    def pack(self) -> "LinearStack":
+        """Returns the same matrices as dense ones. Returns the object itself if they are."""
+        if self.kind is Dense:
+            return self
+        packed = LinearStack.__new__(LinearStack)
+        nn.Module.__init__(packed)
+        packed.config, packed.kind, packed.weight = self.config, Dense, self.matrices()
+        return packed
 
 
 LINEARS: dict[str, type[Linear]] = {"dense": Dense, "ternary": BitLinear, "ternary-packed": PackedTernary}

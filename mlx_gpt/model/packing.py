@@ -38,7 +38,7 @@ def ternary_names(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> lis
     if config.linear == PACKED:
         return sorted(f"{name.removesuffix('codes')}weight" for name in weights if name.endswith(".codes"))
     specs = GPT.specs(config, 1) if config.linear == "ternary" else {}  # the vocabulary has no part in the blocks
-    matrices = [name for name, weight in specs.items() if weight.float32 and weight.role == "matrix"]
+    matrices = [name for name, weight in specs.items() if weight.float32 and weight.role in ("matrix", "matrices")]
     return sorted(name for name in matrices if name in weights)
 
 

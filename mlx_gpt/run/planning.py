@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 
 from mlx_gpt.device.mlx import peak_memory
-from mlx_gpt.model.cost import flops_per_token, num_params, packed_sizes
+from mlx_gpt.model.cost import decoding_bytes, flops_per_token, num_params, packed_sizes
 from mlx_gpt.run.build import Start, make_trainer
 from mlx_gpt.run.request import Note
 
@@ -27,6 +27,7 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
             parameters: Trained values of the network.
             state_bytes: Size of the weights and the optimizer's state.
             peak_bytes: Measured peak memory of this process's MLX arrays.
+            decoding_bytes_per_token, decoding_bytes_per_sequence: Size of the state in decoding, see decoding_bytes().
             train_tokens, val_tokens: Tokens of the two splits.
             iters: Steps that remain.
             tokens_per_step, flops_per_step: Tokens and floating-point operations of one step.
@@ -52,6 +53,7 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
         "parameters": num_params(model, header.vocab_size),
         "state_bytes": trainer.state_bytes,
         "peak_bytes": peak_memory(),
+        **decoding_bytes(model),
         "train_tokens": trainer.train_tokens,
         "val_tokens": trainer.val_tokens,
         "iters": iters,

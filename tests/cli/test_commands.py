@@ -156,6 +156,7 @@ def test_eval_and_inspect_tell_what_the_run_told(home):
     assert found["loss"] == pytest.approx(facts["best_loss"], abs=tolerance("float32 loss"))
     assert facts["n_embd"] == 32 and facts["iteration"] == facts["step"] == 12
     assert facts["tensors"]["wpe.weight"] == [64, 32]
+    assert (facts["decoding_bytes_per_token"], facts["decoding_bytes_per_sequence"]) == (2 * 2 * 32 * 4, 0)
     other = json.loads(mlxgpt("eval", best, "--corpus", home / "text.txt", "--split", "all", "--json", cwd=home).stdout)
     assert other["tokens"] == 41 * 60 - 1 and other["loss"] != found["loss"]
 
@@ -169,6 +170,7 @@ def test_reports_come_in_words_too(command, words, tmp_path):
 def test_plan_and_bench_measure_and_leave_nothing(tmp_path):
     plan = json.loads(mlxgpt("train", "--corpus", "pydocs", *SMALL, "--plan", "--json", cwd=tmp_path).stdout)
     assert plan["tokens"] == 12 * 4 * 64 and plan["parameters"] > 20_000 and plan["eta_seconds"] > 0
+    assert (plan["decoding_bytes_per_token"], plan["decoding_bytes_per_sequence"]) == (2 * 2 * 32 * 4, 0)
     assert not list(tmp_path.iterdir())
 
 

@@ -29,6 +29,8 @@ PARAMETERS = {
     "llama-125m": 100_740_096,
     "ternary-m": 4_739_072,
     "ternary-125m": 100_740_096,
+    "hybrid-m": 4_839_124,
+    "mla-m": 4_777_472,
 }
 
 

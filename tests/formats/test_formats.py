@@ -1,10 +1,11 @@
 """The table of formats: each holds a network and gives it back, or says beforehand why it can't."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
-from networks import LLAMA, NETWORKS
+from networks import LLAMA, NETWORKS, blocks, names, network, shaped
 
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.cli import convert
@@ -12,16 +13,19 @@ from mlx_gpt.config.schema import Config, ModelConfig
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.formats import FORMATS, format_of, llama
 from mlx_gpt.model.gpt import shapes_of
+from mlx_gpt.model.packing import PACKED
 
 CHARACTERS = "\nabcdefgh"
 
 
 def checkpoint(settings, tokenizer=True) -> Checkpoint:
-    model = ModelConfig(n_embd=16, n_head=2, n_layer=2, block_size=8, **settings)
+    model = shaped(settings)
     vocab_size, draw = len(CHARACTERS) + 2, np.random.default_rng(0)
     weights, m, v = (
         {k: draw.normal(size=s).astype(np.float32) for k, s in shapes_of(model, vocab_size).items()} for _ in "wmv"
     )
+    if model.linear == PACKED:  # which is not trained
+        weights, m, v = {k: np.array(w) for k, w in network(settings).weights().items()}, {}, {}
     header = Header(
         config=Config(model=model),
         vocab_size=vocab_size,
@@ -36,14 +40,15 @@ def checkpoint(settings, tokenizer=True) -> Checkpoint:
     return Checkpoint(header=header, weights=weights, optimizer=moments)
 
 
-@pytest.mark.parametrize("settings", [*NETWORKS, {"ffn_dim": 24}], ids=lambda s: "+".join(s) or "randyGPT's")
+@pytest.mark.parametrize("settings", [*NETWORKS, {"ffn_dim": 40}, *blocks()], ids=names)
 @pytest.mark.parametrize("format", FORMATS.values(), ids=lambda f: f.name)
-def test_what_is_refused_raises_and_what_is_not_comes_back(tmp_path, format, settings):
+def test_what_is_refused_raises_and_what_is_not_comes_back(tmp_path, toys, format, settings):
     before, path = checkpoint(settings), tmp_path / "model"
     if reason := format.refuses(before.header.config):
         with pytest.raises(UserError) as caught:
             format.write(before, path)
         assert str(caught.value) == reason and not path.exists()
+        assert re.search(r"\bmodel\.\w+=", reason), "it names a setting"
         return
     format.write(before, path)
     # Folders of Llama's network contain no code that tells mlx-lm's from those of transformers.
@@ -51,7 +56,9 @@ def test_what_is_refused_raises_and_what_is_not_comes_back(tmp_path, format, set
     assert path.is_dir() == format.is_folder and format_of(path) is (FORMATS["huggingface"] if is_llama else format)
     after = format.read(path, before.header.config.model.architecture())
     assert after.weights.keys() == before.weights.keys()
-    assert all(np.array_equal(w, before.weights[k]) and w.dtype == np.float32 for k, w in after.weights.items())
+    assert all(
+        np.array_equal(w, before.weights[k]) and w.dtype == before.weights[k].dtype for k, w in after.weights.items()
+    )
     ours, theirs = before.header, after.header
     model = ours.config.model
     # Other programs' formats have the base of the rotary frequencies that is in use, and no factor.

@@ -1,8 +1,8 @@
-"""Sampling and decoding: the nucleus, the cache, the sliding window, stop strings."""
+"""Sampling and decoding: the nucleus, traces, stop strings."""
 
 import numpy as np
 import pytest
-from networks import likeliest
+from networks import plain_greedy
 
 import mlx_gpt
 from mlx_gpt.api import Run
@@ -26,36 +26,12 @@ def take(iterator, count):
     return [next(iterator) for _ in range(count)]
 
 
-def plain_greedy(model, prompt, count):
-    """Recomputes everything for each token, positions from 0 over the last block_size tokens."""
-    tokens = list(prompt)
-    for _ in range(count):
-        window = tokens[-model.config.block_size :]
-        tokens.append(mx.argmax(model(mx.array([window]))[0, -1]).item())
-    return tokens[len(prompt) :]
-
-
-@pytest.mark.parametrize("length", [1, 5, 11, 12, 13, 40])
-def test_cached_decoding_is_the_plain_one_past_the_window_too(run, length):
-    prompt = np.random.default_rng(length).integers(2, 11, length).tolist()
-    assert take(decode(run.model, prompt, GREEDY), 30) == plain_greedy(run.model, prompt, 30)
-
-
 def test_decoding_is_traced_once_a_graph(run, monkeypatch):
     """The prompt, the step, and the full window that slides: three traces, however many tokens."""
     calls, forward = [], GPT.forward
     monkeypatch.setattr(GPT, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
     take(decode(run.model, [3, 4], GREEDY), 40)
     assert len(calls) <= 3
-
-
-@pytest.mark.parametrize("rows", [2, 5])
-def test_sequences_side_by_side_are_each_as_alone(run, rows):
-    prompts = np.random.default_rng(0).integers(2, 11, (rows, 5))
-    together = likeliest(run.model, prompts, 8)
-    for row, prompt in zip(together, prompts, strict=True):
-        np.testing.assert_array_equal(row, likeliest(run.model, prompt[None], 8)[0])
-        np.testing.assert_array_equal(row, plain_greedy(run.model, prompt.tolist(), 8))
 
 
 def probabilities(how, logits, draws=4000):

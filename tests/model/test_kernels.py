@@ -111,6 +111,19 @@ def test_what_a_device_chooses_is_the_definition(device, width, monkeypatch):
     assert chosen != "padded" or width < max(kernels.FUSED_HEAD_DIMS)
 
 
+@pytest.mark.parametrize("width, value_width, expected", [(64, 64, "fused"), (64, 48, "padded"), (48, 64, "padded")])
+def test_values_of_another_width_are_padded_for_a_fused_kernel(width, value_width, expected, monkeypatch):
+    monkeypatch.setattr(kernels, "kind", lambda: "metal")
+    called = []
+    for name, kernel in KERNELS.items():
+        monkeypatch.setitem(KERNELS, name, lambda *a, n=name, k=kernel, **o: called.append(n) or k(*a, **o))
+    q, k, dout = draw((1, 2, 9, width)), draw((1, 2, 9, width), 1), draw((1, 2, 9, value_width), 3)
+    arrays = q, k, draw((1, 2, 9, value_width), 2)
+    for a, b in zip(run(make_attend(), arrays, dout, 0.2), definition(*arrays, dout, 0.2), strict=True):
+        np.testing.assert_allclose(a, b, atol=tolerance("float32 product"))
+    assert called == [expected]
+
+
 def test_a_token_sees_nothing_behind_it():
     shape = (1, 1, 24, 8)
     q, k, v = (mx.array(draw(shape, s).astype(np.float32)) for s in range(3))

@@ -2,18 +2,15 @@
 
 import numpy as np
 import pytest
-from devices import tolerance
-from networks import HYBRID, LATENT, SHAPE, network
+from networks import HYBRID, LATENT, SHAPE
 from references import numpy_delta_rule
 
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
-from mlx_gpt.model.cost import state_bytes
+from mlx_gpt.model.cost import decoding_bytes, state_bytes
 from mlx_gpt.model.mixers.delta_rule import delta_rule, inverse_unit_lower
-from mlx_gpt.model.state import leaves
 
-MIXERS = [{"mixers": ["mla"]}, LATENT, {"mixers": ["gated_delta"]}, HYBRID]
 BOUND = 1e-4
 
 
@@ -108,41 +105,26 @@ def test_gradients_of_the_chunks_are_those_of_single_steps(T):
         np.testing.assert_allclose(found, expected, atol=BOUND * max(1, mx.abs(expected).max().item()))
 
 
-@pytest.mark.parametrize("settings", MIXERS, ids=str)
-def test_padding_after_a_prompt_leaves_the_state_and_what_follows_unchanged(settings):
-    model, tokens = network(settings), mx.array(np.random.default_rng(0).integers(0, 11, (2, 9)))
-    padded = mx.array([[3, 4, 5, 0, 0, 0], [6, 7, 8, 9, 1, 0]])
-    state = model.new_state(2)
-    model.forward(padded, state=state, valid=mx.array([3, 5]))
-    after = model.forward(tokens[:, :1], state=state)[0]
-    for row, count in ((0, 3), (1, 5)):
-        alone = model.new_state(1)
-        model.forward(padded[row : row + 1, :count], state=alone)
-        expected = model.forward(tokens[row : row + 1, :1], state=alone)[0]
-        np.testing.assert_allclose(after[row : row + 1], expected, atol=2 * tolerance("float32 network"))
-
-
-def test_the_state_of_latent_attention_is_the_latent_and_one_key():
-    """And that of the recurrent mixer does not grow with the text."""
-    config = ModelConfig(**SHAPE, **LATENT)
-    R, _, P, _ = config.mla
-    assert state_bytes(config, 3) == 4 * 3 * config.n_layer * config.block_size * (R + P)
-    plain = ModelConfig(**SHAPE)
-    assert state_bytes(config, 3) < state_bytes(plain, 3)
-    for settings in ({"mixers": ["gated_delta"]},):
-        sizes = {state_bytes(ModelConfig(**(SHAPE | {"block_size": n}), **settings), 1) for n in (16, 64, 1024)}
-        assert len(sizes) == 1
-
-
-@pytest.mark.parametrize("settings", MIXERS, ids=str)
-def test_half_precision_trains_and_keeps_small_weights_float32(settings):
-    model = network(settings)
-    logits, _ = model.apply(model.cast(model.weights(), "bfloat16"), mx.array([[1, 2, 3, 4]]))
-    exact = model(mx.array([[1, 2, 3, 4]]))
-    assert logits.dtype == mx.bfloat16
-    assert mx.abs(logits - exact).max() < 0.1 * mx.abs(exact).max()
-    state = model.new_state(1, dtype=mx.bfloat16)
-    assert all(a.dtype in (mx.bfloat16, mx.float32) for layer in state.layers for a in leaves(layer.arrays))
+@pytest.mark.parametrize(
+    "settings, per_token, per_sequence",
+    [
+        ({}, 2 * 2 * 24, 0),  # keys and values of two layers
+        ({"n_kv_head": 1}, 2 * 2 * 6, 0),
+        (LATENT, 2 * (6 + 4), 0),  # the latent and one key of two layers
+        (HYBRID, 2 * 24, 4 * 6 * 6 + 3 * 3 * 24),  # one layer of each: the memories, and inputs of the convolution
+        ({"mixers": ["gated_delta"]}, 0, 2 * (4 * 6 * 6 + 3 * 3 * 24)),
+    ],
+    ids=str,
+)
+def test_the_state_grows_with_the_tokens_or_not(settings, per_token, per_sequence):
+    for length in (1, 16, 1024):
+        config = ModelConfig(**SHAPE | settings | {"block_size": length})
+        found = decoding_bytes(config)
+        assert found == {
+            "decoding_bytes_per_token": 4 * per_token,
+            "decoding_bytes_per_sequence": 4 * per_sequence,
+        }
+        assert state_bytes(config, 3) == 3 * 4 * (per_token * length + per_sequence)
 
 
 def test_settings_of_the_mixers_are_checked():
@@ -152,3 +134,5 @@ def test_settings_of_the_mixers_are_checked():
     ]
     with pytest.raises(UserError, match="qk_rope_head_dim=5 is odd, .* choose 6"):
         ModelConfig(qk_rope_head_dim=5)
+    with pytest.raises(UserError, match="rope_scale needs more than 2 rotary .* larger model.qk_rope_head_dim"):
+        ModelConfig(mixers=("mla",), qk_rope_head_dim=2, rope_scale=2.0)

@@ -22,11 +22,19 @@ def mixture(E=8, k=2, seed=0, **settings):
     """A mixture with random weights, and its weights in NumPy."""
     config = ModelConfig(**SHAPE, ffn="moe", n_expert=E, n_expert_per_token=k, **settings)
     made, draw = MixtureOfExperts(config), np.random.default_rng(seed)
-    specs = {name: w for name, w in MixtureOfExperts.specs(config).items() if "." not in name}
-    weights = {name: (draw.normal(size=w.shape) * 0.3).astype(np.float32) for name, w in specs.items()}
-    for name, w in weights.items():
-        setattr(made, name, mx.array(w))
+    specs = {name: w for name, w in MixtureOfExperts.specs(config).items() if "shared" not in name}
+    weights = {
+        name.removesuffix(".weight"): (draw.normal(size=w.shape) * 0.3).astype(np.float32) for name, w in specs.items()
+    }
+    put(made, weights)
     return made, weights
+
+
+def put(made, weights):
+    """Sets the router and the experts' matrices."""
+    for name, w in weights.items():
+        owner, own = (made, name) if name == "router" else (made[name], "weight")
+        setattr(owner, own, mx.array(w))
 
 
 def inputs(*shape, seed=1):
@@ -64,8 +72,7 @@ def test_gradients_are_those_of_all_experts_with_the_others_weighted_zero(shape)
     )
 
     def ours(x, weights):
-        for name, a in weights.items():
-            setattr(made, name, a)
+        put(made, weights)
         return (made(x)[0] * dy).sum()
 
     def plainly(x, weights):
@@ -92,7 +99,7 @@ def test_equal_experts_are_one_dense_network():
     made, w = mixture()
     config = made.config
     for name in ("fc1", "fc_gate", "fc2"):
-        setattr(made, name, mx.broadcast_to(mx.array(w[name][0]), w[name].shape))
+        put(made, {name: mx.broadcast_to(mx.array(w[name][0]), w[name].shape)})
     dense, x = SwiGLU(config), mx.array(inputs(2, 40, 24))
     dense.fc1.weight, dense.fc_gate.weight, dense.fc2.weight = (mx.array(w[n][0]) for n in ("fc1", "fc_gate", "fc2"))
     np.testing.assert_allclose(made(x)[0], dense(x)[0], atol=tolerance("float32 network"))
@@ -168,5 +175,5 @@ def test_settings_are_checked():
     with pytest.raises(UserError, match="n_expert_per_token=9 is above model.n_expert=8"):
         ModelConfig(ffn="moe", n_expert_per_token=9)
     roles = {name: w.role for name, w in GPT.specs(ModelConfig(**SHAPE, ffn="moe"), 11).items() if ".mlp." in name}
-    assert {roles[f"layers.0.mlp.{name}"] for name in ("fc1", "fc_gate", "fc2")} == {"matrices"}
+    assert {roles[f"layers.0.mlp.{name}.weight"] for name in ("fc1", "fc_gate", "fc2")} == {"matrices"}
     assert roles["layers.0.mlp.router"] == "scalar"

@@ -20,6 +20,7 @@ from serving import CONTEXT, Served, complete, connect, raw, serving
 from mlx_gpt.checkpoint import store
 from mlx_gpt.generation.job import Piece
 from mlx_gpt.generation.slots import Slots
+from mlx_gpt.model.cost import decoding_bytes
 from mlx_gpt.serve.app import arriving
 from mlx_gpt.serve.prometheus import Metrics
 from mlx_gpt.serve.schema import TURN
@@ -214,6 +215,8 @@ def test_the_card_and_the_key_of_the_command(checkpoint):
         assert httpx.get(url + "/v1/models").status_code == 401
         assert card["meta"]["n_ctx"] == CONTEXT and card["meta"]["chat_template"] == TURN
         assert card["meta"]["n_params"] > 1000
+        facts = decoding_bytes(store.load(checkpoint).header.config.model)
+        assert card["meta"]["decoding_bytes_per_token"] > 0 and card["meta"].items() >= facts.items()
 
 
 def test_text_that_comes_together_with_an_error_is_sent_before_it(run):

@@ -8,7 +8,7 @@ from mlx_gpt.device.mlx import mx, nn
 from mlx_gpt.model.ffn.dense import SwiGLU
 from mlx_gpt.model.ffn.protocol import Aux
 from mlx_gpt.model.ffn.routing import arrange, block_product, block_size, collect, spread
-from mlx_gpt.model.linear import linear_class
+from mlx_gpt.model.linear import LinearStack
 from mlx_gpt.model.specs import Normal, Specs, Weight, prefixed
 
 
@@ -29,15 +29,22 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        for name, weight in _stacks(config).items():
-            setattr(self, name, mx.zeros(weight.shape))
+        self.router = mx.zeros((config.n_expert, config.n_embd))
+        for name, (outputs, inputs) in _shapes(config).items():
+            setattr(self, name, LinearStack(config, config.n_expert, inputs, outputs))
         if config.n_shared_expert:
             self.shared = SwiGLU(config, config.n_shared_expert * config.ffn_width)
 
     @staticmethod
     def specs(config: ModelConfig) -> Specs:
-        shared = SwiGLU.specs(config, config.n_shared_expert * config.ffn_width) if config.n_shared_expert else {}
-        return _stacks(config) | prefixed("shared", shared)
+        E, C = config.n_expert, config.n_embd
+        found = {"router": Weight((E, C), Normal(0.02), "scalar", float32=True)}
+        for name, (outputs, inputs) in _shapes(config).items():
+            std = 0.02 / (2 * config.n_layer) ** 0.5 if name == "fc2" else 0.02
+            found |= prefixed(name, LinearStack.specs(config, E, inputs, outputs, Normal(std)))
+        if config.n_shared_expert:
+            found |= prefixed("shared", SwiGLU.specs(config, config.n_shared_expert * config.ffn_width))
+        return found
 
     def __call__(self, x: mx.array) -> tuple[mx.array, Aux]:
         B, T, C = x.shape
@@ -47,11 +54,10 @@ class MixtureOfExperts(nn.Module):
         shares = mx.softmax(mx.take_along_axis(logits, experts, axis=-1), axis=-1)
         tokens, assigned = x.reshape(-1, C), mx.stop_gradient(experts).reshape(-1)
         blocks = arrange(assigned, E, block_size(len(assigned), E))
-        linear, rows = linear_class(self.config), spread(tokens, blocks.rows, blocks.sources)
+        rows = spread(tokens, blocks.rows, blocks.sources)
 
-        def product(inputs: mx.array, w: mx.array) -> mx.array:
-            w = linear.matrix(w, self.config).astype(x.dtype)
-            return block_product(linear.prepared(inputs, self.config), w, blocks.experts)
+        def product(inputs: mx.array, stack: LinearStack) -> mx.array:
+            return block_product(stack.prepared(inputs), stack.matrices().astype(x.dtype), blocks.experts)
 
         hidden = nn.silu(product(rows, self.fc_gate)) * product(rows, self.fc1)
         found = collect(product(hidden, self.fc2), blocks.rows, blocks.sources).reshape(B, T, k, C)
@@ -83,13 +89,7 @@ def _statistics(logits: mx.array, experts: mx.array, num_experts: int) -> Aux:
     }
 
 
-def _stacks(config: ModelConfig) -> Specs:
-    """The specs of the router and of the experts' matrices."""
-    E, C, F = config.n_expert, config.n_embd, config.ffn_width
-    exact = linear_class(config).specs(config, C, F, Normal(0.02))["weight"].float32
-    return {
-        "router": Weight((E, C), Normal(0.02), "scalar", float32=True),
-        "fc1": Weight((E, F, C), Normal(0.02), "matrices", float32=exact),
-        "fc_gate": Weight((E, F, C), Normal(0.02), "matrices", float32=exact),
-        "fc2": Weight((E, C, F), Normal(0.02 / (2 * config.n_layer) ** 0.5), "matrices", float32=exact),
-    }
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """The outputs and inputs of an expert's matrices."""
+    C, F = config.n_embd, config.ffn_width
+    return {"fc1": (F, C), "fc_gate": (F, C), "fc2": (C, F)}

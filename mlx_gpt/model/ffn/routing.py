@@ -6,7 +6,7 @@ rows; C inputs and F outputs of a matrix.
 
 from typing import NamedTuple
 
-from mlx_gpt.device.mlx import mx
+from mlx_gpt.device.mlx import mx, on_gpu
 
 
 class Blocks(NamedTuple):
@@ -83,23 +83,31 @@ def _(primals, cotangent, _output):
     return mx.where((sources < len(rows))[:, None], found, 0), mx.zeros_like(rows), mx.zeros_like(sources)
 
 
-@mx.custom_function
 def block_product(x: mx.array, w: mx.array, experts: mx.array) -> mx.array:
     """Multiplies blocks of rows with the transposed matrices of their experts.
 
     Args:
         x: (M, C).
-        w: (E, F, C).
+        w: (E, F, C), of the same type.
         experts: The expert of each block, in ascending order.
 
     Returns:
         (M, F).
     """
+    if on_gpu() or x.dtype == mx.float32:
+        return _product(x, w, experts)
+    # MLX's CPU backend has these products for float32 only.
+    return _product(x.astype(mx.float32), w.astype(mx.float32), experts).astype(x.dtype)
+
+
+@mx.custom_function
+def _product(x: mx.array, w: mx.array, experts: mx.array) -> mx.array:
+    """See block_product()."""
     blocks = x.reshape(len(experts), -1, x.shape[1])
     return mx.gather_mm(blocks, w.swapaxes(-1, -2), rhs_indices=experts).reshape(len(x), -1)
 
 
-@block_product.vjp
+@_product.vjp
 def _(primals, cotangent, _output):
     """The gradients need no atomic additions: the rows of an expert are one segment."""
     x, w, experts = primals

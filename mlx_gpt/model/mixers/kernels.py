@@ -66,6 +66,8 @@ def make_attend(name: str = "auto", query_blocks: int = 4) -> Attend:
 
     def attend(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
         kernel = kernel_of(name, q.shape[-1], q.shape[-2], q.dtype)
+        if name == "auto" and kernel == "fused" and q.shape[-1] != v.shape[-1]:
+            kernel = "padded"  # MLX 0.32 sources: fused kernels need values as wide as the queries
         return KERNELS[kernel](q, k, v, scale, query_blocks=query_blocks)
 
     return attend

@@ -69,9 +69,10 @@ class LatentAttention(nn.Module):
         H, (R, N, P, E) = self.config.n_head, self.widths
         q = self.wq_b(self.q_norm(self.wq_a(x))) if "wq_a" in self else self.wq(x)
         q = q.reshape(B, T, H, N + P).swapaxes(1, 2)
-        q_rope = rotate(q[..., N:], positions, self.config.rope_base)
+        base = self.config.rope_base_of(P)
+        q_rope = rotate(q[..., N:], positions, base)
         latent, key = mx.split(self.wkv_a(x)[:, None], [R], axis=-1)  # (B, 1, T, R) and (B, 1, T, P)
-        latent, key = self.kv_norm(latent), rotate(key, positions, self.config.rope_base)
+        latent, key = self.kv_norm(latent), rotate(key, positions, base)
         if state:
             (cache,) = state.extend(mx.concatenate([latent, key], axis=-1), positions=positions)
         scale = (N + P) ** -0.5

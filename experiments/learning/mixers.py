@@ -1,0 +1,30 @@
+"""Compares mixers at equal tokens: attention, grouped queries, latent attention, gated DeltaNet, and a hybrid.
+
+Each run trains model-s with rotary positions on one million tokens. Everything else stays the same, so the numbers of
+parameters differ: 0.80M with attention, 0.74M with grouped queries, 0.76M with latent attention, 0.88M with gated
+DeltaNet and 0.86M with the hybrid.
+"""
+
+from table import measure
+
+
+def mixed(*settings: str) -> list[str]:
+    """Returns the arguments of `mlxgpt train` for model-s with rotary positions and these settings of the network."""
+    return ["--preset", "model-s", *(part for s in ("positions=rotary", *settings) for part in ("--set", f"model.{s}"))]
+
+
+measure(
+    "mixers",
+    {
+        "attention": mixed(),
+        "attention, n_kv_head=2": mixed("n_kv_head=2"),
+        "mla": mixed('mixers=["mla"]'),
+        "gated_delta": mixed('mixers=["gated_delta"]'),
+        "hybrid 3:1": mixed('mixers=["gated_delta", "gated_delta", "gated_delta", "attention"]'),
+    },
+    seeds=[1, 2, 3],
+    common=[
+        *("--corpus", "shakespeare", "--batch", "8", "--iters", "488"),
+        *("--eval-every", "100000", "--set", "train.save_minutes=0"),
+    ],
+)
