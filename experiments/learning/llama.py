@@ -1,12 +1,16 @@
 """Compares networks of Llama's shape with randyGPT's network with rotary positions, at equal tokens.
 
-The rows of model-s add the options of Llama's network one after the other. Each run trains on one million tokens.
+The rows of model-s add the options of Llama's network one after the other, and train on one million tokens. The larger
+networks train on half a million tokens.
 """
 
 from table import measure
 
-COMMON = ["--corpus", "shakespeare", "--batch", "8", "--iters", "488", "--eval-every", "100000"]
-COMMON += ["--set", "train.save_minutes=0"]
+
+def common(iters: int) -> list[str]:
+    """Returns the arguments of `mlxgpt train` that all runs of a table share."""
+    length = ["--batch", "8", "--iters", str(iters), "--eval-every", "100000"]
+    return ["--corpus", "shakespeare", *length, "--set", "train.save_minutes=0"]
 
 
 def added(*settings: str) -> list[str]:
@@ -17,7 +21,10 @@ def added(*settings: str) -> list[str]:
 NORMS = ("norm_weights=true", "final_norm=true")
 SWIGLU = (*NORMS, "ffn=swiglu")
 TIED = (*SWIGLU, "tied_head=true")
-NETWORKS = {"model-l-modern": ["--preset", "model-l-modern"], "llama-m": ["--preset", "llama-m"]}
+PRESETS = {name: ["--preset", name] for name in ("model-l-modern", "llama-m")}
+BYTE_PAIRS = {f"{name}, byte pairs": [*arguments, "--bpe", "2000"] for name, arguments in PRESETS.items()}
+
+measure("llama_presets", PRESETS | BYTE_PAIRS, seeds=[1, 2, 3], common=common(244))
 measure(
     "llama",
     {
@@ -27,9 +34,7 @@ measure(
         "+ tied head": added(*TIED),
         "+ n_kv_head=2": added(*TIED, "n_kv_head=2"),
         "+ n_kv_head=1": added(*TIED, "n_kv_head=1"),
-        **NETWORKS,
-        **{f"{name}, byte pairs": [*arguments, "--bpe", "2000"] for name, arguments in NETWORKS.items()},
     },
     seeds=[1, 2, 3],
-    common=COMMON,
+    common=common(488),
 )
