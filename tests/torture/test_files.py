@@ -1,5 +1,6 @@
 """Files with random changes: they are read, or refused in one line of our own, within a bound of memory."""
 
+import dataclasses
 import gzip
 import json
 import random
@@ -16,12 +17,14 @@ import pytest
 import safetensors.numpy
 from checkpoints import MODEL, checkpoint
 from mutations import Mutate, mutated, mutated_json, mutated_lines, mutated_value
+from networks import LLAMA
 from reporting import evaluation, step
 
 import mlx_gpt
 from mlx_gpt.checkpoint import store
+from mlx_gpt.checkpoint.store import Checkpoint
 from mlx_gpt.config.presets import preset_network, resolve
-from mlx_gpt.config.schema import DataConfig
+from mlx_gpt.config.schema import Config, DataConfig, ModelConfig
 from mlx_gpt.data import corpus as corpus_module
 from mlx_gpt.data import encoding, tokenfile
 from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer, tokenizer_json
@@ -31,6 +34,7 @@ from mlx_gpt.data.vocabularies import open_vocab
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.formats import FORMATS, rgpt
 from mlx_gpt.formats.huggingface.folder import require_whole
+from mlx_gpt.model.gpt import shapes_of
 from mlx_gpt.run import tuned
 from mlx_gpt.run.loading import read_checkpoint
 from mlx_gpt.watch.compare import differences, read_record, table, thresholds
@@ -162,6 +166,15 @@ def of_export(folder, name, mutate):
     return Target(folder / "out" / name, use, mutate)
 
 
+def of_llama(folder, format, name="", mutate=mutated):
+    """A file of Llama's network: the file `name` of a folder, or a file of a format that is no folder."""
+    model, good = ModelConfig(**MODEL.shape(), **LLAMA), checkpoint(tokenizer=CharTokenizer("abc").to_dict())
+    header = dataclasses.replace(good.header, config=Config(model=model))
+    weights = {k: np.ones(shape, np.float32) for k, shape in shapes_of(model, header.vocab_size).items()}
+    FORMATS[format].write(Checkpoint(header=header, weights=weights, optimizer={}), folder / "out")
+    return Target(folder / "out" / name, lambda: mlx_gpt.load(folder / "out"), mutate)
+
+
 def of_text(folder, name):
     lines = b"".join(json.dumps({"text": f"line {i} \u00e9"}).encode() + b"\n" for i in range(200))
     data = lines if "jsonl" in name else (TEXT + "<|eos|>\u00e9").encode()
@@ -192,6 +205,9 @@ TARGETS = {
     "config.json": lambda folder: of_export(folder, "config.json", mutated_json),
     "exported tokenizer.json": lambda folder: of_export(folder, "tokenizer.json", mutated_json),
     "exported weights": lambda folder: of_export(folder, "model.safetensors", mutated),
+    "Llama's config.json": lambda folder: of_llama(folder, "huggingface", "config.json", mutated_json),
+    "Llama's weights": lambda folder: of_llama(folder, "huggingface", "model.safetensors"),
+    "gguf": lambda folder: of_llama(folder, "gguf"),
     **{
         name: lambda folder, name=name: of_text(folder, name) for name in ("a.txt", "a.txt.gz", "a.jsonl", "a.jsonl.gz")
     },
