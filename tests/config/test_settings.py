@@ -4,11 +4,12 @@ import dataclasses
 import tomllib
 
 import pytest
+from constants import ROOT
 
 from mlx_gpt.config.presets import names_of, parse_set, preset_of, resolve
 from mlx_gpt.config.schema import Config, ModelConfig
 from mlx_gpt.errors import BadFile, UserError
-from mlx_gpt.model.cost import num_params, packed_sizes, step_bytes
+from mlx_gpt.model.cost import num_active_params, num_params, packed_sizes, step_bytes
 
 # At the 67 ids of tiny Shakespeare. The published table, and the presets of other networks.
 PARAMETERS = {
@@ -29,6 +30,12 @@ PARAMETERS = {
     "llama-125m": 100_740_096,
     "ternary-m": 4_739_072,
     "ternary-125m": 100_740_096,
+    "experts-m": 14_300_672,
+    "mhc-m": 4_753_280,
+    "nano-d20": 5_132_348,
+    "nano-125m": 88_544_376,
+    "nano-275m": 241_283_272,
+    "nano-1b": 1_012_097_224,
     "hybrid-m": 4_839_124,
     "mla-m": 4_777_472,
 }
@@ -39,6 +46,15 @@ def test_presets_have_the_published_parameter_counts(preset):
     model = resolve(preset).model
     assert num_params(model, 67) == PARAMETERS[preset]
     assert preset_of(model) == preset
+
+
+def test_the_presets_of_nanochat_have_its_parameters():
+    """The published count of nano-125m is without the units of the mixed streams, which have 5 numbers each here."""
+    model = resolve("nano-125m").model
+    assert num_params(dataclasses.replace(model, residual="add"), 50257) == 127_090_176
+    assert num_params(model, 50257) == 127_090_176 + 24 * 5
+    assert num_params(dataclasses.replace(resolve("nano-d20").model, residual="add"), 50257) == 17_980_928
+    assert num_active_params(resolve("experts-m").model, 67) == 4_789_760
 
 
 def test_no_preset_is_left_out():
@@ -88,7 +104,11 @@ def test_the_memory_of_a_step_is_foreseen_within_a_quarter(preset, by_blocks, re
 @pytest.mark.parametrize("recipe", ["randygpt", "randygpt-0.9.5"])
 def test_of_a_preset_a_seeds_recipe_leaves_the_network_alone(preset, recipe):
     own, plain = resolve(preset, recipe), resolve(None, recipe)
-    assert own.train == plain.train and own.optimizer == plain.optimizer and own.model.dropout == 0.1
+    settings = tomllib.loads((ROOT / f"presets/recipes/{recipe}.toml").read_text())
+    for table in ("train", "optimizer"):
+        for key in settings[table]:
+            assert own.get(f"{table}.{key}") == plain.get(f"{table}.{key}"), key
+    assert own.model.dropout == 0.1
 
 
 def test_the_randygpt_recipe_is_the_seeds():
