@@ -184,15 +184,23 @@ class ByteBPETokenizer(Tokenizer):
         text: the text of a tokenizer.json: a byte-level BPE without a normalizer.
         specials: the names of BOS and EOS. By default, EOS is <|eos|>, <|endoftext|> or </s>. BOS is <|bos|> or <s>,
             or the EOS token if the text has neither.
+        vocab_size: the number of ids, if that is more than the text has. The ids after its last one stand for no text.
+        chat_template: the Jinja template of a model for chats, for folders that are written.
 
     Raises:
-        BadFile: if the text is not such a file.
+        BadFile: if the text is not such a file, or has more than `vocab_size` ids.
     """
 
     kind = "byte-bpe"
 
-    def __init__(self, text: str, specials: Sequence[str] | None = None):
-        self._json, self._specials = text, specials
+    def __init__(
+        self,
+        text: str,
+        specials: Sequence[str] | None = None,
+        vocab_size: int = 0,
+        chat_template: str | None = None,
+    ):
+        self._json, self.chat_template = text, chat_template
         facts = parse_json(text, "tokenizer.json")
         kinds = {part.get("type") for part in steps_of(facts.get("pre_tokenizer"))}
         model = facts["model"]
@@ -221,12 +229,22 @@ class ByteBPETokenizer(Tokenizer):
         ends = [name for name in ("<|eos|>", "<|endoftext|>", "</s>") if name in ids]
         if not (specials or ends):
             raise BadFile("tokenizer.json: has no end-of-text token; add <|eos|>, <|endoftext|> or </s>")
-        pieces = [b""] * (max(ids.values()) + 1)
+        own = max(ids.values()) + 1
+        if vocab_size and own > vocab_size:
+            raise BadFile(f"tokenizer.json: has {own} ids, but the model has {vocab_size}")
+        pieces = [b""] * max(own, vocab_size)
         for string, i in ids.items():
             pieces[i] = b"" if string in hidden else bytes(BYTES[c] for c in string)
         super().__init__(pieces)
         begins = [name for name in ("<|bos|>", "<s>") if name in ids]
-        self.special_names = tuple(specials or ([*begins, ends[0]][0], ends[0]))
+        usual = ([*begins, ends[0]][0], ends[0]) if ends else None
+        self.special_names = tuple(specials or usual)
+        # What to_dict() must hold besides the text.
+        self._further = {
+            "specials": list(self.special_names) if self.special_names != usual else None,
+            "vocab_size": vocab_size if vocab_size > own else None,
+            "chat_template": chat_template,
+        }
         self.bos_id, self.eos_id = (ids[name] for name in self.special_names)
         engine.encode_special_tokens = True  # the characters <|eos|> in a text are encoded as text, not as EOS
         self._engine = engine
@@ -267,8 +285,7 @@ class ByteBPETokenizer(Tokenizer):
         return _encode(self._engine, _chunks(text, WORD_END), self.dtype)
 
     def to_dict(self) -> dict:
-        named = {"specials": list(self._specials)} if self._specials else {}
-        return {"kind": self.kind, "json": self._json} | named
+        return {"kind": self.kind, "json": self._json} | {k: v for k, v in self._further.items() if v}
 
     def to_json(self) -> str:
         return self._json

@@ -1,6 +1,7 @@
 """Reads vocabulary files, and restores the tokenizers of checkpoints."""
 
 from pathlib import Path
+from typing import Any
 
 from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer, steps_of
 from mlx_gpt.data.tokenizer import SPECIALS, CharTokenizer, Tokenizer
@@ -17,7 +18,8 @@ def tokenizer_from_dict(data: dict) -> Tokenizer:
             case BPETokenizer.kind:
                 return BPETokenizer.from_dict(data)
             case ByteBPETokenizer.kind:
-                return ByteBPETokenizer(data["json"], data.get("specials"))
+                further = {k: data[k] for k in ("specials", "vocab_size", "chat_template") if k in data}
+                return ByteBPETokenizer(data["json"], **further)
             case kind:
                 raise BadFile(f"tokenizer of unknown kind {kind!r}; this version reads 'char', 'bpe' and 'byte-bpe'")
     except BadFile:
@@ -26,12 +28,13 @@ def tokenizer_from_dict(data: dict) -> Tokenizer:
         raise BadFile(f"tokenizer: not written by mlxgpt, or corrupt: {type(error).__name__} {error}") from None
 
 
-def open_vocab(path: Path) -> Tokenizer:
+def open_vocab(path: Path, **further: Any) -> Tokenizer:
     """Reads a vocabulary file.
 
     Args:
         path: a vocab.json of randyGPT, a tokenizer.json of mlxgpt or of any byte-level BPE, or a folder that contains
             a tokenizer.json.
+        further: arguments of ByteBPETokenizer besides the text, for a byte-level BPE.
 
     Returns:
         A BPETokenizer, a ByteBPETokenizer, or, for a BPE of characters without merges, a CharTokenizer.
@@ -53,7 +56,7 @@ def open_vocab(path: Path) -> Tokenizer:
             # The files of BPETokenizer and CharTokenizer have a single pre-tokenization step, of type Split (_engine).
             is_bpe = data["model"].get("type") == "BPE"
             if not is_bpe or [step.get("type") for step in steps_of(data["pre_tokenizer"])] != ["Split"]:
-                return ByteBPETokenizer(text)
+                return ByteBPETokenizer(text, **further)
             known = BPETokenizer.from_json(text)
             characters = known.vocab[len(SPECIALS) :]
             is_char = not known.merges and all(len(string) == 1 for string in characters)

@@ -301,3 +301,41 @@ def test_a_ternary_network_is_exported_with_the_values_of_its_forward_pass(saved
     assert mx.array_equal(ours, theirs) and back.header.config.model.linear == "dense"
     wq = "layers.0.attn.wq.weight"
     assert len(np.unique(np.abs(back.weights[wq]))) == 2 and not np.array_equal(back.weights[wq], first.weights[wq])
+
+
+# -- tokenizers of other programs -----------------------------------------------------------------------------------
+
+
+def foreign(out, eos="<|im_end|>", extra=5):
+    """Makes an exported folder with a byte-level tokenizer look like one of another program."""
+    tokenizer = json.loads((out / "tokenizer.json").read_text())
+    facts, config = (json.loads((out / name).read_text()) for name in ("config.json", "tokenizer_config.json"))
+    del facts["mlxgpt"]
+    text = json.dumps(tokenizer).replace("<|eos|>", eos)
+    (out / "tokenizer.json").write_text(text)
+    config |= {"eos_token": {"content": eos}, "bos_token": None, "chat_template": "{{ messages[0].content }}"}
+    (out / "tokenizer_config.json").write_text(json.dumps(config))
+    weights = safetensors.numpy.load_file(out / "model.safetensors")
+    embedding = weights["model.embed_tokens.weight"]
+    weights["model.embed_tokens.weight"] = np.concatenate([embedding, embedding[:extra]])
+    safetensors.numpy.save_file(weights, out / "model.safetensors", {"format": "pt"})
+    (out / "config.json").write_text(json.dumps(facts | {"vocab_size": len(embedding) + extra}))
+
+
+def test_special_tokens_chat_template_and_padded_vocabulary_of_another_program_are_kept(saved, tmp_path):
+    if mlx_gpt.load(saved).tokenizer.kind != "byte-bpe":
+        pytest.skip("only a byte-level vocabulary comes from other programs")
+    out = export(saved, tmp_path / "out")
+    ids = mlx_gpt.load(out).tokenizer.encode("the cat").tolist()
+    foreign(out)
+    run = mlx_gpt.load(out)
+    tokenizer = run.tokenizer
+    assert tokenizer.special_names == ("<|im_end|>", "<|im_end|>") and tokenizer.encode("the cat").tolist() == ids
+    assert tokenizer.vocab_size == run.model.vocab_size and tokenizer.decode([tokenizer.vocab_size - 1]) == ""
+    assert mlxgpt("convert", out, "model.safetensors", cwd=tmp_path).returncode == 0
+    again = export(tmp_path / "model.safetensors", tmp_path / "again")
+    config = json.loads((again / "tokenizer_config.json").read_text())
+    assert (config["chat_template"], config["eos_token"]) == ("{{ messages[0].content }}", "<|im_end|>")
+    assert read_checkpoint(again).header.tokenizer == read_checkpoint(out).header.tokenizer
+    (out / "chat_template.jinja").write_text("other")
+    assert mlx_gpt.load(out).tokenizer.chat_template == "other"

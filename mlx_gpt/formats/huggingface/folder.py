@@ -26,7 +26,7 @@ from mlx_gpt.formats.huggingface import coded, stock
 from mlx_gpt.formats.huggingface.card import card
 from mlx_gpt.formats.huggingface.weights import read_file, read_weights, write_weights
 from mlx_gpt.model.gpt import shapes_of
-from mlx_gpt.parse import read_object
+from mlx_gpt.parse import read_bytes, read_object
 
 TARGETS = ("huggingface", "mlx-lm")
 # The two kinds of folders. A network gets the first one that does not refuse it.
@@ -159,15 +159,30 @@ def config_json(header: Header, tokenizer: Tokenizer, target: str) -> dict:
 
 def _tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict:
     """The content of tokenizer_config.json."""
+    chat = getattr(tokenizer, "chat_template", None)
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **_token_names(tokenizer),
+        **({"chat_template": chat} if chat else {}),
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
         "split_special_tokens": True,  # text that spells a special token is encoded as text
         "model_input_names": ["input_ids", "attention_mask"],
     }
+
+
+def _read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """Reads the names of BOS and EOS and the chat template, as arguments of ByteBPETokenizer. Raises BadFile."""
+    path, found = folder / "tokenizer_config.json", {}
+    facts = read_object(path) if path.is_file() else {}
+    tokens = [facts.get(key) for key in ("bos_token", "eos_token")]
+    bos, eos = (token.get("content") if isinstance(token, dict) else token for token in tokens)
+    if isinstance(eos, str):
+        found["specials"] = (bos if isinstance(bos, str) else eos, eos)
+    template = folder / "chat_template.jinja"
+    chat = read_bytes(template).decode("utf-8", "replace") if template.is_file() else facts.get("chat_template")
+    return found | ({"chat_template": chat} if isinstance(chat, str) else {})
 
 
 def _token_ids(tokenizer: Tokenizer) -> dict:
@@ -242,7 +257,7 @@ def read_folder(folder: Path) -> Checkpoint:
     weights = read_weights(folder, layout.names_of(model, vocab_size), shapes_of(model, vocab_size))
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
-        tokenizer = open_vocab(folder / "tokenizer.json")
+        tokenizer = open_vocab(folder / "tokenizer.json", vocab_size=vocab_size, **_read_tokenizer_config(folder))
         if tokenizer.vocab_size != vocab_size:
             raise BadFile(
                 f"{folder / 'tokenizer.json'}: has {tokenizer.vocab_size} ids, but config.json has {vocab_size}"
