@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 torch.set_num_threads(1)  # the products are small
 folder, scratch = sys.argv[1:]
@@ -88,6 +88,36 @@ def accumulated_gradients_are_those_of_one_batch():
     for name, gradient in found.items():
         close(gradient, whole[1][name])
     assert abs(whole[0] - model(tokens, labels=labels).loss.item()) < 1e-5
+
+
+@LAWS.append
+def trainer_updates_by_parts_as_by_one_batch():
+    """The loss that it logs, and the weights after an update; also with checkpointed gradients."""
+    rows, found = [{"input_ids": row, "labels": row} for row in tokens], []
+    for parts, checkpointing in ((1, False), (4, False), (4, True)):
+        options = TrainingArguments(
+            output_dir=scratch,
+            per_device_train_batch_size=4 // parts,
+            gradient_accumulation_steps=parts,
+            gradient_checkpointing=checkpointing,
+            max_steps=1,
+            optim="sgd",
+            learning_rate=0.1,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+        )
+        trainer = Trainer(load(), options, train_dataset=rows)
+        trainer.train()
+        found.append((trainer.state.log_history[0]["loss"], dict(trainer.model.named_parameters())))
+    (loss, weights), *others = found
+    for other, changed in others:
+        assert abs(other - loss) < 1e-3 * loss, (other, loss)
+        for name, w in changed.items():
+            close(w, weights[name])
 
 
 @LAWS.append
