@@ -134,14 +134,13 @@ def _biases(values: tuple[str, ...]) -> dict[int, float]:
     """Parses the values of --logit-bias."""
     biases = {}
     for text in values:
-        id, equals, value = text.partition("=")
+        id, _, value = text.partition("=")
         try:
-            if int(id) in biases:
-                raise UserError(f"--logit-bias {id} is given twice; give it once")
-            biases[int(id)] = float(value)
-        except UserError:
-            raise
+            token, bias = int(id), float(value)
         except ValueError:
             example = "give a token id and a number, such as --logit-bias 5=-100"
             raise UserError(f"--logit-bias {text!r} is not ID=VALUE; {example}") from None
+        if token in biases:
+            raise UserError(f"--logit-bias {token} is given twice; give it once")
+        biases[token] = bias
     return biases

@@ -67,7 +67,7 @@ def test_a_run_is_resumed_fine_tuned_and_stopped(folder, text, tmp_path):
 
 
 def test_fine_tuning_may_make_the_matrices_ternary(folder, text, tmp_path):
-    """Only settings that keep the weights may change, and what changed is told."""
+    """Settings that keep the shapes of the weights may change. A note names each change."""
     notes, settings = [], {"model.linear": "ternary", "train.iters": 2}
     session = mlx_gpt.train(
         fine_tune=folder, corpus=text, settings=settings, out=tmp_path / "ternary", note=notes.append
