@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tokenizers
+from checkpoints import far_from_start, small_tokenizer
 from commands import mlxgpt
 from constants import ROOT
 from networks import EXTENSIONS
@@ -22,9 +23,8 @@ from networks import EXTENSIONS
 import mlx_gpt
 from mlx_gpt.api import load
 from mlx_gpt.checkpoint import store
-from mlx_gpt.checkpoint.store import Checkpoint, Header
+from mlx_gpt.checkpoint.store import Header
 from mlx_gpt.config.schema import Config, ModelConfig
-from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer
 from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.data.vocabularies import tokenizer_from_dict
@@ -53,32 +53,9 @@ def text():
 @pytest.fixture(scope="module", params=KINDS)
 def saved(request, text, tmp_path_factory):
     """A checkpoint whose weights are far from their small beginnings, of each kind of tokenizer."""
-    tokenizer = {
-        "char": lambda: CharTokenizer.train([text]),
-        "bpe": lambda: BPETokenizer.train([text], 300, set(text)),
-        "byte-bpe": lambda: ByteBPETokenizer.train([text], 400, set(text)),
-    }[request.param]()
-    model = ModelConfig(**SHAPE, **KINDS[request.param])
-    draw = np.random.default_rng(3)
-    weights = {
-        k: np.array(w) * 6 if w.ndim == 2 else draw.uniform(0.5, 2, w.shape)
-        for k, w in GPT(model, tokenizer.vocab_size).weights().items()
-    }
-    header = Header(
-        config=Config(model=model),
-        vocab_size=tokenizer.vocab_size,
-        step=7,
-        num_updates=7,
-        best_loss=2.5,
-        best_step=5,
-        tokens=1234,
-        tokenizer=tokenizer.to_dict(),
-        corpus="0" * 64,
-    )
+    model, tokenizer = ModelConfig(**SHAPE, **KINDS[request.param]), small_tokenizer(request.param, text)
     path = tmp_path_factory.mktemp("run") / "best.safetensors"
-    store.save(
-        path, Checkpoint(header=header, weights={k: w.astype(np.float32) for k, w in weights.items()}, optimizer={})
-    )
+    store.save(path, far_from_start(model, tokenizer))
     return path
 
 

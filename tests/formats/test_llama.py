@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 import safetensors.numpy
+from checkpoints import far_from_start, small_tokenizer
 from commands import mlxgpt
 from constants import ROOT
 from networks import LLAMA
@@ -17,15 +18,13 @@ from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config.presets import resolve
 from mlx_gpt.config.schema import Config, ModelConfig
-from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer
 from mlx_gpt.data.corpus import open_corpus
-from mlx_gpt.data.tokenizer import CharTokenizer
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import BadFile
 from mlx_gpt.formats import llama
 from mlx_gpt.formats.huggingface.folder import names_of
 from mlx_gpt.formats.huggingface.quantize import quantize
-from mlx_gpt.model.gpt import GPT, shapes_of
+from mlx_gpt.model.gpt import shapes_of
 from mlx_gpt.run.loading import read_checkpoint
 from mlx_gpt.train.objective import cross_entropy
 
@@ -42,30 +41,9 @@ def text():
 @pytest.fixture(scope="module", params=KINDS)
 def saved(request, text, tmp_path_factory):
     """A checkpoint of each kind of tokenizer, with weights far from their initial values."""
-    tokenizer = {
-        "char": lambda: CharTokenizer.train([text]),
-        "bpe": lambda: BPETokenizer.train([text], 300, set(text)),
-        "byte-bpe": lambda: ByteBPETokenizer.train([text], 400, set(text)),
-    }[request.param]()
-    model = ModelConfig(**SHAPE, **(LLAMA | KINDS[request.param]))
-    draw = np.random.default_rng(3)
-    header = Header(
-        config=Config(model=model),
-        vocab_size=tokenizer.vocab_size,
-        step=7,
-        num_updates=7,
-        best_loss=2.5,
-        best_step=5,
-        tokens=1234,
-        tokenizer=tokenizer.to_dict(),
-        corpus="0" * 64,
-    )
-    weights = {
-        k: (np.array(w) * 6 if w.ndim == 2 else draw.uniform(0.5, 2, w.shape)).astype(np.float32)
-        for k, w in GPT(model, tokenizer.vocab_size).weights().items()
-    }
+    model, tokenizer = ModelConfig(**SHAPE, **(LLAMA | KINDS[request.param])), small_tokenizer(request.param, text)
     path = tmp_path_factory.mktemp("run") / "best.safetensors"
-    store.save(path, Checkpoint(header=header, weights=weights, optimizer={}))
+    store.save(path, far_from_start(model, tokenizer))
     return path
 
 

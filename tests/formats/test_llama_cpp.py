@@ -13,14 +13,15 @@ from collections import Counter
 import numpy as np
 import pytest
 import tokenizers
+from checkpoints import far_from_start
 from constants import ROOT
 from networks import LLAMA
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import mlx_gpt
 from mlx_gpt.api import Run
-from mlx_gpt.checkpoint.store import Checkpoint, Header
-from mlx_gpt.config.schema import Config, ModelConfig
+from mlx_gpt.checkpoint.store import Checkpoint
+from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer
 from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer
@@ -28,7 +29,6 @@ from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
 from mlx_gpt.formats import gguf, llama_gguf
 from mlx_gpt.formats.gguf_tokenizer import PRE
-from mlx_gpt.model.gpt import GPT
 from mlx_gpt.run.loading import load
 
 OTHER_PYTHON = os.environ.get("MLXGPT_EXPORT_PYTHON")
@@ -72,24 +72,6 @@ MAKE = {
     "byte-bpe": lambda text: ByteBPETokenizer.train([text[:200_000]], 600, set()),
     **{pre: lambda text, pre=pre: with_words(text[:200_000], pre) for pre in PRE if pre != "trillion"},
 }
-
-
-def checkpoint_of(tokenizer, network) -> Checkpoint:
-    """Random weights, so large that attention and norms change the output."""
-    model, draw = ModelConfig(**SHAPE, **network), np.random.default_rng(3)
-    weights = {
-        name: np.array(w) * 6 if w.ndim == 2 else draw.uniform(0.5, 2, w.shape)
-        for name, w in GPT(model, tokenizer.vocab_size).weights().items()
-    }
-    header = Header(
-        config=Config(model=model),
-        vocab_size=tokenizer.vocab_size,
-        step=7,
-        num_updates=7,
-        best_loss=2.5,
-        tokenizer=tokenizer.to_dict(),
-    )
-    return Checkpoint(header=header, weights={k: w.astype(np.float32) for k, w in weights.items()}, optimizer={})
 
 
 def adversarial(tokenizer, text) -> list[str]:
@@ -181,7 +163,7 @@ def run_llama_cpp(file, expected) -> dict:
 def test_llama_cpp_computes_what_mlxgpt_computes(tmp_path, text, kind, network):
     """Ids are equal, log-probabilities agree within 1e-4, greedy text is equal, and EOS ends a text."""
     tokenizer = MAKE[kind](text + UNICODE)
-    checkpoint = checkpoint_of(tokenizer, network)
+    checkpoint = far_from_start(ModelConfig(**SHAPE, **network), tokenizer)
     llama_gguf.write(tmp_path / "model.gguf", checkpoint)
     run = load(tmp_path / "model.gguf")
     assert run.tokenizer.to_dict() == tokenizer.to_dict()
@@ -193,7 +175,7 @@ def test_llama_cpp_computes_what_mlxgpt_computes(tmp_path, text, kind, network):
 def test_smaller_types_load_and_change_the_loss_little(tmp_path, text, file_type, bound):
     """The loss of ten prompts, in nats per token, is close to that of F32. llama.cpp rounds activations too."""
     tokenizer, losses = MAKE["char"](text + UNICODE), {}
-    checkpoint = checkpoint_of(tokenizer, LLAMA)
+    checkpoint = far_from_start(ModelConfig(**SHAPE, **LLAMA), tokenizer)
     for kind in ("F32", file_type):
         llama_gguf.write(tmp_path / "model.gguf", checkpoint, kind)
         expectations(load(tmp_path / "model.gguf"), checkpoint, text, tmp_path / "expected.npz", kind)
