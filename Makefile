@@ -41,7 +41,7 @@ test-device: $(BIN)/.test
 test-exports: $(BIN)/.test .venv-exports/.ready
 	MLXGPT_EXPORT_PYTHON=$(CURDIR)/.venv-exports/bin/python $(BIN)/python -m pytest \
 		tests/formats/test_huggingface.py tests/formats/test_llama.py tests/formats/test_llama_cpp.py \
-		tests/formats/test_ternary_programs.py tests/model/test_mixers_elsewhere.py
+		tests/formats/test_ternary_programs.py tests/model/test_layers_elsewhere.py
 
 # Tests the server's web page in a browser. Needs Chromium.
 test-page: $(BIN)/.test $(BIN)/.page

@@ -26,26 +26,37 @@ def ternary(**more) -> list[str]:
 
 NETWORK = ["--preset", "llama-s", *settings(model__block_size=128)]
 WHOLE = [*NETWORK, *steps(STEPS, 0.6)]
-RATES = {f"rate x{factor:g}": settings(optimizer__learning_rate=RATE * factor) for factor in (2, 0.5)}
+TWINS = {"float": WHOLE, "ternary": [*WHOLE, *ternary()]}
+COMMON = [
+    *("--corpus", "shakespeare", "--batch", "12", "--eval-every", "100000"),
+    *settings(optimizer__name="muon", optimizer__schedule="wsd", optimizer__min_learning_rate=0),
+    *settings(train__save_minutes=0),
+]
+measure(
+    "ternary_tuning",
+    {
+        **TWINS,
+        **{
+            f"{name}, rate x{factor:g}": [*arguments, *settings(optimizer__learning_rate=RATE * factor)]
+            for factor in (2, 0.5)
+            for name, arguments in TWINS.items()
+        },
+        "ternary, row": [*WHOLE, *ternary(model__ternary_group="row")],
+        "ternary, no decay": [*WHOLE, *ternary(optimizer__weight_decay=0)],
+    },
+    seeds=[0],
+    common=COMMON,
+)
 measure(
     "ternary",
     {
-        "float": WHOLE,
-        "ternary": [*WHOLE, *ternary()],
-        "row": [*WHOLE, *ternary(model__ternary_group="row")],
+        **TWINS,
         "128": [*WHOLE, *ternary(model__ternary_group="128")],
-        "64": [*WHOLE, *ternary(model__ternary_group="64")],
         "int8": [*WHOLE, *ternary(model__ternary_activations="int8")],
-        **{f"float, {name}": [*WHOLE, *rate] for name, rate in RATES.items()},
-        **{f"ternary, {name}": [*WHOLE, *ternary(), *rate] for name, rate in RATES.items()},
         # The rate decays in the last 40% of all steps. The network is that of the checkpoint.
         "float, then ternary": [*steps(STEPS // 2, 0.2), *ternary()],
     },
     seeds=[1, 2, 3],
-    common=[
-        *("--corpus", "shakespeare", "--batch", "12", "--eval-every", "100000"),
-        *settings(optimizer__name="muon", optimizer__schedule="wsd", optimizer__min_learning_rate=0),
-        *settings(train__save_minutes=0),
-    ],
+    common=COMMON,
     before={"float, then ternary": [*NETWORK, *steps(STEPS // 2, 1.0)]},
 )

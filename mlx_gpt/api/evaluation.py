@@ -33,8 +33,8 @@ def evaluate(
         note: Called with each message for the user, one line of text.
 
     Returns:
-        An Evaluation: `loss` in nats per token, perplexity `ppl`, `bits_per_byte` (UTF-8), and `tokens`, the number of
-        predicted tokens.
+        An Evaluation: `loss` in nats per token, perplexity `ppl`, `bits_per_byte` (UTF-8), `entropy` of the predictions
+        in nats per token, and `tokens`, the number of predicted tokens.
 
     Raises:
         UserError: The run has no tokenizer, no corpus is given and the training text is not known, a corpus does not

@@ -56,11 +56,12 @@ def eval_command(checkpoint, corpus, split, batch, preset, vocab, sets, as_json)
                 "loss": result.loss,
                 "ppl": result.ppl,
                 "bits_per_byte": result.bits_per_byte,
+                "entropy": result.entropy,
                 "tokens": result.tokens,
             }
         )
     else:
         click.echo(
             f"{path} on {name} ({split}): loss {result.loss:.4f} nats/token, ppl {result.ppl:.2f}, "
-            f"{result.bits_per_byte:.3f} bits/byte, {result.tokens:,} tokens"
+            f"{result.bits_per_byte:.3f} bits/byte, entropy {result.entropy:.4f}, {result.tokens:,} tokens"
         )

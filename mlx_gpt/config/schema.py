@@ -43,6 +43,9 @@ class TrainConfig(Table):
     router_z_weight: float = setting(
         0.001, "weight of the loss that keeps their router's logits small", low=0.0, high=1e3
     )
+    entropy_weight: float = setting(
+        0.0, "weight with which the entropy of the predictions is subtracted from the loss", low=0.0, high=1e3
+    )
     dtype: str = setting("float32", "compute dtype; weights stay float32", choices=("float32", "bfloat16", "float16"))
     eval_every: int = setting(100, "updates between evaluations", low=1, high=1 << 31)
     eval_windows: int = setting(0, "random windows per evaluation; 0 is the whole split", low=0, high=1 << 20)

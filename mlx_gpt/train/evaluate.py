@@ -16,7 +16,7 @@ from mlx_gpt.config.schema import TrainConfig
 from mlx_gpt.data.windows import Windows, batches
 from mlx_gpt.device.lanes import divide, lanes
 from mlx_gpt.device.mlx import mx
-from mlx_gpt.train.objective import cross_entropy
+from mlx_gpt.train.objective import calibration, cross_entropy, entropy
 from mlx_gpt.train.reports import EvalReport, StartReport
 
 START_WINDOWS = 64  # the most windows of Validation.at_start
@@ -31,12 +31,15 @@ class Evaluation:
         ppl: Perplexity, exp(loss).
         bits_per_byte: Total cross-entropy in bits, divided by the number of UTF-8 bytes of the predicted tokens. Unlike
             the loss, it can be compared between tokenizers.
+        entropy: Mean entropy of the predicted distributions in nats. If the predictions are as certain as they are
+            accurate, it is near the loss; a lower one means that they are too certain.
         tokens: Number of predicted tokens.
     """
 
     loss: float
     ppl: float
     bits_per_byte: float
+    entropy: float
     tokens: int
 
 
@@ -56,12 +59,11 @@ class Evaluator:
         lengths = mx.array(token_bytes)
 
         def part_sums(weights, *read):
-            """Returns total nats, number of predicted tokens and number of their bytes, (3,), for some of the rows."""
+            """Returns total nats and entropy, number of predicted tokens and of their bytes, (4,), for some of the rows."""
             batch = windows.gather(*read)
             logits, _ = model.apply(weights, batch.inputs)
-            losses = cross_entropy(logits, batch.targets) * batch.mask
-            num_bytes = lengths[batch.targets] * batch.mask
-            return mx.stack([losses.sum(), batch.mask.sum(), num_bytes.sum()])
+            each = (cross_entropy(logits, batch.targets), entropy(logits), mx.array(1.0), lengths[batch.targets])
+            return mx.stack([(values * batch.mask).sum() for values in each])
 
         def sums(weights, *read):
             weights, parts, rows = model.cast(weights, dtype), [], len(read[0])
@@ -88,7 +90,7 @@ class Evaluator:
         Returns:
             The evaluation, or None if it was abandoned.
         """
-        total, previous = np.zeros(3), None
+        total, previous = np.zeros(4), None
         for windows in batches:
             if stopped():
                 return None
@@ -96,10 +98,14 @@ class Evaluator:
             mx.async_eval(current)  # this batch is computed while the host reads the result of the previous one
             total += 0 if previous is None else np.array(previous, np.float64)
             previous = current
-        nats, tokens, num_bytes = (total + np.array(previous, np.float64)).tolist()
+        nats, uncertainty, tokens, num_bytes = (total + np.array(previous, np.float64)).tolist()
         loss = nats / tokens
         return Evaluation(
-            loss=loss, ppl=_exp(loss), tokens=int(tokens), bits_per_byte=nats / math.log(2) / max(num_bytes, 1)
+            loss=loss,
+            ppl=_exp(loss),
+            bits_per_byte=nats / math.log(2) / max(num_bytes, 1),
+            entropy=uncertainty / tokens,
+            tokens=int(tokens),
         )
 
 
@@ -109,7 +115,7 @@ def _exp(loss: float) -> float:
 
 
 def report_of(
-    header: Header, results: Sequence[Evaluation], *, seconds: float, elapsed: float, metrics: dict[str, float]
+    header: Header, results: Sequence[Evaluation], *, seconds: float, elapsed: float, shares: dict[str, float]
 ) -> EvalReport:
     """Makes the report of an evaluation.
 
@@ -117,7 +123,7 @@ def report_of(
         header: The progress of the run after the evaluation.
         results: The evaluation of the trained weights, and that of their average, if one is kept. The report has the
             values of the lower loss.
-        seconds, elapsed, metrics: As in EvalReport.
+        seconds, elapsed, shares: As in EvalReport.
     """
     best = min(results, key=lambda result: result.loss)
     return EvalReport(
@@ -134,7 +140,8 @@ def report_of(
         best_step=header.best_step,
         bad_evals=header.bad_evals,
         num_lr_cuts=header.num_lr_cuts,
-        metrics=metrics,
+        metrics=calibration(best.loss, best.entropy),
+        shares=shares,
     )
 
 

@@ -59,7 +59,8 @@ class CrossEntropy:
     """Mean cross-entropy of the next token, in nats, over the targets whose mask is 1.
 
     The auxiliary losses of mixtures of experts are added with the weights `train.balance_weight` and
-    `train.router_z_weight`. All auxiliary outputs are reported.
+    `train.router_z_weight`. The entropy of the predictions is subtracted with the weight `train.entropy_weight`. The
+    numbers of `calibration` and all auxiliary outputs are reported.
     """
 
     def __init__(self, config: TrainConfig):
@@ -69,8 +70,11 @@ class CrossEntropy:
         return batch.mask.sum()
 
     def __call__(self, logits: mx.array, aux: Scalars, batch: Batch) -> tuple[mx.array, Scalars]:
-        total, count = (cross_entropy(logits, batch.targets) * batch.mask).sum(), self.count(batch)
-        sums = {name: value * count for name, value in aux.items()}
+        weight, count = self.config.entropy_weight, self.count(batch)
+        loss = (cross_entropy(logits, batch.targets) * batch.mask).sum()
+        uncertainty = (entropy(logits if weight else mx.stop_gradient(logits)) * batch.mask).sum()
+        total = loss - weight * uncertainty if weight else loss
+        sums = calibration(loss, uncertainty) | {name: value * count for name, value in aux.items()}
         for setting, name in WEIGHTS.items():
             if name in sums:
                 total = total + getattr(self.config, setting) * sums[name]
@@ -88,3 +92,26 @@ def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
         (B, T) float32.
     """
     return mx.fast.cross_entropy(logits.astype(mx.float32), targets)
+
+
+def entropy(logits: mx.array) -> mx.array:
+    """Returns the entropy of each predicted distribution, -sum(p log p), in nats.
+
+    Args:
+        logits: (B, T, V), of any floating-point dtype. The result is computed in float32.
+
+    Returns:
+        (B, T) float32, from 0 to log(V).
+    """
+    logits = logits.astype(mx.float32)
+    log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    return -(mx.exp(log_p) * log_p).sum(axis=-1)
+
+
+def calibration(ce, h) -> dict:
+    """Returns the reported numbers for a cross-entropy and an entropy, which are sums or means over the same tokens.
+
+    For a network that is as certain as it is accurate, H - CE is near 0. A network that is too certain has a negative
+    value.
+    """
+    return {"ce": ce, "H": h, "H-CE": h - ce}

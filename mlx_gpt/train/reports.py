@@ -93,7 +93,8 @@ class EvalReport:
         best_step: The step of `best_loss`.
         bad_evals: Number of consecutive evaluations without a new lowest loss; reset by a cut of the learning rate.
         num_lr_cuts: Number of cuts of the learning rate so far, after evaluations stopped improving.
-        metrics: Statistics of the trained weights: shares, numbers from 0 to 1, such as {"zeros": 0.31}.
+        metrics: Further means that belong to `loss`, in nats per token: cross-entropy, entropy, and their difference.
+        shares: Statistics of the trained weights, numbers from 0 to 1, such as {"zeros": 0.31}.
     """
 
     step: int
@@ -110,6 +111,7 @@ class EvalReport:
     bad_evals: int
     num_lr_cuts: int
     metrics: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
 
     @property
     def lr_cuts(self) -> int:
@@ -197,14 +199,14 @@ def kind(report: Report) -> str:
 def to_dict(report: Report) -> dict:
     """Returns the report's fields as values that JSON can represent.
 
-    An infinite or NaN number becomes None. The entries of `metrics` become fields of their own. An evaluation has
-    `num_lr_cuts` also under its old name `lr_cuts`.
+    An infinite or NaN number becomes None. The entries of `metrics` and `shares` become fields of their own. An
+    evaluation has `num_lr_cuts` also under its old name `lr_cuts`.
 
     Raises:
-        AssertionError: An entry of `metrics` has the name of another field.
+        AssertionError: An entry of `metrics` or `shares` has the name of another field.
     """
     fields = dataclasses.asdict(report)
-    metrics = fields.pop("metrics", {})
+    metrics = fields.pop("metrics", {}) | fields.pop("shares", {})
     assert not metrics.keys() & fields.keys(), f"metrics with the name of a field: {metrics.keys() & fields.keys()}"
     fields |= metrics
     if isinstance(report, EvalReport):

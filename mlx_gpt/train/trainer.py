@@ -323,10 +323,10 @@ class Trainer:
         results = [self._validation(weights, header.step, lambda: self._signal) for weights in candidates]
         if None in results:
             return
-        metrics = self._statistics(self.state["weights"])
+        shares = self._statistics(self.state["weights"])
         self._last_eval_seconds = seconds = time.perf_counter() - start
         self.header = after_evaluation(header, min(result.loss for result in results))
-        report = report_of(self.header, results, seconds=seconds, elapsed=self._elapsed(), metrics=metrics)
+        report = report_of(self.header, results, seconds=seconds, elapsed=self._elapsed(), shares=shares)
         yield report
         if report.is_best and header.step > 0:
             yield from self._save(BEST, report.averaged)

@@ -88,10 +88,11 @@ class RunConsole:
                 self._eval = report
                 mark = "  * best" if report.is_best else ""
                 averaged = f" (averaged weights; current weights {report.raw_loss:.4f})" if report.averaged else ""
+                metrics = "".join(f"{name} {text}  " for name, text in _metrics(report).items())
                 self.note(
                     f"eval @{report.step}: loss {report.loss:.4f}{averaged}  ppl {report.ppl:.2f}  "
-                    f"{report.bits_per_byte:.3f} bits/byte  over {report.eval_tokens:,} tokens "
-                    f"in {report.seconds:.1f}s{_shares(report.metrics)}{mark}",
+                    f"{report.bits_per_byte:.3f} bits/byte  {metrics}over {report.eval_tokens:,} tokens "
+                    f"in {report.seconds:.1f}s{_shares(report.shares)}{mark}",
                     "bold green" if report.is_best else "",
                 )
             case SaveReport(error=None):
@@ -137,7 +138,7 @@ class RunConsole:
         step, last = self._step, self._eval
         ms, rate, eta = self._pace()
         parts = [f"Iter {step.step:4d}/{self._iters or '?'}", f"Loss: {step.loss:.4f}"]
-        parts += [f"{name}: {value:.4f}" for name, value in step.metrics.items()]
+        parts += [f"{name}: {value}" for name, value in _metrics(step).items()]
         if last:
             parts.append(f"Val: {last.loss:.4f} (ppl {last.ppl:.1f})")
         others = [f"{rule} {_rate(lr)}" for rule, lr in step.rule_lrs.items() if lr != step.lr]
@@ -166,7 +167,7 @@ class RunConsole:
         facts = {
             "step": f"{step.step:,}/{self._iters or '?'}",
             "loss": f"{step.loss:.4f}",
-            **{name: f"{value:.4f}" for name, value in step.metrics.items()},
+            **_metrics(step),
             "val": f"{last.loss:.4f}" if last else "-",
             "ppl": f"{last.ppl:.2f}" if last else "-",
             "best": f"{last.best_loss:.4f} @{last.best_step}" if last else "-",
@@ -196,9 +197,15 @@ def _rate(lr: float) -> str:
     return fixed if abs(float(fixed) - lr) <= 0.01 * lr else f"{lr:.2e}"
 
 
-def _shares(metrics: dict[str, float]) -> str:
+def _metrics(report: StepReport | EvalReport) -> dict[str, str]:
+    """Formats the metrics of a report by name, without the cross-entropy if it is the loss itself."""
+    shown = {name: f"{value:.4f}" for name, value in report.metrics.items()}
+    return {name: text for name, text in shown.items() if name != "ce" or report.metrics[name] != report.loss}
+
+
+def _shares(shares: dict[str, float]) -> str:
     """Formats shares without a dot in their names as "  zeros 31% changed 2.1%". Returns "" if there are none."""
-    shown = [(name, 100 * share) for name, share in metrics.items() if "." not in name]
+    shown = [(name, 100 * share) for name, share in shares.items() if "." not in name]
     texts = [f"{name} {percent:.0f}%" if percent >= 9.95 else f"{name} {percent:.1f}%" for name, percent in shown]
     return "  " * bool(texts) + " ".join(texts)
 

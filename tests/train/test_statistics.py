@@ -75,10 +75,10 @@ def test_statistics_change_no_weight_and_a_resumed_run_only_lacks_its_first_chan
     seen += trainer(tmp_path / "cut", config, store.load(tmp_path / "cut" / LATEST)).run()
     assert timeless(seen) == timeless(whole)
     assert_same_state(store.load(tmp_path / "cut" / LATEST), final)
-    metrics = [report.metrics for report in evaluations(whole)]
+    metrics = [report.shares for report in evaluations(whole)]
     assert ["changed" in found for found in metrics] == [False, True, True, True]
     assert all(0 < found["zeros"] < 1 for found in metrics)
-    resumed = [report.metrics for report in evaluations(seen)]
+    resumed = [report.shares for report in evaluations(seen)]
     assert ["changed" in found for found in resumed] == [False, False, True, True]
     unchanged = {k: v for k, v in metrics[1].items() if not k.endswith("changed")}
     assert resumed == [metrics[0], unchanged, *metrics[2:]]

@@ -16,7 +16,7 @@ from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.gpt import GPT, roles_of
 from mlx_gpt.optim.optimizers import Optimizer
 from mlx_gpt.train.evaluate import Evaluator
-from mlx_gpt.train.objective import CrossEntropy, cross_entropy
+from mlx_gpt.train.objective import CrossEntropy, cross_entropy, entropy
 from mlx_gpt.train.parallel import Alone
 from mlx_gpt.train.step import initial_state, make_step
 
@@ -192,6 +192,39 @@ def test_cross_entropy_is_its_definition():
     ).item() == pytest.approx(1e30)
 
 
+def test_entropy_is_its_definition():
+    logits = np.random.default_rng(0).normal(size=(2, 3, V)) * 5
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected, given = -(p * np.log(p)).sum(-1), mx.array(logits.astype(np.float32))
+    np.testing.assert_allclose(entropy(given), expected, atol=tolerance("float32 loss"))
+    gradient = mx.grad(lambda x: entropy(x).sum())(given)
+    np.testing.assert_allclose(gradient, -p * (np.log(p) + expected[..., None]), atol=tolerance("float32 loss"))
+    assert entropy(mx.zeros((1, 1, V))).item() == pytest.approx(np.log(V))
+    assert entropy(mx.array([[[1e30, -1e30, 0.0]]])).item() == 0
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+def test_the_loss_is_the_cross_entropy_minus_the_weighted_entropy(tiny_config, weight):
+    """The weight 0 does not change the gradient by a bit."""
+    config = tiny_config.replace({"model.dropout": 0.0, "train.entropy_weight": weight})
+    model, windows = GPT(config.model, V, seed=1), Windows(tokens((100, 30)), config.model.block_size)
+    batch, objective = windows.batch(windows.draw(1, "s", 2, 5)), CrossEntropy(config.train)
+
+    def plain(weights):
+        logits, _ = model.apply(weights, batch.inputs)
+        loss, h = ((f * batch.mask).sum() for f in (cross_entropy(logits, batch.targets), entropy(logits)))
+        return loss - weight * h if weight else loss, {"ce": loss, "H": h, "H-CE": h - loss}
+
+    def ours(weights):
+        return objective(*model.apply(weights, batch.inputs), batch)
+
+    (expected, sums), gradients = mx.value_and_grad(plain)(model.weights())
+    (found, reported), found_gradients = mx.value_and_grad(ours)(model.weights())
+    assert {name: value.item() for name, value in reported.items()} == {k: v.item() for k, v in sums.items()}
+    assert found.item() == expected.item()
+    assert all(mx.array_equal(found_gradients[name], gradient) for name, gradient in gradients.items())
+
+
 @pytest.mark.parametrize("lengths, size", [((300,), 4), ((90, 20, 5, 70, 2, 1, 100), 3)])
 def test_evaluation_is_the_mean_over_the_split(tiny_config, lengths, size):
     """Against one window at a time, in float64, documents apart."""
@@ -199,15 +232,18 @@ def test_evaluation_is_the_mean_over_the_split(tiny_config, lengths, size):
     model, windows = GPT(tiny_config.model, V, seed=1), Windows(data, T)
     token_bytes = np.arange(V, dtype=np.int32)
     result = Evaluator(model, windows, token_bytes, "float32")(model.weights(), windows.sweep(size))
-    nats, count, size_bytes = 0.0, 0, 0
+    nats, uncertainty, count, size_bytes = 0.0, 0.0, 0, 0
     for begin, end in itertools.pairwise(np.cumsum([0, *lengths])):
         for start in range(begin, end - 1, T):
             part = data.ids.host[start : min(start + T + 1, end)].astype(np.int32)
             logits = np.array(model(part[None, :-1])[0], np.float64)
+            p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+            uncertainty -= (p * np.log(p)).sum()
             nats -= sum(row[t] - np.log(np.exp(row).sum()) for row, t in zip(logits, part[1:], strict=True))
             count, size_bytes = count + len(part) - 1, size_bytes + token_bytes[part[1:]].sum()
     assert result.tokens == count
     assert result.loss == pytest.approx(nats / count, abs=tolerance("float32 loss"))
+    assert result.entropy == pytest.approx(uncertainty / count, abs=tolerance("float32 loss"))
     assert result.ppl == pytest.approx(np.exp(nats / count), rel=1e-4)
     assert result.bits_per_byte == pytest.approx(nats / np.log(2) / size_bytes, rel=1e-5)
 

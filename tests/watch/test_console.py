@@ -50,10 +50,18 @@ def test_the_loss_before_the_first_update_is_shown():
 
 
 def test_statistics_are_shares_in_percent_and_those_of_a_layer_are_not_shown():
-    metrics = {"zeros": 0.3149, "changed": 0.0208, "layers.0.zeros": 0.25, "all": 1.0}
-    line = shown([evaluation(4, metrics=metrics)])
+    shares = {"zeros": 0.3149, "changed": 0.0208, "layers.0.zeros": 0.25, "all": 1.0}
+    line = shown([evaluation(4, shares=shares)])
     assert "in 1.0s  zeros 31% changed 2.1% all 100%  * best" in line
     assert "in 1.0s  * best" in shown([evaluation(4)])
+
+
+def test_metrics_are_shown_and_the_cross_entropy_only_if_it_is_not_the_loss():
+    metrics = {"ce": 3.0, "H": 2.75, "H-CE": -0.25}
+    assert "4.300 bits/byte  H 2.7500  H-CE -0.2500  over 50 tokens" in shown([evaluation(4, metrics=metrics)])
+    line = shown([step(2, loss=3.0, metrics=metrics), step(4, loss=3.1, metrics=metrics)])
+    assert "Loss: 3.0000 | H: 2.7500 | H-CE: -0.2500 |" in line
+    assert "Loss: 3.1000 | ce: 3.0000 | H: 2.7500 | H-CE: -0.2500 |" in line
 
 
 def test_what_went_wrong_is_said():

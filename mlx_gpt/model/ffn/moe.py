@@ -23,7 +23,7 @@ class MixtureOfExperts(nn.Module):
         balance: E sum over e of f_e p_e, where f_e is the share of the row's choices that are expert e, and p_e the
             mean probability of e: 1 if all experts are used alike, E if a single one is used.
         router_z: The squared logarithm of the sum of the exponentials of the router's logits.
-        max_load: The share of the busiest expert, as a multiple of 1 / E.
+        max_load, min_load: The share of the busiest expert and of the least busy one, as multiples of 1 / E.
     """
 
     def __init__(self, config: ModelConfig):
@@ -86,6 +86,7 @@ def _statistics(logits: mx.array, experts: mx.array, num_experts: int) -> Aux:
         "balance": num_experts * (loads * chances).sum(axis=-1).mean(),
         "router_z": mx.square(mx.logsumexp(logits, axis=-1)).mean(),
         "max_load": num_experts * loads.max(axis=-1).mean(),
+        "min_load": num_experts * loads.min(axis=-1).mean(),
     }
 
 

@@ -1,6 +1,6 @@
-"""The mixers of transformers, against what mlxgpt's mixers compute with the same weights.
+"""Parts of blocks of transformers, against what mlxgpt's compute with the same weights: mixers and experts.
 
-`python use_mixers.py CASE.npz ...`; a case is what test_mixers_elsewhere.py's save() wrote: the settings, the weights,
+`python use_layers.py CASE.npz ...`; a case is what test_layers_elsewhere.py's save() wrote: the settings, the weights,
 an input x (B, T, C), the output y, a cotangent of y, and the gradient of x.
 """
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
 from transformers.models.llama import modeling_llama as llama
+from transformers.models.mixtral import modeling_mixtral as mixtral
 from transformers.models.qwen3_next import modeling_qwen3_next as qwen
 
 BOUND = 1e-4  # of the largest value
@@ -105,6 +106,23 @@ def gated_delta(s, w):
     return module
 
 
+def moe(s, w):
+    config = mixtral.MixtralConfig(
+        hidden_size=s["n_embd"],
+        intermediate_size=w["fc1.weight"].shape[1],
+        num_local_experts=s["n_expert"],
+        num_experts_per_tok=s["n_expert_per_token"],
+    )
+    module = mixtral.MixtralSparseMoeBlock(config)
+    found = {
+        "gate.weight": w["router"],
+        "experts.gate_up_proj": torch.cat([w["fc_gate.weight"], w["fc1.weight"]], dim=1),
+        "experts.down_proj": w["fc2.weight"],
+    }
+    module.load_state_dict(found)
+    return module
+
+
 def compare(what, call, case):
     x = torch.tensor(case["x"], requires_grad=True)
     y = call(x)
@@ -121,9 +139,10 @@ for path in sys.argv[1:]:
     case = np.load(path)
     settings = json.loads(str(case["settings"]))
     weights = {k.removeprefix("weight."): torch.tensor(case[k]) for k in case if k.startswith("weight.")}
-    if settings["mixer"] == "mla":
+    if settings["part"] == "mla":
         for interleave in (False, True):
             compare(f"{path}, rope_interleave={interleave}", mla(settings, weights, interleave), case)
     else:
-        compare(path, {"attention": attention, "gated_delta": gated_delta}[settings["mixer"]](settings, weights), case)
+        parts = {"attention": attention, "gated_delta": gated_delta, "moe": moe}
+        compare(path, parts[settings["part"]](settings, weights), case)
 print("ok")
