@@ -72,7 +72,7 @@ def convert(
         write_nanochat(dst, checkpoint, mhc_out)
     else:
         FILES[format].write(checkpoint, dst)
-    if mhc_in:
+    if mhc_in and checkpoint.header.config.model.residual == "add":
         note(f"the gains of {mhc} are in the scales of wo and fc2, which float16 may not hold exactly")
     _tell_what_is_missing(dst, format, checkpoint.header.tokenizer, note)
     return format

@@ -4,8 +4,8 @@ The layout is that of GGUF, except for the magic "GUGF", the dimensions, which a
 A tensor of this type has the trits of all rows, four in a byte, the first in the lowest bits (0 is 00, 1 is 01, -1 is
 11), and then the scales of all rows in float32. The network rounds the inputs of these matrices to 8 bits per token.
 
-The residual stream of a file may have two copies, whose parameters are in a file of their own, see formats/mhc.py. The
-file contains no tokenizer.
+The residual stream of a file may have several copies, whose parameters are in a file of their own, see formats/mhc.py.
+The file contains no tokenizer.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.formats import llama
 from mlx_gpt.formats.gguf import HeaderReader, Metadata, Stored, write_container
 from mlx_gpt.formats.gguf_types import in_bits
-from mlx_gpt.formats.mhc import STREAMS, read_gains, write_units
+from mlx_gpt.formats.mhc import MIXES, Units, gains, ordinary, read_units, units_of, weights_of, write_units
 from mlx_gpt.formats.ternary import Ternary, packed_network, ternary_matrices
 from mlx_gpt.model.gpt import shapes_of
 from mlx_gpt.model.packing import PACKED
@@ -70,7 +70,7 @@ class Nanochat:
         write(path, checkpoint)
 
     def refuses(self, config: Config) -> str | None:
-        model = config.model
+        model = dataclasses.replace(config.model, residual="add")  # its streams are in a file of their own
         others = llama.refuses(
             dataclasses.replace(model, linear="ternary") if model.linear == PACKED else model, SETTINGS
         )
@@ -91,23 +91,29 @@ def write(path: Path, checkpoint: Checkpoint, mhc: Path | None = None) -> None:
     Args:
         path: The file to write or replace.
         checkpoint: The checkpoint.
-        mhc: A file for the parameters of the residual streams, which nanochat-rs-ternary needs. Both streams are then
-            ordinary residual connections. Without it, the file says that the model has one stream.
+        mhc: A file for the parameters of the residual streams, which nanochat-rs-ternary needs. A network without mixed
+            streams gets two that are ordinary residual connections. Without `mhc`, the file says that the model has one
+            stream.
 
     Raises:
-        UserError: The format cannot hold the network, or a file cannot be written.
+        UserError: The format cannot hold the network, the network has mixed streams and `mhc` is None, or a file cannot
+            be written.
         OutOfRoom: The disk is full.
     """
     header = checkpoint.header
     if reason := Nanochat().refuses(header.config):
         raise UserError(reason)
     model = header.config.model
+    mixed = model.residual == "mhc"
+    if mixed and mhc is None:
+        raise UserError(f"{path}: the parameters of the residual streams need a file of their own; name it with --mhc")
+    units = units_of(checkpoint.weights, model.n_layer) if mixed else ordinary(model.n_layer)
     weights = checkpoint.weights | ternary_matrices(model, checkpoint.weights)
     names = llama.weight_names(model, "nanochat")
     tensors = {theirs: _stored(weights[ours], int(model.ternary_group)) for ours, theirs in names.items()}
     counts = {name: getattr(model, setting) for name, setting in COUNTS.items()} | {"n_kv_heads": model.num_kv_heads}
     counts |= {"vocab_size": header.vocab_size, "group_size": int(model.ternary_group)}
-    counts |= {"mhc_n_streams": STREAMS if mhc else 1, "weight_tied": int(model.tied_head)}
+    counts |= {"mhc_n_streams": units.pre.shape[1] if mhc else 1, "weight_tied": int(model.tied_head)}
     reals = {name: getattr(model, name) for name, absent in REALS.items() if getattr(model, name) != absent}
     reals |= {"rope_theta": model.rope_theta, "ffn_mult": model.ffn_width / model.n_embd}
     metadata = {
@@ -117,7 +123,7 @@ def write(path: Path, checkpoint: Checkpoint, mhc: Path | None = None) -> None:
     }
     write_container(path, MAGIC, metadata, tensors)
     if mhc:
-        write_units(mhc, model.n_layer)
+        write_units(mhc, units)
 
 
 def _stored(weight: np.ndarray | Ternary, group: int) -> Stored:
@@ -141,8 +147,9 @@ def read(path: Path, mhc: Path | None = None) -> Checkpoint:
 
     Args:
         path: The file.
-        mhc: The file with the parameters of its residual streams. The gains of the units are multiplied into the scales
-            of the matrices that write to the residual stream, in float32.
+        mhc: The file with the parameters of its residual streams. If every unit is an ordinary residual connection,
+            the gains are multiplied into the scales of the matrices that write to the residual stream, in float32.
+            Otherwise the network has mixed streams.
 
     Returns:
         A checkpoint with packed ternary matrices, without tokenizer and optimizer state. Its step is 1, and its best
@@ -157,7 +164,7 @@ def read(path: Path, mhc: Path | None = None) -> Checkpoint:
         metadata, entries = reader.read()
         model, vocab_size = _model(path, metadata, entries), _vocab_size(path, metadata, entries)
         _require_layout(path, model, vocab_size, entries)
-        gains = _gains(path, metadata, model.n_layer, mhc)
+        units = _units(path, metadata, model.n_layer, mhc)
         names = {theirs: ours for ours, theirs in llama.weight_names(model, "nanochat").items()}
         weights, matrices = {}, {}
         for name, entry in entries.items():
@@ -168,7 +175,11 @@ def read(path: Path, mhc: Path | None = None) -> Checkpoint:
                 weights[ours] = found.trits * found.scales_of(1)
             else:
                 weights[ours] = found
-    for layer, pair in enumerate(gains):
+    factors = gains(units) if units else ()
+    if factors is None:
+        weights |= weights_of(units)
+        model = dataclasses.replace(model, residual="mhc", n_stream=units.pre.shape[1])
+    for layer, pair in enumerate(() if factors is None else factors):
         for name, gain in zip(("attn.wo", "mlp.fc2"), pair, strict=True):
             matrix = matrices[f"layers.{layer}.{name}.weight"]
             scales = (matrix.scales * gain).astype(np.float32)
@@ -297,16 +308,18 @@ def _refused_tensor(path: Path, entries: dict[str, Entry], names: set[str]) -> B
     return None
 
 
-def _gains(path: Path, metadata: Metadata, num_layers: int, mhc: Path | None) -> np.ndarray:
-    """The gains of the units, (num_layers, 2), or (0, 2) for a model with one stream."""
-    streams = metadata.get(f"{KEY}mhc_n_streams")
+def _units(path: Path, metadata: Metadata, num_layers: int, mhc: Path | None) -> Units | None:
+    """The units of the residual streams. None for a model with one stream."""
+    streams = metadata.get(f"{KEY}mhc_n_streams", 2)
     if np.ndim(streams) == 0 and streams == 1:
         if mhc:
             raise UserError(f"{path}: has one residual stream and needs no mHC file; leave out {mhc}")
-        return np.empty((0, 2))
+        return None
+    if np.ndim(streams) or streams not in MIXES:
+        raise BadFile(f"{path}: {KEY}mhc_n_streams is {str(streams)[:60]}; expected 1, 2 or 4")
     if mhc is None:
         raise UserError(
             f"{path}: the parameters of its residual streams are in another file; name it with: "
             f"mlxgpt convert {path} model.safetensors --mhc FILE"
         )
-    return read_gains(mhc, num_layers)
+    return read_units(mhc, num_layers, int(streams))

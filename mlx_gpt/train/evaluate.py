@@ -59,7 +59,7 @@ class Evaluator:
         lengths = mx.array(token_bytes)
 
         def part_sums(weights, *read):
-            """Returns total nats and entropy, number of predicted tokens and of their bytes, (4,), for some of the rows."""
+            """Returns sums over some rows, (4,): nats, entropy, number of predicted tokens and of their bytes."""
             batch = windows.gather(*read)
             logits, _ = model.apply(weights, batch.inputs)
             each = (cross_entropy(logits, batch.targets), entropy(logits), mx.array(1.0), lengths[batch.targets])

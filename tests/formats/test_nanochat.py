@@ -16,10 +16,11 @@ from references import numpy_gpt
 import mlx_gpt
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config.schema import Config, ModelConfig
+from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.formats import FORMATS, format_of, nanochat
-from mlx_gpt.formats.mhc import read_gains, write_units
-from mlx_gpt.model.gpt import shapes_of
+from mlx_gpt.formats.mhc import gains, ordinary, read_units, write_units
+from mlx_gpt.model.gpt import GPT, shapes_of
 from mlx_gpt.model.packing import as_dense, as_packed
 from mlx_gpt.run.loading import read_checkpoint
 
@@ -267,9 +268,9 @@ def test_mutated_files_are_refused_in_one_line(tmp_path):
 
 
 def mhc_bytes(units, version=2, streams=2, magic=0x6D484321) -> bytes:
-    """Units are (alpha, pre, pre_bias, post, post_bias), each of the last four for both streams."""
+    """Units are (logits of mixing, pre, pre_bias, post, post_bias), each of the last four for all streams."""
     data = struct.pack("<4I", magic, version, len(units), streams)
-    return data + b"".join(np.array([u[0], *(x for pair in u[1:] for x in pair)], "<f4").tobytes() for u in units)
+    return data + b"".join(np.concatenate([np.atleast_1d(x) for x in u]).astype("<f4").tobytes() for u in units)
 
 
 def units_of(count=2 * LAYERS):
@@ -314,9 +315,8 @@ def test_equal_units_are_what_the_two_streams_compute(saved, tmp_path):
         plain = plain + gain(unit) * (f @ (plain / np.sqrt((plain**2).mean())))
     np.testing.assert_allclose(streams.mean(0), plain, atol=1e-10)
     (tmp_path / "a.mhc").write_bytes(mhc_bytes(units_of(4)))
-    np.testing.assert_allclose(
-        read_gains(tmp_path / "a.mhc", 2).reshape(-1), [gain(u) for u in units_of(4)], rtol=1e-12
-    )
+    found = gains(read_units(tmp_path / "a.mhc", 2, 2))
+    np.testing.assert_allclose(found.reshape(-1), [gain(u) for u in units_of(4)], rtol=1e-12)
 
 
 def other(index, field, value):
@@ -328,12 +328,10 @@ def other(index, field, value):
 @pytest.mark.parametrize(
     "data, words",
     [
-        (other(1, 3, (0.25, 0.75)), r"unit 1 .feed-forward of layer 0. has post_logits \+ post_bias of 0.75 and 1"),
-        (other(2, 1, (0.25, 0.75)), r"unit 2 .attention of layer 1. has pre_logits \+ pre_bias of 0.75 and 1"),
-        (other(0, 0, np.nan), "unit 0 .* has a number that is not finite"),
+        (other(0, 0, np.nan), "unit 0 .attention of layer 0. has a number that is not finite"),
         (other(0, 2, (np.inf, np.inf)), "unit 0 .* has a number that is not finite"),
         (other(3, 0, -20.5), "unit 3 .* an alpha_logit beyond 20"),
-        (mhc_bytes(units_of(), streams=4), "version 2 and 4 streams; only versions 1 and 2 with 2 streams"),
+        (mhc_bytes(units_of(), streams=4), "version 2 and 4 streams; the model has 2 streams"),
         (mhc_bytes(units_of(), version=3), "version 3 and 2 streams"),
         (mhc_bytes(units_of(6)), "has 6 units in 232 bytes; a model of 2 layers has 4 units in 160 bytes"),
         (mhc_bytes(units_of())[:-1], "has 4 units in 159 bytes"),
@@ -342,7 +340,7 @@ def other(index, field, value):
         (b"", "is not an mHC file"),
     ],
 )
-def test_units_that_are_no_residual_connection_are_refused_by_name(saved, tmp_path, data, words):
+def test_units_that_are_damaged_or_of_another_model_are_refused_by_name(saved, tmp_path, data, words):
     (tmp_path / "a.mhc").write_bytes(data)
     with pytest.raises(BadFile, match=words) as caught:
         nanochat.read(saved(STREAMS), tmp_path / "a.mhc")
@@ -353,10 +351,67 @@ def test_streams_without_their_file_are_refused_and_the_other_way_round(saved, t
     path = saved(STREAMS)
     with pytest.raises(UserError, match="in another file; name it with: mlxgpt convert .* --mhc FILE"):
         read_checkpoint(path)
-    write_units(tmp_path / "a.mhc", LAYERS)
+    write_units(tmp_path / "a.mhc", ordinary(LAYERS))
     path = saved()
     with pytest.raises(UserError, match="has one residual stream and needs no mHC file"):
         read_checkpoint(path, mhc=tmp_path / "a.mhc")
+
+
+def mixed_units(streams, count=2 * LAYERS):
+    """Units that mix the streams. Biases are 0, so that files with them are written again byte for byte."""
+    draw, zeros = np.random.default_rng(streams), np.zeros(streams)
+    return [(draw.normal(size={2: 1, 4: 24}[streams]), *[draw.normal(size=streams), zeros] * 2) for _ in range(count)]
+
+
+@pytest.mark.parametrize("streams", [2, 4])
+def test_units_that_differ_between_streams_are_mixed_streams(saved, tmp_path, streams):
+    """With the sums of logits and biases; the files are written again byte for byte."""
+    units = mixed_units(streams)
+    (tmp_path / "a.mhc").write_bytes(mhc_bytes(units, streams=streams))
+    path = saved({"nanochat.mhc_n_streams": (U32, streams)})
+    found = read_checkpoint(path, mhc=tmp_path / "a.mhc")
+    model = found.header.config.model
+    assert (model.residual, model.n_stream) == ("mhc", streams)
+    for i, (mix, pre, _, post, _) in enumerate(units):
+        unit = f"layers.{i // 2}.{('attn', 'mlp')[i % 2]}_residual"
+        for name, numbers in (("mix", mix), ("pre", pre), ("post", post)):
+            assert np.array_equal(found.weights[f"{unit}.{name}"], numbers.astype(np.float32)), (unit, name)
+    nanochat.write(tmp_path / "b.gguf", found, tmp_path / "b.mhc")
+    assert (tmp_path / "b.mhc").read_bytes() == (tmp_path / "a.mhc").read_bytes()
+    again = nanochat.read(tmp_path / "b.gguf", tmp_path / "b.mhc")
+    assert again.header.config == found.header.config and again.weights.keys() == found.weights.keys()
+    assert all(np.array_equal(w, again.weights[name]) for name, w in found.weights.items())
+    shifted = [(mix, pre - 0.5, pre * 0 + 0.5, post, bias) for mix, pre, _, post, bias in units]
+    (tmp_path / "c.mhc").write_bytes(mhc_bytes(shifted, streams=streams))
+    for name, w in read_checkpoint(path, mhc=tmp_path / "c.mhc").weights.items():
+        np.testing.assert_allclose(w, found.weights[name], atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("streams", [2, 4])
+def test_mixed_streams_that_are_equal_compute_what_the_gains_compute(saved, tmp_path, streams):
+    """Except for the epsilon of the norms. The same file as mixed streams, and folded into the scales."""
+    mix = np.linspace(-1, 1, {2: 1, 4: 24}[streams])
+    units = [(mix, *(np.full(streams, x) for x in (3.0, 0.25, i / 4, 0.125))) for i in range(2 * LAYERS)]
+    (tmp_path / "a.mhc").write_bytes(mhc_bytes(units, streams=streams))
+    path = saved({"nanochat.mhc_n_streams": (U32, streams)})
+    folded = read_checkpoint(path, mhc=tmp_path / "a.mhc")
+    assert folded.header.config.model.residual == "add"
+    units[0][1][0] += 1e-6  # now the streams are not equal, but nearly so
+    (tmp_path / "b.mhc").write_bytes(mhc_bytes(units, streams=streams))
+    logits = []
+    for found in (folded, read_checkpoint(path, mhc=tmp_path / "b.mhc")):
+        network = GPT(dataclasses.replace(found.header.config.model, ternary_activations="float"), VOCAB)
+        network.load_weights([(name, mx.array(w)) for name, w in found.weights.items()])
+        logits.append(np.array(network(mx.arange(VOCAB)[None])))
+    assert network.layers[0].attn_residual.pre.shape == (streams,)
+    np.testing.assert_allclose(*logits, atol=1e-4 * np.abs(logits[0]).max())
+
+
+@pytest.mark.parametrize("streams", [0, 3, 5, 2**31])
+def test_other_numbers_of_streams_are_refused(saved, tmp_path, streams):
+    (tmp_path / "a.mhc").write_bytes(mhc_bytes(units_of()))
+    with pytest.raises(BadFile, match=f"mhc_n_streams is {streams}; expected 1, 2 or 4"):
+        nanochat.read(saved({"nanochat.mhc_n_streams": (U32, streams)}), tmp_path / "a.mhc")
 
 
 # -- writing --------------------------------------------------------------------------------------------------------

@@ -61,7 +61,10 @@ def test_a_line_that_is_no_report_is_skipped_and_blocks_no_resumed_run(tmp_path,
 
 def test_statistics_of_an_evaluation_are_fields_of_its_line(tmp_path):
     write(tmp_path / "m", [evaluation(1, metrics={"H": 1.5}, shares={"zeros": 0.25, "layers.0.zeros": 0.5})])
-    assert read_metrics(tmp_path / "m")[0].items() >= {"H": 1.5, "zeros": 0.25, "layers.0.zeros": 0.5, "val_loss": 3.0}.items()
+    assert (
+        read_metrics(tmp_path / "m")[0].items()
+        >= {"H": 1.5, "zeros": 0.25, "layers.0.zeros": 0.5, "val_loss": 3.0}.items()
+    )
 
 
 def test_numbers_that_json_lacks_are_null(tmp_path):
