@@ -1,0 +1,33 @@
+"""Compares parts of nanochat-rs-ternary at equal tokens: experts, mixed residual streams, and Lion beside Muon.
+
+Each run trains model-s with rotary positions and SwiGLU on one million tokens. The experts have half of the width of the
+dense network, and two of the eight compute a token, so both have the same number of active parameters, except for the
+router. Lion has a tenth of AdamW's rate. The rate of the matrices is the same.
+"""
+
+from table import measure
+
+
+def network(*settings: str) -> list[str]:
+    """Returns the arguments of `mlxgpt train` for model-s with rotary positions, SwiGLU and these settings."""
+    base = ("model.positions=rotary", "model.ffn=swiglu", "model.ffn_dim=384")
+    return ["--preset", "model-s", *(part for s in (*base, *settings) for part in ("--set", s))]
+
+
+measure(
+    "nanochat",
+    {
+        "dense, one stream, muon": network(),
+        "8 experts, top 2": network("model.ffn=moe", "model.ffn_dim=192"),
+        "2 streams": network("model.residual=mhc"),
+        "4 streams": network("model.residual=mhc", "model.n_stream=4"),
+        "muon-lion": network(
+            "optimizer.name=muon-lion", "optimizer.learning_rate=3e-4", "optimizer.muon_lr_scale=66.67"
+        ),
+    },
+    seeds=[1, 2, 3],
+    common=[
+        *("--corpus", "shakespeare", "--batch", "8", "--iters", "488"),
+        *("--eval-every", "100000", "--set", "train.save_minutes=0"),
+    ],
+)
