@@ -8,22 +8,24 @@ router. Lion has a tenth of AdamW's rate. The rate of the matrices is the same.
 from table import measure
 
 
+DENSE = ("model.ffn=swiglu", "model.ffn_dim=384")
+EXPERTS = ("model.ffn=moe", "model.ffn_dim=192", "model.n_expert=8", "model.n_expert_per_token=2")
+LION = ("optimizer.name=muon-lion", "optimizer.learning_rate=3e-4", "optimizer.muon_lr_scale=66.67")
+
+
 def network(*settings: str) -> list[str]:
-    """Returns the arguments of `mlxgpt train` for model-s with rotary positions, SwiGLU and these settings."""
-    base = ("model.positions=rotary", "model.ffn=swiglu", "model.ffn_dim=384")
-    return ["--preset", "model-s", *(part for s in (*base, *settings) for part in ("--set", s))]
+    """Returns the arguments of `mlxgpt train` for model-s with rotary positions and these settings."""
+    return ["--preset", "model-s", *(part for s in ("model.positions=rotary", *settings) for part in ("--set", s))]
 
 
 measure(
     "nanochat",
     {
-        "dense, one stream, muon": network(),
-        "8 experts, top 2": network("model.ffn=moe", "model.ffn_dim=192"),
-        "2 streams": network("model.residual=mhc"),
-        "4 streams": network("model.residual=mhc", "model.n_stream=4"),
-        "muon-lion": network(
-            "optimizer.name=muon-lion", "optimizer.learning_rate=3e-4", "optimizer.muon_lr_scale=66.67"
-        ),
+        "dense, one stream, muon": network(*DENSE),
+        "8 experts, top 2": network(*EXPERTS),
+        "2 streams": network(*DENSE, "model.residual=mhc"),
+        "4 streams": network(*DENSE, "model.residual=mhc", "model.n_stream=4"),
+        "muon-lion": network(*DENSE, *LION),
     },
     seeds=[1, 2, 3],
     common=[
