@@ -1,12 +1,11 @@
 """Compares parts of nanochat-rs-ternary at equal tokens: experts, mixed residual streams, and Lion beside Muon.
 
-Each run trains model-s with rotary positions and SwiGLU on one million tokens. The experts have half of the width of the
-dense network, and two of the eight compute a token, so both have the same number of active parameters, except for the
-router. Lion has a tenth of AdamW's rate. The rate of the matrices is the same.
+Each run trains model-s with rotary positions and SwiGLU on one million tokens. The experts have half of the width of
+the dense network, and two of the eight compute a token, so both have the same number of active parameters, except for
+the router. Lion has a tenth of AdamW's rate. The rate of the matrices is the same.
 """
 
 from table import measure
-
 
 DENSE = ("model.ffn=swiglu", "model.ffn_dim=384")
 EXPERTS = ("model.ffn=moe", "model.ffn_dim=192", "model.n_expert=8", "model.n_expert_per_token=2")

@@ -24,7 +24,7 @@ def ternary(**more) -> list[str]:
     return settings(model__linear="ternary", **more)
 
 
-NETWORK = ["--preset", "llama-s", *settings(model__block_size=128)]
+NETWORK = ["--preset", "llama-s", *settings(model__block_size=128, model__dropout=0)]
 WHOLE = [*NETWORK, *steps(STEPS, 0.6)]
 TWINS = {"float": WHOLE, "ternary": [*WHOLE, *ternary()]}
 COMMON = [
@@ -35,10 +35,9 @@ COMMON = [
 measure(
     "ternary_tuning",
     {
-        **TWINS,
         **{
             f"{name}, rate x{factor:g}": [*arguments, *settings(optimizer__learning_rate=RATE * factor)]
-            for factor in (2, 0.5)
+            for factor in (1, 0.5, 2)
             for name, arguments in TWINS.items()
         },
         "ternary, row": [*WHOLE, *ternary(model__ternary_group="row")],

@@ -53,8 +53,10 @@ def one_at_a_time() -> Iterator[None]:
 
 
 def num_cores() -> int:
-    """Returns the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns the number of CPU cores that this process may use, at most the environment variable OMP_NUM_THREADS."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # OpenMP has a number for each level of nesting
+    return min(count, int(limit)) if limit.isascii() and limit.isdigit() and int(limit) > 0 else count
 
 
 def divide(rows: int, max_rows: int, lanes: list[mx.Stream], block_size: int) -> list[tuple[int, int, mx.Stream]]:
