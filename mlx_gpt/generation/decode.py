@@ -51,8 +51,9 @@ class Decoder:
 
     def __init__(self, model, choose: Callable[[mx.array, Any], Any]):
         self.block_size = model.config.block_size
-        self._model = model = model.packed()
-        model.set_weights(for_few_rows(model.weights()))
+        self._source, self._model = model, model.packed()
+        self._model.set_weights(for_few_rows(self._model.weights()))
+        model = self._model
 
         def read(tokens: mx.array, length: mx.array, draw: Any) -> tuple[Any, list[StateTree]]:
             logits, trees, room = [], [], self.room(tokens.shape[1])
@@ -74,7 +75,13 @@ class Decoder:
                     after.append(state.tree)
             return choose(mx.concatenate(logits), draw), after
 
-        self._read, self._step = mx.compile(read), mx.compile(step)
+        # The model is an input, so that its weights can change. Otherwise they would be constants of the graphs.
+        self._read, self._step = mx.compile(read, inputs=[model]), mx.compile(step, inputs=[model])
+
+    def update(self, weights: dict[str, mx.array]) -> None:
+        """Replaces the weights of the network, given by name. States computed with the old ones stay valid."""
+        self._source.set_weights(weights)
+        self._model.set_weights(for_few_rows(self._source.packed().weights()))
 
     def read(self, tokens: np.ndarray, draw: Any) -> tuple[Any, States]:
         """Reads prompts of equal length and selects the token that follows each of them (prefill).

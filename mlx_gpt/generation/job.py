@@ -16,6 +16,7 @@ class Token:
     logprob: float | None  # None for a token of the prompt that the model did not predict
     top: list[tuple[int, float]]  # the job's alternatives: ids and their log-probabilities, in descending order
     offset: int = 0  # index of the token's first character in the delivered text, echo included
+    sampled: float | None = None  # the log-probability at the temperature of the draw, before its other options
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Job:
     launched: int = 0  # number of tokens drawn, including those that the device is still computing
     position: int = 0  # number of tokens that the layer states of the slot hold
     drawn: list[int] = field(default_factory=list)  # ids of the drawn tokens that the host has read
+    logprobs: list[float] = field(default_factory=list)  # of the tokens in `drawn`, see Token.sampled
     penalties: Penalties | None = field(init=False)  # with the tokens in `drawn`
     _held: list[tuple[Token, int]] = field(default_factory=list)  # undelivered: (token, writer.length after it)
 
@@ -89,6 +91,7 @@ class Job:
         """
         writer, begin = self.writer, self.writer.length
         self.drawn.append(token.id)
+        self.logprobs.append(token.sampled)
         if self.penalties:
             self.penalties.add(token.id)
         text = writer.feed(token.id)

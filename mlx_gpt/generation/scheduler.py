@@ -117,6 +117,15 @@ class Scheduler:
             self._waiting.extend(jobs)
             self._work.notify()
 
+    def update(self, weights: dict[str, mx.array]) -> None:
+        """Replaces the weights of the network, given by name. No job may be in flight.
+
+        The weights must have been evaluated, because MLX would bind their computation to the calling thread.
+        """
+        with self._work:
+            assert not self.in_flight, "the weights cannot change while texts are generated"
+            self._slots.update(weights)
+
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Cancels jobs. They take part in no further pass. A pass that is running may still deliver a token of them."""
         with self._work:
@@ -347,10 +356,10 @@ def _to_tokens(scored: Scored, counts: Sequence[int]) -> list[Token]:
         scored: The arrays.
         counts: The number of most likely ids to keep for each row.
     """
-    ids, logprobs, *top = scored
+    ids, logprobs, sampled, *top = scored
     tops = zip(*(a.tolist() for a in top), strict=True) if any(counts) else [((), ())] * len(counts)
-    rows = zip(ids.tolist(), logprobs.tolist(), tops, counts, strict=True)
+    rows = zip(ids.tolist(), logprobs.tolist(), sampled.tolist(), tops, counts, strict=True)
     return [
-        Token(id, logprob, [*zip(likely[:count], their_logprobs[:count], strict=True)])
-        for id, logprob, (likely, their_logprobs), count in rows
+        Token(id, logprob, [*zip(likely[:count], their_logprobs[:count], strict=True)], sampled=at_temperature)
+        for id, logprob, at_temperature, (likely, their_logprobs), count in rows
     ]

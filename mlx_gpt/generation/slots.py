@@ -37,9 +37,10 @@ GROWTH = 4  # ratio of two successive numbers of slots
 IDLE = (Sampling(temperature=0), 0, 0)  # (sampling, seed, index) of the draw in an unused slot
 PROBE_TOKENS = 24  # tokens of each sequence on which the shapes are compared
 
-# Ids (B,), their log-probabilities (B,), the K most likely ids (B, K) in descending order, and the log-probabilities of
-# these (B, K). Log-probabilities are those of the model, before every option of sampling, float32.
-Scored = tuple[mx.array, mx.array, mx.array, mx.array]
+# Ids (B,), their log-probabilities (B,), their log-probabilities at the temperature of their draw (B,), the K most
+# likely ids (B, K) in descending order, and the log-probabilities of these (B, K). Log-probabilities are those of the
+# model, float32, before every other option of sampling. A temperature of 0 counts as 1.
+Scored = tuple[mx.array, mx.array, mx.array, mx.array, mx.array]
 
 
 class Slots:
@@ -59,8 +60,8 @@ class Slots:
 
     def __init__(self, model, count: int):
         self.block_size, self._vocab_size = model.config.block_size, model.vocab_size
-        self._decoder = Decoder(model, lambda logits, draw: (_scored(logits, sample(logits, draw)), logits))
-        self._score = mx.compile(lambda tokens, following: _scored(model.forward(tokens[None])[0][0], following))
+        self._decoder = Decoder(model, lambda logits, draw: (_scored(logits, sample(logits, draw), draw[1]), logits))
+        self._score = mx.compile(lambda *tokens: self._scored_prompt(model, *tokens), inputs=[model])
         self.sizes = [*(GROWTH**i for i in range(count) if GROWTH**i < count), count]
         self._rooms = sorted({self._decoder.room(length) for length in range(1, self.block_size + 1)})
         self._compile_prompts()
@@ -156,6 +157,15 @@ class Slots:
         filled = np.pad(np.array(tokens, np.int32), (0, self._decoder.padded(length) - length))
         return tuple(a[:length] for a in self._score(mx.array(filled[:-1]), mx.array(filled[1:])))
 
+    def update(self, weights: dict[str, mx.array]) -> None:
+        """Replaces the weights of the network, given by name. Sequences go on from the states that they have."""
+        self._decoder.update(weights)
+
+    @staticmethod
+    def _scored_prompt(model, tokens: mx.array, following: mx.array) -> Scored:
+        logits = model.forward(tokens[None])[0][0]
+        return _scored(logits, following, mx.ones(len(logits)))
+
     def _at(self, positions: Sequence[int]) -> States:
         """Returns the states with other positions."""
         ends = np.cumsum([len(at) for at, _ in self._states.parts])
@@ -206,21 +216,21 @@ class Slots:
         )
 
 
-def _scored(logits: mx.array, ids: mx.array) -> Scored:
-    """The log-probabilities of ids (B,) and of the most likely ids, from logits (B, V)."""
+def _scored(logits: mx.array, ids: mx.array, temperature: mx.array) -> Scored:
+    """The log-probabilities of ids (B,) and of the most likely ids, from logits (B, V) and temperatures (B,)."""
     logits = logits.astype(mx.float32)
     logprobs = _logprobs(logits)
     top = mx.argsort(-logits, axis=-1)[:, :MAX_ALTERNATIVES]
-    chosen = mx.take_along_axis(logprobs, ids[:, None], axis=-1)[:, 0]
-    return ids, chosen, top, mx.take_along_axis(logprobs, top, axis=-1)
+    scaled = _logprobs(logits / mx.where(temperature == 0, 1, temperature)[:, None])
+    chosen, drawn = (mx.take_along_axis(values, ids[:, None], axis=-1)[:, 0] for values in (logprobs, scaled))
+    return ids, chosen, drawn, top, mx.take_along_axis(logprobs, top, axis=-1)
 
 
 def _redrawn(scored: Scored, logits: mx.array, draw: Draw, penalties: PenaltyBatch, last: mx.array) -> Scored:
     """Draws the tokens of the rows with penalties again. `last` is the last token of each row, (B,)."""
-    ids, chosen, *top = scored
-    drawn = redraw(logits, draw, penalties, last)
-    logprobs = mx.take_along_axis(_logprobs(logits.astype(mx.float32)), drawn[:, None], axis=-1)[:, 0]
-    return mx.where(penalties.used, drawn, ids), mx.where(penalties.used, logprobs, chosen), *top
+    again = _scored(logits, redraw(logits, draw, penalties, last), draw[1])
+    own, top = [mx.where(penalties.used, a, b) for a, b in zip(again[:3], scored[:3], strict=True)], scored[3:]
+    return *own, *top
 
 
 def _logprobs(logits: mx.array) -> mx.array:
