@@ -54,6 +54,7 @@ TABLE = {
     "data/vocabularies": ("data/bpe data/tokenizer errors parse", ""),
     "data/bpe": ("config/schema data/bytelevel data/merges data/tokenizer errors parse", "numpy tokenizers"),
     "data/markov": ("errors", "numpy"),
+    "data/patterns/": ("errors", ""),
     "data/library": ("config/presets errors files parse paths", "pooch"),
     "data/textfiles": ("errors", ""),
     "data/tokens": ("device/mlx", "numpy"),

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = attach(
         "open_corpus": "corpus",
         "make_tokenizer": "encoding",
         "encode": "encoding",
+        "import_ids": "encoding",
         "open_vocab": "vocabularies",
         "tokenizer_json": "bpe",
         "name_unknown": "tokenizer",

@@ -2,7 +2,8 @@
 
 A user selects each text by a string, the spec: a name, a path or a glob pattern, optionally followed by a weight, as in
 `shakespeare:2`. A file is one document, or several if it contains `<|eos|>`, which separates documents. Each line of a
-JSON Lines file is a document too. Text is UTF-8. Files are read in pieces, so a corpus may be larger than memory.
+JSON Lines file is a document too. Text is UTF-8. Files are read in pieces, so a corpus may be larger than memory. A
+token file, whose name ends in `.tokens`, holds the ids of documents in place of their text.
 """
 
 import glob
@@ -16,23 +17,30 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from mlx_gpt.config.presets import names_of
-from mlx_gpt.data import library, markov
+from mlx_gpt.data import idfiles, library, markov
+from mlx_gpt.data.idfiles import IdFile
 from mlx_gpt.data.library import DOCUMENT_END
+from mlx_gpt.data.patterns import programs
 from mlx_gpt.data.textfiles import read_documents, text_size
 from mlx_gpt.errors import BadFile, UserError
 
 # Folders of the standard library that contain tests, programs or installed packages rather than library source.
 NOT_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
-SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".jsonl.gz")  # other files in a folder are skipped
+SUFFIXES = (".txt", ".md", ".py", ".rs", ".jsonl", ".jsonl.gz")  # other files in a folder are skipped
 PIECE = 1 << 20  # approximate size of a piece in characters; also the number of bytes per read of a file
 MAX_LINE = 8 << 20  # a longer line is cut, in characters; encoding needs up to 26 bytes of memory per character
 
 
 class Piece(NamedTuple):
-    """A whole document or a part of one. `ends` is true for the last part of a document."""
+    """A whole document or a part of one: its text, or its ids if it comes from a token file.
 
-    text: str
+    `ends` is true for the last part of a document.
+    """
+
+    text: str | np.ndarray
     ends: bool
 
 
@@ -47,12 +55,14 @@ class Source:
         num_bytes: the approximate size of its text in bytes: that of its files, decompressed.
         read: opens the source and yields its texts, one for each file or JSON line. A text is an iterable of strings
             whose concatenation is the text.
+        ids: the token file that holds the ids of the documents; None if they are text. `read` is then not called.
     """
 
     name: str
     weight: float
     num_bytes: int
-    read: Callable[[], Iterable[Iterable[str]]]
+    read: Callable[[], Iterable[Iterable[str]]] = tuple
+    ids: IdFile | None = None
 
     def pieces(self) -> Iterator[Piece]:
         """Yields the nonempty documents in pieces.
@@ -60,6 +70,8 @@ class Source:
         A piece can be longer than PIECE if one of its lines is, or if `read` yields a longer string. A line that is
         longer than MAX_LINE is cut.
         """
+        if self.ids:
+            yield from (Piece(ids, ends) for ids, ends in self.ids.pieces())
         for text in self.read():
             yield from _documents(text)
 
@@ -82,7 +94,17 @@ class Corpus:
         return tuple(source.weight for source in self.sources)
 
     def texts(self) -> Iterator[str]:
-        """Yields the text of all documents in pieces, without marking where documents end."""
+        """Yields the text of all documents in pieces, without marking where documents end.
+
+        Raises:
+            UserError: if a source is a token file.
+        """
+        for source in self.sources:
+            if source.ids:
+                raise UserError(
+                    f"corpus {source.name}: holds token ids, not text; give the vocabulary that it was imported with, "
+                    "as --vocab tokenizer.json"
+                )
         return (piece.text for source in self.sources for piece in source.pieces())
 
     @property
@@ -118,7 +140,7 @@ class Corpus:
         whole, document, division = hashlib.sha256(), hashlib.sha256(), [0] * len(self.sources)
         for i, source in enumerate(self.sources):
             for text, ends in source.pieces():
-                document.update(text.encode())
+                document.update(text.encode() if isinstance(text, str) else text.astype("<u4").tobytes())
                 if ends:
                     whole.update(document.digest())
                     document = hashlib.sha256()
@@ -195,10 +217,11 @@ def _parse(spec: str) -> tuple[str, float]:
     """Splits a spec into name and weight. The default weight is 1.
 
     A number after the last colon is the weight, with two exceptions. If the whole spec is the path of an existing file,
-    such as `odd:2`, it has no weight. In `markov:2` the number is the order of the chain; `markov:2:3` has weight 3.
+    such as `odd:2`, it has no weight. The first number after a name of GENERATED belongs to the name: in `markov:2` it
+    is the order of the chain, and `markov:2:3` has weight 3.
     """
     name, colon, tail = spec.rpartition(":")
-    if not colon or Path(spec).expanduser().exists() or name == "markov":
+    if not colon or Path(spec).expanduser().exists() or name in GENERATED:
         return spec, 1.0
     try:
         weight = float(tail)
@@ -211,14 +234,17 @@ def _parse(spec: str) -> tuple[str, float]:
 
 def _source(name: str, weight: float, notes: list[str]) -> Source:
     """Finds the source of a name, path or pattern. Appends messages for the user to `notes`."""
-    if name.startswith("markov:"):
-        chain = markov.Chain.parse(name)
-        notes.append(chain.note())
-        return Source(name, weight, chain.length, lambda: [chain.pieces()])
+    if make := GENERATED.get(name.partition(":")[0]):
+        made = make(name)
+        notes.append(made.note())
+        return Source(name, weight, made.num_bytes, made.texts)
     if name in BUILT_IN:
         texts = BUILT_IN[name]()
         return Source(name, weight, sum(map(len, texts)), lambda: ([text] for text in texts))
     paths = [library.fetch(name)] if name in names_of("corpus") else _files(name, notes)
+    if paths[0].name.endswith(idfiles.SUFFIX) and len(paths) == 1:
+        ids = idfiles.token_file(paths[0])
+        return Source(name, weight, ids.num_bytes, ids=ids)
     num_bytes = sum(map(text_size, paths))
     return Source(name, weight, num_bytes, lambda: (text for path in paths for text in read_documents(path, PIECE)))
 
@@ -246,7 +272,7 @@ def _files(name: str, notes: list[str]) -> list[Path]:
     if not path.exists():
         raise UserError(
             f"corpus {name!r}: no such name or file; choose from {', '.join(names_of('corpus'))}, markov:2, "
-            "or give a path"
+            f"{', '.join(f'{generated}:500' for generated in programs.LANGUAGES)}, or give a path"
         )
     if not path.is_file():
         raise BadFile(f"corpus {name}: is a device or another special file; give a file or folder of UTF-8 text")
@@ -318,3 +344,5 @@ def _stdlib() -> list[str]:
 
 
 BUILT_IN = {"pydocs": _pydocs, "stdlib": _stdlib}
+# Generated corpora: what stands before the first colon of their names, and a function of the name.
+GENERATED = {"markov": markov.Chain.parse} | dict.fromkeys(programs.LANGUAGES, programs.Programs.parse)

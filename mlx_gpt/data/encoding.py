@@ -8,7 +8,6 @@ layout is that of data/tokenfile.py.
 import contextlib
 import hashlib
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from mlx_gpt.config.schema import DataConfig
-from mlx_gpt.data import tokenfile
+from mlx_gpt.data import idfiles, tokenfile
 from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer
-from mlx_gpt.data.corpus import Corpus, Piece
+from mlx_gpt.data.corpus import Corpus, Piece, Source
 from mlx_gpt.data.tokenfile import Encoded, State
 from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer, alphabet, name_unknown
 from mlx_gpt.data.tokens import Tokens
@@ -80,10 +79,16 @@ def encode(corpus: Corpus, tokenizer: Tokenizer, note: Note, refuse_unknown: boo
 
     Raises:
         UserError: if the corpus has characters that are not in the vocabulary, and either `refuse_unknown` is true or
-            the corpus has no other characters.
+            the corpus has no other characters, or if it holds ids of another tokenizer.
         BadFile: if the corpus cannot be read.
         OutOfRoom: if the disk has no space for the token file.
     """
+    for source in corpus.sources:
+        if source.ids and source.ids.tokenizer != tokenizer.digest():
+            raise UserError(
+                f"corpus {source.name}: its ids are of another tokenizer; give the vocabulary that it was imported "
+                "with, as --vocab tokenizer.json"
+            )
     large = corpus.num_bytes >= MAPPED_BYTES
     ids, documents, unknown = _mapped(corpus, tokenizer, note) if large else _in_memory(corpus, tokenizer)
     if unknown:
@@ -95,6 +100,34 @@ def encode(corpus: Corpus, tokenizer: Tokenizer, note: Note, refuse_unknown: boo
         ids, documents = ids[:-1], documents - [1, 0]
     lengths, sources = documents.T
     return Tokens.of(ids, lengths, sources, weights=corpus.weights)
+
+
+def import_ids(path: Path, dtype: str, tokenizer: Tokenizer, out: Path, note: Note) -> Encoded:
+    """Writes a raw file of token ids as a token file, which is a corpus.
+
+    Args:
+        path: the raw file, see data/idfiles.py.
+        dtype: the type of its ids, "uint16" or "uint32".
+        tokenizer: the tokenizer of the ids.
+        out: the token file. Its name ends in idfiles.SUFFIX.
+        note: receives progress messages.
+
+    Returns:
+        The content of the token file.
+
+    Raises:
+        UserError: if `out` exists or has another suffix. For other errors, see idfiles.raw_ids.
+        BadFile: if the file has no document of one id or more.
+    """
+    if out.suffix != idfiles.SUFFIX or out.exists():
+        reason = "exists already; remove it, or" if out.suffix == idfiles.SUFFIX else "is not a name for a token file;"
+        raise UserError(f"{out}: {reason} give --out NAME{idfiles.SUFFIX}")
+    ids = idfiles.raw_ids(path, dtype, tokenizer)
+    corpus = Corpus(path.name, (Source(str(path), 1.0, ids.num_bytes, ids=ids),))
+    hashes = bytes.fromhex(corpus.fingerprint), tokenizer.digest()
+    make_folder(out.parent)
+    _make(out, hashes, corpus, tokenizer, note)
+    return tokenfile.read(out, hashes, tokenizer.dtype, tokenizer.vocab_size)
 
 
 def _in_memory(corpus: Corpus, tokenizer: Tokenizer) -> Encoded:
@@ -117,7 +150,8 @@ def _advance(state: State, piece: Piece, source: int, tokenizer: Tokenizer) -> n
         The ids of the piece, followed by EOS if the piece ends a document. A document without any id gets no EOS and is
         not counted as a document.
     """
-    ids = tokenizer.encode(piece.text, state.unknown)
+    is_text = isinstance(piece.text, str)
+    ids = tokenizer.encode(piece.text, state.unknown) if is_text else piece.text.astype(tokenizer.dtype)
     state.length += len(ids)
     if piece.ends and state.length:
         ids = np.append(ids, np.array([tokenizer.eos_id], tokenizer.dtype))
@@ -139,7 +173,7 @@ def _mapped(corpus: Corpus, tokenizer: Tokenizer, note: Note) -> Encoded:
     folder = cache_dir() / "tokens"
     make_folder(folder)
     remove_abandoned(folder)
-    hashes = bytes.fromhex(corpus.fingerprint), hashlib.sha256(json.dumps(tokenizer.to_dict()).encode()).digest()
+    hashes = bytes.fromhex(corpus.fingerprint), tokenizer.digest()
     # The text determines the number of all documents. Without the last source, a single source adds nothing to the key.
     division = np.array(corpus.division[:-1], "<i8").tobytes()
     path = folder / f"{hashlib.sha256(b''.join([*hashes, division])).hexdigest()[:32]}.tokens"

@@ -75,6 +75,15 @@ class Chain:
             "no model can have a lower expected loss"
         )
 
+    @property
+    def num_bytes(self) -> int:
+        """The size of the text in bytes."""
+        return self.length
+
+    def texts(self) -> list[Iterator[str]]:
+        """Returns the only text of the corpus, see `pieces`."""
+        return [self.pieces()]
+
     def pieces(self) -> Iterator[str]:
         """Yields the whole text as one string without line breaks."""
         cumulative, A = np.cumsum(self.probabilities, axis=1), len(LETTERS)

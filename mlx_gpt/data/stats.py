@@ -1,8 +1,9 @@
-"""Statistics of a corpus: its size, its most frequent tokens, and the loss of a trigram model as a baseline.
+"""Statistics of a corpus: its size, its most frequent tokens, its duplicates, and the loss of a trigram model.
 
 The trigram model is called a model of order 2: it predicts each token from the two tokens before it.
 """
 
+import hashlib
 import math
 from collections import Counter
 
@@ -10,12 +11,16 @@ import numpy as np
 
 from mlx_gpt.data.corpus import Corpus
 from mlx_gpt.data.tokens import Tokens
+from mlx_gpt.data.windows import Windows
 
 MAX_IDS = 1 << 11  # largest vocabulary of the trigram model; with more ids, most trigrams are too rare to count
+WINDOW = 64  # tokens of a window that is compared with others
+PASSAGES, PASSAGE = 3, 32  # number of decoded passages, and their length in tokens
+CHUNK = 1 << 20  # ids that are counted at a time
 BACKOFF = 1.0  # pseudo-count by which the estimate from the shorter context is weighted
 
 
-def stats(corpus: Corpus, tokenizer, tokens: Tokens, val_fraction: float, most_common: int = 10) -> dict:
+def stats(corpus: Corpus, tokenizer, tokens: Tokens, val_fraction: float, most_common: int = 10, seed: int = 0) -> dict:
     """Computes the statistics that `mlxgpt corpus stats` reports.
 
     Args:
@@ -24,13 +29,21 @@ def stats(corpus: Corpus, tokenizer, tokens: Tokens, val_fraction: float, most_c
         tokens: the encoded corpus.
         val_fraction: the fraction of the tokens at the end of each source that the trigram model is evaluated on.
         most_common: the number of most frequent tokens to return.
+        seed: the random seed of the passages.
 
     Returns:
         A dict of JSON values. `bytes` counts the UTF-8 bytes of the text without characters that are not in the
         vocabulary. `most_common` is a list of (text, share of all tokens). `order2_nats` and `order2_bits` are the loss
-        of the trigram model per token. They are present if the vocabulary has at most MAX_IDS ids.
+        of the trigram model per token. They are present if the vocabulary has at most MAX_IDS ids. `unused` is the
+        number of ids that never occur. `lengths` has the smallest, median and largest number of tokens of a document,
+        and `longest_tenth`, the share of the tokens that the longest tenth of the documents has. `passages` are
+        texts of PASSAGES random passages. `duplicate_documents` counts the documents that are equal to an earlier one.
+        `duplicate_windows` does the same for the `windows` of WINDOW tokens that the documents divide into.
     """
-    counts = np.bincount(np.asarray(tokens.ids.host), minlength=tokenizer.vocab_size)
+    counts = sum(
+        np.bincount(tokens.ids.host[i : i + CHUNK], minlength=tokenizer.vocab_size)
+        for i in range(0, len(tokens.ids.host), CHUNK)
+    )
     order = np.argsort(-counts, kind="stable")[:most_common]
     facts = {
         "name": corpus.name,
@@ -43,11 +56,53 @@ def stats(corpus: Corpus, tokenizer, tokens: Tokens, val_fraction: float, most_c
             (tokenizer.decode([i]), round(counts[i] / counts.sum(), 5)) for i in order.tolist() if counts[i]
         ],
     }
+    facts |= {"unused": int((counts == 0).sum()), "lengths": _lengths(tokens.lengths)} | _duplicates(tokens)
+    facts["passages"] = _passages(tokens, tokenizer, seed)
     if tokenizer.vocab_size <= MAX_IDS:
         train, val = tokens.split(val_fraction)
         loss = order2_loss(_ids(train), _ids(val), tokenizer.vocab_size)
         facts |= {"order2_nats": round(loss, 4), "order2_bits": round(loss / math.log(2), 4)}
     return facts
+
+
+def _lengths(lengths: np.ndarray) -> dict:
+    """Returns how the tokens are divided among the documents."""
+    tenth = np.sort(lengths)[-max(len(lengths) // 10, 1) :]
+    median = float(np.median(lengths))
+    return {
+        "min": int(lengths.min()),
+        "median": median,
+        "max": int(lengths.max()),
+        "longest_tenth": round(float(tenth.sum() / lengths.sum()), 5),
+    }
+
+
+def _duplicates(tokens: Tokens) -> dict:
+    """Counts exact duplicates of documents and windows, by hashes of 128 bits. A window lies within a document."""
+    documents, windows, count = set(), set(), 0
+    for begin, length in zip(tokens.begins.tolist(), tokens.lengths.tolist(), strict=True):
+        whole = hashlib.blake2b(digest_size=16)
+        for i in range(begin, begin + length, WINDOW):
+            ids = tokens.ids.host[i : min(i + WINDOW, begin + length)].tobytes()
+            whole.update(ids)
+            if i + WINDOW <= begin + length:
+                windows.add(hashlib.blake2b(ids, digest_size=16).digest())
+                count += 1
+        documents.add(whole.digest())
+    return {
+        "duplicate_documents": len(tokens.lengths) - len(documents),
+        "windows": count,
+        "duplicate_windows": count - len(windows),
+    }
+
+
+def _passages(tokens: Tokens, tokenizer, seed: int) -> list[str]:
+    """Returns the texts of random passages."""
+    if not (tokens.lengths > 1).any():
+        return []
+    starts, ends = Windows(tokens, PASSAGE, on_device=False).draw(seed, "passages", 0, PASSAGES)
+    places = zip(starts.tolist(), ends.tolist(), strict=True)
+    return [tokenizer.decode(tokens.ids.host[i : min(i + PASSAGE, end)].tolist()) for i, end in places]
 
 
 def order2_loss(train: np.ndarray, val: np.ndarray, vocab_size: int) -> float:

@@ -106,9 +106,7 @@ def read(path: Path, hashes: tuple[bytes, bytes], dtype: np.dtype, vocab_size: i
     dtype = np.dtype(dtype)
     try:
         with open(path, "rb") as file:
-            head, size = file.read(HEADER.size), os.fstat(file.fileno()).st_size
-            if len(head) < HEADER.size:
-                raise _damaged(path, "it is truncated")
+            head, size = _head(path, file), os.fstat(file.fileno()).st_size
             magic, version, width, count, num_documents, *found, checksum = HEADER.unpack(head)
             if (magic, version, width, *found) != (MAGIC, VERSION, dtype.itemsize, *hashes):
                 raise BadFile(f"{path}: written by another version, or for another text or tokenizer")
@@ -131,6 +129,30 @@ def read(path: Path, hashes: tuple[bytes, bytes], dtype: np.dtype, vocab_size: i
     return Encoded(np.memmap(path, dtype, "r", HEADER.size, (count,)), documents, unknown)
 
 
+def identify(path: Path) -> tuple[tuple[bytes, bytes], np.dtype]:
+    """Returns what a token file says it is: the SHA-256 of the text and of the tokenizer, and the type of its ids.
+
+    Raises:
+        BadFile: if the file cannot be read, or is no token file of this version.
+    """
+    try:
+        with open(path, "rb") as file:
+            magic, version, width, _, _, text, tokenizer, _ = HEADER.unpack(_head(path, file))
+    except OSError as error:
+        raise BadFile(f"{path}: not a readable file: {error.strerror}") from None
+    if (magic, version) != (MAGIC, VERSION) or width not in (1, 2, 4):
+        raise BadFile(f"{path}: not a token file of this version; make one with mlxgpt corpus import")
+    return (text, tokenizer), np.dtype(f"<u{width}")
+
+
+def _head(path: Path, file: BinaryIO) -> bytes:
+    """Reads the header of an open file. Raises BadFile if the file is shorter."""
+    head = file.read(HEADER.size)
+    if len(head) < HEADER.size:
+        raise _damaged(path, "it is truncated")
+    return head
+
+
 class Writer:
     """Writes a token file, or continues an interrupted attempt as the module docstring describes.
 
@@ -149,7 +171,7 @@ class Writer:
 
     def __init__(self, path: Path, hashes: tuple[bytes, bytes], dtype: np.dtype):
         self._path, self._hashes, self._width = path, hashes, np.dtype(dtype).itemsize
-        self._part, self._saved = path.with_suffix(".part"), path.with_suffix(".json")
+        self._part, self._saved = (path.with_name(path.name + end) for end in (".part", ".json"))
         self.state, self._checksums, self.fault = State(), [], None
         with convert_os_errors(self._part):
             if self._saved.exists():

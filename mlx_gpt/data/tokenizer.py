@@ -4,6 +4,8 @@ The special token BOS (beginning of sequence) is the prompt of a text that has n
 ends each document. BOS has id 0 and EOS has id 1, except in vocabularies that are read from a file with other ids.
 """
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -73,6 +75,10 @@ class Tokenizer:
     def to_dict(self) -> dict:
         """Returns a dict of JSON values from which vocabularies.tokenizer_from_dict restores the tokenizer."""
         raise NotImplementedError
+
+    def digest(self) -> bytes:
+        """Returns the SHA-256 of to_dict()."""
+        return hashlib.sha256(json.dumps(self.to_dict()).encode()).digest()
 
 
 class CharTokenizer(Tokenizer):

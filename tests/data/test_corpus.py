@@ -324,3 +324,24 @@ def test_a_long_line_is_cut_and_its_memory_bounded(tmp_path, monkeypatch):
         assert max(len(piece.text) for piece in pieces) <= 40 + 10
         if "words" in text:
             assert all(ends or piece.endswith(("some", "words")) for piece, ends in pieces)
+
+
+def test_folders_and_patterns_of_source_files_are_corpora(tmp_path):
+    """Each file is a document. A pattern may also name files that a folder leaves out."""
+    texts = {
+        "src/main.rs": "fn main() {}\n",
+        "src/deep/lib.rs": "pub fn f() {}\n",
+        "src/a.py": "x = 1\n",
+        "b.c": "int y;\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert open_corpus([str(tmp_path)]).documents == [texts[n] for n in ("src/a.py", "src/deep/lib.rs", "src/main.rs")]
+    for pattern, names in {
+        "src/*.rs": ["src/main.rs"],
+        "**/*.rs:2": ["src/deep/lib.rs", "src/main.rs"],
+        "src/*.[pr]*": ["src/a.py", "src/main.rs"],
+        "*.c": ["b.c"],
+    }.items():
+        assert open_corpus([f"{tmp_path}/{pattern}"]).documents == [texts[name] for name in names]

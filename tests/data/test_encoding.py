@@ -170,7 +170,7 @@ def miscounted(part, saved):
 )
 def test_a_damaged_interrupted_encoding_starts_again(stopped, damage, words):
     corpus, tokenizer, path, expected = stopped
-    damage(path.with_suffix(".part"), path.with_suffix(".json"))
+    damage(path.with_suffix(".tokens.part"), path.with_suffix(".tokens.json"))
     told = []
     encode(corpus, tokenizer, told.append)
     assert path.read_bytes() == expected and not any("resuming" in text for text in told)

@@ -1,0 +1,1 @@
+"""Generated programs: text whose every document is correct code."""
