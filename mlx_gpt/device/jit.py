@@ -41,6 +41,12 @@ FLAGS = (
 )
 # The flags that MLX itself passes. g++ uses a precompiled header only if it was compiled with the same flags.
 BY_MLX = ("-std=c++17", "-O3", "-fPIC")
+# The wrapper. Ctrl-C reaches every process of the terminal. It must not end a compilation, without which the training
+# process cannot finish its step and save.
+SCRIPT = """#!/bin/sh
+trap '' INT TERM HUP
+exec "{compiler}" {flags} -I "{folder}" "$@"
+"""
 HEADER = Path("mlx/backend/cpu/compiled_preamble.h")
 
 
@@ -113,7 +119,7 @@ def _fingerprint(compiler: str, include: Path) -> str:
     """
     cpu = [line for line in cpuinfo() if line.startswith(("model name", "flags", "Features"))]
     files = [(str(p), p.stat().st_mtime_ns) for p in (Path(compiler).resolve(), include / HEADER)]
-    text = f"{files} {FLAGS} {platform.machine()} {sorted(set(cpu))}"
+    text = f"{files} {FLAGS} {SCRIPT} {platform.machine()} {sorted(set(cpu))}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -143,7 +149,7 @@ def _install(wrapper: Path, compiler: str, include: Path) -> None:
         compiled, script = Path(new, "header.gch"), Path(new, "g++")
         source = ["-I", include, "-x", "c++-header", include / HEADER, "-o", compiled]
         subprocess.run([compiler, *FLAGS, *BY_MLX, *source], check=True, capture_output=True, timeout=60)
-        script.write_text(f'#!/bin/sh\nexec "{compiler}" {" ".join(FLAGS)} -I "{folder}" "$@"\n')
+        script.write_text(SCRIPT.format(compiler=compiler, flags=" ".join(FLAGS), folder=folder))
         script.chmod(0o755)
         os.replace(compiled, header)
         os.replace(script, wrapper)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -98,3 +99,24 @@ def test_an_interrupted_install_is_finished(made):
     wrapper = next((home / "cache").rglob("kernels-*/bin/g++"))
     wrapper.unlink()
     assert run(home)["vectorized"] and wrapper.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_all_processes_does_not_end_a_compilation(made, number):
+    """As Ctrl-C does. The process that waits for the compiler ignores it here, as the training process does."""
+    home, _ = made
+    [wrapper] = (home / "cache").rglob("kernels-*/bin/g++")
+    source = "int main() { return 0; }"
+    code = f"""
+import os, signal, subprocess
+signal.signal({int(number)}, lambda *_: None)
+child = subprocess.Popen([{str(wrapper)!r}, "-x", "c++", "-", "-o", {str(home / "out")!r}], stdin=subprocess.PIPE)
+while not subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True).stdout:  # cc1plus
+    pass
+os.killpg(0, {int(number)})
+child.communicate({source!r}.encode())
+print(child.returncode)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=60)
+    assert done.stdout == "0\n", done.stderr
