@@ -1,0 +1,1 @@
+"""Programs that a model writes are executed here, in a sandbox."""
