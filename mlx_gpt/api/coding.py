@@ -98,7 +98,9 @@ def _encodable(problems: Sequence[Problem], tokenizer, note: Note) -> tuple[list
             found.append(problem)
     if not found:
         name, reason = next(iter(left_out.items()))
-        raise UserError(f"the tokenizer can encode no prompt; {name} has {reason}; give a model that was trained on code")
+        raise UserError(
+            f"the tokenizer can encode no prompt; {name} has {reason}; give a model that was trained on code"
+        )
     if left_out:
         note(f"left out: {len(left_out)} of {len(problems)} prompts have characters that the tokenizer does not know")
     return found, left_out
@@ -114,7 +116,9 @@ def _tell(problems: Sequence[Problem], run: Run, settings: Settings, note: Note)
     if long:
         note(f"the context has {block_size} tokens, fewer than {long} of {len(problems)} prompts; their ends are read")
     if settings.execute:
-        note(f"--execute runs programs that the model wrote, with the tests of their problems; {isolation()}")
+        note("programs that the model wrote are executed, with the tests of their problems")
+        for line in str(isolation()).splitlines():
+            note(line)
 
 
 def _drafts(model, tokenizer, problems: Sequence[Problem], settings: Settings) -> tuple[list[Draft], float]:

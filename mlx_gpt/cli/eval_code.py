@@ -45,9 +45,7 @@ NUM_EXAMPLES, MAX_LINES = 3, 16
 @click.option("--max-tokens", type=click.IntRange(1, 100_000), default=256, help="Maximum number of tokens per sample.")
 @click.option("--seed", type=int, default=0, help="Random seed; the same seed gives the same samples.")
 @click.option("--k", "ks", type=click.IntRange(1), multiple=True, default=(1, 10), help="Estimate pass@k; repeatable.")
-@click.option(
-    "--execute", is_flag=True, help="Execute the programs with the tests of their problems, in a sandbox."
-)
+@click.option("--execute", is_flag=True, help="Execute the programs with the tests of their problems, in a sandbox.")
 @click.option(
     "--baselines",
     is_flag=True,
@@ -111,7 +109,9 @@ def _show(report, path: Path) -> None:
     totals = whole["totals"]
     for k, found in totals["pass_at_k"].items():
         if found and found["left_out"]:
-            note(f"pass@{k}: {len(found['left_out'])} problems with fewer than {k} samples are left out; raise --samples")
+            note(
+                f"pass@{k}: {len(found['left_out'])} problems with fewer than {k} samples are left out; raise --samples"
+            )
     tests = f"{share_text(totals['passes'])} pass" if report.settings.execute else "nothing was executed"
     click.echo(
         f"{path}: {totals['samples']} samples of {len(whole['samples_by_prompt'])} prompts: "

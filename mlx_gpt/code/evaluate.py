@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mlx_gpt.code.language import Findings, Language
 from mlx_gpt.code.problems import Problem
-from mlx_gpt.rl.sandbox import Limits, Outcome
+from mlx_gpt.rl.sandbox import Limits, Outcome, side_by_side
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +60,7 @@ class Sample:
     @property
     def passed(self) -> bool:
         """Whether the tests were executed and passed."""
-        return self.outcome is not None and self.outcome.kind == "passed"
+        return self.outcome is not None and self.outcome.passed
 
 
 def is_accepted(findings: Findings) -> bool:
@@ -85,11 +85,13 @@ def judge(drafts: Sequence[Draft], languages: Mapping[str, Language], limits: Li
     for name in dict.fromkeys(language for language, _ in keys):
         own = list(dict.fromkeys(program for language, program in keys if language == name))
         findings |= zip(((name, program) for program in own), languages[name].check_all(own), strict=True)
-    outcomes: dict[tuple[str, str, str], Outcome] = {}
-    samples = []
-    for draft, key in zip(drafts, keys, strict=True):
-        run = (*key, draft.problem.tests)
-        if limits and draft.problem.tests and is_accepted(findings[key]) and run not in outcomes:
-            outcomes[run] = languages[key[0]].run(key[1], draft.problem.tests, limits)
-        samples.append(Sample(draft=draft, program=key[1], findings=findings[key], outcome=outcomes.get(run)))
-    return samples
+    runs = [(*key, draft.problem.tests) for draft, key in zip(drafts, keys, strict=True)]
+    wanted = {run for run, key in zip(runs, keys, strict=True) if limits and run[2] and is_accepted(findings[key])}
+    waiting = [run for run in dict.fromkeys(runs) if run in wanted]
+    outcomes = dict(
+        zip(waiting, side_by_side(lambda run: languages[run[0]].run(*run[1:], limits), waiting), strict=True)
+    )
+    return [
+        Sample(draft=draft, program=key[1], findings=findings[key], outcome=outcomes.get(run))
+        for draft, key, run in zip(drafts, keys, runs, strict=True)
+    ]

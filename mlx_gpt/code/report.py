@@ -54,6 +54,7 @@ class Samples:
         """Returns the numbers that describe all samples, as JSON. Shares are from 0 to 1, with 95 % intervals."""
         num_tokens = sum(sample.draft.num_tokens for sample in self.samples)
         tested = [sample for group in self.tested for sample in group]
+        failed = [sample for sample in tested if sample.outcome and not sample.passed]
         distinct = sum(len({sample.draft.text for sample in group}) for group in self.by_problem)
         return {
             "samples": len(self.samples),
@@ -64,6 +65,7 @@ class Samples:
             "ended": _share([sample.draft.finish_reason == "stop" for sample in self.samples]),
             "errors": dict(Counter(filter(None, map(error_class, self.samples))).most_common()),
             "outcomes": dict(Counter(sample.outcome.kind for sample in tested if sample.outcome).most_common()),
+            "failures": dict(Counter(sample.outcome.error for sample in failed).most_common()),
             **self._means(),
             "tokens": num_tokens,
             "tokens_per_second": num_tokens / self.seconds if self.seconds else None,
@@ -111,7 +113,10 @@ class Report:
             checkpoint: The path of the checkpoint.
         """
         totals = self.model.totals()
-        share, errors = totals["compiles"]["share"], Counter(filter(None, (s.findings.error for s in self.model.samples)))
+        share, errors = (
+            totals["compiles"]["share"],
+            Counter(filter(None, (s.findings.error for s in self.model.samples))),
+        )
         return {
             "checkpoint": checkpoint,
             "step": self.step,
