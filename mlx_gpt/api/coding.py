@@ -99,7 +99,7 @@ def _encodable(problems: Sequence[Problem], tokenizer, note: Note) -> tuple[list
     if not found:
         name, reason = next(iter(left_out.items()))
         raise UserError(
-            f"the tokenizer can encode no prompt; {name} has {reason}; give a model that was trained on code"
+            f"the tokenizer can encode no prompt; {name} has {reason}; use a model that was trained on code"
         )
     if left_out:
         note(f"left out: {len(left_out)} of {len(problems)} prompts have characters that the tokenizer does not know")
@@ -148,7 +148,7 @@ def _drafts(model, tokenizer, problems: Sequence[Problem], settings: Settings) -
 def _ngram_drafts(
     text: str, problems: Sequence[Problem], settings: Settings, token_length: float
 ) -> tuple[list[Draft], float]:
-    """Draws the samples of the 5-gram model, each as long as `max_tokens` tokens of the training text are on average."""
+    """Draws the samples of the 5-gram model. Each is as long as `max_tokens` tokens of the training text on average."""
     model, length = NGram(text), max(round(settings.max_tokens * token_length), 1)
     drafts, begin = [], time.perf_counter()
     for problem in problems:

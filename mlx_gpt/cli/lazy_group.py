@@ -14,9 +14,9 @@ class PipeClosed(Exception):
 class LazyGroup(click.Group):
     """A click group that is built from a table of commands, so that `--help` imports none of them.
 
-    The command `x-y` is the function `x_y_command` of its module. Until it is invoked, the group has a placeholder with the
-    name of the command and its one-line help. click reads the placeholders for the help, for shell completion, and for
-    suggestions after a misspelled name.
+    The command `x-y` is the function `x_y_command` of its module. Until it is invoked, the group has a placeholder with
+    the name of the command and its one-line help. click reads the placeholders for the help, for shell completion, and
+    for suggestions after a misspelled name.
     """
 
     def __init__(self, *args, table: Mapping[str, tuple[str, str]], **kwargs):

@@ -15,7 +15,7 @@ COUNTS = {"parses": "parses", "compiles": "compiles", "valid": "valid", "passes"
 
 
 def show_prompts(console: Console, prompts: Sequence[Mapping[str, Any]]) -> None:
-    """Prints one row for each prompt: how many of its samples parse, compile, are valid and pass, and the most common error."""
+    """Prints a row for each prompt: how many samples parse, compile, are valid and pass, and the most common error."""
     table = _table(f"of {prompts[0]['n_samples']} samples", ["prompt", "to define", *COUNTS])
     table.add_column("error")
     for prompt in prompts:
