@@ -8,8 +8,9 @@ import mlx_gpt
 from mlx_gpt.code.languages import LANGUAGES
 from mlx_gpt.code.settings import Settings
 from mlx_gpt.errors import UserError
-from mlx_gpt.rl.sandbox import isolation
+from mlx_gpt.rl.sandbox import Outcome, isolation
 
+PASSED = Outcome(kind="passed", exit_code=0)
 QUICK = Settings(language="python", limit=3, samples=3, max_tokens=12)
 
 
@@ -25,7 +26,7 @@ def texts(report):
 
 def test_a_sample_depends_on_its_seed_and_its_prompt_alone(ascii_run):
     found = texts(mlx_gpt.evaluate_code(ascii_run, QUICK))
-    assert len(found) == 9 and len(set(found.values())) == 9
+    assert len({seed for _, seed in found}) == 9 and len(set(found.values())) == 9
     for changes in ({"limit": 2}, {"samples": 2}, {"language": "all", "limit": 1}):
         fewer = texts(mlx_gpt.evaluate_code(ascii_run, dataclasses.replace(QUICK, **changes)))
         assert fewer and fewer.items() < found.items(), changes
@@ -69,6 +70,21 @@ def test_prompts_that_the_tokenizer_does_not_know_are_left_out(ascii_run, small_
     assert {s.draft.problem.id for s in report.model.samples} == {"a"}
     assert any("left out: 1 of 2 prompts" in note for note in notes)
     assert report.summary("x")["left_out"] == report.left_out
+
+
+def test_nothing_is_executed_unless_asked(ascii_run, tmp_path, monkeypatch):
+    """The program is the prompt, which compiles and has tests."""
+    executed, path, python = [], tmp_path / "p.jsonl", type(LANGUAGES["python"])
+    monkeypatch.setattr(python, "complete", lambda self, prompt, written: prompt)
+    monkeypatch.setattr(python, "run", lambda self, *arguments: executed.append(arguments) or PASSED)
+    path.write_text(
+        '{"task_id": 1, "prompt": "def f():\\n    return 1\\n", "entry_point": "f", "test": "def check(c): pass"}'
+    )
+    settings = Settings(language="python", problems=str(path), samples=2, max_tokens=1)
+    report = mlx_gpt.evaluate_code(ascii_run, settings)
+    assert not executed and report.model.totals()["valid"]["share"] == 1
+    report = mlx_gpt.evaluate_code(ascii_run, dataclasses.replace(settings, execute=True, ks=(1,)))
+    assert len(executed) == 1 and report.model.totals()["pass_at_k"]["1"]["value"] == 1
 
 
 def test_baselines_have_the_same_settings(ascii_run, tmp_path):

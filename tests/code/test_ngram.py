@@ -42,3 +42,9 @@ def test_a_seed_gives_the_same_text_whatever_was_written_before():
     assert texts == [NGram(TEXT).generate("a", 50, 0.8, 5, seed) for seed in range(5)]
     assert len(set(texts)) == 5
     assert set("".join(texts)) <= set(TEXT)
+
+
+def test_four_characters_of_the_text_so_far_count():
+    """After "aaaa" comes b and after "baaa" comes a; after "aaa" alone come both."""
+    text = NGram("aaaab" * 50).generate("b", 500, 1.0, 0, 1)
+    assert text == "aaaab" * 100
