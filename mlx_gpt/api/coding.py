@@ -71,8 +71,10 @@ def evaluate_code(
     _tell(problems, run, settings, note)
     prepare()
     text, num_tokens = _training_text(run, corpus, note) if baselines else ("", 0)
+    note(f"drawing {len(problems) * settings.samples:,} samples of up to {settings.max_tokens:,} tokens")
     drawn = {"": _drafts(run.model, run.tokenizer, problems, settings)}
     if baselines:
+        note("drawing the samples of the baselines")
         drawn[UNTRAINED] = _drafts(_untrained(run), run.tokenizer, problems, settings)
         drawn[NGRAM] = _ngram_drafts(text, problems, settings, len(text) / num_tokens)
     limits = Limits() if settings.execute else None

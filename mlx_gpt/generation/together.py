@@ -1,23 +1,20 @@
 """Generates several texts at once and returns them when all have ended."""
 
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from mlx_gpt.errors import EngineFailed
 from mlx_gpt.generation.job import Job, Piece, merge
 from mlx_gpt.generation.scheduler import Scheduler
 
 
-def generate_all(
-    model, jobs: Sequence[Job], num_slots: int = 16, done: Callable[[int], None] = lambda count: None
-) -> list[Piece]:
+def generate_all(model, jobs: Sequence[Job], num_slots: int = 16) -> list[Piece]:
     """Generates the texts of all jobs, up to `num_slots` at a time. A text does not depend on the other jobs.
 
     Args:
         model: The network.
         jobs: The texts to generate.
         num_slots: Largest number of texts at a time.
-        done: Called with the number of texts that have ended, when it changes.
 
     Returns:
         The whole text of each job, in the order of the jobs.
@@ -44,8 +41,8 @@ def generate_all(
                 left -= piece.finish_reason is not None
             if failed := next((piece.error for _, piece in found if piece.error), None):
                 raise EngineFailed(failed)
-            done(len(jobs) - left)
     finally:
         scheduler.cancel(jobs)
         scheduler.close(0)
+        scheduler.join()
     return [merge(pieces[job]) for job in jobs]
