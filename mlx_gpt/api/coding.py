@@ -111,7 +111,10 @@ def _encodable(problems: Sequence[Problem], tokenizer, note: Note) -> tuple[list
 def _tell(problems: Sequence[Problem], run: Run, settings: Settings, note: Note) -> None:
     """Tells what limits the results: languages without a compiler, short contexts; and what is executed how."""
     for name in dict.fromkeys(problem.language for problem in problems):
-        if reason := LANGUAGES[name].missing():
+        reason = LANGUAGES[name].missing()
+        if reason and settings.execute:
+            raise UserError(f"{name} programs cannot be executed: {reason}; or leave out --execute")
+        if reason:
             note(f"{name}: programs are parsed, but not compiled: {reason}")
     block_size = run.config.model.block_size
     long = sum(len(run.tokenizer.encode(problem.prompt)) > block_size for problem in problems)

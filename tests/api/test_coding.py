@@ -53,6 +53,9 @@ def test_the_user_is_told_what_limits_the_result(ascii_run, small_run, monkeypat
     assert any("python: programs are parsed, but not compiled: no compiler" in note for note in notes)
     assert any("the context has 64 tokens, fewer than" in note for note in notes)
     assert not any("executed" in note for note in notes)
+    with pytest.raises(UserError, match="python programs cannot be executed: no compiler"):
+        mlx_gpt.evaluate_code(ascii_run, dataclasses.replace(QUICK, execute=True))
+    monkeypatch.undo()
     notes.clear()
     mlx_gpt.evaluate_code(ascii_run, dataclasses.replace(QUICK, execute=True), note=notes.append)
     assert any("programs that the model wrote are executed" in note for note in notes)
