@@ -22,7 +22,8 @@ class Findings:
         repetition: Share of its lines of code that occur before in the program, from 0 to 1.
         unused: Number of definitions and imports that the program does not use.
         unreachable: Number of statements that cannot be reached, such as those after a return.
-        coverage: Share of the variants of the program's own enums that its matches handle. None without such a match.
+        coverage: Share of the variants of the program's own enums that its matches name, from 0 to 1. None without such
+            a match. A pattern that handles the rest, such as `_`, names no variant.
         defined: Names of the functions and types that it defines. A function whose body does nothing does not count.
     """
 

@@ -51,7 +51,7 @@ ERRORS = (
     (r"(SyntaxError|IndentationError|TabError)\b", "Syntax"),
     (r"AssertionError\b|assertion .*failed", "Assertion"),
     (r"(ImportError|ModuleNotFoundError)\b", "Import"),
-    (r"MemoryError\b|memory allocation of \d+ bytes failed", "Memory"),
+    (r"MemoryError\b|.*\bmemory allocation of \d+ bytes failed", "Memory"),
     (r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|StopIteration|Warning|Group)\b", "Runtime"),
     (r"Traceback \(most recent call last\)|thread '.*' .*panicked at", "Runtime"),
 )

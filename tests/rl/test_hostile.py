@@ -204,10 +204,8 @@ def plain_python() -> str | None:
     drop = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
     for path in candidates:
         try:
-            if not subprocess.run(
-                [path, "-c", ""], env={}, cwd="/", extra_groups=[] if drop else None, **drop
-            ).returncode:
-                return path
+            subprocess.run([path, "-c", ""], env={}, cwd="/", check=True, stderr=subprocess.DEVNULL, **drop)
+            return path
         except (OSError, subprocess.CalledProcessError):
             continue
     return None
