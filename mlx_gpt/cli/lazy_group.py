@@ -14,9 +14,9 @@ class PipeClosed(Exception):
 class LazyGroup(click.Group):
     """A click group that is built from a table of commands, so that `--help` imports none of them.
 
-    The command `x` is the function `x_command` of its module. Until it is invoked, the group has a placeholder with the
-    name of the command and its one-line help. click reads the placeholders for the help, for shell completion, and for
-    suggestions after a misspelled name.
+    The command `x-y` is the function `x_y_command` of its module. Until it is invoked, the group has a placeholder with
+    the name of the command and its one-line help. click reads the placeholders for the help, for shell completion, and
+    for suggestions after a misspelled name.
     """
 
     def __init__(self, *args, table: Mapping[str, tuple[str, str]], **kwargs):
@@ -54,7 +54,7 @@ class LazyGroup(click.Group):
 
     def load(self, name: str) -> click.Command:
         """Imports the command `name` and returns it."""
-        return getattr(import_module(self.table[name][0]), f"{name}_command")
+        return getattr(import_module(self.table[name][0]), f"{name.replace('-', '_')}_command")
 
 
 def _refuse_repeated_options(ctx: click.Context, name: str, command: click.Command, args: list[str]) -> None:

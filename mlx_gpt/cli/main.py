@@ -24,6 +24,10 @@ COMMANDS = {
         "Serve CHECKPOINT, or the best checkpoint of the newest run, over an OpenAI-compatible API with a web page.",
     ),
     "eval": ("mlx_gpt.cli.evaluate", "Measure loss, perplexity and bits per byte over a whole split."),
+    "eval-code": (
+        "mlx_gpt.cli.eval_code",
+        "Measure how well the code that CHECKPOINT writes parses, compiles and does what it should.",
+    ),
     "compare": (
         "mlx_gpt.cli.compare",
         "Compare runs: settings that differ, losses, tokens needed to reach a loss, and speed.",

@@ -142,6 +142,10 @@ class Scheduler:
             self._closes_at = min(time.monotonic() + seconds, self._closes_at or math.inf)
             self._work.notify()
 
+    def join(self) -> None:
+        """Waits until the thread has ended, after close(). A process should not end while its thread uses MLX."""
+        self._thread.join()
+
     @property
     def capacity(self) -> int:
         """Largest number of jobs in flight."""
