@@ -111,6 +111,29 @@ def test_generate_continues_a_prompt(folder):
     assert texts[0] == texts[1] and 0 < len(texts[0]) <= 20
 
 
+def test_generate_fills_in_the_middle(folder, text, tmp_path):
+    """The model reads prompt and suffix in the order of its training, and one without special tokens refuses."""
+    list(mlx_gpt.train(corpus=text, settings=SETTINGS | {"data.fim_rate": 0.5}, out=tmp_path / "run"))
+    run = mlx_gpt.load(tmp_path / "run")
+    before, after, between = run.tokenizer.fim_ids
+    made = "".join(mlx_gpt.generate(run, "to be", suffix="to be", max_tokens=9, temperature=0))
+    ids = run.tokenizer.encode("to be").tolist()
+    given, expected = [before, *ids, after, *ids, between], []
+    for _ in range(9):
+        expected.append(int(run.model(np.array([given + expected]))[0, -1].argmax()))
+    assert made == run.tokenizer.decode(expected[: [*expected, 1].index(1)])
+    done = mlxgpt("generate", tmp_path / "run", "-p", "to be", "--suffix", "be to", "--seed", 1, cwd=tmp_path)
+    assert done.stdout.startswith("to be") and done.stdout.endswith("be to\n")
+    done = mlxgpt("generate", tmp_path / "run", "--suffix", "be to", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["suffix"] == "be to"
+    with pytest.raises(UserError, match="suffix: the tokenizer has no special tokens for fill-in-the-middle"):
+        mlx_gpt.generate(mlx_gpt.load(folder), "to be", suffix="to be")
+    with pytest.raises(UserError, match="have 68 tokens with their three special tokens, but the context .* has 64"):
+        mlx_gpt.generate(run, "to be " * 5, suffix="to be" * 7)
+    with pytest.raises(UserError, match="suffix: 'é'"):
+        mlx_gpt.generate(run, suffix="é")
+
+
 @pytest.mark.parametrize("name, format", [("a.bin", "rgpt0002"), ("a.safetensors", "safetensors")])
 def test_convert_chooses_the_format_by_name_and_says_it(folder, tmp_path, name, format):
     assert mlx_gpt.convert(folder, tmp_path / name) == format
