@@ -17,7 +17,10 @@ from mlx_gpt.version import __version__ as __version__
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
-    {name: "api" for name in ("Run", "convert", "evaluate", "export", "generate", "load", "push", "train")},
+    {
+        name: "api"
+        for name in ("Run", "convert", "evaluate", "evaluate_text", "export", "generate", "load", "push", "train")
+    },
 )
 
 

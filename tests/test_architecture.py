@@ -97,7 +97,7 @@ TABLE = {
     "api/": ("lazy", ""),
     "api/models": ("data/fim errors generation run/loading", ""),
     "api/training": ("run", ""),
-    "api/evaluation": ("data device/report errors run train/evaluate", ""),
+    "api/evaluation": ("data device/report errors generation run train/evaluate", ""),
     "api/conversion": ("checkpoint errors formats model/packing run", ""),
     "api/exporting": (
         "api/evaluation checkpoint/store errors files formats model/packing run watch",

@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = attach(
         "stream": "models",
         "train": "training",
         "evaluate": "evaluation",
+        "evaluate_text": "evaluation",
         "convert": "conversion",
         "export": "exporting",
         "push": "exporting",

@@ -23,7 +23,10 @@ COMMANDS = {
         "mlx_gpt.cli.serve",
         "Serve CHECKPOINT, or the best checkpoint of the newest run, over an OpenAI-compatible API with a web page.",
     ),
-    "eval": ("mlx_gpt.cli.evaluate", "Measure loss, perplexity and bits per byte over a whole split."),
+    "eval": (
+        "mlx_gpt.cli.evaluate",
+        "Measure loss, perplexity and bits per byte over a whole split, or judge generated text.",
+    ),
     "compare": (
         "mlx_gpt.cli.compare",
         "Compare runs: settings that differ, losses, tokens needed to reach a loss, and speed.",
@@ -44,7 +47,7 @@ COMMANDS = {
         "mlx_gpt.cli.convert",
         "Print a checkpoint's header, sizes, tensors and passed checks, without building the model.",
     ),
-    "corpus": ("mlx_gpt.cli.corpus", "List the named corpora, or describe a text."),
+    "corpus": ("mlx_gpt.cli.corpus", "List the named corpora, describe a text, or import token ids of other programs."),
     "tokenizer": (
         "mlx_gpt.cli.tokenizer",
         "Train, use, inspect and convert byte-pair vocabularies.",

@@ -5,8 +5,8 @@ A window of the tokens P M S becomes
     <|fim_prefix|> P <|fim_suffix|> S <|fim_middle|> M EOS
 
 so that a model learns to generate the middle M, and to end it, from what stands before and after it. The two borders
-are drawn uniformly, between tokens. Source: Bavarian et al., "Efficient Training of Language Models to Fill in the Middle",
-2022, where this order is called PSM.
+are drawn uniformly, between tokens. Source: Bavarian et al., "Efficient Training of Language Models to Fill in the
+Middle", 2022, where this order is called PSM.
 """
 
 from collections.abc import Sequence

@@ -105,6 +105,29 @@ def test_evaluate_finds_the_loss_that_the_run_reported(folder, text):
     assert found.loss == pytest.approx(parts[1].loss, abs=tolerance("float32 loss"))
 
 
+def test_generated_text_is_judged_beside_the_validation_text(folder, tmp_path):
+    run = mlx_gpt.load(folder)
+    found, again, other = (mlx_gpt.evaluate_text(run, samples=3, max_tokens=40, seed=seed) for seed in (1, 1, 2))
+    assert found == again != other
+    plain = ["".join(mlx_gpt.generate(run, max_tokens=40, seed=seed)) for seed in (1, 2, 3)]
+    assert found.texts == plain and found.generated.characters == sum(map(len, plain))
+    # The text repeats one line, so all of a passage of validation is in the training text.
+    assert found.validation.characters == found.generated.characters
+    assert found.validation.longest_copy == max(map(len, plain)) > found.generated.longest_copy
+    assert found.validation.known_words > 0.8 and found.validation.line_length <= 40
+    done = mlxgpt("eval", folder, "--text", "--samples", 3, "--max-tokens", 40, "--seed", 1, "--json", cwd=tmp_path)
+    facts = json.loads(done.stdout)
+    assert facts["texts"] == plain and facts["generated"] == dataclasses.asdict(found.generated)
+    assert facts["validation"] == dataclasses.asdict(found.validation)
+    done = mlxgpt("eval", folder, "--text", "--samples", 2, "--max-tokens", 9, cwd=tmp_path)
+    assert "generated validation" in done.stdout and "longest copied passage" in done.stdout
+    assert "NAME:" not in done.stdout  # the text is no play
+    done = mlxgpt("eval", folder, "--samples", 2, cwd=tmp_path)
+    assert done.returncode == 2 and "--samples is an option of --text; add --text" in done.stderr
+    with pytest.raises(UserError, match="samples=0 is not allowed"):
+        mlx_gpt.evaluate_text(run, samples=0)
+
+
 def test_generate_continues_a_prompt(folder):
     run = mlx_gpt.load(folder)
     texts = ["".join(mlx_gpt.generate(run, "to be", max_tokens=20, seed=seed)) for seed in (1, 1, 2)]
