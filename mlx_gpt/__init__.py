@@ -19,7 +19,10 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         name: "api"
-        for name in ("Run", "convert", "evaluate", "evaluate_code", "export", "generate", "load", "push", "train")
+        for name in (
+            *("Run", "convert", "evaluate", "evaluate_code", "evaluate_text", "export", "generate", "load", "push"),
+            "train",
+        )
     },
 )
 

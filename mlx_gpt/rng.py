@@ -15,7 +15,7 @@ from mlx_gpt.device.mlx import mx
 
 # The streams: one for each purpose. Numbers of different streams are independent of each other.
 INIT, WINDOWS, EPOCHS, DROPOUT = "init", "windows", "epochs", "dropout"
-EVALUATION, SAMPLING = "evaluation", "sampling"
+EVALUATION, SAMPLING, FIM = "evaluation", "sampling", "fim"
 
 
 def key(seed: int, stream: str, index: int | mx.array = 0) -> mx.array:

@@ -11,6 +11,7 @@ COMMANDS += ["serve", "export", "push", "eval-code"]
 COMMANDS += [
     "tokenizer",
     "corpus stats",
+    "corpus import",
     *(f"tokenizer {name}" for name in ("train", "encode", "decode", "inspect", "convert")),
 ]
 # Arguments of `mlxgpt train` for a run that takes about a second.

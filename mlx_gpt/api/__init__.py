@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = attach(
         "train": "training",
         "evaluate": "evaluation",
         "evaluate_code": "coding",
+        "evaluate_text": "evaluation",
         "convert": "conversion",
         "export": "exporting",
         "push": "exporting",

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from mlx_gpt.data.fim import prompt_ids, require_fim
 from mlx_gpt.errors import UserError
 from mlx_gpt.generation.sampling import Sampling
 from mlx_gpt.generation.text import TextStream
@@ -26,8 +27,9 @@ def generate(
     seed: int = 0,
     stop: str | Sequence[str] = (),
     stop_token_ids: Collection[int] = (),
+    suffix: str | None = None,
 ) -> Iterator[str]:
-    """Generates the text that follows a prompt.
+    """Generates the text that follows a prompt, or the text between a prompt and a suffix.
 
     Args:
         run: A model from `load`.
@@ -45,6 +47,7 @@ def generate(
         presence_penalty: Subtracted once from the logit of each token that the text has, -2 to 2.
         logit_bias: Added to the logits: values from -100 to 100 by token id.
         seed: Seed of the random numbers. The same arguments and seed give the same text.
+        suffix: The text that follows the generated text. The model must have been trained with data.fim_rate.
         stop: A string or strings that end the text. The string that ended the text is not part of it.
         stop_token_ids: Token ids that end the text, in addition to EOS. They are not part of it.
 
@@ -66,7 +69,7 @@ def generate(
         presence_penalty=presence_penalty,
         logit_bias=logit_bias or {},
     )
-    return iter(stream(run, prompt, sampling, max_tokens, stop, seed, stop_token_ids))
+    return iter(stream(run, prompt, sampling, max_tokens, stop, seed, stop_token_ids, suffix))
 
 
 def stream(
@@ -77,6 +80,7 @@ def stream(
     stop: str | Sequence[str] = (),
     seed: int = 0,
     stop_token_ids: Collection[int] = (),
+    suffix: str | None = None,
 ) -> TextStream:
     """Like `generate`, with the sampling arguments as a Sampling.
 
@@ -86,17 +90,20 @@ def stream(
         (max_tokens).
     """
     require_run(run)
-    if not isinstance(prompt, str):
-        raise UserError(f"prompt={prompt!r} is not allowed; give a string")
     if run.tokenizer is None:
         raise UserError(
             "the checkpoint has no tokenizer; give the text it was trained on with --corpus, or its vocabulary with "
             "--vocab"
         )
-    try:
-        ids = run.tokenizer.encode(prompt).tolist()
-    except UserError as error:
-        raise UserError(f"prompt: {error}; use characters of the training text") from None
+    ids = _encoded(run, "prompt", prompt)
+    if suffix is not None:
+        require_fim(run.tokenizer, "suffix")
+        ids = prompt_ids(ids, _encoded(run, "suffix", suffix), run.tokenizer.fim_ids)
+        if len(ids) >= run.config.model.block_size:
+            raise UserError(
+                f"the prompt and the suffix have {len(ids)} tokens with their three special tokens, but the context of "
+                f"the model has {run.config.model.block_size}; shorten them"
+            )
     return TextStream(
         model=run.model,
         tokenizer=run.tokenizer,
@@ -107,3 +114,13 @@ def stream(
         seed=seed,
         stop_token_ids=tuple(stop_token_ids),
     )
+
+
+def _encoded(run: Run, name: str, text: str) -> list[int]:
+    """Returns the ids of a text. Raises UserError, which names the argument, if it is no text or cannot be encoded."""
+    if not isinstance(text, str):
+        raise UserError(f"{name}={text!r} is not allowed; give a string")
+    try:
+        return run.tokenizer.encode(text).tolist()
+    except UserError as error:
+        raise UserError(f"{name}: {error}; use characters of the training text") from None

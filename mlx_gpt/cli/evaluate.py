@@ -1,5 +1,9 @@
-"""`mlxgpt eval`: measures how well a checkpoint predicts a text, by default the validation split of its own corpus."""
+"""`mlxgpt eval`: measures how well a checkpoint predicts a text, by default the validation split of its own corpus.
 
+With --text, it judges the text that the checkpoint generates.
+"""
+
+import dataclasses
 from pathlib import Path
 
 import click
@@ -25,16 +29,29 @@ from mlx_gpt.errors import UserError
     "--split", type=click.Choice(["val", "train", "all"]), default="val", help="Part of the corpus to evaluate."
 )
 @click.option("--batch", type=click.IntRange(1, 4096), default=16, help="Sequences per forward pass.")
+@click.option("--text", "judge", is_flag=True, help="Judge generated text instead.")
+@click.option("--samples", type=click.IntRange(1), help="Texts that --text generates.  [default: 5]")
+@click.option("--max-tokens", type=click.IntRange(1), help="Largest number of tokens of a text.  [default: 500]")
+@click.option("--temp", "temperature", type=float, help="Sampling temperature of --text.  [default: 0.8]")
+@click.option("--top-p", type=float, help="Nucleus sampling of --text.  [default: 0.9]")
+@click.option("--seed", type=click.IntRange(0), help="Random seed of --text.  [default: 0]")
 @preset_option
 @vocab_option
 @set_option
 @json_option
-def eval_command(checkpoint, corpus, split, batch, preset, vocab, sets, as_json):
-    """Measure loss, perplexity and bits per byte over a whole split.
+def eval_command(checkpoint, corpus, split, batch, judge, preset, vocab, sets, as_json, **options):
+    """Measure loss, perplexity and bits per byte over a whole split, or judge generated text.
 
     By default, CHECKPOINT is the best checkpoint of the newest run, and the corpus is the corpus of that run. A .bin
     file of randyGPT contains neither corpus nor tokenizer. Give its training text with --corpus.
+
+    With --text, texts are generated without a prompt. Measures of their repetition and of their likeness to the
+    training text are printed beside those of passages of the validation text.
     """
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and not judge:
+        option = {"temperature": "temp"}.get(name := next(iter(given)), name).replace("_", "-")
+        raise UserError(f"--{option} is an option of --text; add --text, or leave it out")
     path = checkpoint or run.newest_checkpoint()
     checkpoint = run.read_checkpoint(path, preset, sizes_from(sets))
     if checkpoint.header.tokenizer is None and not (corpus or vocab):
@@ -45,6 +62,9 @@ def eval_command(checkpoint, corpus, split, batch, preset, vocab, sets, as_json)
     # If the checkpoint has a tokenizer, --corpus is only the text to evaluate. If it has none, with_text() also builds
     # the tokenizer from the characters of --corpus.
     model = run.to_run(path, run.with_text(path, checkpoint, None if checkpoint.header.tokenizer else corpus, vocab))
+    if judge:
+        _print_text(path, api.evaluate_text(model, corpus or None, note=note, **given), as_json)
+        return
     result = api.evaluate(model, corpus or None, split, batch, note)
     name = data.corpus_name(corpus or model.config.data.corpus)
     if as_json:
@@ -65,3 +85,35 @@ def eval_command(checkpoint, corpus, split, batch, preset, vocab, sets, as_json)
             f"{path} on {name} ({split}): loss {result.loss:.4f} nats/token, ppl {result.ppl:.2f}, "
             f"{result.bits_per_byte:.3f} bits/byte, entropy {result.entropy:.4f}, {result.tokens:,} tokens"
         )
+
+
+# Measure -> its label and format in the table.
+LABELS = {
+    "characters": ("characters", ","),
+    "words": ("words", ","),
+    "repeated_4grams": ("repeated runs of 4 words", ".1%"),
+    "known_words": ("words of the training text", ".1%"),
+    "distinct_1": ("distinct words", ".1%"),
+    "distinct_2": ("distinct runs of 2 words", ".1%"),
+    "distinct_3": ("distinct runs of 3 words", ".1%"),
+    "line_length": ("characters per line", ".1f"),
+    "longest_line": ("longest line", ","),
+    "longest_copy": ("longest copied passage", ","),
+    "speaker_lines": ("lines of the form NAME:", ".1%"),
+    "known_speakers": ("of these, known names", ".1%"),
+}
+
+
+def _print_text(path: Path, result, as_json: bool) -> None:
+    """Prints the measures of generated text, as a table or as JSON."""
+    rows = {"generated": dataclasses.asdict(result.generated), "validation": dataclasses.asdict(result.validation)}
+    if as_json:
+        echo_json({"checkpoint": path, **rows, "texts": result.texts})
+        return
+    click.echo(f"{len(result.texts)} texts of {path}\n{'':<28} {'generated':>10} {'validation':>10}")
+    for name, (label, form) in LABELS.items():
+        values = [row[name] for row in rows.values()]
+        if values != [None, None]:
+            shown = ("-" if value is None else format(value, form) for value in values)
+            click.echo(f"{label:<28} {' '.join(f'{text:>10}' for text in shown)}")
+    click.echo(f"copied: {rows['generated']['copy']!r}")

@@ -24,6 +24,7 @@ from mlx_gpt.parse import read_text
 @click.command()
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option("--prompt", "-p", default="", help='Text to continue; "-" reads it from stdin.')
+@click.option("--suffix", help="Text that follows the generated text; for a model that was trained with data.fim_rate.")
 @click.option("--max-tokens", type=int, default=200, help="Maximum number of tokens to generate.")
 @click.option(
     "--temp",
@@ -87,13 +88,27 @@ from mlx_gpt.parse import read_text
 @set_option
 @json_option
 def generate_command(
-    checkpoint, prompt, max_tokens, seed, stop, stop_token_ids, samples, preset, corpus, vocab, sets, as_json, **options
+    checkpoint,
+    prompt,
+    suffix,
+    max_tokens,
+    seed,
+    stop,
+    stop_token_ids,
+    samples,
+    preset,
+    corpus,
+    vocab,
+    sets,
+    as_json,
+    **options,
 ):
     """Generate text with CHECKPOINT, or with the best checkpoint of the newest run.
 
     \b
     mlxgpt generate --top-p 0.9 --temp 0.8
     mlxgpt generate --prompt "ROMEO:" --samples 3 --seed 1
+    mlxgpt generate --prompt "def area(" --suffix "return width * height"
     mlxgpt generate model.bin --corpus shakespeare
     """
     sampling = generation.Sampling(**options)
@@ -102,13 +117,14 @@ def generate_command(
     prompt = read_text(Path("-")) if prompt == "-" else prompt
     seed = secrets.randbits(32) if seed is None else seed
     for i in range(samples):
-        text = api.stream(model, prompt, sampling, max_tokens, stop, seed + i, stop_token_ids)
+        text = api.stream(model, prompt, sampling, max_tokens, stop, seed + i, stop_token_ids, suffix)
         start = time.perf_counter()
         if as_json:
             completion = "".join(text)
             echo_json(
                 {
                     "prompt": prompt,
+                    **({} if suffix is None else {"suffix": suffix}),
                     "completion": completion,
                     "tokens": text.num_tokens,
                     "seed": seed + i,
@@ -125,7 +141,7 @@ def generate_command(
             click.echo(piece, nl=False)
             if sys.stdout:  # None if the shell has closed it
                 sys.stdout.flush()
-        click.echo()
+        click.echo(suffix or "")
         rate = text.num_tokens / (time.perf_counter() - start)
         click.echo(f"[{path}: {text.num_tokens} tokens at {rate:.0f}/s, seed {seed + i}]", err=True)
 

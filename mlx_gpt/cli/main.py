@@ -23,7 +23,10 @@ COMMANDS = {
         "mlx_gpt.cli.serve",
         "Serve CHECKPOINT, or the best checkpoint of the newest run, over an OpenAI-compatible API with a web page.",
     ),
-    "eval": ("mlx_gpt.cli.evaluate", "Measure loss, perplexity and bits per byte over a whole split."),
+    "eval": (
+        "mlx_gpt.cli.evaluate",
+        "Measure loss, perplexity and bits per byte over a whole split, or judge generated text.",
+    ),
     "eval-code": (
         "mlx_gpt.cli.eval_code",
         "Measure how well the code that CHECKPOINT writes parses, compiles and does what it should.",
@@ -48,7 +51,7 @@ COMMANDS = {
         "mlx_gpt.cli.convert",
         "Print a checkpoint's header, sizes, tensors and passed checks, without building the model.",
     ),
-    "corpus": ("mlx_gpt.cli.corpus", "List the named corpora, or describe a text."),
+    "corpus": ("mlx_gpt.cli.corpus", "List the named corpora, describe a text, or import token ids of other programs."),
     "tokenizer": (
         "mlx_gpt.cli.tokenizer",
         "Train, use, inspect and convert byte-pair vocabularies.",

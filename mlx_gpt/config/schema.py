@@ -182,6 +182,12 @@ class DataConfig(Table):
         "characters not in the vocabulary: drop removes and counts them, refuse is an error",
         choices=("drop", "refuse"),
     )
+    fim_rate: float = setting(
+        0.0,
+        "share of the training windows that are rearranged for fill-in-the-middle: prefix, suffix, middle",
+        low=0.0,
+        high=1.0,
+    )
     device_mb: int = setting(
         1024,
         "largest token array, in MB, that is copied to the device; windows of a larger one are read from the host",

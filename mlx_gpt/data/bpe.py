@@ -16,11 +16,12 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from mlx_gpt.config.schema import MAX_VOCAB
 from mlx_gpt.data.bytelevel import BYTES
 from mlx_gpt.data.merges import Merge, learn_merges
-from mlx_gpt.data.tokenizer import SPECIALS, CharTokenizer, Tokenizer, count_unknown
+from mlx_gpt.data.tokenizer import FIM, SPECIALS, CharTokenizer, Tokenizer, character_specials, count_unknown, fim_names
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.parse import parse_json
 
 CHUNK = 1 << 16  # minimum length of a chunk in characters; each chunk is encoded by one thread of the library
+FIM_NAMES = (FIM, ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"))  # the second ones are StarCoder's
 BATCH = 64  # chunks per call of the library
 # Places where a text can be cut without changing its tokens. LINE_END is for the BPE of characters: before a newline.
 # WORD_END is for GPT-2's BPE of bytes: between a non-space character and the whitespace after it.
@@ -42,17 +43,21 @@ class BPETokenizer(Tokenizer):
     left part, its right part or its result is not in the vocabulary, or if it is listed again.
 
     Args:
-        vocab: the string of each id, V items: BOS and EOS, then characters and merged strings.
+        vocab: the string of each id, V items: BOS and EOS, then characters and merged strings, then FIM or nothing.
         merges: the pairs of strings (left, right) that are merged.
     """
 
     kind = "bpe"
 
     def __init__(self, vocab: Sequence[str], merges: Sequence[Merge]):
-        super().__init__([b""] * len(SPECIALS) + [s.encode() for s in vocab[len(SPECIALS) :]])
+        self.fim_names = fim_names(vocab)
+        end = len(vocab) - len(self.fim_names)
+        self.fim_ids = tuple(range(end, len(vocab))) or None
+        strings = [s.encode() for s in vocab[len(SPECIALS) : end]]
+        super().__init__([b""] * len(SPECIALS) + strings + [b""] * len(self.fim_names))
         self.vocab, self.merges = list(vocab), list(merges)
         self.special_names = tuple(vocab[: len(SPECIALS)])
-        self._ids = {s: i for i, s in enumerate(vocab)}
+        self._ids = {s: i for i, s in enumerate(vocab[:end])}  # text is never encoded to FIM
         self._characters = {s for s in self._ids if len(s) == 1}
         known = [(a, b) for a, b in merges if {a, b, a + b} <= self._ids.keys()]
         # Maps a pair of ids to the id of the merged string.
@@ -116,6 +121,9 @@ class BPETokenizer(Tokenizer):
     def to_dict(self) -> dict:
         return {"kind": self.kind, "vocab": self.vocab, "merges": [list(merge) for merge in self.merges]}
 
+    def with_fim(self) -> "BPETokenizer":
+        return BPETokenizer([*self.vocab, *FIM], self.merges)
+
     def to_vocab_json(self) -> str:
         """Returns the text of a vocab.json, as randyGPT writes it."""
         return json.dumps({"vocab": self.vocab, "merges": self.merges}, indent=2, ensure_ascii=False)
@@ -131,7 +139,9 @@ class BPETokenizer(Tokenizer):
                 "a tokenizer.json cannot represent this vocabulary: a string occurs twice, two merges give the same "
                 "string, or a merged string has a lower id than one of its parts; save it as vocab.json"
             )
-        return _with_specials(self._ids, self.merges_by_id(), self.special_names)
+        return _with_specials(
+            {s: i for i, s in enumerate(self.vocab)}, self.merges_by_id(), self.special_names + self.fim_names
+        )
 
     def to_files(self) -> dict[str, str]:
         """vocab.json, and tokenizer.json if that format can represent the vocabulary."""
@@ -140,7 +150,7 @@ class BPETokenizer(Tokenizer):
 
     def has_json(self) -> bool:
         """Whether a tokenizer.json can represent the vocabulary: _library_agrees(), and no string occurs twice."""
-        return self._engine is not None and len(self._ids) == len(self.vocab)
+        return self._engine is not None and len(set(self.vocab)) == len(self.vocab)
 
     def _library_agrees(self) -> bool:
         """Whether the library is certain to give the ids that the rule in the class docstring gives.
@@ -246,6 +256,7 @@ class ByteBPETokenizer(Tokenizer):
             "chat_template": chat_template,
         }
         self.bos_id, self.eos_id = (ids[name] for name in self.special_names)
+        self.fim_ids = next((tuple(ids[name] for name in names) for names in FIM_NAMES if hidden >= set(names)), None)
         engine.encode_special_tokens = True  # the characters <|eos|> in a text are encoded as text, not as EOS
         self._engine = engine
 
@@ -287,6 +298,11 @@ class ByteBPETokenizer(Tokenizer):
     def to_dict(self) -> dict:
         return {"kind": self.kind, "json": self._json} | {k: v for k, v in self._further.items() if v}
 
+    def with_fim(self) -> "ByteBPETokenizer":
+        engine = _parse(self._json)
+        engine.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in FIM])
+        return ByteBPETokenizer(engine.to_str(), **{k: v for k, v in self._further.items() if v})
+
     def to_json(self) -> str:
         return self._json
 
@@ -299,20 +315,9 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
     if tokenizer.kind != CharTokenizer.kind:
         return tokenizer.to_json()
     specials = character_specials(tokenizer.characters)
-    return _with_specials({s: i for i, s in enumerate([*specials, *tokenizer.characters])}, [], specials)
-
-
-def character_specials(characters: str) -> tuple[str, ...]:
-    """Returns the names of BOS and EOS in the tokenizer.json of a character tokenizer.
-
-    Where a text contains the name of a special token, the library encodes the name as that token. The names are
-    <|bos|> and <|eos|>, unless `characters` can spell one of them. In that case both names are enclosed in a Unicode
-    private-use character that is not in `characters`, so that no text can contain a name.
-    """
-    if not any(set(name) <= set(characters) for name in SPECIALS):
-        return SPECIALS
-    mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in characters)
-    return tuple(f"{mark}{name}{mark}" for name in SPECIALS)
+    fim = character_specials(tokenizer.characters, FIM) if tokenizer.fim_ids else ()
+    strings = [*specials, *tokenizer.characters, *fim]
+    return _with_specials({s: i for i, s in enumerate(strings)}, [], specials + fim)
 
 
 def _engine(ids: dict[str, int], merges: list[Merge]) -> tokenizers.Tokenizer:

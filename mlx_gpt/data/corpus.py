@@ -73,7 +73,7 @@ class Source:
         if self.ids:
             yield from (Piece(ids, ends) for ids, ends in self.ids.pieces())
         for text in self.read():
-            yield from _documents(text)
+            yield from documents(text)
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ def _is_dotted(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _documents(stream: Iterable[str]) -> Iterator[Piece]:
+def documents(stream: Iterable[str]) -> Iterator[Piece]:
     """Splits a text, given as a stream of strings, into documents at DOCUMENT_END, and long documents into pieces.
 
     Empty documents are dropped. A long document is cut only where the cut changes no token, see _last_border. A line of

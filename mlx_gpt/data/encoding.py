@@ -34,18 +34,29 @@ Note = Callable[[str], None]  # shows a message to the user
 def make_tokenizer(corpus: Corpus, data: DataConfig, note: Note) -> Tokenizer:
     """Returns the tokenizer that the settings request: read from the file `data.vocab`, or trained on the corpus.
 
+    With `data.fim_rate`, the special tokens for fill-in-the-middle are added if the vocabulary does not have them.
+
     The characters of a trained vocabulary are those of the whole corpus. Its merges are trained on every k-th piece of
     the text. k is the smallest number for which these pieces have about MAX_TRAINING_BYTES or less.
 
     Args:
         corpus: the text to train on. It is not read if `data.vocab` is set.
-        data: the settings `vocab`, `tokenizer`, `vocab_size` and `bpe_rule`.
+        data: the settings `vocab`, `tokenizer`, `vocab_size`, `bpe_rule` and `fim_rate`.
         note: receives a message about the trained vocabulary.
 
     Raises:
         UserError: if the vocabulary file does not exist, or if `data.vocab_size` is too small.
         BadFile: if the vocabulary file or the corpus cannot be read.
     """
+    tokenizer = _read_or_trained(corpus, data, note)
+    if data.fim_rate and tokenizer.fim_ids is None:
+        tokenizer = tokenizer.with_fim()
+        note(f"added three special tokens for fill-in-the-middle, the ids {', '.join(map(str, tokenizer.fim_ids))}")
+    return tokenizer
+
+
+def _read_or_trained(corpus: Corpus, data: DataConfig, note: Note) -> Tokenizer:
+    """Returns the tokenizer of make_tokenizer() before special tokens are added."""
     if data.vocab:
         return open_vocab(Path(data.vocab).expanduser())
     characters = alphabet(corpus.texts())

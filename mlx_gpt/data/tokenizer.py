@@ -2,6 +2,7 @@
 
 The special token BOS (beginning of sequence) is the prompt of a text that has no other prompt. EOS (end of sequence)
 ends each document. BOS has id 0 and EOS has id 1, except in vocabularies that are read from a file with other ids.
+Models that fill in the middle need three further special tokens, FIM, which are the last ids of a vocabulary.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import numpy as np
 from mlx_gpt.errors import BadFile, UserError
 
 SPECIALS = ("<|bos|>", "<|eos|>")
+FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 
 class Tokenizer:
@@ -26,11 +28,13 @@ class Tokenizer:
         kind: how to_dict() and the setting data.tokenizer name this class: "char", "bpe" or "byte-bpe".
         bos_id: the id of BOS.
         eos_id: the id of EOS.
+        fim_ids: the ids of FIM, in its order; None if the vocabulary does not have them.
         pieces: the argument.
     """
 
     kind: str
     bos_id, eos_id = 0, 1
+    fim_ids: tuple[int, ...] | None = None
 
     def __init__(self, pieces: Sequence[bytes]):
         self.pieces = pieces
@@ -68,6 +72,10 @@ class Tokenizer:
         """
         raise NotImplementedError
 
+    def with_fim(self) -> "Tokenizer":
+        """Returns a tokenizer that has the special tokens FIM too. They get the next ids; the others stay the same."""
+        raise NotImplementedError
+
     def to_files(self) -> dict[str, str]:
         """Returns the files that `--vocab` can read, text by name. A tokenizer of characters has none."""
         return {}
@@ -89,6 +97,7 @@ class CharTokenizer(Tokenizer):
 
     Args:
         characters: the distinct characters in code-point order.
+        fim: whether the vocabulary has FIM.
 
     Raises:
         BadFile: if the characters are not sorted and distinct.
@@ -96,11 +105,13 @@ class CharTokenizer(Tokenizer):
 
     kind = "char"
 
-    def __init__(self, characters: str):
+    def __init__(self, characters: str, fim: bool = False):
         if list(characters) != sorted(set(characters)):
             raise BadFile("tokenizer: its characters are not sorted and distinct")
-        super().__init__([b""] * len(SPECIALS) + [c.encode() for c in characters])
+        pieces = [b""] * len(SPECIALS) + [c.encode() for c in characters]
+        super().__init__(pieces + [b""] * len(FIM) if fim else pieces)
         self.characters = characters
+        self.fim_ids = tuple(range(len(pieces), len(pieces) + len(FIM))) if fim else None
         self._points = code_points(characters)
 
     @classmethod
@@ -121,7 +132,29 @@ class CharTokenizer(Tokenizer):
         return (indices + len(SPECIALS)).astype(self.dtype)
 
     def to_dict(self) -> dict:
-        return {"kind": self.kind, "characters": self.characters}
+        return {"kind": self.kind, "characters": self.characters} | ({"fim": True} if self.fim_ids else {})
+
+    def with_fim(self) -> "CharTokenizer":
+        return CharTokenizer(self.characters, fim=True)
+
+
+def character_specials(characters: str, names: Sequence[str] = SPECIALS) -> tuple[str, ...]:
+    """Returns the names of special tokens in the tokenizer.json of a character tokenizer.
+
+    Where a text contains the name of a special token, the `tokenizers` library encodes the name as that token. If
+    `characters` can spell one of the names, all are therefore enclosed in a Unicode private-use character that is not
+    in `characters`, so that no text can contain a name.
+    """
+    if not any(set(name) <= set(characters) for name in names):
+        return tuple(names)
+    mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in characters)
+    return tuple(f"{mark}{name}{mark}" for name in names)
+
+
+def fim_names(vocab: Sequence[str]) -> tuple[str, ...]:
+    """Returns the last strings of a vocabulary if they are the names FIM, maybe enclosed in a character, else ()."""
+    last = tuple(vocab[-len(FIM) :])
+    return last if last == FIM or tuple(string[1:-1] for string in last) == FIM else ()
 
 
 def alphabet(texts: Iterable[str]) -> set[str]:

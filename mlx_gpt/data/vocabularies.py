@@ -14,7 +14,7 @@ def tokenizer_from_dict(data: dict) -> Tokenizer:
     try:
         match data["kind"]:
             case CharTokenizer.kind:
-                return CharTokenizer(data["characters"])
+                return CharTokenizer(data["characters"], data.get("fim", False) is True)
             case BPETokenizer.kind:
                 return BPETokenizer.from_dict(data)
             case ByteBPETokenizer.kind:
@@ -58,9 +58,9 @@ def open_vocab(path: Path, **further: Any) -> Tokenizer:
             if not is_bpe or [step.get("type") for step in steps_of(data["pre_tokenizer"])] != ["Split"]:
                 return ByteBPETokenizer(text, **further)
             known = BPETokenizer.from_json(text)
-            characters = known.vocab[len(SPECIALS) :]
+            characters = known.vocab[len(SPECIALS) : known.vocab_size - len(known.fim_names)]
             is_char = not known.merges and all(len(string) == 1 for string in characters)
-            return CharTokenizer("".join(characters)) if is_char else known
+            return CharTokenizer("".join(characters), known.fim_ids is not None) if is_char else known
     except BadFile as error:
         raise BadFile(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer, character_specials
+from mlx_gpt.data.bpe import BPETokenizer, ByteBPETokenizer
 from mlx_gpt.data.bytelevel import BYTES
-from mlx_gpt.data.tokenizer import SPECIALS, CharTokenizer, Tokenizer
+from mlx_gpt.data.tokenizer import FIM, SPECIALS, CharTokenizer, Tokenizer, character_specials
 from mlx_gpt.data.vocabularies import tokenizer_from_dict
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.formats.gguf import Metadata
@@ -106,7 +106,8 @@ def _of_characters(tokenizer: CharTokenizer) -> Vocabulary:
     for token in tokens:  # byte by byte, from left to right; a dict, because characters share their first bytes
         merges |= {(token[:i], token[i]): None for i in range(1, len(token))}
     specials = character_specials(tokenizer.characters)
-    return Vocabulary("qwen2", [*specials, *tokens], _types(len(tokens)), list(merges))
+    fim = character_specials(tokenizer.characters, FIM) if tokenizer.fim_ids else ()
+    return Vocabulary("qwen2", [*specials, *tokens, *fim], _types(len(tokens), len(fim)), list(merges))
 
 
 def _of_character_merges(tokenizer: BPETokenizer) -> Vocabulary:
@@ -115,14 +116,16 @@ def _of_character_merges(tokenizer: BPETokenizer) -> Vocabulary:
             "a string occurs twice in it, two merges give the same string, or a merged string has a lower id than one "
             "of its parts"
         )
-    strings = tokenizer.vocab[len(SPECIALS) :]
+    fim = tokenizer.fim_names
+    strings = tokenizer.vocab[len(SPECIALS) : tokenizer.vocab_size - len(fim)]
     if any(SPACE in string for string in strings):
         raise _refused("it has the character U+2581, which stands for the space in llama.cpp")
     tokens = [string.replace(" ", SPACE) for string in strings]
     # A newline is always a token of its own, so a merge with one has no effect. llama.cpp would apply it.
     pairs = [(left, right) for left, right in tokenizer.merges_by_id() if "\n" not in left + right]
     merges = [(left.replace(" ", SPACE), right.replace(" ", SPACE)) for left, right in pairs]
-    return Vocabulary("sarvam-moe", [*tokenizer.special_names, *tokens], _types(len(tokens)), merges)
+    names = [*tokenizer.special_names, *tokens, *fim]
+    return Vocabulary("sarvam-moe", names, _types(len(tokens), len(fim)), merges)
 
 
 def _of_bytes(tokenizer: ByteBPETokenizer) -> Vocabulary:
@@ -153,9 +156,9 @@ def _same(steps: list[dict], wanted: list[dict]) -> bool:
     return len(steps) == len(wanted) and all(a | b == a for a, b in zip(steps, wanted, strict=True))
 
 
-def _types(count: int) -> list[int]:
-    """The types of two special tokens and `count` other tokens."""
-    return [CONTROL] * len(SPECIALS) + [NORMAL] * count
+def _types(count: int, num_fim: int) -> list[int]:
+    """The types of two special tokens, `count` other tokens, and `num_fim` special tokens for fill-in-the-middle."""
+    return [CONTROL] * len(SPECIALS) + [NORMAL] * count + [CONTROL] * num_fim
 
 
 _CHARACTERS = {byte: character for character, byte in BYTES.items()}

@@ -7,6 +7,7 @@ from mlx_gpt.checkpoint.store import Header, Tensors
 from mlx_gpt.config.schema import Config
 from mlx_gpt.data.corpus import Corpus, open_corpus
 from mlx_gpt.data.encoding import encode
+from mlx_gpt.data.fim import FillInTheMiddle
 from mlx_gpt.data.tokenizer import Tokenizer
 from mlx_gpt.data.windows import Windows
 from mlx_gpt.device.lanes import divide, lanes
@@ -88,6 +89,8 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
     set_variables(config.speed)  # first: MLX reads these environment variables once, when the device is first used
     prepare(config.train.dtype)
     require_memory(config, tokenizer.vocab_size)
+    rate = config.data.fim_rate
+    fim = FillInTheMiddle(rate, tokenizer, config.train.seed) if rate else None
     train, val = _windows(start, note)
     model = GPT(config.model, tokenizer.vocab_size, config.train.seed, config.speed)
     if start.weights:
@@ -98,7 +101,7 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
         optimizer=Optimizer(config.optimizer, roles_of(config.model, tokenizer.vocab_size)),
         optimizer_state=start.optimizer,
         objective=make_objective(config.train),
-        source=TextSource(train, config.train),
+        source=TextSource(train, config.train, fim),
         validation=Validation(Evaluator(model, val, tokenizer.token_bytes(), config.train.dtype), val, config.train),
         statistics=Statistics(config.model),
         group=Alone(),
@@ -139,4 +142,5 @@ def _windows(start: Start, note: Note) -> tuple[Windows, Windows]:
             f"needs at least {block_size + 1} and validation at least 2; give a longer text"
             + (f", or --set model.block_size={shorter}" if shorter >= 8 and len(val) > 1 else "")
         )
-    return Windows(train, block_size, on_device), Windows(val, block_size, on_device)
+    # Windows that are rearranged are read on the host.
+    return Windows(train, block_size, on_device and not data.fim_rate), Windows(val, block_size, on_device)

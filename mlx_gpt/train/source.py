@@ -12,6 +12,7 @@ import numpy as np
 
 from mlx_gpt import rng
 from mlx_gpt.config.schema import TrainConfig
+from mlx_gpt.data.fim import FillInTheMiddle
 from mlx_gpt.data.windows import Batch, Windows
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import BadFile
@@ -70,10 +71,12 @@ class TextSource:
     Args:
         windows: The windows of the training split.
         train: The settings of [train].
+        fim: Rearranges windows for fill-in-the-middle; None leaves all as they are. It needs the ids of the windows, so
+            `windows` must not be on the device.
     """
 
-    def __init__(self, windows: Windows, train: TrainConfig):
-        self._windows, self._train = windows, train
+    def __init__(self, windows: Windows, train: TrainConfig, fim: FillInTheMiddle | None = None):
+        self._windows, self._train, self._fim = windows, train, fim
         self.tokens_per_batch = train.sequences_per_step * windows.block_size
         self.num_tokens = windows.num_tokens
         self._num_windows = 0  # returned so far, without those read in advance
@@ -106,10 +109,15 @@ class TextSource:
         else:
             while len(self._ahead) <= READ_AHEAD:
                 chosen = self._choose(step, len(self._ahead))
-                self._ahead.append(self._reader.submit(self._windows.read, chosen))
+                self._ahead.append(self._reader.submit(self._read, step + len(self._ahead), chosen))
             arrays = self._ahead.popleft().result()
         self._num_windows += self._train.sequences_per_step
         return arrays
+
+    def _read(self, step: int, windows: np.ndarray) -> Arrays:
+        """Reads the ids of the windows of an update, and rearranges some of them."""
+        arrays = self._windows.read(windows)
+        return self._fim(step, *arrays) if self._fim else arrays
 
     def gather(self, *arrays: mx.array) -> Batch:
         return self._windows.gather(*arrays)

@@ -105,10 +105,56 @@ def test_evaluate_finds_the_loss_that_the_run_reported(folder, text):
     assert found.loss == pytest.approx(parts[1].loss, abs=tolerance("float32 loss"))
 
 
+def test_generated_text_is_judged_beside_the_validation_text(folder, tmp_path):
+    run = mlx_gpt.load(folder)
+    found, again, other = (mlx_gpt.evaluate_text(run, samples=3, max_tokens=40, seed=seed) for seed in (1, 1, 2))
+    assert found == again != other
+    plain = ["".join(mlx_gpt.generate(run, max_tokens=40, seed=seed)) for seed in (1, 2, 3)]
+    assert found.texts == plain and found.generated.characters == sum(map(len, plain))
+    # The text repeats one line, so all of a passage of validation is in the training text.
+    assert found.validation.characters == found.generated.characters
+    assert found.validation.longest_copy == max(map(len, plain)) > found.generated.longest_copy
+    assert found.validation.known_words > 0.8 and found.validation.line_length <= 40
+    done = mlxgpt("eval", folder, "--text", "--samples", 3, "--max-tokens", 40, "--seed", 1, "--json", cwd=tmp_path)
+    facts = json.loads(done.stdout)
+    assert facts["texts"] == plain and facts["generated"] == dataclasses.asdict(found.generated)
+    assert facts["validation"] == dataclasses.asdict(found.validation)
+    done = mlxgpt("eval", folder, "--text", "--samples", 2, "--max-tokens", 9, cwd=tmp_path)
+    assert "generated validation" in done.stdout and "longest copied passage" in done.stdout
+    assert "NAME:" not in done.stdout  # the text is no play
+    done = mlxgpt("eval", folder, "--samples", 2, cwd=tmp_path)
+    assert done.returncode == 2 and "--samples is an option of --text; add --text" in done.stderr
+    with pytest.raises(UserError, match="samples=0 is not allowed"):
+        mlx_gpt.evaluate_text(run, samples=0)
+
+
 def test_generate_continues_a_prompt(folder):
     run = mlx_gpt.load(folder)
     texts = ["".join(mlx_gpt.generate(run, "to be", max_tokens=20, seed=seed)) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] and 0 < len(texts[0]) <= 20
+
+
+def test_generate_fills_in_the_middle(folder, text, tmp_path):
+    """The model reads prompt and suffix in the order of its training, and one without special tokens refuses."""
+    list(mlx_gpt.train(corpus=text, settings=SETTINGS | {"data.fim_rate": 0.5}, out=tmp_path / "run"))
+    run = mlx_gpt.load(tmp_path / "run")
+    before, after, between = run.tokenizer.fim_ids
+    made = "".join(mlx_gpt.generate(run, "to be", suffix="to be", max_tokens=9, temperature=0))
+    ids = run.tokenizer.encode("to be").tolist()
+    given, expected = [before, *ids, after, *ids, between], []
+    for _ in range(9):
+        expected.append(int(run.model(np.array([given + expected]))[0, -1].argmax()))
+    assert made == run.tokenizer.decode(expected[: [*expected, 1].index(1)])
+    done = mlxgpt("generate", tmp_path / "run", "-p", "to be", "--suffix", "be to", "--seed", 1, cwd=tmp_path)
+    assert done.stdout.startswith("to be") and done.stdout.endswith("be to\n")
+    done = mlxgpt("generate", tmp_path / "run", "--suffix", "be to", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["suffix"] == "be to"
+    with pytest.raises(UserError, match="suffix: the tokenizer has no special tokens for fill-in-the-middle"):
+        mlx_gpt.generate(mlx_gpt.load(folder), "to be", suffix="to be")
+    with pytest.raises(UserError, match="have 68 tokens with their three special tokens, but the context .* has 64"):
+        mlx_gpt.generate(run, "to be " * 5, suffix="to be" * 7)
+    with pytest.raises(UserError, match="suffix: 'é'"):
+        mlx_gpt.generate(run, suffix="é")
 
 
 @pytest.mark.parametrize("name, format", [("a.bin", "rgpt0002"), ("a.safetensors", "safetensors")])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from constants import TINY
 
+from mlx_gpt.checkpoint import store
 from mlx_gpt.config.presets import resolve
 from mlx_gpt.errors import ResumeRefused, UserError
 from mlx_gpt.files import FolderLock
@@ -164,3 +165,29 @@ def test_new_folders_are_named_after_preset_and_text_and_numbered(tmp_path, monk
         assert folder == tmp_path / name
         folder.mkdir()
     assert folder_of(Request(), start) == tmp_path / "model-xs-pydocs-4"  # the preset of this network
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_run_that_fills_in_the_middle_resumes_as_if_it_had_not_stopped(tmp_path, shuffle):
+    """Its windows are rearranged, its validation is not, and its weights are the same after a resume."""
+    (tmp_path / "text.txt").write_text("<|eos|>".join("abcdefgh"[i % 8 :] * (i + 9) for i in range(30)))
+    settings = {"data.corpus": (str(tmp_path / "text.txt"),), "data.fim_rate": 0.5, "train.shuffle": shuffle}
+    for name in ("whole", "parts"):
+        session = session_in(tmp_path / name, settings)
+        for report in session:
+            if name == "parts" and isinstance(report, StepReport) and report.step == 3:
+                session.stop()
+    assert list(session_in(tmp_path / "parts", resume=str(tmp_path / "parts")))[-1].reason == "iters"
+    whole, parts = (store.load(tmp_path / name / LATEST) for name in ("whole", "parts"))
+    assert parts.weights.keys() == whole.weights.keys()
+    assert all((parts.weights[key] == whole.weights[key]).all() for key in whole.weights)
+    plain = session_in(tmp_path / "plain", settings | {"data.fim_rate": 0.0})
+    list(plain)
+    assert plain.trainer.header.vocab_size + 3 == whole.header.vocab_size
+
+
+def test_a_model_without_special_tokens_does_not_learn_to_fill_in_the_middle(tmp_path):
+    (tmp_path / "text.txt").write_text("abcdefgh" * 200)
+    list(session_in(tmp_path / "run", {"data.corpus": (str(tmp_path / "text.txt"),)}))
+    with pytest.raises(UserError, match="data.fim_rate=0.5: the tokenizer has no special tokens"):
+        list(session_in(tmp_path / "run", {"data.fim_rate": 0.5, "train.iters": 9}, resume=str(tmp_path / "run")))

@@ -16,8 +16,8 @@ from typing import Any
 from mlx_gpt.checkpoint.container import read_header
 from mlx_gpt.checkpoint.store import Checkpoint, Header, Tensors
 from mlx_gpt.config.schema import MAX_VOCAB, Config, ModelConfig
-from mlx_gpt.data.bpe import character_specials, tokenizer_json
-from mlx_gpt.data.tokenizer import Tokenizer
+from mlx_gpt.data.bpe import tokenizer_json
+from mlx_gpt.data.tokenizer import Tokenizer, character_specials
 from mlx_gpt.data.vocabularies import open_vocab, tokenizer_from_dict
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import make_folder, write_atomic
