@@ -21,22 +21,22 @@ __getattr__, __dir__, __all__ = attach(
         name: "api"
         for name in (
             *("Run", "convert", "evaluate", "evaluate_code", "evaluate_text", "export", "generate", "load", "push"),
-            "train",
+            *("rl", "train"),
         )
     },
 )
 
 
 class _Package(ModuleType):
-    """The class of this package. It keeps `mlx_gpt.train` a function, although there is a subpackage `mlx_gpt/train/`.
+    """The class of this package. It keeps `mlx_gpt.train` and `mlx_gpt.rl` functions, although there are subpackages.
 
-    When Python imports a subpackage, it assigns the subpackage to an attribute of its parent. Importing the subpackage
+    When Python imports a subpackage, it assigns the subpackage to an attribute of its parent. Importing mlx_gpt/train/
     would thus replace the function. This class ignores that assignment. The subpackage's modules can still be imported:
     `from mlx_gpt.train import reports`.
     """
 
     def __setattr__(self, name: str, value) -> None:
-        if not (name == "train" and isinstance(value, ModuleType)):
+        if not (name in ("train", "rl") and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
 

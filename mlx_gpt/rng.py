@@ -16,6 +16,7 @@ from mlx_gpt.device.mlx import mx
 # The streams: one for each purpose. Numbers of different streams are independent of each other.
 INIT, WINDOWS, EPOCHS, DROPOUT = "init", "windows", "epochs", "dropout"
 EVALUATION, SAMPLING, FIM = "evaluation", "sampling", "fim"
+PROMPTS, ROLLOUTS = "prompts", "rollouts"
 
 
 def key(seed: int, stream: str, index: int | mx.array = 0) -> mx.array:

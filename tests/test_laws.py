@@ -235,7 +235,7 @@ def test_steps_leave_nothing_in_memory(settings):
     config = resolve(overrides={f"model.{k}": v for k, v in shaped(settings).architecture().items()})
     model, optimizer = GPT(config.model, V, 1), Optimizer(config.optimizer, roles_of(config.model, V))
     windows, used = Windows(tokens(300, 0), T), []
-    step = make_step(model, optimizer, CrossEntropy(config.train), windows.gather, Alone(), config)
+    step = make_step(model, optimizer, CrossEntropy(config), windows.gather, Alone(), config)
     state, spans = initial_state(model.weights(), optimizer), windows.read(windows.draw(0, rng.WINDOWS, 0, 4))
     for i in range(12):
         state, output = step(state, mx.array(1e-3), mx.array(i, dtype=mx.uint32), *map(mx.array, spans))

@@ -140,7 +140,7 @@ def test_a_group_whose_other_member_holds_the_same_rows_trains_as_one_alone(tiny
 
 
 def test_the_shipped_objective_and_group_keep_to_the_protocols(tiny_config):
-    assert CrossEntropy(tiny_config.train).count(type("B", (), {"mask": mx.ones((2, 3))})).item() == 6
+    assert CrossEntropy(tiny_config).count(type("B", (), {"mask": mx.ones((2, 3))})).item() == 6
     assert (Alone().rank, Alone().size, Alone().agree(True), Alone().agree(False)) == (0, 1, True, False)
 
 

@@ -177,6 +177,7 @@ class Repeated:
     def __init__(self, rows, size):
         self.rows, self.size, self.position = rows, size, {"row": 0}
         self.tokens_per_batch, self.num_tokens = size * rows.shape[1], rows.size
+        self.metrics = {}
 
     def next(self, step, weights):
         first = self.position["row"]

@@ -48,7 +48,7 @@ def trainer(folder, config, checkpoint=None, lag=0):
         model=model,
         optimizer=Optimizer(config.optimizer, roles_of(config.model, V)),
         optimizer_state=checkpoint.optimizer if checkpoint else None,
-        objective=CrossEntropy(config.train),
+        objective=CrossEntropy(config),
         source=TextSource(Windows(tokens(800, 0), block_size), config.train),
         validation=validation(model, config),
         statistics=Statistics(config.model),

@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = attach(
         "generate": "models",
         "stream": "models",
         "train": "training",
+        "rl": "training",
         "evaluate": "evaluation",
         "evaluate_code": "coding",
         "evaluate_text": "evaluation",

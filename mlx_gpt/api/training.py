@@ -1,10 +1,11 @@
-"""`train`: trains a model."""
+"""`train` and `rl`: train a model on a text, or with rewards of what it writes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_gpt.run.request import NEWEST, Note, Request, ignore, settings_of, specs_of
+from mlx_gpt.errors import UserError
+from mlx_gpt.run.request import NEWEST, RL_DEFAULTS, Note, Request, ignore, settings_of, specs_of
 from mlx_gpt.run.session import Session
 
 
@@ -63,5 +64,56 @@ def train(
         out=Path(out) if out else None,
         resume=NEWEST if resume is True else str(resume) if resume else None,
         fine_tune=Path(fine_tune) if fine_tune else None,
+    )
+    return Session(request, note)
+
+
+def rl(
+    checkpoint: str | Path | None = None,
+    *,
+    objective: str = "grpo",
+    reward: str | Path = "compiles",
+    prompts: str | Path | None = None,
+    corpus: str | Path | Sequence[str | Path] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    resume: str | Path | bool = False,
+    note: Note = ignore,
+) -> Session:
+    """Prepares the training of a model with rewards of the texts that it writes, as `mlxgpt rl` does.
+
+    Iterating over the result trains, as for `train`.
+
+    Args:
+        checkpoint: The checkpoint or the run folder to begin with. None only if `resume` is given.
+        objective: "grpo", "dr-grpo", "gspo", "maxrl" or "rft".
+        reward: "compiles", or "tests", which executes what the model writes in a sandbox, or a Python file with a
+            function reward(prompt, text).
+        prompts: A JSON Lines file with prompts. [default: signatures of generated functions]
+        corpus: The text on which the validation loss is measured. [default: the corpus of the checkpoint]
+        settings: Any settings by dotted name, such as {"rl.kl_weight": 0.1}.
+        out: The run folder. [default: runs/PRESET-CORPUS-OBJECTIVE, with a number if that exists]
+        resume: A run folder to resume; True for the newest run. The other arguments are then those of the run.
+        note: Called with each message for the user, one line of text.
+
+    Returns:
+        A Session: an iterator over the reports.
+
+    Raises:
+        UserError: As for `train`; or no checkpoint is given, or there is no such reward.
+    """
+    given = list((settings or {}).items())
+    if not resume:
+        given += [("train.objective", objective), ("rl.reward", str(reward))]
+        given += [("rl.prompts", str(prompts))] if prompts else []
+        if checkpoint is None:
+            raise UserError("checkpoint is missing; name the model to begin with")
+    given += [("data.corpus", specs_of(corpus))] if corpus else []
+    request = Request(
+        settings=settings_of(given),
+        out=Path(out) if out else None,
+        resume=NEWEST if resume is True else str(resume) if resume else None,
+        fine_tune=Path(checkpoint) if checkpoint and not resume else None,
+        defaults={} if resume else RL_DEFAULTS,
     )
     return Session(request, note)

@@ -38,7 +38,7 @@ class Contender:
         self.model.set_weights(self.weights)
         self.windows = Windows(Tokens.of(case.ids, [len(case.ids)]), self.config.model.block_size)
         self.optimizer = Optimizer(self.config.optimizer, roles_of(self.config.model, case.vocab_size))
-        self.objective = make_objective(self.config.train)
+        self.objective = make_objective(self.config)
         self.step = self._make_step(self.config)
         self.state, self.index = self._first_state(), 0
 

@@ -35,6 +35,8 @@ COMMANDS = {
         "mlx_gpt.cli.compare",
         "Compare runs: settings that differ, losses, tokens needed to reach a loss, and speed.",
     ),
+    "rl": ("mlx_gpt.cli.rl", "Train CHECKPOINT with rewards of the texts that it writes."),
+    "pipeline": ("mlx_gpt.cli.pipeline", "Run train, rl and eval-code in a row, as FILE describes them."),
     "convert": (
         "mlx_gpt.cli.convert",
         "Convert a checkpoint between safetensors, RGPT0001, RGPT0002, RGPT0003, GGUF and nanochat.",

@@ -203,6 +203,27 @@ class DataConfig(Table):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RLConfig(Table):
+    """Reinforcement learning: what is drawn from the model, and how it is rewarded. See rl/objectives.py."""
+
+    reward: str = setting("compiles", "reward of a text: compiles, tests, or FILE.py, with a function reward")
+    execute: bool = setting(False, "allow the reward to execute programs of the model, in a sandbox")
+    prompts: str = setting("", "JSON Lines file of prompts; empty takes those of the language")
+    language: str = setting("python", "programming language of the texts")
+    prompts_per_batch: int = setting(8, "prompts in a batch", low=1, high=1 << 16)
+    group_size: int = setting(8, "texts that are drawn for each prompt", low=1, high=1 << 16)
+    max_tokens: int = setting(128, "most tokens of a text", low=1, high=1 << 20)
+    temperature: float = setting(1.0, "temperature of the draws, and of the policy", low=0.01, high=100.0)
+    epochs: int = setting(1, "updates with each batch", low=1, high=1000)
+    clip: float = setting(
+        0.0, "largest change of a ratio of probabilities; 0 is the objective's default", low=0.0, high=1.0
+    )
+    kl_weight: float = setting(0.02, "weight of the divergence from the model before training", low=0.0, high=1e3)
+    success: float = setting(1.0, "reward from which on a text is a success, for maxrl and rft", low=-1e9, high=1e9)
+    tau: float = setting(1.0, "temperature of maxrl's weights", low=1e-3, high=1e9)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """All settings of a run."""
 
@@ -211,6 +232,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
 
     @classmethod
     def from_dict(cls, tables: dict[str, dict[str, Any]]) -> Self:
@@ -270,4 +292,5 @@ TABLES: dict[str, type[Table]] = {
     "optimizer": OptimizerConfig,
     "data": DataConfig,
     "speed": SpeedConfig,
+    "rl": RLConfig,
 }

@@ -1,1 +1,1 @@
-"""Programs that a model writes are executed here, in a sandbox."""
+"""Reinforcement learning: rollouts, their rewards, and objectives; a sandbox for the programs of a model."""

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = attach(
         "begin": "start",
         "best_checkpoint": "folder",
         "newest_checkpoint": "folder",
+        "is_run": "folder",
         "Session": "session",
         "plan": "planning",
         "Run": "loading",

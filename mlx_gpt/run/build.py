@@ -19,11 +19,14 @@ from mlx_gpt.model.gpt import GPT, roles_of
 from mlx_gpt.model.mixers.kernels import kernel_of
 from mlx_gpt.model.packing import PACKED
 from mlx_gpt.optim.optimizers import Optimizer
+from mlx_gpt.rl.prompts import training_prompts
+from mlx_gpt.rl.rewards import make_reward
+from mlx_gpt.rl.rollout import RolloutSource
 from mlx_gpt.run.request import Note
 from mlx_gpt.train.evaluate import Evaluator, Validation
-from mlx_gpt.train.objectives import make_objective
+from mlx_gpt.train.objectives import ROLLOUT_OBJECTIVES, make_objective
 from mlx_gpt.train.parallel import Alone
-from mlx_gpt.train.source import TextSource
+from mlx_gpt.train.source import Source, TextSource
 from mlx_gpt.train.statistics import Statistics
 from mlx_gpt.train.trainer import Trainer
 
@@ -89,8 +92,6 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
     set_variables(config.speed)  # first: MLX reads these environment variables once, when the device is first used
     prepare(config.train.dtype)
     require_memory(config, tokenizer.vocab_size)
-    rate = config.data.fim_rate
-    fim = FillInTheMiddle(rate, tokenizer, config.train.seed) if rate else None
     train, val = _windows(start, note)
     model = GPT(config.model, tokenizer.vocab_size, config.train.seed, config.speed)
     if start.weights:
@@ -100,12 +101,34 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
         model=model,
         optimizer=Optimizer(config.optimizer, roles_of(config.model, tokenizer.vocab_size)),
         optimizer_state=start.optimizer,
-        objective=make_objective(config.train),
-        source=TextSource(train, config.train, fim),
+        objective=make_objective(config),
+        source=_source(start, model, train, folder, note),
         validation=Validation(Evaluator(model, val, tokenizer.token_bytes(), config.train.dtype), val, config.train),
         statistics=Statistics(config.model),
         group=Alone(),
         folder=folder,
+    )
+
+
+def _source(start: Start, model: GPT, windows: Windows, folder: Path, note: Note) -> Source:
+    """The source of the objective's batches: windows of the text, or texts that the model writes."""
+    config = start.header.config
+    objective = ROLLOUT_OBJECTIVES.get(config.train.objective)
+    if objective is None:
+        rate = config.data.fim_rate
+        fim = FillInTheMiddle(rate, start.tokenizer, config.train.seed) if rate else None
+        return TextSource(windows, config.train, fim)
+    return RolloutSource(
+        config=config,
+        tokenizer=start.tokenizer,
+        problems=training_prompts(config.rl),
+        reward=make_reward(config.rl),
+        advantages=objective.advantages,
+        needs_success=objective.needs_success,
+        reference=None if start.header.step else model.weights(),
+        num_tokens=windows.num_tokens,
+        folder=folder,
+        note=note,
     )
 
 

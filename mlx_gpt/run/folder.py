@@ -20,7 +20,8 @@ def folder_of(request: Request, start: Start) -> Path:
     """Returns the folder of the run that is resumed, or the path of a new folder, which is not created.
 
     A new folder is `request.out` if it is given. Otherwise it is the first of runs/<preset>-<corpus>,
-    runs/<preset>-<corpus>-2, runs/<preset>-<corpus>-3, ... that does not exist.
+    runs/<preset>-<corpus>-2, runs/<preset>-<corpus>-3, ... that does not exist. The name of another objective than
+    cross-entropy is added to that of the corpus.
 
     Raises:
         UserError: `request.out` already holds another run.
@@ -32,7 +33,8 @@ def folder_of(request: Request, start: Start) -> Path:
         return request.out
     config = start.header.config
     preset = Path(request.preset).stem if request.preset else preset_of(config.model) or "custom"
-    name = f"{preset}-{corpus_name(config.data.corpus)}"
+    objective = config.train.objective.removeprefix("cross-entropy")
+    name = "-".join(filter(None, (preset, corpus_name(config.data.corpus), objective)))
     numbered = (RUNS / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
     return next(folder for folder in numbered if not folder.exists())
 

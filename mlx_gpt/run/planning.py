@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import tempfile
 from pathlib import Path
 
 from mlx_gpt.device.mlx import peak_memory
@@ -41,9 +42,10 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
     Raises:
         UserError, OutOfRoom: The run cannot be trained, as for make_trainer().
     """
-    trainer = make_trainer(start, Path(), note)
+    with tempfile.TemporaryDirectory() as folder:  # of what a source writes beside its batches
+        trainer = make_trainer(start, Path(folder), note)
+        step_seconds = statistics.median(trainer.time_steps(PROBE_STEPS))
     header, train, model = start.header, start.header.config.train, start.header.config.model
-    step_seconds = statistics.median(trainer.time_steps(PROBE_STEPS))
     target = trainer.iters_in_budget(step_seconds) if train.minutes and not header.planned else train.iters
     iters = target - header.step
     tokens_per_step = train.sequences_per_step * model.block_size

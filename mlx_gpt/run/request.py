@@ -10,6 +10,23 @@ from mlx_gpt.errors import UserError
 
 Note = Callable[[str], None]  # called with one line for each thing the user should know
 
+# Settings of reinforcement learning that differ from the defaults. Without dropout, the first update with a batch has
+# the very probabilities with which its texts were drawn. The last weights are evaluated, and are therefore the best.
+RL_DEFAULTS = {
+    "model.dropout": 0.0,
+    "train.objective": "grpo",
+    "train.iters": 100,
+    "train.eval_every": 1 << 31,
+    "train.sample_every": 0,
+    "train.log_every": 1,
+    "optimizer.name": "adamw",
+    "optimizer.learning_rate": 1e-4,
+    "optimizer.schedule": "wsd",
+    "optimizer.decay_start": 1.0,
+    "optimizer.warmup_steps": 5,
+    "optimizer.weight_decay": 0.0,
+}
+
 # The value of `Request.resume` that means the newest run.
 NEWEST = "newest"
 
@@ -27,6 +44,7 @@ class Request:
         fine_tune: Checkpoint whose weights a new run starts from. None does not fine-tune.
         default_corpus: The corpus if neither settings, preset, recipe nor checkpoint name one; () for `data.corpus`'s
             default.
+        defaults: Settings that replace the defaults, by dotted name.
 
     Raises:
         UserError: Both `resume` and `fine_tune` are given.
@@ -39,6 +57,7 @@ class Request:
     resume: str | None = None
     fine_tune: Path | None = None
     default_corpus: tuple[str, ...] = ()
+    defaults: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.resume is not None and self.fine_tune:
@@ -49,7 +68,7 @@ class Request:
     @property
     def base(self) -> dict[str, Any]:
         """The settings that replace the defaults, by dotted name."""
-        return {"data.corpus": self.default_corpus} if self.default_corpus else {}
+        return self.defaults | ({"data.corpus": self.default_corpus} if self.default_corpus else {})
 
     def note_corpus(self, corpus: tuple[str, ...], note: Note) -> None:
         """Tells the user if `corpus`, the one of the run, is the default corpus of this request."""

@@ -5,7 +5,7 @@ Shapes: B rows (sequences) in a batch, T tokens in a row, V vocabulary size.
 
 from typing import NamedTuple, Protocol
 
-from mlx_gpt.config.schema import TrainConfig
+from mlx_gpt.config.schema import Config
 from mlx_gpt.data.windows import Batch
 from mlx_gpt.device.mlx import mx
 
@@ -24,10 +24,10 @@ class Objective(Protocol):
     2.5 nats per token. The average of the means of the parts, (6/3 + 4/1) / 2 = 3, would be wrong.
 
     Args:
-        config: The settings of [train]. An objective may read its own settings from it.
+        config: The settings of the run. An objective may read its own settings from it.
     """
 
-    def __init__(self, config: TrainConfig): ...
+    def __init__(self, config: Config): ...
 
     def count(self, batch: NamedTuple) -> mx.array:
         """Returns the divisor of the sum, () float32: for example, the number of predicted tokens."""
@@ -63,8 +63,8 @@ class CrossEntropy:
     numbers of `calibration` and all auxiliary outputs are reported.
     """
 
-    def __init__(self, config: TrainConfig):
-        self.config = config
+    def __init__(self, config: Config):
+        self.config = config.train
 
     def count(self, batch: Batch) -> mx.array:
         return batch.mask.sum()

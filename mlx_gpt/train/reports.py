@@ -57,7 +57,7 @@ class StepReport:
         elapsed: Training time since the run's start in seconds, including earlier processes of a resumed run.
         skipped: Number of consecutive skipped updates of this process up to this step; 0 if this update was applied. An
             update is skipped if the loss or the gradient norm is not finite.
-        metrics: Further means that the objective reports.
+        metrics: Further means that the objective reports, and numbers that the source reports of the batch.
     """
 
     step: int

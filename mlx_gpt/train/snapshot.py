@@ -34,11 +34,15 @@ class Snapshot(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """A step that was submitted to the device: the state after it, its learning rate, and its outputs."""
+    """A step that was submitted to the device: the state after it, its learning rate, and its outputs.
+
+    `metrics` are the source's numbers about its batch.
+    """
 
     after: Snapshot
     lr: float
     output: StepOutput
+    metrics: dict[str, float]
 
 
 class Pipeline:

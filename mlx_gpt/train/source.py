@@ -30,11 +30,13 @@ class Source(Protocol):
         num_tokens: Number of tokens in the training split.
         position: The place in the sequence, as a JSON-serializable dictionary. Checkpoints store it, and `seek` takes
             it.
+        metrics: Numbers about the last batch that `next` returned, by name. They are reported with its update.
     """
 
     tokens_per_batch: int
     num_tokens: int
     position: dict[str, Any]
+    metrics: dict[str, float]
 
     def next(self, step: int, weights: dict[str, mx.array]) -> Arrays:
         """Returns the data of the next update as arrays on the host, and moves on by one batch.
@@ -79,6 +81,7 @@ class TextSource:
         self._windows, self._train, self._fim = windows, train, fim
         self.tokens_per_batch = train.sequences_per_step * windows.block_size
         self.num_tokens = windows.num_tokens
+        self.metrics: dict[str, float] = {}
         self._num_windows = 0  # returned so far, without those read in advance
         self._ahead: deque[Future] = deque()
         self._reader = ThreadPoolExecutor(1)

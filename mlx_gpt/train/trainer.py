@@ -217,11 +217,11 @@ class Trainer:
         mx.async_eval(self.state, output)
         tokens = header.tokens + self._source.tokens_per_batch
         self._advance(step=step + 1, tokens=tokens)
-        self.pipeline.add(Pending(self.snapshot(), lr, output))
+        self.pipeline.add(Pending(self.snapshot(), lr, output, self._source.metrics))
 
     def _read(self) -> StepReport:
         """Waits for the oldest submitted step and returns its report."""
-        after, lr, output = self.pipeline.read()
+        after, lr, output, metrics = self.pipeline.read()
         finite, loss = output.finite.item(), output.loss.item()
         self._skipped = 0 if finite else self._skipped + 1
         # The + 1 keeps the limit above 0 for a vocabulary of one id, whose uniform guess has the loss log(1) = 0.
@@ -240,7 +240,7 @@ class Trainer:
             grad_norm=output.grad_norm.item(),
             skipped=self._skipped,
             tokens=after.header.tokens,
-            metrics={name: value.item() for name, value in output.metrics.items()},
+            metrics=metrics | {name: value.item() for name, value in output.metrics.items()},
         )
 
     def _drain(self) -> Iterator[StepReport]:

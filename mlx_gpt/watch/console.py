@@ -39,7 +39,7 @@ class RunConsole:
         Args:
             console: Where to print.
             iters: Total number of updates of the run. None if it is not known before a Plan report gives it.
-            tokens_per_step: Number of tokens per update.
+            tokens_per_step: Number of tokens of the first update.
             log_every: Number of updates between plain lines.
             patience: Number of evaluations without a new best loss after which the run stops; 0 if it does not.
             peak_memory: A function without arguments that returns the peak memory so far, in bytes.
@@ -50,6 +50,7 @@ class RunConsole:
         self._step: StepReport | None = None
         self._eval: EvalReport | None = None
         self._seconds: deque[float] = deque(maxlen=20)
+        self._tokens: deque[int] = deque(maxlen=20)
         self._live: Live | None = None
         if console.is_terminal:
             self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=4)
@@ -71,6 +72,7 @@ class RunConsole:
             case StepReport():
                 if self._step:  # the first update includes compilation, so it does not count for the pace
                     self._seconds.append(report.seconds)
+                    self._tokens.append(report.tokens - self._step.tokens)
                 self._step = report
                 if report.skipped:
                     self.note(
@@ -81,7 +83,7 @@ class RunConsole:
                     self.note(self._line(), "")
             case StartReport():
                 self.note(
-                    f"start @{report.step}: loss {report.start_loss:.4f}  ppl {report.ppl:.2f}  over "
+                    f"start @{report.step}: loss {report.start_loss:.4f}  ppl {_perplexity(report.ppl)}  over "
                     f"{report.eval_tokens:,} validation tokens in {report.seconds:.1f}s"
                 )
             case EvalReport():
@@ -90,7 +92,7 @@ class RunConsole:
                 averaged = f" (averaged weights; current weights {report.raw_loss:.4f})" if report.averaged else ""
                 metrics = "".join(f"{name} {text}  " for name, text in _metrics(report).items())
                 self.note(
-                    f"eval @{report.step}: loss {report.loss:.4f}{averaged}  ppl {report.ppl:.2f}  "
+                    f"eval @{report.step}: loss {report.loss:.4f}{averaged}  ppl {_perplexity(report.ppl)}  "
                     f"{report.bits_per_byte:.3f} bits/byte  {metrics}over {report.eval_tokens:,} tokens "
                     f"in {report.seconds:.1f}s{_shares(report.shares)}{mark}",
                     "bold green" if report.is_best else "",
@@ -131,8 +133,9 @@ class RunConsole:
         All three are based on the mean duration of the last 20 updates.
         """
         seconds = sum(self._seconds) / len(self._seconds) if self._seconds else self._step.seconds
+        tokens = sum(self._tokens) / len(self._tokens) if self._tokens else self._tokens_per_step
         eta = _clock((self._iters - self._step.step) * seconds) if self._iters else "?"
-        return seconds * 1000, self._tokens_per_step / seconds, eta
+        return seconds * 1000, tokens / seconds, eta
 
     def _line(self) -> str:
         step, last = self._step, self._eval
@@ -140,7 +143,7 @@ class RunConsole:
         parts = [f"Iter {step.step:4d}/{self._iters or '?'}", f"Loss: {step.loss:.4f}"]
         parts += [f"{name}: {value}" for name, value in _metrics(step).items()]
         if last:
-            parts.append(f"Val: {last.loss:.4f} (ppl {last.ppl:.1f})")
+            parts.append(f"Val: {last.loss:.4f} (ppl {_perplexity(last.ppl, 1)})")
         others = [f"{rule} {_rate(lr)}" for rule, lr in step.rule_lrs.items() if lr != step.lr]
         parts.append(f"LR: {_rate(step.lr)}" + (f" ({', '.join(others)})" if others else ""))
         if last:
@@ -169,7 +172,7 @@ class RunConsole:
             "loss": f"{step.loss:.4f}",
             **_metrics(step),
             "val": f"{last.loss:.4f}" if last else "-",
-            "ppl": f"{last.ppl:.2f}" if last else "-",
+            "ppl": f"{_perplexity(last.ppl)}" if last else "-",
             "best": f"{last.best_loss:.4f} @{last.best_step}" if last else "-",
             **({f"lr {rule}": f"{lr:.2e}" for rule, lr in step.rule_lrs.items()} or {"lr": f"{step.lr:.2e}"}),
             "ms/iter": f"{ms:.0f}",
@@ -191,6 +194,11 @@ class RunConsole:
         return panel
 
 
+def _perplexity(ppl: float, digits: int = 2) -> str:
+    """Formats a perplexity with this number of decimals, or as 1.3e+09 if it is large."""
+    return f"{ppl:.{digits}f}" if ppl < 1e6 else f"{ppl:.3g}"
+
+
 def _rate(lr: float) -> str:
     """Formats a learning rate with six decimals, as randyGPT does, or as 6.25e-07 if these lose more than 1% of it."""
     fixed = f"{lr:.6f}"
@@ -198,8 +206,11 @@ def _rate(lr: float) -> str:
 
 
 def _metrics(report: StepReport | EvalReport) -> dict[str, str]:
-    """Formats the metrics of a report by name, without the cross-entropy if it is the loss itself."""
-    shown = {name: f"{value:.4f}" for name, value in report.metrics.items()}
+    """Formats the metrics of a report by name.
+
+    The cross-entropy is left out if it is the loss itself, and so are metrics with a dot in their names.
+    """
+    shown = {name: f"{value:.4f}" for name, value in report.metrics.items() if "." not in name}
     return {name: text for name, text in shown.items() if name != "ce" or report.metrics[name] != report.loss}
 
 

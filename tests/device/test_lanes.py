@@ -5,7 +5,9 @@ import pytest
 from mlx_gpt.device.lanes import num_cores
 
 
-@pytest.mark.parametrize("value, cores", [("1", 1), ("1,2", 1), ("100000", None), ("0", None), ("many", None), ("", None)])
+@pytest.mark.parametrize(
+    "value, cores", [("1", 1), ("1,2", 1), ("100000", None), ("0", None), ("many", None), ("", None)]
+)
 def test_omp_num_threads_limits_the_cores(monkeypatch, value, cores):
     """A value that is no number above 0 is no limit."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -32,7 +32,7 @@ def trained(golden):
 
     optimizer = Optimizer(config.optimizer, roles_of(config.model, facts["vocab_size"]))
     state, losses = initial_state(model.weights(), optimizer), []
-    step = make_step(model, optimizer, CrossEntropy(config.train), gather, Alone(), config)
+    step = make_step(model, optimizer, CrossEntropy(config), gather, Alone(), config)
     for current in range(6):
         state, output = step(state, mx.array(facts["lr"]), mx.array(0, dtype=mx.uint32), mx.array(current))
         losses.append(output.loss.item())

@@ -43,7 +43,7 @@ def runs_of(settings, kept):
     model = GPT(config.model, V, seed=1, speed=config.speed)
     optimizer = Optimizer(config.optimizer, roles_of(config.model, V))
     windows = Windows(tokens(800, 0), config.model.block_size)
-    step = make_step(model, optimizer, CrossEntropy(config.train), windows.gather, Alone(), config)
+    step = make_step(model, optimizer, CrossEntropy(config), windows.gather, Alone(), config)
     first = {name: np.array(w) for name, w in model.weights().items()}
     for number, share in enumerate(kept):
         draw, references, bits = np.random.default_rng(number), [], []

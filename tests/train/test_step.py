@@ -47,7 +47,7 @@ def run(config, steps=3, windows=None, lrs=None):
     """State, losses and model after a few steps."""
     model, optimizer = make(config)
     windows = windows or Windows(tokens(), config.model.block_size)
-    step = make_step(model, optimizer, CrossEntropy(config.train), windows.gather, Alone(), config)
+    step = make_step(model, optimizer, CrossEntropy(config), windows.gather, Alone(), config)
     state, outputs = initial_state(model.weights(), optimizer), []
     for i in range(steps):
         state, output = step(state, mx.array((lrs or [1e-3] * steps)[i]), index(i), *spans(config, windows, i))
@@ -83,7 +83,7 @@ def test_lanes_and_remat_change_nothing_dropout_included(tiny_config, lanes, rem
 
 def peak_of_a_step(config) -> int:
     (model, optimizer), windows = make(config), Windows(tokens(), 64)
-    step = make_step(model, optimizer, CrossEntropy(config.train), windows.gather, Alone(), config)
+    step = make_step(model, optimizer, CrossEntropy(config), windows.gather, Alone(), config)
     state = initial_state(model.weights(), optimizer)
     mx.eval(state)
     for i in range(2):
@@ -150,7 +150,7 @@ def test_masked_targets_weigh_nothing(tiny_config):
 def test_a_step_that_is_not_finite_leaves_everything_as_it_was(tiny_config):
     tiny_config = tiny_config.replace({"optimizer.ema_decay": 0.9})
     (model, optimizer), windows = make(tiny_config), Windows(tokens(), 64)
-    step = make_step(model, optimizer, CrossEntropy(tiny_config.train), windows.gather, Alone(), tiny_config)
+    step = make_step(model, optimizer, CrossEntropy(tiny_config), windows.gather, Alone(), tiny_config)
     drawn = spans(tiny_config, windows, 0)
     state, _ = step(initial_state(model.weights(), optimizer), mx.array(1e-3), index(0), *drawn)
     poisoned = state | {"weights": state["weights"] | {"wpe.weight": state["weights"]["wpe.weight"] * float("inf")}}
@@ -201,6 +201,9 @@ def test_entropy_is_its_definition():
     np.testing.assert_allclose(gradient, -p * (np.log(p) + expected[..., None]), atol=tolerance("float32 loss"))
     assert entropy(mx.zeros((1, 1, V))).item() == pytest.approx(np.log(V))
     assert entropy(mx.array([[[1e30, -1e30, 0.0]]])).item() == 0
+    published = mx.array([[[2.0, 0, 0, 0]]])
+    ce, h = cross_entropy(published, mx.array([[0]])).item(), entropy(published).item()
+    assert (ce, h, ce - 0.01 * h) == pytest.approx((0.340753, 0.918284, 0.331570), abs=1e-6)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.25])
@@ -208,7 +211,7 @@ def test_the_loss_is_the_cross_entropy_minus_the_weighted_entropy(tiny_config, w
     """The weight 0 does not change the gradient by a bit."""
     config = tiny_config.replace({"model.dropout": 0.0, "train.entropy_weight": weight})
     model, windows = GPT(config.model, V, seed=1), Windows(tokens((100, 30)), config.model.block_size)
-    batch, objective = windows.batch(windows.draw(1, "s", 2, 5)), CrossEntropy(config.train)
+    batch, objective = windows.batch(windows.draw(1, "s", 2, 5)), CrossEntropy(config)
 
     def plain(weights):
         logits, _ = model.apply(weights, batch.inputs)

@@ -1,0 +1,293 @@
+"""The source of batches of reinforcement learning: texts that the model writes, and their rewards.
+
+A batch has `rl.prompts_per_batch` prompts, in an order that depends on the seed, and `rl.group_size` texts after each
+of them. It is drawn with the present weights, and `rl.epochs` updates are made with it.
+
+Shapes: B rollouts in a batch, T tokens of a prompt and its rollout, a multiple of 64.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from mlx.utils import tree_map
+
+from mlx_gpt import rng
+from mlx_gpt.checkpoint.container import read_header, read_tensors
+from mlx_gpt.code.problems import Problem
+from mlx_gpt.config.schema import Config
+from mlx_gpt.device.mlx import mx
+from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.files import write_atomic
+from mlx_gpt.generation.job import Job
+from mlx_gpt.generation.sampling import Sampling
+from mlx_gpt.generation.text import TextWriter
+from mlx_gpt.generation.together import Together
+from mlx_gpt.model.gpt import GPT
+from mlx_gpt.rl.objectives import Rollouts, successes
+from mlx_gpt.rl.rewards import Parts, Reward
+from mlx_gpt.train.objective import cross_entropy
+
+REFERENCE, SAMPLES = "reference.safetensors", "rollouts.jsonl"
+LENGTHS = 64  # the length of a batch is a multiple of this, so that few shapes are compiled
+MAX_SKIPPED = 50  # batches in a row without a success
+NUM_SLOTS = 16
+COLLAPSED = 0.25  # share of distinct texts below which the user is told
+
+
+class RolloutSource:
+    """Batches of rollouts. See train.source.Source.
+
+    The folder of the run gets the weights of the reference, and a line for each text with its reward.
+
+    Args:
+        config: The settings of the run.
+        tokenizer: The tokenizer of the model.
+        problems: The prompts.
+        reward: Rewards the texts.
+        advantages: Converts rewards to advantages, as `PerToken.advantages` does.
+        needs_success: Whether a batch whose advantages are all 0 is skipped.
+        reference: The weights of the reference, or None to read them from the folder.
+        num_tokens: Number of tokens in the training split of the corpus, which is not read.
+        folder: The folder of the run. It need not exist before the first batch.
+        note: Called with one line for each thing the user should know.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        tokenizer,
+        problems: Sequence[Problem],
+        reward: Reward,
+        advantages: Callable[[np.ndarray, Config], np.ndarray],
+        needs_success: bool,
+        reference: dict[str, mx.array] | None,
+        num_tokens: int,
+        folder: Path,
+        note: Callable[[str], None],
+    ):
+        self._config, self._tokenizer, self._problems = config, tokenizer, list(problems)
+        self._reward, self._advantages, self._needs_success = reward, advantages, needs_success
+        self._folder, self._note = folder, note
+        self._prompts = [_ids(tokenizer, p) for p in self._problems]
+        self._require_room()
+        self._reference = reference
+        self._model = GPT(config.model, tokenizer.vocab_size, speed=config.speed)
+        self._logprobs = mx.compile(self._log_probabilities)
+        self._writer: Together | None = None
+        self._drawn = self._updates = 0  # batches drawn so far, and updates made with the last one
+        self._batch: list[np.ndarray] | None = None
+        self._told = False
+        self.metrics: dict[str, float] = {}
+        self.num_tokens = num_tokens
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Number of tokens in the last batch, padding included."""
+        return self._batch[0].size if self._batch else 0
+
+    # -- the place in the sequence ----------------------------------------------------------------------------------
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """The number of batches drawn, and the last batch if more updates are to be made with it."""
+        found: dict[str, Any] = {"drawn": self._drawn, "updates": self._updates}
+        if self._updates % self._config.rl.epochs:
+            found["batch"] = [{"dtype": str(a.dtype), "rows": a.tolist()} for a in self._batch]
+        return found
+
+    def seek(self, position: dict[str, Any]) -> None:
+        counts = [position.get(name) for name in ("drawn", "updates")]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise BadFile(
+                f"the checkpoint's position, {str(position)[:60]!r}, is not one of rollouts; use an earlier checkpoint"
+            )
+        self._drawn, self._updates = counts
+        if "batch" in position:
+            self._batch = [np.array(a["rows"], a["dtype"]) for a in position["batch"]]
+        self._forget_samples()
+
+    # -- batches ----------------------------------------------------------------------------------------------------
+
+    def next(self, step: int, weights: dict[str, mx.array]) -> list[np.ndarray]:
+        """Returns the arrays of the fields of `Rollouts`. See `Source.next`."""
+        if self._updates % self._config.rl.epochs == 0:
+            self._batch = self._draw(weights)
+        self._updates += 1
+        return self._batch
+
+    def gather(self, *arrays: mx.array) -> Rollouts:
+        return Rollouts(*arrays)
+
+    def _draw(self, weights: dict[str, mx.array]) -> list[np.ndarray]:
+        """Draws a batch with these weights, and further ones as long as they have no success but need one."""
+        weights = tree_map(lambda w: w.astype(mx.float32), weights)
+        mx.eval(weights)
+        self._begin(weights)
+        for _ in range(MAX_SKIPPED):
+            batch = self._attempt()
+            if not self._needs_success or batch[-1].any():
+                return batch
+        raise UserError(
+            f"no text of {MAX_SKIPPED} batches in a row had a reward of rl.success={self._config.rl.success:g}; lower "
+            "it, or begin with another objective, such as grpo"
+        )
+
+    def _begin(self, weights: dict[str, mx.array]) -> None:
+        """Gives the weights to the scheduler, which is started for the first batch."""
+        path = self._folder / REFERENCE
+        if self._reference is None:
+            self._reference = _read_weights(path, weights)
+        elif not path.exists():
+            tensors = {name: np.array(w) for name, w in self._reference.items()}
+            write_atomic(path, [safetensors.numpy.save(tensors)])
+        if self._writer is None:
+            self._model.set_weights(weights)
+            rl = self._config.rl
+            self._writer = Together(self._model, NUM_SLOTS, rl.prompts_per_batch * rl.group_size)
+        else:
+            self._writer.update(weights)
+
+    def _attempt(self) -> list[np.ndarray]:
+        """Draws one batch of texts and rewards them."""
+        rl, start = self._config.rl, time.perf_counter()
+        chosen = self._chosen(self._drawn)
+        rows = [index for index in chosen for _ in range(rl.group_size)]
+        jobs = [self._job(index, seed) for index, seed in zip(rows, self._seeds(self._drawn), strict=True)]
+        texts = [piece.text for piece in self._writer.write(jobs)]
+        drawn = time.perf_counter()
+        parts = self._reward([self._problems[index] for index in rows], texts)
+        scored = time.perf_counter()
+        rewards = np.array([sum(part.values()) for part in parts])
+        advantages = self._advantages(rewards.reshape(len(chosen), -1), self._config).reshape(-1)
+        self._record(rows, texts, parts, advantages)
+        self._measure(jobs, texts, parts, {"seconds.drawing": drawn - start, "seconds.scoring": scored - drawn})
+        self._drawn += 1
+        return self._arrays(jobs, advantages)
+
+    def _chosen(self, drawn: int) -> list[int]:
+        """The indices of the prompts of a batch. Every pass over the prompts has a new order."""
+        count, size, seed = len(self._prompts), self._config.rl.prompts_per_batch, self._config.train.seed
+        places = [divmod(place, count) for place in range(drawn * size, (drawn + 1) * size)]  # (pass, place in it)
+        keys = {n: rng.host_bits(seed, rng.PROMPTS, n, count) for n in {n for n, _ in places}}
+        orders = {n: np.argsort(key, kind="stable").tolist() for n, key in keys.items()}
+        return [orders[n][place] for n, place in places]
+
+    def _seeds(self, drawn: int) -> list[int]:
+        count = self._config.rl.prompts_per_batch * self._config.rl.group_size
+        return rng.host_bits(self._config.train.seed, rng.ROLLOUTS, drawn, count).tolist()
+
+    def _job(self, index: int, seed: int) -> Job:
+        rl = self._config.rl
+        return Job(
+            prompt=list(self._prompts[index]),
+            sampling=Sampling(temperature=rl.temperature, top_p=1.0),
+            seed=seed,
+            max_tokens=rl.max_tokens,
+            writer=TextWriter(self._tokenizer, STOPS.get(rl.language, ())),
+        )
+
+    def _arrays(self, jobs: Sequence[Job], advantages: np.ndarray) -> list[np.ndarray]:
+        """The arrays of a batch. A row has a prompt and its text, and zeros after them."""
+        longest = max(len(job.prompt) + len(job.drawn) for job in jobs) - 1
+        T = min(-(-longest // LENGTHS) * LENGTHS, self._config.model.block_size)
+        ids, mask, old = np.zeros((len(jobs), T + 1), np.int32), *np.zeros((2, len(jobs), T), np.float32)
+        for i, job in enumerate(jobs):
+            tokens, first = job.prompt + job.drawn, len(job.prompt) - 1
+            ids[i, : len(tokens)] = tokens
+            mask[i, first : len(tokens) - 1] = 1
+            old[i, first : len(tokens) - 1] = job.logprobs
+        inputs, targets = np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
+        size = self._config.train.batch_size
+        pieces = [(inputs[i : i + size], targets[i : i + size]) for i in range(0, len(jobs), size)]
+        found = [np.array(self._logprobs(self._reference, *map(mx.array, piece))) for piece in pieces]
+        return [inputs, targets, mask, old, np.concatenate(found), advantages.astype(np.float32)]
+
+    def _log_probabilities(self, weights: dict[str, mx.array], inputs: mx.array, targets: mx.array) -> mx.array:
+        weights = self._model.cast(weights, self._config.train.dtype)
+        logits, _ = self._model.apply(weights, inputs)
+        return -cross_entropy(logits.astype(mx.float32) / self._config.rl.temperature, targets)
+
+    # -- what is told of a batch ------------------------------------------------------------------------------------
+
+    def _measure(self, jobs: list[Job], texts: list[str], parts: list[Parts], seconds: dict[str, float]) -> None:
+        """Sets `metrics`: means over the batch. `distinct` is the mean share of distinct texts of a prompt."""
+        size = self._config.rl.group_size
+        groups = [texts[i : i + size] for i in range(0, len(texts), size)]
+        distinct = float(np.mean([len(set(group)) / len(group) for group in groups]))
+        means = {f"reward.{name}": float(np.mean([part[name] for part in parts])) for name in parts[0]}
+        rewards = [sum(part.values()) for part in parts]
+        self.metrics = {
+            "reward": float(np.mean(rewards)),
+            "success": float(np.mean(successes(np.array(rewards), self._config))),
+            "distinct": distinct,
+            "length": float(np.mean([len(job.drawn) for job in jobs])),
+        }
+        self.metrics |= means | seconds
+        if distinct < COLLAPSED and not self._told and size > 1:
+            self._told = True
+            self._note(
+                f"only {distinct:.0%} of the texts of a prompt differ; raise train.entropy_weight or rl.kl_weight, or "
+                "lower --lr"
+            )
+
+    def _record(self, rows: list[int], texts: list[str], parts: list[Parts], advantages: np.ndarray) -> None:
+        """Appends a line for each text to SAMPLES."""
+        with open(self._folder / SAMPLES, "a", encoding="utf-8") as file:
+            for index, text, part, advantage in zip(rows, texts, parts, advantages.tolist(), strict=True):
+                problem = {"problem": self._problems[index].id, "prompt": self._problems[index].prompt}
+                line = {"batch": self._drawn, **problem, "text": text, "reward": part, "advantage": advantage}
+                file.write(json.dumps(line) + "\n")
+
+    def _forget_samples(self) -> None:
+        """Removes the lines of batches that are drawn again from SAMPLES."""
+        path = self._folder / SAMPLES
+        if path.exists():
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and _batch_of(line) < self._drawn]
+            if len(kept) < len(lines):
+                write_atomic(path, ["".join(kept).encode()])
+
+    def _require_room(self) -> None:
+        """Raises UserError unless every prompt and its texts fit into the context."""
+        length, index = max((len(ids), i) for i, ids in enumerate(self._prompts))
+        rl, block_size = self._config.rl, self._config.model.block_size
+        if length + rl.max_tokens > block_size + 1:
+            raise UserError(
+                f"the prompt of {self._problems[index].id} has {length} tokens, which leaves no room for "
+                f"rl.max_tokens={rl.max_tokens} in the context of {block_size}; lower rl.max_tokens"
+            )
+
+
+# Strings that end a text in a language: what follows a definition.
+STOPS = {"python": tuple(f"\n{word}" for word in ("def ", "class ", "@", "if ", "for ", "import ", "from ", "print("))}
+
+
+def _ids(tokenizer, problem: Problem) -> list[int]:
+    """The token ids of a prompt. A text without a prompt begins like a document."""
+    try:
+        return tokenizer.encode(problem.prompt).tolist() or [tokenizer.bos_id]
+    except UserError as error:
+        raise UserError(f"the prompt of {problem.id}: {error}; use characters of the training text") from None
+
+
+def _batch_of(line: str) -> float:
+    try:
+        return json.loads(line)["batch"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _read_weights(path: Path, like: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Reads the weights of the reference. They must have the names and shapes of `like`."""
+    if not path.is_file():
+        raise BadFile(f"{path}: is missing; it holds the model before training, resume in the folder of the run")
+    entries, _ = read_header(path)
+    if {name: entry.shape for name, entry in entries.items()} != {name: w.shape for name, w in like.items()}:
+        raise BadFile(f"{path}: does not hold the weights of this network")
+    return {name: mx.array(w) for name, w in read_tensors(path, entries).items()}
