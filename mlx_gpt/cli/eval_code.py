@@ -103,7 +103,7 @@ def _show(report, path: Path) -> None:
 
     whole, console = report.to_json(str(path)), Terminal()
     show_prompts(console, whole["samples_by_prompt"])
-    show_totals(console, {path.name: whole["totals"]} | whole["baselines"])
+    show_totals(console, {"checkpoint": whole["totals"]} | whole["baselines"])
     for sample in _examples(report.model.samples):
         _show_example(sample)
     totals = whole["totals"]

@@ -46,8 +46,8 @@ class Sample:
 
     @property
     def defines(self) -> bool:
-        """Whether the program defines what the problem asks for."""
-        return self.draft.problem.entry_point in self.findings.defined
+        """Whether the program parses and defines what the problem asks for."""
+        return self.findings.parses and self.draft.problem.entry_point in self.findings.defined
 
     @property
     def valid(self) -> bool:

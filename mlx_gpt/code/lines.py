@@ -24,4 +24,4 @@ def code_lines(text: str, comment: str) -> list[str]:
 def repetition(lines: list[str]) -> float:
     """Returns the share of the lines that occur before, from 0 to 1. Lines without a word, as "}", do not count."""
     worded = [line for line in lines if re.search(r"\w", line)]
-    return 1 - len(set(worded)) / len(worded) if worded else 0.0
+    return (len(worded) - len(set(worded))) / len(worded) if worded else 0.0

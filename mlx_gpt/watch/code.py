@@ -16,12 +16,12 @@ COUNTS = {"parses": "parses", "compiles": "compiles", "valid": "valid", "passes"
 
 def show_prompts(console: Console, prompts: Sequence[Mapping[str, Any]]) -> None:
     """Prints a row for each prompt: how many samples parse, compile, are valid and pass, and the most common error."""
-    table = _table(f"of {prompts[0]['n_samples']} samples", ["prompt", "to define", *COUNTS])
+    table = _table(f"of {prompts[0]['n_samples']} samples", ["prompt", *COUNTS])
     table.add_column("error")
     for prompt in prompts:
         counts = [_count([sample[name] for sample in prompt["samples"]]) for name in COUNTS.values()]
         error = Text(printable(next(iter(prompt["common_errors"]), "")), no_wrap=True, overflow="ellipsis")
-        table.add_row(*map(Text, (prompt["task_id"], prompt["entry_point"], *counts)), error)
+        table.add_row(*map(Text, (prompt["task_id"], *counts)), error)
     console.print(table)
 
 
@@ -53,10 +53,10 @@ def show_history(console: Console, results: Sequence[Mapping[str, Any]]) -> None
 
 
 def share_text(share: Mapping[str, Any] | None) -> str:
-    """Returns a share in percent and its interval, as "12.5 (4.0 to 33.0)", or "-" if it is not known."""
+    """Returns a share in percent and its interval, as "12.5 (4.0-33.0)", or "-" if it is not known."""
     if not share or share.get("share") is None:
         return "-"
-    return f"{100 * share['share']:.1f} ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
+    return f"{100 * share['share']:.1f} ({100 * share['low']:.1f}-{100 * share['high']:.1f})"
 
 
 def printable(text: str) -> str:

@@ -63,7 +63,7 @@ def test_the_user_is_told_what_limits_the_result(ascii_run, small_run, monkeypat
 
 
 def test_prompts_that_the_tokenizer_does_not_know_are_left_out(ascii_run, small_run, tmp_path):
-    with pytest.raises(UserError, match="the tokenizer can encode no prompt; python/0 has characters"):
+    with pytest.raises(UserError, match="the tokenizer can encode no prompt; python/is_even has characters"):
         mlx_gpt.evaluate_code(small_run, QUICK)
     path, notes = tmp_path / "p.jsonl", []
     path.write_text(LINE % ("a", "x") + LINE % ("b", "ж"))

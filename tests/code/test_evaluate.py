@@ -52,7 +52,7 @@ class Toy:
             compiles=parses and compiles if self.compiler else None,
             error=error,
             lines=len(text.splitlines()),
-            defined=frozenset(text.split()) if parses else frozenset(),
+            defined=frozenset(text.split()),
         )
 
     def complete(self, prompt, written):
