@@ -26,8 +26,8 @@ class Measures:
         words: number of words: letters, digits and apostrophes between spaces and other characters, in lower case.
         repeated_4grams: share of the runs of four words that occur before in the same text.
         known_words: share of the words that the training text has.
-        distinct_1, distinct_2, distinct_3: number of different runs of one, two and three words, divided by the number of
-            these runs, over all texts.
+        distinct_1, distinct_2, distinct_3: number of different runs of one, two and three words, divided by the number
+            of these runs, over all texts.
         line_length: mean number of characters of the lines that are not blank.
         longest_line: number of characters of the longest line.
         longest_copy: number of characters of the longest passage that the training text has too.
