@@ -10,10 +10,12 @@ from constants import TINY
 from devices import tolerance
 
 import mlx_gpt
+from mlx_gpt import api
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint
 from mlx_gpt.config.schema import Config
 from mlx_gpt.errors import Mismatch, ResumeRefused, UserError
+from mlx_gpt.generation.sampling import Sampling
 from mlx_gpt.model.packing import as_dense
 from mlx_gpt.train.reports import EvalReport, StopReport
 
@@ -155,10 +157,12 @@ def test_generate_fills_in_the_middle(folder, text, tmp_path):
     """The model reads prompt and suffix in the order of its training, and one without special tokens refuses."""
     list(mlx_gpt.train(corpus=text, settings=SETTINGS | {"data.fim_rate": 0.5}, out=tmp_path / "run"))
     run = mlx_gpt.load(tmp_path / "run")
+    assert mlx_gpt.evaluate(run).loss == pytest.approx(run.header.best_loss, abs=tolerance("float32 loss"))
     before, after, between = run.tokenizer.fim_ids
-    made = "".join(mlx_gpt.generate(run, "to be", suffix="to be", max_tokens=9, temperature=0))
-    ids = run.tokenizer.encode("to be").tolist()
-    given, expected = [before, *ids, after, *ids, between], []
+    made = "".join(mlx_gpt.generate(run, "to be", suffix="is the", max_tokens=9, temperature=0))
+    prompt, suffix = (run.tokenizer.encode(part).tolist() for part in ("to be", "is the"))
+    given, expected = [before, *prompt, after, *suffix, between], []
+    assert api.stream(run, "to be", Sampling(), 9, suffix="is the").prompt == given
     for _ in range(9):
         expected.append(int(run.model(np.array([given + expected]))[0, -1].argmax()))
     assert made == run.tokenizer.decode(expected[: [*expected, 1].index(1)])

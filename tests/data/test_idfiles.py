@@ -41,6 +41,9 @@ def test_an_imported_file_has_the_ids_of_its_documents(tmp_path, monkeypatch, dt
     ids = [EOS] + [i for document in documents for i in [*document, EOS, *[EOS] * (len(document) == 2)]]
     out = tmp_path / "a.tokens"
     import_ids(raw(tmp_path / "a.bin", ids[:-1], dtype), dtype, LETTERS, out, print)
+    pieces = list(idfiles.raw_ids(tmp_path / "a.bin", dtype, LETTERS).pieces())
+    assert np.concatenate([piece for piece, _ in pieces]).tolist() == sum(documents, [])
+    assert sum(ends for _, ends in pieces) == len(documents) and all(len(piece) <= chunk for piece, _ in pieces)
     for tokens in (encode(open_corpus([str(out)]), LETTERS, print), encode(open_corpus([f"{out}:2"]), LETTERS, print)):
         assert tokens.ids.host.tolist() == [i for document in documents for i in [*document, EOS]]
         assert tokens.lengths.tolist() == [len(document) + 1 for document in documents]
