@@ -140,6 +140,7 @@ SILLY = [
     ("train --corpus pydocs --set data.fim_rate=1.5", 2, "data.fim_rate 1.5"),
     (f"generate {RUN}/best.safetensors --suffix b", 2, "suffix special tokens fill-in-the-middle data.fim_rate"),
     (f"eval {RUN}/best.safetensors --top-p 0.5", 2, "--top-p --text"),
+    (f"eval {RUN}/best.safetensors --text --split all", 2, "--split --text"),
     ("corpus import text.txt --vocab vocab.json", 2, "--dtype"),
     ("corpus import text.txt --dtype uint16 --vocab vocab.json", 3, "text.txt position 0 vocabulary of 4 --vocab"),
     ("corpus import empty.txt --dtype uint32 --vocab vocab.json", 3, "empty.txt empty"),
