@@ -52,6 +52,8 @@ def eval_command(checkpoint, corpus, split, batch, judge, preset, vocab, sets, a
     if given and not judge:
         option = {"temperature": "temp"}.get(name := next(iter(given)), name).replace("_", "-")
         raise UserError(f"--{option} is an option of --text; add --text, or leave it out")
+    if judge and (split, batch) != ("val", 16):
+        raise UserError("--split and --batch have no effect on generated text; leave them out, or leave out --text")
     path = checkpoint or run.newest_checkpoint()
     checkpoint = run.read_checkpoint(path, preset, sizes_from(sets))
     if checkpoint.header.tokenizer is None and not (corpus or vocab):

@@ -234,7 +234,7 @@ def _parse(spec: str) -> tuple[str, float]:
 
 def _source(name: str, weight: float, notes: list[str]) -> Source:
     """Finds the source of a name, path or pattern. Appends messages for the user to `notes`."""
-    if make := GENERATED.get(name.partition(":")[0]):
+    if (make := GENERATED.get(name.partition(":")[0])) and not Path(name).exists():
         made = make(name)
         notes.append(made.note())
         return Source(name, weight, made.num_bytes, made.texts)

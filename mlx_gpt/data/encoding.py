@@ -204,16 +204,18 @@ def _mapped(corpus: Corpus, tokenizer: Tokenizer, note: Note) -> Encoded:
 def _make(path: Path, hashes: tuple[bytes, bytes], corpus: Corpus, tokenizer: Tokenizer, note: Note) -> None:
     """Writes the token file. Resumes an interrupted attempt at its last state."""
     remedy = "move the cache to another disk with XDG_CACHE_HOME"
-    # The number of tokens is not known yet. The estimate is one token for each byte of the source files.
+    # The number of tokens of a text is not known yet. The estimate is one token for each byte of the source files.
     width = np.dtype(tokenizer.dtype).itemsize
-    require_space(path.parent, corpus.num_bytes * width, f"the tokens of corpus {corpus.name}", remedy)
+    count = sum(source.ids.count if source.ids else source.num_bytes for source in corpus.sources)
+    require_space(path.parent, count * width, f"the tokens of corpus {corpus.name}", remedy)
     with contextlib.closing(tokenfile.Writer(path, hashes, tokenizer.dtype)) as file:
         if file.fault:
             note(f"{file.fault}; the interrupted encoding starts again")
         if file.state.pieces:
             note(f"{corpus.name}: resuming its encoding, of which {file.state.count:,} tokens are done")
         else:
-            note(f"{corpus.name}: {corpus.num_bytes / 1e6:.0f} MB of text are encoded to {path}")
+            what = "ids" if any(source.ids for source in corpus.sources) else "text"
+            note(f"{corpus.name}: {corpus.num_bytes / 1e6:.0f} MB of {what} are encoded to {path}")
         for piece, source in itertools.islice(_with_sources(corpus), file.state.pieces, None):
             file.write(_advance(file.state, piece, source, tokenizer))
         file.finish()

@@ -10,10 +10,12 @@ from constants import TINY
 from devices import tolerance
 
 import mlx_gpt
+from mlx_gpt import api
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint
 from mlx_gpt.config.schema import Config
 from mlx_gpt.errors import Mismatch, ResumeRefused, UserError
+from mlx_gpt.generation.sampling import Sampling
 from mlx_gpt.model.packing import as_dense
 from mlx_gpt.train.reports import EvalReport, StopReport
 
@@ -105,6 +107,23 @@ def test_evaluate_finds_the_loss_that_the_run_reported(folder, text):
     assert found.loss == pytest.approx(parts[1].loss, abs=tolerance("float32 loss"))
 
 
+@pytest.mark.slow
+def test_a_model_learns_to_fill_in_the_middle(tmp_path):
+    """Each document is a part of the alphabet, so the length of the middle follows from the suffix alone."""
+    letters, draw = "abcdefghijklmnopqrst", np.random.default_rng(0)
+    parts = [letters[i : i + n] for i, n in zip(draw.integers(0, 12, 3000), draw.integers(3, 9, 3000), strict=True)]
+    (tmp_path / "text.txt").write_text("<|eos|>".join(parts))
+    small = {"model.n_embd": 64, "model.n_head": 2, "model.block_size": 16, "train.batch_size": 64, "train.iters": 300}
+    small |= {"data.fim_rate": 0.7, "optimizer.learning_rate": 3e-3, "model.dropout": 0.0, "train.eval_every": 300}
+    list(mlx_gpt.train(corpus=tmp_path / "text.txt", settings=TINY | small, out=tmp_path / "run"))
+    run, right = mlx_gpt.load(tmp_path / "run"), 0
+    for i in range(12):
+        for n in (1, 2, 3):
+            prompt, middle, suffix = letters[i : i + 2], letters[i + 2 : i + 2 + n], letters[i + 2 + n : i + 4 + n]
+            right += "".join(mlx_gpt.generate(run, prompt, suffix=suffix, temperature=0)) == middle
+    assert right >= 30
+
+
 def test_generated_text_is_judged_beside_the_validation_text(folder, tmp_path):
     run = mlx_gpt.load(folder)
     found, again, other = (mlx_gpt.evaluate_text(run, samples=3, max_tokens=40, seed=seed) for seed in (1, 1, 2))
@@ -138,10 +157,12 @@ def test_generate_fills_in_the_middle(folder, text, tmp_path):
     """The model reads prompt and suffix in the order of its training, and one without special tokens refuses."""
     list(mlx_gpt.train(corpus=text, settings=SETTINGS | {"data.fim_rate": 0.5}, out=tmp_path / "run"))
     run = mlx_gpt.load(tmp_path / "run")
+    assert mlx_gpt.evaluate(run).loss == pytest.approx(run.header.best_loss, abs=tolerance("float32 loss"))
     before, after, between = run.tokenizer.fim_ids
-    made = "".join(mlx_gpt.generate(run, "to be", suffix="to be", max_tokens=9, temperature=0))
-    ids = run.tokenizer.encode("to be").tolist()
-    given, expected = [before, *ids, after, *ids, between], []
+    made = "".join(mlx_gpt.generate(run, "to be", suffix="is the", max_tokens=9, temperature=0))
+    prompt, suffix = (run.tokenizer.encode(part).tolist() for part in ("to be", "is the"))
+    given, expected = [before, *prompt, after, *suffix, between], []
+    assert api.stream(run, "to be", Sampling(), 9, suffix="is the").prompt == given
     for _ in range(9):
         expected.append(int(run.model(np.array([given + expected]))[0, -1].argmax()))
     assert made == run.tokenizer.decode(expected[: [*expected, 1].index(1)])

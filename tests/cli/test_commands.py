@@ -19,7 +19,9 @@ from mlx_gpt.bench import race
 from mlx_gpt.checkpoint import store
 from mlx_gpt.cli import main
 from mlx_gpt.data.corpus import open_corpus
+from mlx_gpt.data.encoding import encode
 from mlx_gpt.data.tokenizer import CharTokenizer
+from mlx_gpt.data.vocabularies import open_vocab
 from mlx_gpt.watch.metrics import read_metrics
 
 
@@ -159,6 +161,33 @@ def test_eval_and_inspect_tell_what_the_run_told(home):
     assert (facts["decoding_bytes_per_token"], facts["decoding_bytes_per_sequence"]) == (2 * 2 * 32 * 4, 0)
     other = json.loads(mlxgpt("eval", best, "--corpus", home / "text.txt", "--split", "all", "--json", cwd=home).stdout)
     assert other["tokens"] == 41 * 60 - 1 and other["loss"] != found["loss"]
+
+
+def test_token_ids_of_another_program_are_imported_described_and_trained_on(tmp_path):
+    tokenizer = ("tokenizer", "train", "--corpus", "code-patterns:40", "--bpe", 300, "--byte-level", "tokenizer.json")
+    assert mlxgpt(*tokenizer, cwd=tmp_path).returncode == 0
+    text = open_corpus(["code-patterns:40"])
+    tokens = encode(text, open_vocab(tmp_path / "tokenizer.json"), print)
+    tokens.ids.host.astype("<u4").tofile(tmp_path / "a.bin")
+    vocab = ("--vocab", "tokenizer.json")
+    wrong = mlxgpt("corpus", "import", "a.bin", "--dtype", "uint16", *vocab, cwd=tmp_path)
+    assert wrong.returncode == 2 and "give --dtype uint32" in wrong.stderr
+    done = mlxgpt("corpus", "import", "a.bin", "--dtype", "uint32", *vocab, "--json", cwd=tmp_path)
+    assert json.loads(done.stdout) == {"file": "a.tokens", "tokens": len(tokens), "documents": 40}
+    ours, theirs = (
+        json.loads(mlxgpt("corpus", "stats", name, *vocab, "--json", cwd=tmp_path).stdout)
+        for name in ("a.tokens", "code-patterns:40")
+    )
+    assert ours | {"name": 0} == theirs | {"name": 0}
+    shown = mlxgpt("corpus", "stats", "a.tokens", *vocab, cwd=tmp_path).stdout
+    assert "exact duplicates: 0 documents" in shown and "ids that never occur" in shown
+    run = mlxgpt("train", "--corpus", "a.tokens", *vocab, *SMALL, "--out=run", cwd=tmp_path)
+    same = mlxgpt("train", "--corpus", "code-patterns:40", *vocab, *SMALL, "--out=same", cwd=tmp_path)
+    assert run.returncode == same.returncode == 0, run.stderr
+    weights = [store.load(tmp_path / name / "checkpoint.safetensors").weights for name in ("run", "same")]
+    assert all((weights[0][key] == weights[1][key]).all() for key in weights[0])
+    resumed = mlxgpt("train", "13", "--resume", "run", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
 
 
 @pytest.mark.parametrize("command, words", [("doctor", "matmul_gflops"), ("corpus list", "public domain")])

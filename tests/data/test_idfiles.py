@@ -1,5 +1,7 @@
 """Raw files of token ids become token files, and these are corpora."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -39,10 +41,26 @@ def test_an_imported_file_has_the_ids_of_its_documents(tmp_path, monkeypatch, dt
     ids = [EOS] + [i for document in documents for i in [*document, EOS, *[EOS] * (len(document) == 2)]]
     out = tmp_path / "a.tokens"
     import_ids(raw(tmp_path / "a.bin", ids[:-1], dtype), dtype, LETTERS, out, print)
+    pieces = list(idfiles.raw_ids(tmp_path / "a.bin", dtype, LETTERS).pieces())
+    assert np.concatenate([piece for piece, _ in pieces]).tolist() == sum(documents, [])
+    assert sum(ends for _, ends in pieces) == len(documents) and all(len(piece) <= chunk for piece, _ in pieces)
     for tokens in (encode(open_corpus([str(out)]), LETTERS, print), encode(open_corpus([f"{out}:2"]), LETTERS, print)):
         assert tokens.ids.host.tolist() == [i for document in documents for i in [*document, EOS]]
         assert tokens.lengths.tolist() == [len(document) + 1 for document in documents]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "a.tokens"]
+
+
+def test_the_memory_of_an_import_is_bounded(tmp_path):
+    """The ids of the file take 32 MB, and those of the token file 16 MB."""
+    path = tmp_path / "a.bin"
+    np.tile(np.array([*drawn(15_999), EOS], "<u2"), 1000).tofile(path)
+    tracemalloc.start()
+    try:
+        made = import_ids(path, "uint16", LETTERS, tmp_path / "a.tokens", print)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert isinstance(made.ids, np.memmap) and peak < 8 << 20
 
 
 def test_an_import_leaves_other_files_alone(tmp_path):
