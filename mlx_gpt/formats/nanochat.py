@@ -70,7 +70,9 @@ class Nanochat:
         write(path, checkpoint)
 
     def refuses(self, config: Config) -> str | None:
-        model = dataclasses.replace(config.model, residual="add")  # its streams are in a file of their own
+        model = config.model
+        if model.residual == "mhc":  # its streams are in a file of their own
+            model = dataclasses.replace(model, residual="add")
         others = llama.refuses(
             dataclasses.replace(model, linear="ternary") if model.linear == PACKED else model, SETTINGS
         )
