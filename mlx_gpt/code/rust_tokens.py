@@ -9,7 +9,7 @@ PATTERN = re.compile(
     r"""(?P<comment>//[^\n]*)
     |(?P<block>/\*)
     |(?P<raw>(?:b|c|br|cr)?r(?P<hashes>\#*)")
-    |(?P<string>[bc]?"(?:\\.|[^\\"])*(?:"|\Z))
+    |(?P<string>[bc]?"(?:\\.|[^\\"])*(?:"|\\?\Z))
     |(?P<char>b?'(?:\\(?:u\{[^}\n]*\}|x[0-9a-fA-F]{2}|.)|[^\\'\n])')
     |(?P<lifetime>'[A-Za-z_]\w*)
     |(?P<word>(?:r\#)?[^\W\d]\w*)
@@ -52,11 +52,14 @@ def tokens_of(text: str) -> list[Token]:
 
 
 def without_comments(text: str) -> str:
-    """Returns the program without its comments. The line breaks inside comments are kept."""
+    """Returns the program with two spaces for each comment, so that the tokens beside it stay what they are.
+
+    The line breaks inside comments are kept.
+    """
     pieces, at = [], 0
     for token in _scanned(text):
         if token.kind == "comment":
-            pieces += [text[at : token.start], "\n" * token.text.count("\n")]
+            pieces += [text[at : token.start], "  " + "\n" * token.text.count("\n")]
             at = token.end
     return "".join([*pieces, text[at:]])
 

@@ -136,7 +136,8 @@ def build_root(readable: list[str], home: str, size_mb: int, uid: int) -> None:
         file.write("0")
     system("umount2", "/old", MNT_DETACH)
     for link in ("tmp", "dev/shm"):
-        os.symlink(home, link)
+        with contextlib.suppress(FileExistsError):  # a readable path is in /tmp
+            os.symlink(home, link)
     os.mkdir(f"/new{home}")
     options = f"size={size_mb}m,nr_inodes={MAX_NAMES},mode=700,uid={uid},gid={uid}"
     system("mount", "tmpfs", f"/new{home}", "tmpfs", MS_NOSUID | MS_NODEV, options)

@@ -29,7 +29,7 @@ from mlx_gpt.errors import InternalError, UserError
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 PYTHON = os.path.realpath(sys.executable)  # without the packages of a virtual environment
-HOME = "/home"  # the program's folder, with namespaces
+HOME = "/sandbox"  # the program's folder, with namespaces. Readable folders may be in /home.
 GRACE = 30.0  # seconds that the launcher may need in addition to the program
 # What programs and compilers need on Linux: libraries, headers, linkers. Paths that do not exist are left out.
 SYSTEM_PATHS = (
@@ -297,9 +297,11 @@ def _supervised(request: bytes, seconds: float) -> dict:
         os.close(lifeline)
         try:
             report, complaints = process.communicate(request, timeout=seconds)
-        except BaseException:  # KeyboardInterrupt included
+        except BaseException as error:  # KeyboardInterrupt included
             process.kill()
             process.communicate()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise InternalError(f"the sandbox failed: it did not end within {seconds:.0f} s") from error
             raise
     finally:
         os.close(alive)

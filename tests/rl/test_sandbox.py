@@ -68,6 +68,28 @@ open("empty", "w")
     assert outcome.files == {"new": data * 2, "empty": b""}
 
 
+@pytest.mark.skipif(isolation().method != "namespaces", reason="needs namespaces")
+def test_folders_are_readable_if_given_and_never_writable(tmp_path):
+    (tmp_path / "file").write_text("text")
+    for path in (tmp_path, tmp_path / "file"):
+        path.chmod(0o777)
+    text = f"""
+import os
+os.chdir({str(tmp_path)!r})
+print(open("file").read())
+attacks = (open, "file", "w"), (open, "new", "w"), (os.remove, "file"), (os.chmod, "file", 0)
+for attack, *arguments in attacks:
+    try:
+        attack(*arguments)
+    except OSError as error:
+        print(error.strerror)
+"""
+    outcome = execute(PYTHON, {"main.py": text}, Limits(), readable=[str(tmp_path)])
+    assert outcome.output == "text\n" + "Read-only file system\n" * 4
+    outcome = execute(PYTHON, {"main.py": text}, Limits())
+    assert outcome.error == "Runtime" and os.listdir(tmp_path) == ["file"]
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/x", "../x", "a\0"])
 def test_names_with_folders_are_refused(name):
     with pytest.raises(UserError, match="name without folders"):
