@@ -69,7 +69,7 @@ def _branches(tokens: list[Token], i: int) -> int:
     if token.text == "=>":
         return 1
     if token.text == "for":  # not of `impl Trait for Type` and `for<'a>`
-        end = _find(tokens, i + 1, "{ ;")
+        end = min(_find(tokens, i + 1, "{ ;"), i + LONGEST)
         return any(t.text == "in" and t.kind == "word" for t in tokens[i + 1 : end])
     return token.kind == "word" and token.text in ("if", "while", "loop")
 
