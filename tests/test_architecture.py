@@ -95,8 +95,8 @@ TABLE = {
     "rl/rewards": ("code config errors rl/sandbox", ""),
     "rl/prompts": ("code/problems config data/patterns errors parse", ""),
     "rl/rollout": (
-        "checkpoint/container code/problems config/schema device/mlx errors files generation model/gpt rl/objectives "
-        "rl/rewards rng train/objective",
+        "checkpoint/container code/problems config/schema device/mlx errors files generation model/gpt parse "
+        "rl/objectives rl/rewards rng train/objective",
         "mlx numpy safetensors",
     ),
     "code/": ("errors rl/sandbox", ""),
@@ -106,7 +106,7 @@ TABLE = {
     "code/settings": ("code/problems code/prompts errors", ""),
     "code/statistics": ("", ""),
     "code/ngram": ("", "numpy"),
-    "code/history": ("files watch/metrics", ""),
+    "code/history": ("files parse watch/metrics", ""),
     "serve/": ("errors generation version web", "msgspec starlette"),
     "serve/prometheus": ("generation/scheduler", "prometheus_client"),
     "run/": ("checkpoint config data device errors files formats lazy model optim train", ""),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gpt.files import convert_os_errors
+from mlx_gpt.parse import parse_json
 from mlx_gpt.watch.metrics import read_metrics
 
 NAME = "eval-code.jsonl"
@@ -36,6 +37,6 @@ def comparable(folder: Path, summary: dict[str, Any]) -> tuple[list[dict[str, An
         BadFile: The file cannot be read.
     """
     lines = [line for line in read_metrics(folder / NAME) if isinstance(line.get("totals"), dict) and "step" in line]
-    settings = json.loads(json.dumps(summary["settings"]))
+    settings = parse_json(json.dumps(summary["settings"]), NAME)  # lists instead of tuples
     same = {line["step"]: line for line in lines if line.get("settings") == settings}
     return [same[step] for step in sorted(same)], sum(line.get("settings") != settings for line in lines)

@@ -28,6 +28,7 @@ from mlx_gpt.generation.sampling import Sampling
 from mlx_gpt.generation.text import TextWriter
 from mlx_gpt.generation.together import Together
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.parse import parse_json
 from mlx_gpt.rl.objectives import Rollouts, successes
 from mlx_gpt.rl.rewards import Parts, Reward
 from mlx_gpt.train.objective import cross_entropy
@@ -278,8 +279,8 @@ def _ids(tokenizer, problem: Problem) -> list[int]:
 
 def _batch_of(line: str) -> float:
     try:
-        return json.loads(line)["batch"]
-    except (ValueError, KeyError, TypeError):
+        return parse_json(line, SAMPLES)["batch"]
+    except (BadFile, KeyError, TypeError):
         return float("inf")
 
 

@@ -189,6 +189,7 @@ def test_the_tuner_keeps_what_is_faster_and_computes_the_same(case, monkeypatch)
 @cpu_only("lanes")
 def test_what_the_user_fixed_is_not_tuned(case, monkeypatch):
     monkeypatch.setattr(tuner, "Candidate", Measured)
+    monkeypatch.setattr(tuner, "num_cores", lambda: 2)
     monkeypatch.setattr(Measured, "costs", {("speed.query_blocks", 8): 0.5, ("speed.lanes", 1): 0.5})
     assert tuner.tune(case, {"speed.attention": "blocks"}, print)["settings"] == {"speed.lanes": 1}
 

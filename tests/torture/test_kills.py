@@ -21,7 +21,7 @@ VICTIM = """
 import os, signal, sys
 from mlx_gpt import files
 from mlx_gpt.checkpoint import store
-from mlx_gpt.cli import train
+from mlx_gpt.cli import follow
 from mlx_gpt.cli.main import main
 
 left = int(sys.argv.pop(1))
@@ -47,7 +47,7 @@ def halves(data):
 
 write = files.write_atomic
 store.write_atomic = lambda path, chunks: write(path, (half for data in chunks for half in halves(data)))
-os.fsync, os.replace, train.echo_json = counted(os.fsync), counted(os.replace), counted(train.echo_json)
+os.fsync, os.replace, follow.echo_json = counted(os.fsync), counted(os.replace), counted(follow.echo_json)
 main()
 """
 
