@@ -3,6 +3,7 @@
 import math
 from collections import deque
 
+from rich.columns import Columns
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -181,16 +182,10 @@ class RunConsole:
             "peak": f"{self._peak_memory() / 1e9:.2f} GB",
             "patience": f"{last.bad_evals if last else 0}/{self._patience}" if self._patience else "off",
         }
-        table = Table.grid(padding=(0, 2))
-        for _ in range((len(facts) + 1) // 2):
-            table.add_column(no_wrap=True)
         cells = [Text.assemble((f"{name} ", "dim"), (value, "bold")) for name, value in facts.items()]
-        half = (len(cells) + 1) // 2
-        table.add_row(*cells[:half])
-        table.add_row(*cells[half:])
         panel = Table.grid(expand=True)
         panel.add_row(ProgressBar(total=self._iters, completed=step.step))
-        panel.add_row(table)
+        panel.add_row(Columns(cells, padding=(0, 2)))  # as many rows as the width of the terminal needs
         return panel
 
 

@@ -1,6 +1,7 @@
 """A run on the terminal."""
 
 import io
+import re
 
 import pytest
 from reporting import evaluation, step, stop
@@ -10,9 +11,9 @@ from mlx_gpt.train.reports import Plan, SaveReport, StartReport
 from mlx_gpt.watch.console import STOPPED, RunConsole
 
 
-def shown(reports, terminal=False, iters=100):
+def shown(reports, terminal=False, iters=100, width=110):
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=110, highlight=False)
+    console = Console(file=out, force_terminal=terminal, width=width, highlight=False)
     view = RunConsole(console, iters=iters, tokens_per_step=100, log_every=2, patience=5, peak_memory=lambda: 2 * 10**9)
     for report in reports:
         view.show(report)
@@ -33,6 +34,16 @@ def test_plain_lines_say_everything_and_have_no_escapes():
 def test_the_live_panel_shows_all_its_facts():
     text = shown([step(1), step(2), evaluation(2), step(3)], terminal=True)
     for part in ("step", "3/100", "loss", "3.5000", "val", "best", "lr", "ms/iter", "tok/s", "ETA", "peak", "patience"):
+        assert part in text
+
+
+def test_the_panel_of_a_narrow_terminal_shows_every_number():
+    names = ("reward", "success", "distinct", "length", "kl", "H", "H-CE", "clipped", "max_load", "min_load")
+    metrics = {name: 10 + i / 8 for i, name in enumerate(names)}
+    text = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", shown([step(1, metrics=metrics)], terminal=True, width=60))
+    for name, value in metrics.items():
+        assert f"{name} {value:.4f}" in text
+    for part in ("step 1/100", "ms/iter 500", "tok/s 200", "peak 2.00 GB", "patience 0/5"):
         assert part in text
 
 
