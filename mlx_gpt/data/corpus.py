@@ -227,6 +227,8 @@ def _parse(spec: str) -> tuple[str, float]:
         weight = float(tail)
     except ValueError:
         return spec, 1.0
+    if not name.strip():
+        raise UserError(f"corpus {spec!r}: has no name; give a name or a path before the weight, as in shakespeare:2")
     if not 0 < weight < 1e6:
         raise UserError(f"corpus {spec}: the weight must be above 0 and below 1,000,000, as in {name}:2")
     return name, weight

@@ -246,6 +246,9 @@ def test_patterns_and_weights(tmp_path):
     corpus = open_corpus([f"{tmp_path}/*.txt:0.5", f"{tmp_path}/**/c.txt", f"{tmp_path}/odd:2"])
     assert [source.weight for source in corpus.sources] == [0.5, 1.0, 1.0]
     assert corpus.documents == ["a", "b", "c", "o"]
+    for nameless in (":2", " :1"):  # not the present folder
+        with pytest.raises(UserError, match="has no name; give a name or a path before the weight"):
+            open_corpus([nameless])
     with pytest.raises(UserError, match="matches no file"):
         open_corpus([f"{tmp_path}/*.csv"])
     for weight in ("0", "-1", "inf", "nan"):
