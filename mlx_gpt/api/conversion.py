@@ -60,7 +60,7 @@ def convert(
     if format not in (None, *FILES):
         raise UserError(f"format={format!r} is not allowed; choose from {', '.join(FILES)}")
     _require_destination(src, dst, force)
-    mhc_in, mhc_out = _streams(src, mhc, format, force)
+    mhc_in, mhc_out = _streams(src, dst, mhc, format, force)
     checkpoint = read_checkpoint(src, preset, sizes_of(n_embd, n_head, n_layer, block_size), mhc_in)
     format = format or _format_for(dst, checkpoint)
     if packed:
@@ -119,14 +119,26 @@ def _packed(checkpoint: Checkpoint, format: str) -> Checkpoint:
     return Checkpoint(header=dataclasses.replace(header, config=config, averaged=False), weights=weights, optimizer={})
 
 
-def _streams(src: Path, mhc: str | Path | None, format: str | None, force: bool) -> tuple[Path | None, Path | None]:
-    """Returns the mHC file to read, and the one to write. At most one of them is not None."""
+def _streams(
+    src: Path, dst: Path, mhc: str | Path | None, format: str | None, force: bool
+) -> tuple[Path | None, Path | None]:
+    """Returns the mHC file to read, and the one to write. At most one of them is not None.
+
+    Raises:
+        UserError: The files are not different ones, or `mhc` belongs to no nanochat file or cannot be written.
+    """
     if mhc is None:
         return None, None
     mhc = Path(mhc)
+    if mhc.resolve() in (src.resolve(), dst.resolve()):
+        raise UserError(f"--mhc {mhc} is the file to read or to write, too; give it a file of its own")
     if src.is_file() and format_of(src).name == "nanochat":
+        if format == "nanochat":
+            raise UserError(f"{src}: is a nanochat file already; convert it to safetensors, and the result to nanochat")
         return mhc, None
     if format != "nanochat":
         raise UserError(f"--mhc {mhc} is for nanochat files, and neither {src} nor the file to write is one")
     _require_destination(src, mhc, force)
+    if not mhc.parent.is_dir():
+        raise UserError(f"--mhc {mhc}: there is no folder {mhc.parent}; create it")
     return None, mhc

@@ -78,14 +78,16 @@ def eval_command(checkpoint, corpus, split, batch, judge, preset, vocab, sets, a
                 "loss": result.loss,
                 "ppl": result.ppl,
                 "bits_per_byte": result.bits_per_byte,
-                "entropy": result.entropy,
+                "H": result.entropy,
+                "H-CE": result.entropy - result.loss,
                 "tokens": result.tokens,
             }
         )
     else:
         click.echo(
             f"{path} on {name} ({split}): loss {result.loss:.4f} nats/token, ppl {result.ppl:.2f}, "
-            f"{result.bits_per_byte:.3f} bits/byte, entropy {result.entropy:.4f}, {result.tokens:,} tokens"
+            f"{result.bits_per_byte:.3f} bits/byte, H {result.entropy:.4f}, "
+            f"H-CE {result.entropy - result.loss:.4f}, {result.tokens:,} tokens"
         )
 
 

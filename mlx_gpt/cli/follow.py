@@ -35,6 +35,7 @@ def follow(session, as_json: bool) -> int:
         view = PipedView(stack.enter_context(contextlib.closing(JsonView() if as_json else TextView(session))), session)
         session.note = view.note
         received = _stop_on_signals(session, view)
+        stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, EXIT_OF_SIGNAL)
         saves: list[SaveReport] = []  # the reports of saves since the last report of another kind
         for report in session:
             view.show(report)
@@ -85,6 +86,10 @@ def _stop_on_signals(session, view) -> list[int]:
     The interpreter also writes the number of each signal to the file descriptor of set_wakeup_fd(), and does so at
     once. A thread reads the numbers from there. The handlers themselves do nothing.
 
+    The signals are blocked in the calling thread, so that only other threads receive them. Programs that the thread
+    starts inherit this. A signal to all processes of a terminal thus does not end the compiler of a kernel, without
+    which the step cannot be finished and saved.
+
     Returns:
         A list that receives the number of the first signal.
     """
@@ -98,6 +103,7 @@ def _stop_on_signals(session, view) -> list[int]:
 
     def watch():
         first = 0.0
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, EXIT_OF_SIGNAL)
         while True:
             number = os.read(reading, 1)[0]
             if number not in EXIT_OF_SIGNAL:
@@ -111,6 +117,7 @@ def _stop_on_signals(session, view) -> list[int]:
                 os._exit(EXIT_OF_SIGNAL[number])
 
     threading.Thread(target=watch, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_OF_SIGNAL)
     return received
 
 
