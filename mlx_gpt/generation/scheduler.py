@@ -27,6 +27,7 @@ A token that a step draws is delivered in the next pass. The end of a text at a 
 only after the text's next step was launched. The token of that step is discarded.
 """
 
+import gc
 import math
 import threading
 import time
@@ -216,6 +217,10 @@ class Scheduler:
                     self._give_up(error)
                     return
         self._fail([*filter(None, self._jobs), *self._waiting], "the server is shutting down")
+        # MLX keeps compiled functions of a thread, with Python objects, until they are deleted in the thread. What is
+        # left when the thread ends is deleted after join(), and aborts the process if Python has ended by then.
+        self._slots = None
+        gc.collect()
 
     def _wait(self) -> bool:
         """Blocks until a job is in flight or the scheduler is closed. Returns whether the thread should continue."""

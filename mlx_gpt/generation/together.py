@@ -1,5 +1,6 @@
 """Generates several texts at once and returns them when all have ended."""
 
+import atexit
 import queue
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from mlx_gpt.generation.scheduler import Scheduler
 class Together:
     """A scheduler for texts that are generated one list after the other. A text does not depend on the other texts.
 
-    A context manager: the scheduler's thread ends with the context.
+    A context manager: the scheduler's thread ends with the context, or before Python ends.
 
     Args:
         model: The network. It is not to be used by anything else.
@@ -25,11 +26,17 @@ class Together:
         put = self._arrived.put
         self._scheduler = Scheduler(model, min(num_slots, capacity), capacity, deliver=put, give_up=put)
         self._scheduler.start()
+        atexit.register(self.close)  # Python cannot end in order while the thread uses MLX
 
     def __enter__(self) -> "Together":
         return self
 
     def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the scheduler's thread. A second call does nothing."""
+        atexit.unregister(self.close)
         self._scheduler.close(0)
         self._scheduler.join()
 

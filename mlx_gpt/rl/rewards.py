@@ -30,7 +30,7 @@ class Reward(Protocol):
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Parts]:
         """Returns the parts of the reward of each text, which follows the prompt of its problem.
 
-        All results have the same names. A result depends on its own problem and text only.
+        A result depends on its own problem and text only. A part that only some texts have is 0 for the others.
         """
         ...
 
@@ -93,7 +93,7 @@ class Plugin:
     def _parts(self, prompt: str, text: str) -> Parts:
         try:
             found = self.function(prompt, text)
-        except Exception as error:  # it is the user's code
+        except (Exception, SystemExit) as error:  # it is the user's code
             raise UserError(
                 f"{self.path}: reward() failed with {type(error).__name__}: {str(error)[:200]}; its prompt was "
                 f"{prompt[:60]!r} and its text {text[:60]!r}"
@@ -125,7 +125,7 @@ def _function(path: Path) -> Callable[[str, str], Parts]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # it is the user's code
+    except (Exception, SystemExit) as error:  # it is the user's code
         raise UserError(f"{path}: cannot be imported: {type(error).__name__}: {str(error)[:200]}") from error
     function = getattr(module, "reward", None)
     if not callable(function):

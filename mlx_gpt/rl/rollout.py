@@ -221,7 +221,8 @@ class RolloutSource:
         size = self._config.rl.group_size
         groups = [texts[i : i + size] for i in range(0, len(texts), size)]
         distinct = float(np.mean([len(set(group)) / len(group) for group in groups]))
-        means = {f"reward.{name}": float(np.mean([part[name] for part in parts])) for name in parts[0]}
+        names = dict.fromkeys(name for part in parts for name in part)
+        means = {f"reward.{name}": float(np.mean([part.get(name, 0.0) for part in parts])) for name in names}
         rewards = [sum(part.values()) for part in parts]
         self.metrics = {
             "reward": float(np.mean(rewards)),

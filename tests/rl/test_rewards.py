@@ -60,6 +60,8 @@ def test_a_plugin_is_a_function_in_a_file(tmp_path):
         ("def reward(:", "cannot be imported: SyntaxError"),
         ("import nothing_of_this_name", "cannot be imported: ModuleNotFoundError"),
         ("def reward(prompt, text): return 1 / 0", "failed with ZeroDivisionError"),
+        ("import sys; sys.exit(0)", "cannot be imported: SystemExit"),
+        ("import sys\ndef reward(prompt, text): sys.exit(0)", "failed with SystemExit"),
         ("def reward(prompt, text): return 1.0", "returned '1.0'; return numbers by name"),
         ("def reward(prompt, text): return {}", "return numbers by name"),
         ('def reward(prompt, text): return {"a": float("nan")}', "return numbers by name"),

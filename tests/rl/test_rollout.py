@@ -137,6 +137,15 @@ def test_batches_without_a_success_are_skipped_and_told_if_they_do_not_end(tmp_p
         [*learner(config, tmp_path, lambda problems, texts: [{"x": 0.0}] * len(texts)).run()]
 
 
+def test_a_part_of_the_reward_that_a_text_lacks_is_0(tmp_path):
+    config = config_of("grpo")
+    model = GPT(config.model, 13, seed=1)
+    source = source_of(config, tmp_path, lambda problems, texts: [{text[:1]: 1.0} for text in texts], model.weights())
+    source.next(0, model.weights())
+    parts = [value for name, value in source.metrics.items() if name.startswith("reward.")]
+    assert len(parts) > 1 and sum(parts) == pytest.approx(source.metrics["reward"])
+
+
 def test_a_prompt_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(UserError, match="the prompt of 1 has 20 tokens, which leaves no room for rl.max_tokens=6 in"):
         source_of(config_of("grpo"), tmp_path, share_of("a"), {}, prompts=("a", "b" * 20))
