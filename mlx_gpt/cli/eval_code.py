@@ -72,14 +72,7 @@ def eval_code_command(checkpoint, baselines, history, preset, corpus, vocab, set
     settings = Settings(**options)
     path = run.checkpoint_in(checkpoint or run.newest_checkpoint())
     folder = _run_folder(path) if history else None
-    found = run.read_checkpoint(path, preset, sizes_from(sets))
-    if found.header.tokenizer is None and not (corpus or vocab):
-        raise UserError(
-            f"{path}: the checkpoint has no tokenizer; give the text it was trained on with --corpus, or its "
-            "vocabulary with --vocab"
-        )
-    # If the checkpoint has a tokenizer, --corpus is only the text of the 5-gram model.
-    model = run.to_run(path, run.with_text(path, found, None if found.header.tokenizer else corpus, vocab))
+    model = run.load_with_tokenizer(path, preset, sizes_from(sets), corpus, vocab)
     report = api.evaluate_code(model, settings, baselines=baselines, corpus=corpus or None, note=note)
     if as_json:
         echo_json(report.to_json(str(path)))

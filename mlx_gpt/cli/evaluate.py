@@ -55,15 +55,7 @@ def eval_command(checkpoint, corpus, split, batch, judge, preset, vocab, sets, a
     if judge and (split, batch) != ("val", 16):
         raise UserError("--split and --batch have no effect on generated text; leave them out, or leave out --text")
     path = checkpoint or run.newest_checkpoint()
-    checkpoint = run.read_checkpoint(path, preset, sizes_from(sets))
-    if checkpoint.header.tokenizer is None and not (corpus or vocab):
-        raise UserError(
-            f"{path}: the checkpoint has no tokenizer; give the text it was trained on with --corpus, or its "
-            "vocabulary with --vocab"
-        )
-    # If the checkpoint has a tokenizer, --corpus is only the text to evaluate. If it has none, with_text() also builds
-    # the tokenizer from the characters of --corpus.
-    model = run.to_run(path, run.with_text(path, checkpoint, None if checkpoint.header.tokenizer else corpus, vocab))
+    model = run.load_with_tokenizer(path, preset, sizes_from(sets), corpus, vocab)
     if judge:
         _print_text(path, api.evaluate_text(model, corpus or None, note=note, **given), as_json)
         return

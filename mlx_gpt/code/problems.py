@@ -88,6 +88,11 @@ def _values(path: Path) -> Iterator[tuple[str, Any]]:
         for number, value in enumerate(parse_json(data, str(path)), 1):
             yield f"{path}: item {number}", value
         return
+    yield from json_lines(data, path)
+
+
+def json_lines(data: bytes, path: Path) -> Iterator[tuple[str, Any]]:
+    """Yields each JSON value of JSON Lines, and its place for messages, such as "FILE: line 3"."""
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             place = f"{path}: line {number}"

@@ -3,12 +3,12 @@
 import re
 from pathlib import Path
 
-from mlx_gpt.code.problems import Problem
+from mlx_gpt.code.problems import Problem, json_lines
 from mlx_gpt.config.schema import RLConfig
 from mlx_gpt.config.table import lookup
 from mlx_gpt.data.patterns.programs import MAX_PROGRAMS, program
 from mlx_gpt.errors import BadFile, UserError
-from mlx_gpt.parse import parse_json, read_bytes
+from mlx_gpt.parse import read_bytes
 
 NUM_GENERATED = 256  # generated prompts
 # How a function of a generated program begins, up to its body. The group is its name.
@@ -67,18 +67,14 @@ def read_prompts(path: Path, language: str) -> list[Problem]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; --prompts names a JSON Lines file with a prompt on each line")
     found = []
-    for number, line in enumerate(read_bytes(path).decode("utf-8", errors="replace").splitlines(), 1):
-        if not line.strip():
-            continue
-        place = f"{path} line {number}"
-        data = parse_json(line, place)
+    for place, data in json_lines(read_bytes(path), path):
         names = ("prompt", "task_id", "entry_point", "test")
         values = {name: data.get(name, "") for name in names} if isinstance(data, dict) else {}
         if not values.get("prompt") or not all(isinstance(value, str) for value in values.values()):
             raise BadFile(f"{place}: is not an object with a text prompt, such as " + '{"prompt": "def f(x):"}')
         found.append(
             Problem(
-                id=values["task_id"] or f"line {number}",
+                id=values["task_id"] or place.rpartition(": ")[2],
                 language=language,
                 prompt=values["prompt"],
                 entry_point=values["entry_point"],

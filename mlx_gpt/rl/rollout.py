@@ -37,7 +37,7 @@ REFERENCE, SAMPLES = "reference.safetensors", "rollouts.jsonl"
 LENGTHS = 64  # the length of a batch is a multiple of this, so that few shapes are compiled
 MAX_SKIPPED = 50  # batches in a row without a success
 NUM_SLOTS = 16
-COLLAPSED = 0.25  # share of distinct texts below which the user is told
+COLLAPSED = 0.25  # share of distinct texts below which the run prints a warning
 
 
 class RolloutSource:
@@ -214,7 +214,7 @@ class RolloutSource:
         logits, _ = self._model.apply(weights, inputs)
         return -cross_entropy(logits.astype(mx.float32) / self._config.rl.temperature, targets)
 
-    # -- what is told of a batch ------------------------------------------------------------------------------------
+    # -- metrics and samples of a batch -----------------------------------------------------------------------------
 
     def _measure(self, jobs: list[Job], texts: list[str], parts: list[Parts], seconds: dict[str, float]) -> None:
         """Sets `metrics`: means over the batch. `distinct` is the mean share of distinct texts of a prompt."""

@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = attach(
         "plan": "planning",
         "Run": "loading",
         "load": "loading",
+        "load_with_tokenizer": "loading",
         "read_checkpoint": "loading",
         "checkpoint_in": "loading",
         "format_of": "loading",

@@ -179,6 +179,26 @@ def with_text(
     return dataclasses.replace(checkpoint, header=header)
 
 
+def load_with_tokenizer(
+    path: Path, preset: str | None, sizes: dict[str, int], corpus: Sequence[str], vocab: str | None
+) -> Run:
+    """Loads a checkpoint to evaluate it on a text.
+
+    If the checkpoint has a tokenizer, `corpus` is only the text of the evaluation, and is not read here. Otherwise its
+    characters become the tokenizer. The arguments are those of read_checkpoint() and with_text().
+
+    Raises:
+        UserError: The checkpoint has no tokenizer, and neither `corpus` nor `vocab` is given.
+    """
+    checkpoint = read_checkpoint(path, preset, sizes)
+    if checkpoint.header.tokenizer is None and not (corpus or vocab):
+        raise UserError(
+            f"{path}: the checkpoint has no tokenizer; give the text it was trained on with --corpus, or its "
+            "vocabulary with --vocab"
+        )
+    return to_run(path, with_text(path, checkpoint, None if checkpoint.header.tokenizer else corpus, vocab))
+
+
 def _with_tokenizer(path: str | Path, checkpoint: Checkpoint, tokenizer: Tokenizer, origin: str) -> Checkpoint:
     header = checkpoint.header
     if header.tokenizer and header.tokenizer != tokenizer.to_dict():
