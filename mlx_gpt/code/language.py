@@ -49,11 +49,13 @@ class Language(Protocol):
         name: The name in options and files, such as "python".
         suffixes: File names of programs end with one of these, such as (".py",).
         comment: The beginning of a comment that ends with its line.
+        stops: Texts that follow the end of a definition. A model that writes one of them has completed its program.
     """
 
     name: str
     suffixes: tuple[str, ...]
     comment: str
+    stops: tuple[str, ...]
 
     def missing(self) -> str | None:
         """The reason why programs cannot be compiled on this machine, and what to install. None if they can."""

@@ -39,6 +39,7 @@ class Python:
     name = "python"
     suffixes = (".py",)
     comment = "#"
+    stops = tuple(f"\n{word}" for word in ("def ", "class ", "@", "if ", "for ", "import ", "from ", "print("))
 
     def missing(self) -> None:
         """None: programs can always be compiled."""

@@ -57,6 +57,7 @@ class Rust:
     name = "rust"
     suffixes = (".rs",)
     comment = "//"
+    stops = ()
 
     def missing(self) -> str | None:
         """The reason why programs cannot be compiled, None if they can."""

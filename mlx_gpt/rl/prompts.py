@@ -1,24 +1,20 @@
 """Prompts of reinforcement learning: those of a file, or generated ones."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+from mlx_gpt.code.languages import language_of
 from mlx_gpt.code.problems import Problem, json_lines
 from mlx_gpt.config.schema import RLConfig
 from mlx_gpt.config.table import lookup
 from mlx_gpt.data.patterns.programs import MAX_PROGRAMS, program
+from mlx_gpt.data.patterns.words import Draw
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.parse import read_bytes
 
 NUM_GENERATED = 256  # generated prompts
-# How a function of a generated program begins, up to its body. The group is its name.
-FUNCTIONS = {
-    "python": re.compile(r'^def (\w+)\(.*\n    """.*"""\n', re.MULTILINE),
-    "rust": re.compile(r"^(?:///.*\n)+(?:pub )?fn (\w+)\(.*\{\n", re.MULTILINE),
-}
-# A type in the signature of a function in Rust that the standard library does not define without `use`.
-OWN_TYPE = re.compile(r"\b(?!String\b|Vec\b|Option\b|Result\b|Some\b|Fn\b|Iterator\b|Item\b)[A-Z]\w+")
-
 
 def training_prompts(config: RLConfig) -> list[Problem]:
     """Returns the prompts that `rl.prompts` names: those of a file, or generated ones.
@@ -38,21 +34,56 @@ def training_prompts(config: RLConfig) -> list[Problem]:
 
 
 def generated(language: str) -> list[Problem]:
-    """Returns the beginnings of functions of generated programs: signatures with a description.
+    """Returns beginnings of the definitions of generated programs. No beginning is a complete definition.
 
     The programs are none of the corpora `code-patterns`, which hold the first MAX_PROGRAMS of them.
 
     Raises:
         UserError: There are no programs of the language.
     """
-    pattern, found, index = lookup(FUNCTIONS, language, "language", prefix="rl.language="), [], MAX_PROGRAMS
+    beginnings, found, index = lookup(BEGINNINGS, language, "language", prefix="rl.language="), [], MAX_PROGRAMS
     while len(found) < NUM_GENERATED:
-        for match in pattern.finditer(program(language, index)):
-            text, name = match.group(), match.group(1)
-            if OWN_TYPE.search(text.splitlines()[-1]) is None or language == "python":
-                found.append(Problem(id=f"{language}-{index}/{name}", language=language, prompt=text, entry_point=name))
+        for name, prompt in beginnings(program(language, index), Draw(f"prompts/{language}/{index}")):
+            found.append(Problem(id=f"{language}-{index}/{name}", language=language, prompt=prompt, entry_point=name))
         index += 1
     return found[:NUM_GENERATED]
+
+
+def python_beginnings(text: str, draw: Draw) -> Iterator[tuple[str, str]]:
+    """Yields the name and a beginning of each function and class of a program, except for its tests.
+
+    A beginning has the imports that it needs, and ends after any line from the docstring on, or within the next line.
+    A docstring at its end is followed by an empty line in half of the cases.
+    """
+    tree, lines = ast.parse(text), text.splitlines()
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("test_"):
+            continue
+        first, head = min(n.lineno for n in (node, *node.decorator_list)) - 1, node.body[0].end_lineno
+        end = draw.between(head, node.end_lineno - 1)
+        shown = "\n".join([*lines[first:end], *([""] if end == head and draw.below(2) else []), ""])
+        words = re.split(r"(?<=\S) ", lines[end])
+        shown += " ".join(words[: draw.below(len(words))]) if draw.below(4) == 0 else ""
+        needed = [i for i in imports if any(re.search(rf"\b{a.name}\b", shown) for a in i.names)]
+        prompt = "".join(f"{ast.unparse(i)}\n" for i in needed) + "\n\n" * bool(needed) + shown
+        if node.name not in language_of("python").check(prompt).defined:
+            yield node.name, prompt
+
+
+def rust_beginnings(text: str, draw: Draw) -> Iterator[tuple[str, str]]:
+    """Yields the name and the signature, with its comment, of each function of a program that needs no other items."""
+    for match in RUST_FUNCTION.finditer(text):
+        if RUST_OWN_TYPE.search(match.group().splitlines()[-1]) is None:
+            yield match.group(1), match.group()
+
+
+# A function in Rust up to its body. The group is its name.
+RUST_FUNCTION = re.compile(r"^(?:///.*\n)+(?:pub )?fn (\w+)\(.*\{\n", re.MULTILINE)
+# A type in the signature of a function in Rust that the standard library does not define without `use`.
+RUST_OWN_TYPE = re.compile(r"\b(?!String\b|Vec\b|Option\b|Result\b|Some\b|Fn\b|Iterator\b|Item\b)[A-Z]\w+")
+# Language -> beginnings of a program.
+BEGINNINGS = {"python": python_beginnings, "rust": rust_beginnings}
 
 
 def read_prompts(path: Path, language: str) -> list[Problem]:

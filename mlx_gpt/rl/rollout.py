@@ -9,6 +9,7 @@ Shapes: B rollouts in a batch, T tokens of a prompt and its rollout, a multiple 
 import json
 import time
 from collections.abc import Callable, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mlx.utils import tree_map
 
 from mlx_gpt import rng
 from mlx_gpt.checkpoint.container import read_header, read_tensors
+from mlx_gpt.code.languages import language_of
 from mlx_gpt.code.problems import Problem
 from mlx_gpt.config.schema import Config
 from mlx_gpt.device.mlx import mx
@@ -76,7 +78,7 @@ class RolloutSource:
         self._reward, self._advantages, self._needs_success = reward, advantages, needs_success
         self._folder, self._note = folder, note
         self._prompts = [_ids(tokenizer, p) for p in self._problems]
-        self._require_room()
+        self._leave_out_long()
         self._reference = reference
         self._model = GPT(config.model, tokenizer.vocab_size, speed=config.speed)
         self._logprobs = mx.compile(self._log_probabilities)
@@ -190,7 +192,7 @@ class RolloutSource:
             sampling=Sampling(temperature=rl.temperature, top_p=1.0),
             seed=seed,
             max_tokens=rl.max_tokens,
-            writer=TextWriter(self._tokenizer, STOPS.get(rl.language, ())),
+            writer=TextWriter(self._tokenizer, language_of(rl.language).stops),
         )
 
     def _arrays(self, jobs: Sequence[Job], advantages: np.ndarray) -> list[np.ndarray]:
@@ -255,19 +257,22 @@ class RolloutSource:
             if len(kept) < len(lines):
                 write_atomic(path, ["".join(kept).encode()])
 
-    def _require_room(self) -> None:
-        """Raises UserError unless every prompt and its texts fit into the context."""
-        length, index = max((len(ids), i) for i, ids in enumerate(self._prompts))
+    def _leave_out_long(self) -> None:
+        """Removes the prompts after which the context has no room for a text. Raises UserError if none is left."""
         rl, block_size = self._config.rl, self._config.model.block_size
-        if length + rl.max_tokens > block_size + 1:
+        total, shortest = len(self._problems), min(map(len, self._prompts))
+        kept = [len(ids) + rl.max_tokens <= block_size + 1 for ids in self._prompts]
+        self._problems, self._prompts = (list(compress(x, kept)) for x in (self._problems, self._prompts))
+        if not self._prompts:
             raise UserError(
-                f"the prompt of {self._problems[index].id} has {length} tokens, which leaves no room for "
-                f"rl.max_tokens={rl.max_tokens} in the context of {block_size}; lower rl.max_tokens"
+                f"--max-tokens {rl.max_tokens}: the shortest prompt has {shortest} tokens, and the context {block_size}; "
+                f"give at most {block_size + 1 - shortest}"
             )
-
-
-# Strings that end a text in a language: what follows a definition.
-STOPS = {"python": tuple(f"\n{word}" for word in ("def ", "class ", "@", "if ", "for ", "import ", "from ", "print("))}
+        if left_out := total - len(self._prompts):
+            self._note(
+                f"{left_out} of {total} prompts are left out: with --max-tokens {rl.max_tokens}, they are too long for "
+                f"the context of {block_size} tokens"
+            )
 
 
 def _ids(tokenizer, problem: Problem) -> list[int]:

@@ -64,7 +64,7 @@ def test_a_plan_writes_nothing(folder):
         (("model.safetensors", "--language", "cobol"), "unknown language"),
         (("model.safetensors", "--samples", "0"), "rl.group_size=0 is not allowed"),
         (("model.safetensors", "--temp", "0"), "rl.temperature=0.0 is not allowed"),
-        (("model.safetensors", "--max-tokens", "500"), "leaves no room for rl.max_tokens=500"),
+        (("model.safetensors", "--max-tokens", "500"), "--max-tokens 500: the shortest prompt has"),
         (("model.safetensors", "--kl", "-1"), "rl.kl_weight=-1.0 is not allowed"),
         (("model.safetensors", "--kl", "1", "--set", "rl.kl_weight=2"), "are the same; give one of them"),
         (("model.safetensors", "--resume", "run"), "give one of them"),

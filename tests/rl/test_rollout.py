@@ -146,9 +146,17 @@ def test_a_part_of_the_reward_that_a_text_lacks_is_0(tmp_path):
     assert len(parts) > 1 and sum(parts) == pytest.approx(source.metrics["reward"])
 
 
-def test_a_prompt_that_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(UserError, match="the prompt of 1 has 20 tokens, which leaves no room for rl.max_tokens=6 in"):
-        source_of(config_of("grpo"), tmp_path, share_of("a"), {}, prompts=("a", "b" * 20))
+def test_prompts_that_do_not_fit_are_left_out(tmp_path):
+    told, config = [], config_of("grpo")
+    fitting = config.model.block_size + 1 - config.rl.max_tokens
+    prompts = ("a", "b" * fitting, "b" * (fitting + 1))
+    source_of(config, tmp_path, share_of("a"), {}, prompts=prompts, note=told.append)
+    assert len(told) == 1 and "1 of 3 prompts are left out: with --max-tokens 6, they are too long" in told[0]
+    with pytest.raises(UserError, match=f"the shortest prompt has {fitting + 1} tokens, .*; give at most 5"):
+        source_of(config, tmp_path, share_of("a"), {}, prompts=prompts[2:])
+
+
+def test_a_prompt_with_other_characters_is_refused(tmp_path):
     with pytest.raises(UserError, match="the prompt of 0: .*use characters of the training text"):
         source_of(config_of("grpo"), tmp_path, share_of("a"), {}, prompts=("Z",))
 
