@@ -16,6 +16,7 @@ from mlx_gpt.parse import read_bytes
 
 NUM_GENERATED = 256  # generated prompts
 
+
 def training_prompts(config: RLConfig) -> list[Problem]:
     """Returns the prompts that `rl.prompts` names: those of a file, or generated ones.
 

@@ -265,7 +265,7 @@ class RolloutSource:
         self._problems, self._prompts = (list(compress(x, kept)) for x in (self._problems, self._prompts))
         if not self._prompts:
             raise UserError(
-                f"--max-tokens {rl.max_tokens}: the shortest prompt has {shortest} tokens, and the context {block_size}; "
+                f"--max-tokens {rl.max_tokens}: the shortest prompt has {shortest} tokens, the context {block_size}; "
                 f"give at most {block_size + 1 - shortest}"
             )
         if left_out := total - len(self._prompts):
