@@ -11,7 +11,7 @@ from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.gpt import GPT, roles_of
 from mlx_gpt.optim.optimizers import Optimizer
 from mlx_gpt.rl.rollout import RolloutSource
-from mlx_gpt.run.request import RL_DEFAULTS
+from mlx_gpt.run.rl import RL_DEFAULTS
 from mlx_gpt.train.objectives import ROLLOUT_OBJECTIVES, make_objective
 from mlx_gpt.train.parallel import Alone
 from mlx_gpt.train.statistics import Statistics

@@ -91,12 +91,12 @@ TABLE = {
     "web/": ("errors", "h11 msgspec starlette uvicorn"),
     "rl/": ("errors", ""),
     "rl/launcher": ("", ""),
-    "rl/objectives": ("config/schema device/mlx train/objective", "numpy"),
+    "rl/objectives": ("config/schema device/mlx errors train/objective", "numpy"),
     "rl/rewards": ("code config errors rl/sandbox", ""),
-    "rl/prompts": ("code/problems config data/patterns errors parse", ""),
+    "rl/prompts": ("code/languages code/problems config data/patterns errors parse", ""),
     "rl/rollout": (
-        "checkpoint/container code/problems config/schema device/mlx errors files generation model/gpt parse "
-        "rl/objectives rl/rewards rng train/objective",
+        "checkpoint/container code/languages code/problems config/schema device/mlx errors files generation model/gpt "
+        "parse rl/objectives rl/rewards rng train/objective",
         "mlx numpy safetensors",
     ),
     "code/": ("errors rl/sandbox", ""),
@@ -116,7 +116,8 @@ TABLE = {
         "",
     ),
     "run/request": ("config/schema errors", ""),
-    "run/planning": ("device/mlx model/cost run", ""),
+    "run/rl": ("config/presets errors rl/prompts rl/rewards run/request train/objectives", ""),
+    "run/planning": ("device/mlx model/cost run train/objectives", ""),
     "run/tuned": ("config device errors files parse paths", ""),
     "run/session": ("errors files run train/reports watch/metrics", ""),
     "api/": ("lazy", ""),
@@ -134,7 +135,8 @@ TABLE = {
     "bench/report": ("", "matplotlib"),
     "cli/": ("api bench config data device errors files generation model parse run train/reports watch", "click"),
     "cli/main": ("cli errors version", "click"),
-    "cli/rl": ("cli errors run train/objectives", "click"),
+    "cli/pipeline": ("cli code/settings config/presets errors files parse run", "click"),
+    "cli/rl": ("cli errors run", "click"),
     "cli/eval_code": ("api cli/options code errors run watch", "click"),
     "cli/serve": ("api cli device errors model run serve web", "click"),
 }

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_gpt.errors import UserError
-from mlx_gpt.run.request import NEWEST, RL_DEFAULTS, Note, Request, ignore, settings_of, specs_of
+from mlx_gpt.run.request import NEWEST, Note, Request, ignore, settings_of, specs_of
+from mlx_gpt.run.rl import rl_request
 from mlx_gpt.run.session import Session
 
 
@@ -89,7 +89,7 @@ def rl(
         objective: "grpo", "dr-grpo", "gspo", "maxrl" or "rft".
         reward: "compiles", or "tests", which executes what the model writes in a sandbox, or a Python file with a
             function reward(prompt, text).
-        prompts: A JSON Lines file with prompts. [default: signatures of generated functions]
+        prompts: A JSON Lines file with prompts. [default: beginnings of generated programs]
         corpus: The text on which the validation loss is measured. [default: the corpus of the checkpoint]
         settings: Any settings by dotted name, such as {"rl.kl_weight": 0.1}.
         out: The run folder. [default: runs/PRESET-CORPUS-OBJECTIVE, with a number if that exists]
@@ -106,14 +106,11 @@ def rl(
     if not resume:
         given += [("train.objective", objective), ("rl.reward", str(reward))]
         given += [("rl.prompts", str(prompts))] if prompts else []
-        if checkpoint is None:
-            raise UserError("checkpoint is missing; name the model to begin with")
     given += [("data.corpus", specs_of(corpus))] if corpus else []
-    request = Request(
-        settings=settings_of(given),
+    request = rl_request(
+        settings_of(given),
+        checkpoint=Path(checkpoint) if checkpoint else None,
         out=Path(out) if out else None,
         resume=NEWEST if resume is True else str(resume) if resume else None,
-        fine_tune=Path(checkpoint) if checkpoint and not resume else None,
-        defaults={} if resume else RL_DEFAULTS,
     )
     return Session(request, note)

@@ -121,8 +121,9 @@ def _examples(samples) -> list:
 def _show_example(sample) -> None:
     from mlx_gpt.watch.code import printable
 
-    state = "valid" if sample.valid else sample.findings.error or "defines something else"
-    click.echo(f"--- {sample.draft.problem.id}: {printable(state)[:100]}")
+    problem = sample.draft.problem
+    fault = sample.findings.error or f"{problem.entry_point} is not defined, or does nothing"
+    click.echo(f"--- {problem.id}: {'valid' if sample.valid else printable(fault)[:100]}")
     lines = printable(sample.program).splitlines()
     click.echo("\n".join([*lines[:MAX_LINES], *["..."] * (len(lines) > MAX_LINES)]))
 

@@ -185,7 +185,9 @@ class TextView:
         if isinstance(report, StopReport):
             folder = self._session.folder
             if report.reason == "signal" and report.saved:
-                self._console.note(f"continue with: mlxgpt train --resume {folder}", "")
+                objective = self._session.start.header.config.train.objective
+                command = "train" if objective == "cross-entropy" else "rl"
+                self._console.note(f"continue with: mlxgpt {command} --resume {folder}", "")
             if (best := run.best_checkpoint(folder)).exists():
                 self._console.note(f"generate text with: mlxgpt generate {best}", "")
 

@@ -1,12 +1,12 @@
 """`mlxgpt pipeline`: runs several commands of mlxgpt in a row, as one file describes them."""
 
+import dataclasses
 import hashlib
 import json
 import shlex
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import click
 
 from mlx_gpt import parse, run
 from mlx_gpt.cli.options import folder_option, note
+from mlx_gpt.config.presets import resolve
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import FolderLock, make_folder, write_atomic
 
@@ -23,7 +24,7 @@ OWN = {"out", "resume", "fine_tune", "checkpoint", "plan", "json", "as_json"}  #
 STATE = "pipeline.json"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
     """A command of a pipeline.
 
@@ -83,8 +84,9 @@ def pipeline_command(file, out, plan):
     command = "eval-code"
     language = "python"
 
-    The settings of a stage are the options of its command. A stage begins with the run of the stage before it. If the
-    pipeline is interrupted or fails, the same command continues it where it stopped.
+    The keys of a stage are the options of its command, and are checked before the first stage begins. A stage begins
+    with the run of the stage before it. If the pipeline is interrupted or fails, the same command continues it where it
+    stopped.
     """
     stages = read_stages(file)
     folder = out or Path("runs") / file.stem
@@ -136,13 +138,45 @@ def _stage(path: Path, number: int, row: dict[str, Any]) -> Stage:
 
 
 def _require_options(place: str, command: str, options: list[str]) -> None:
-    """Raises UserError if the command does not accept the options. The command is not run."""
+    """Raises UserError if the command does not accept the options or their values. The command is not run."""
     group = click.get_current_context().parent.command
     try:
         loaded = group.load(command)
-        loaded.make_context(f"mlxgpt {command}", list(options), parent=click.get_current_context().parent)
+        context = loaded.make_context(f"mlxgpt {command}", list(options), parent=click.get_current_context().parent)
+        if check := CHECKS.get(command):
+            check({name: value for name, value in context.params.items() if name not in ("plan", "as_json")})
     except click.UsageError as error:
         raise UserError(f"{place}: {error.format_message().rstrip('.')}; see mlxgpt {command} --help") from None
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
+def _check_train(options: dict[str, Any]) -> None:
+    """Checks the settings of a stage."""
+    from mlx_gpt.cli.train import request_of
+
+    request = request_of(**options)
+    resolve(request.preset, request.recipe, request.settings, request.base)
+
+
+def _check_rl(options: dict[str, Any]) -> None:
+    """Checks the settings of a stage, its reward and its prompts."""
+    from mlx_gpt.cli.rl import request_of
+    from mlx_gpt.run.rl import require_rewards
+
+    require_rewards(request_of(**options | {"checkpoint": Path("the run before")}))
+
+
+def _check_eval_code(options: dict[str, Any]) -> None:
+    """Checks the settings of a stage and its problems."""
+    from mlx_gpt.code.settings import Settings
+
+    names = {field.name for field in dataclasses.fields(Settings)}
+    Settings(**{name: value for name, value in options.items() if name in names}).open_problems()
+
+
+# Command -> checks the values of its options.
+CHECKS = {"train": _check_train, "rl": _check_rl, "eval-code": _check_eval_code}
 
 
 def _with_runs(stages: list[Stage], folder: Path):
@@ -166,6 +200,8 @@ def _carry_out(stage: Stage, folder: Path, before: Path | None) -> None:
     if known is not None and known.get("complete"):
         note(f"{stage.name}: complete")
         return
+    if before and not run.is_run(before):
+        raise UserError(f"{stage.name}: needs the run {before}, which is missing; restore it, or give another --out")
     _save(folder, done | {stage.name: {"key": stage.key, "complete": False}})
     arguments = stage.arguments(folder, before)
     note(f"{stage.name}: {shlex.join(['mlxgpt', *arguments])}")

@@ -11,6 +11,9 @@ PACKED = (
     "{packed_mb:.1f} MB on disk, {float_mb:.1f} MB in float32; to generate, {packed_gpu_mb:.1f} MB in the memory of a "
     "GPU, {float_mb:.1f} MB on a CPU"
 )
+# Tokens of a corpus, and of texts that the model writes itself.
+READ = "{tokens:,} in {iters:,} iterations of {tokens_per_step:,}; {epochs} epochs of {train_tokens:,}"
+WRITTEN = "{tokens:,} in {iters:,} iterations, if each has {tokens_per_step:,} as the last one measured"
 
 
 def print_plan(facts: dict[str, int | float], as_json: bool) -> None:
@@ -24,7 +27,7 @@ def print_plan(facts: dict[str, int | float], as_json: bool) -> None:
         "decoding": "{per_token:,} bytes of state per token, and {per_sequence:,} per sequence",
         "disk": "2 checkpoints of {state_mb:.1f} MB",
         **({"packed": PACKED} if "packed_bytes" in facts else {}),
-        "tokens": "{tokens:,} in {iters:,} iterations of {tokens_per_step:,}; {epochs} epochs of {train_tokens:,}",
+        "tokens": READ if facts["epochs"] else WRITTEN,
         "FLOPs": "{flops:.3g} in total, {flops_per_step:.3g} per iteration",
         "pace": "{ms_per_iter:,.0f} ms/iter, {tokens_per_second:,.0f} tokens/s (measured now)",
         "ETA": "{eta}",

@@ -8,8 +8,8 @@ from mlx_gpt import run
 from mlx_gpt.cli.options import corpus_option, folder_option, json_option, note, set_option, settings_from
 from mlx_gpt.cli.train import carry_out
 from mlx_gpt.errors import UserError
-from mlx_gpt.run.request import NEWEST, RL_DEFAULTS
-from mlx_gpt.train.objectives import ROLLOUT_OBJECTIVES
+from mlx_gpt.run.request import NEWEST
+from mlx_gpt.run.rl import rl_request
 
 # Option -> the setting that it changes, in addition to those of options.FLAGS.
 FLAGS = {
@@ -29,7 +29,7 @@ FLAGS = {
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option("--reward", metavar="NAME|FILE", help="compiles, tests, or a Python file.  [default: compiles]")
 @click.option("--objective", metavar="NAME", help="grpo, dr-grpo, gspo, maxrl or rft.  [default: grpo]")
-@click.option("--prompts", metavar="FILE", help="JSON Lines with a prompt each.  [default: generated signatures]")
+@click.option("--prompts", metavar="FILE", help="JSON Lines with a prompt each.  [default: generated beginnings]")
 @click.option("--language", metavar="NAME", help="Language of the programs: python or rust.  [default: python]")
 @click.option("--execute", is_flag=True, help="Allow the reward to execute programs of the model, in a sandbox.")
 @click.option("--groups", type=int, help="Prompts in a batch.  [default: 8]")
@@ -63,6 +63,16 @@ def rl_command(checkpoint, out, resume, sets, plan, as_json, execute, **flags):
 
     The folder of the run gets rollouts.jsonl, with every text and its reward, beside the files of mlxgpt train.
     """
+    if not resume:
+        checkpoint = checkpoint or run.newest_checkpoint()
+    request = request_of(checkpoint, out, resume, sets, execute, **flags)
+    if not resume:
+        note(f"training {checkpoint} with the objective {request.settings.get('train.objective', 'grpo')}")
+    carry_out(request, plan, as_json)
+
+
+def request_of(checkpoint, out, resume, sets, execute, **flags) -> run.Request:
+    """Converts the options of the command to a request. Raises UserError if they contradict each other."""
     given = {name: flags.pop(name) for name in FLAGS}
     settings = settings_from(sets, flags)
     for name, value in given.items():
@@ -70,19 +80,6 @@ def rl_command(checkpoint, out, resume, sets, plan, as_json, execute, **flags):
             if FLAGS[name] in settings:
                 raise UserError(f"--{name.replace('_', '-')} and --set {FLAGS[name]} are the same; give one of them")
             settings[FLAGS[name]] = value
-    if resume and checkpoint:
-        raise UserError(f"--resume continues a run, and {checkpoint} begins a new one; give one of them")
     if execute:
         settings["rl.execute"] = True
-    if (objective := settings.get("train.objective", "grpo")) == "cross-entropy":
-        raise UserError(
-            f"{objective} is not an objective of rewards; choose from {', '.join(ROLLOUT_OBJECTIVES)}, or use mlxgpt "
-            "train --fine-tune"
-        )
-    fine_tune = None if resume else checkpoint or run.newest_checkpoint()
-    if not resume:
-        note(f"training {fine_tune} with the objective {objective}")
-    request = run.Request(
-        settings=settings, out=out, resume=resume, fine_tune=fine_tune, defaults={} if resume else RL_DEFAULTS
-    )
-    carry_out(request, plan, as_json)
+    return rl_request(settings, checkpoint=checkpoint, out=out, resume=resume)

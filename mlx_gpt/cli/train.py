@@ -89,8 +89,14 @@ def train_command(updates, preset, recipe, out, resume, fine_tune, sets, plan, a
 
     Ctrl-C ends the run after the current update and saves it. A second Ctrl-C ends it at once.
     """
+    request = request_of(updates, preset, recipe, out, resume, fine_tune, sets, **flags)
+    carry_out(request, plan, as_json)
+
+
+def request_of(updates, preset, recipe, out, resume, fine_tune, sets, **flags) -> run.Request:
+    """Converts the options of the command to a request. Raises UserError if they contradict each other."""
     flags["iters"] = _iters(updates, flags["iters"])
-    request = run.Request(
+    return run.Request(
         preset=preset,
         recipe=recipe,
         settings=settings_from(sets, flags),
@@ -99,7 +105,6 @@ def train_command(updates, preset, recipe, out, resume, fine_tune, sets, plan, a
         fine_tune=fine_tune,
         default_corpus=(OWN_TEXT,) if Path(OWN_TEXT).is_file() else (),
     )
-    carry_out(request, plan, as_json)
 
 
 def carry_out(request: run.Request, plan: bool, as_json: bool) -> None:

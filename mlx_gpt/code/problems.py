@@ -123,7 +123,7 @@ def _humaneval(value: dict, place: str, language: str) -> Problem:
         raise BadFile(f"{place}: prompt is empty; give the beginning of a program")
     tests = text("test")
     if language == "python" and tests:
-        tests = f"{tests.rstrip()}\n\n\ncheck({entry_point})\n"
+        tests = _parsed(f"{tests.rstrip()}\n\n\ncheck({entry_point})\n", "test", place)
     return Problem(
         id=_id(value, place),
         language=language,
@@ -149,8 +149,17 @@ def _mbpp(value: dict, place: str, language: str) -> Problem:
         language=language,
         prompt=f'{signature}\n    """{indented}\n    """\n',
         entry_point=entry_point,
-        tests="\n".join([*imports, text("test_setup_code", ""), *tests]).strip() + "\n",
+        tests=_parsed("\n".join([*imports, text("test_setup_code", ""), *tests]).strip() + "\n", "test_list", place),
     )
+
+
+def _parsed(tests: str, name: str, place: str) -> str:
+    """Returns tests in Python. Raises BadFile if they cannot be parsed: every program would fail them."""
+    try:
+        ast.parse(tests)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise BadFile(f"{place}: {name} is not a Python program: {error}; correct it or leave it out") from None
+    return tests
 
 
 def _signature(code: str, tests: list[str], place: str) -> tuple[str, str]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from mlx_gpt.config.schema import Config
 from mlx_gpt.device.mlx import mx
+from mlx_gpt.errors import UserError
 from mlx_gpt.train.objective import Scalars, cross_entropy, entropy
 
 MAX_ADVANTAGE = 5.0  # advantages are limited to this absolute value
@@ -43,14 +44,24 @@ class Rollouts(NamedTuple):
 
 
 class PerToken:
-    """The part that objectives share whose loss is a mean over all drawn tokens."""
+    """The part that objectives share whose loss is a mean over all drawn tokens.
+
+    Raises:
+        UserError: A group has fewer rollouts than the objective compares.
+    """
 
     clip = 0.2  # the default of rl.clip
     needs_success = False  # whether a batch whose advantages are all 0 is skipped
+    min_group = 2  # fewest rollouts of a group: the advantage of a single one would always be 0
 
     def __init__(self, config: Config):
         self.rl, self.entropy_weight = config.rl, config.train.entropy_weight
         self.clip = config.rl.clip or self.clip
+        if config.rl.group_size < self.min_group:
+            raise UserError(
+                f"rl.group_size={config.rl.group_size}: {config.train.objective} compares the texts of a prompt with "
+                f"each other; give --samples {self.min_group} or more"
+            )
 
     def count(self, batch: Rollouts) -> mx.array:
         return batch.mask.sum()
@@ -148,6 +159,7 @@ class MaxRL(PerText):
     """
 
     needs_success = True
+    min_group = 1
 
     def losses(self, logp: mx.array, ratio: mx.array, batch: Rollouts) -> mx.array:
         return -batch.advantages[:, None] * logp

@@ -9,6 +9,7 @@ from mlx_gpt.device.mlx import peak_memory
 from mlx_gpt.model.cost import decoding_bytes, flops_per_token, num_params, packed_sizes
 from mlx_gpt.run.build import Start, make_trainer
 from mlx_gpt.run.request import Note
+from mlx_gpt.train.objectives import ROLLOUT_OBJECTIVES
 
 PROBE_STEPS = 3
 
@@ -31,9 +32,10 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
             decoding_bytes_per_token, decoding_bytes_per_sequence: Size of the state in decoding, see decoding_bytes().
             train_tokens, val_tokens: Tokens of the two splits.
             iters: Steps that remain.
-            tokens_per_step, flops_per_step: Tokens and floating-point operations of one step.
+            tokens_per_step, flops_per_step: Tokens and floating-point operations of one step, without those of drawing
+                texts.
             tokens, flops: The same for all remaining steps.
-            epochs: How often the remaining steps read the training split.
+            epochs: How often the remaining steps read the training split; 0 if the model writes its texts itself.
             ms_per_iter: Median time of a step, in milliseconds.
             tokens_per_second: Training tokens per second of a step.
             eta_seconds: Expected time to the end, evaluations included.
@@ -48,7 +50,7 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
     header, train, model = start.header, start.header.config.train, start.header.config.model
     target = trainer.iters_in_budget(step_seconds) if train.minutes and not header.planned else train.iters
     iters = target - header.step
-    tokens_per_step = train.sequences_per_step * model.block_size
+    tokens_per_step, is_read = trainer.tokens_per_step, train.objective not in ROLLOUT_OBJECTIVES
     flops_per_step = flops_per_token(model, header.vocab_size) * tokens_per_step
     evaluations = math.ceil(iters / train.eval_every)
     return {
@@ -61,7 +63,7 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
         "iters": iters,
         "tokens_per_step": tokens_per_step,
         "tokens": iters * tokens_per_step,
-        "epochs": round(iters * tokens_per_step / trainer.train_tokens, 2),
+        "epochs": round(iters * tokens_per_step / trainer.train_tokens, 2) if is_read else 0.0,
         "flops_per_step": flops_per_step,
         "flops": flops_per_step * iters,
         "ms_per_iter": round(step_seconds * 1000, 1),

@@ -10,23 +10,6 @@ from mlx_gpt.errors import UserError
 
 Note = Callable[[str], None]  # called with one line for each thing the user should know
 
-# Settings of reinforcement learning that differ from the defaults. Without dropout, the first update with a batch has
-# the very probabilities with which its texts were drawn. The last weights are evaluated, and are therefore the best.
-RL_DEFAULTS = {
-    "model.dropout": 0.0,
-    "train.objective": "grpo",
-    "train.iters": 100,
-    "train.eval_every": 1 << 31,
-    "train.sample_every": 0,
-    "train.log_every": 1,
-    "optimizer.name": "adamw",
-    "optimizer.learning_rate": 1e-4,
-    "optimizer.schedule": "wsd",
-    "optimizer.decay_start": 1.0,
-    "optimizer.warmup_steps": 5,
-    "optimizer.weight_decay": 0.0,
-}
-
 # The value of `Request.resume` that means the newest run.
 NEWEST = "newest"
 

@@ -98,6 +98,11 @@ class Trainer:
         return self.header.config
 
     @property
+    def tokens_per_step(self) -> int:
+        """Number of tokens in the last batch, padding included."""
+        return self._source.tokens_per_batch
+
+    @property
     def train_tokens(self) -> int:
         """Number of tokens in the training split."""
         return self._source.num_tokens
@@ -279,7 +284,9 @@ class Trainer:
         step_seconds = statistics.median(self._step_seconds)
         iters = self.iters_in_budget(step_seconds, self._elapsed())
         self._advance(config=self.config.replace({"train.iters": iters}), planned=True)
-        return Plan(iters=iters, step_seconds=step_seconds, step=self.header.step)
+        evaluation = self.eval_seconds(step_seconds) / self.config.train.eval_every
+        share = round(evaluation / (step_seconds + evaluation), 3)
+        return Plan(iters=iters, step_seconds=step_seconds, step=self.header.step, eval_share=share)
 
     def _end(self) -> str | None:
         """Returns the reason to end the run now, or None. The reasons are those of StopReport."""

@@ -20,6 +20,7 @@ STOPPED = {
     "signal": "interrupted and saved",
     "diverged": "diverged",
 }
+LARGE_SHARE = 0.2  # of the time of a run: the user is told if evaluations take more
 
 
 class Terminal(Console):
@@ -105,6 +106,10 @@ class RunConsole:
             case Plan():
                 self._iters = report.iters
                 self.note(f"planned {report.iters:,} iterations of {report.step_seconds * 1000:.0f} ms each")
+                if report.eval_share > LARGE_SHARE:
+                    self.note(
+                        f"evaluations take {report.eval_share:.0%} of the time; a larger --eval-every makes them rarer"
+                    )
             case StopReport():
                 self.close()
                 self._summary(report)

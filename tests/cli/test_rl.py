@@ -47,7 +47,9 @@ def test_a_run_learns_saves_and_resumes(folder):
 def test_a_plan_writes_nothing(folder):
     before = {path.name for path in folder.iterdir()}
     done = mlxgpt("rl", "model.safetensors", *SMALL, "--plan", "--json", cwd=folder)
-    assert done.returncode == 0 and json.loads(done.stdout)["iters"] == 100, done.stderr
+    plan = json.loads(done.stdout)
+    assert done.returncode == 0 and plan["iters"] == 100 and plan["epochs"] == 0, done.stderr
+    assert plan["tokens"] == 100 * plan["tokens_per_step"]
     assert {path.name for path in folder.iterdir()} == before
 
 
@@ -62,6 +64,7 @@ def test_a_plan_writes_nothing(folder):
         (("model.safetensors", "--reward", "best"), "unknown reward"),
         (("model.safetensors", "--prompts", "none.jsonl"), "none.jsonl: no such file"),
         (("model.safetensors", "--language", "cobol"), "unknown language"),
+        (("model.safetensors", "--samples", "1"), "give --samples 2 or more"),
         (("model.safetensors", "--samples", "0"), "rl.group_size=0 is not allowed"),
         (("model.safetensors", "--temp", "0"), "rl.temperature=0.0 is not allowed"),
         (("model.safetensors", "--max-tokens", "500"), "--max-tokens 500: the shortest prompt has"),
@@ -127,11 +130,16 @@ def test_a_pipeline_prints_its_commands(folder):
 
 @pytest.mark.slow
 def test_a_pipeline_continues_where_it_stopped(folder):
-    (folder / "all.toml").write_text(STAGES.replace("reward.py", "missing.py"))
+    (folder / "all.toml").write_text(STAGES.replace("reward.py", "failing.py"))
+    (folder / "failing.py").write_text("def reward(prompt, text): return 1 / 0\n")
     done = mlxgpt("pipeline", "all.toml", cwd=folder)
     assert done.returncode == 2 and "2-rl: ended with exit code 2" in done.stderr
     assert store.load(folder / "runs/all/1-train/checkpoint.safetensors").header.step == 3
-    (folder / "missing.py").write_text(REWARD)
+    (folder / "failing.py").write_text(REWARD)
+    (folder / "runs/all/1-train").rename(folder / "moved")
+    done = mlxgpt("pipeline", "all.toml", cwd=folder)
+    assert done.returncode == 2 and "2-rl: needs the run runs/all/1-train, which is missing" in done.stderr
+    (folder / "moved").rename(folder / "runs/all/1-train")
     done = mlxgpt("pipeline", "all.toml", cwd=folder)
     assert done.returncode == 0 and "1-train: complete" in done.stderr and "all 3 stages are complete" in done.stderr
     assert store.load(folder / "runs/all/2-rl/checkpoint.safetensors").header.step == 2
@@ -155,6 +163,14 @@ def test_a_pipeline_continues_where_it_stopped(folder):
         (STAGES + "itres = 3", "stage 3: No such option '--itres'"),
         (STAGES.replace("iters = 3", "iters = 'many'"), "stage 1: Invalid value for '--iters'"),
         (STAGES.replace("iters = 3", "iters = {a = 1}"), "stage 1: iters={'a': 1} is not allowed"),
+        (STAGES.replace("batch = 2", "batch = 0"), "stage 1: train.batch_size=0 is not allowed"),
+        (STAGES.replace("n_head=2", "n_head=7"), "stage 1: model.n_head=7 does not divide"),
+        (STAGES.replace("reward.py", "missing.py"), "stage 2: missing.py: no such file"),
+        (STAGES.replace("samples = 4", "samples = 1"), "stage 2: rl.group_size=1: grpo compares the texts"),
+        (
+            STAGES + "\n[[stage]]\ncommand = 'eval-code'\nproblems = 'no.jsonl'",
+            "stage 4: problems no.jsonl: a file has",
+        ),
         (STAGES.replace("iters = 3", "out = 'x'"), "stage 1: out is given by the pipeline itself"),
         (STAGES.replace("iters = 3", "resume = true"), "stage 1: resume is given by the pipeline itself"),
         ("[[stage]\n", "all.toml"),

@@ -201,6 +201,9 @@ def test_a_time_budget_becomes_a_number_of_iterations_and_ends_the_run(tmp_path,
     reports = list(trainer(tmp_path, config).run())
     plan = next(r for r in reports if isinstance(r, Plan))
     assert 6 < plan.iters < 100_000 and reports[-1].step <= plan.iters
+    windows, sequences = 200 // config.model.block_size, config.train.sequences_per_step  # those of an evaluation
+    evaluation = windows / sequences / 2 / 1000  # in steps, per step
+    assert plan.eval_share == pytest.approx(evaluation / (1 + evaluation), abs=0.002)
     assert reports[-1].reason in ("iters", "minutes") and time.perf_counter() - start < 30
     assert store.load(tmp_path / LATEST).header.planned
 

@@ -55,6 +55,12 @@ def test_a_run_that_is_not_planned_yet_has_no_eta():
     assert "2/?" in before and "ETA ?" in before and "2/40" in after and "ETA 0:19" in after
 
 
+def test_evaluations_that_take_a_large_share_of_the_time_are_told():
+    shares = {share: shown([Plan(iters=40, step_seconds=0.5, eval_share=share)], iters=None) for share in (0.19, 0.57)}
+    assert "evaluations" not in shares[0.19]
+    assert "evaluations take 57% of the time; a larger --eval-every makes them rarer" in shares[0.57]
+
+
 def test_the_loss_before_the_first_update_is_shown():
     start = StartReport(step=6, start_loss=4.51211, ppl=91.1, eval_tokens=4096, seconds=0.5)
     assert "start @6: loss 4.5121  ppl 91.10  over 4,096 validation tokens in 0.5s" in shown([start])
