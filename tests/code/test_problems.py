@@ -84,7 +84,7 @@ BAD = [
     ([{**HUMANEVAL, "task_id": True}], "task_id"),
     ([{**HUMANEVAL, "test": "x" * (MAX_CHARACTERS + 1)}], "test has 100,001 characters"),
     ([{**MBPP, "code": "def f(:"}], "code is not a Python program"),
-    ([{**MBPP, "test_list": ["assert f(1) == ", "f(2)"]}], "test_list is not a Python program"),
+    ([{**MBPP, "test_list": ["assert first(1) == "]}], "test_list is not a Python program"),
     ([{**HUMANEVAL, "test": "def check(candidate:"}], "test is not a Python program"),
     ([{**MBPP, "test_list": ["assert g(1)"]}], "calls no function of code"),
     ([{**MBPP, "test_list": []}], "calls no function of code"),
