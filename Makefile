@@ -7,6 +7,7 @@ ITERS   ?=
 PRESETS ?=
 QUICK   ?=
 DEVICE  ?= gpu
+WORKERS ?= 2
 FACTOR  ?= 1
 SEED    ?= 0
 
@@ -22,11 +23,13 @@ train: $(BIN)/mlxgpt
 	$(BIN)/mlxgpt train --preset $(TRAIN_PRESET) --corpus $(CORPUS) $(if $(ITERS),--iters $(ITERS),--minutes $(MINUTES))
 	$(BIN)/mlxgpt generate --max-tokens 400
 
+# The tests run in WORKERS processes. Each has one thread for products of matrices: threads of several processes that
+# wait for each other's cores make them many times slower.
 test: $(BIN)/.test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-all: $(BIN)/.test
-	$(BIN)/python -m pytest -m "not torture"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not torture"
 
 # Random attacks on files, processes and the server, about ten minutes. FACTOR multiplies their number, SEED draws others.
 torture: $(BIN)/.test

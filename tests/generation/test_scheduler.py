@@ -73,7 +73,7 @@ class Client:
     def write(self, *jobs):
         return self.wait(*self.submit(*jobs))
 
-    def until(self, condition, seconds=10):
+    def until(self, condition, seconds=60):
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end
