@@ -93,7 +93,7 @@ TABLE = {
     "rl/launcher": ("", ""),
     "rl/objectives": ("config/schema device/mlx errors train/objective", "numpy"),
     "rl/rewards": ("code config errors rl/sandbox", ""),
-    "rl/prompts": ("code/languages code/problems config data/patterns errors parse", ""),
+    "rl/prompts": ("code/languages code/problems config data/corpus data/patterns errors parse", ""),
     "rl/rollout": (
         "checkpoint/container code/languages code/problems config/schema device/mlx errors files generation model/gpt "
         "parse rl/objectives rl/rewards rng train/objective",

@@ -89,7 +89,7 @@ def rl(
         objective: "grpo", "dr-grpo", "gspo", "maxrl" or "rft".
         reward: "compiles", or "tests", which executes what the model writes in a sandbox, or a Python file with a
             function reward(prompt, text).
-        prompts: A JSON Lines file with prompts. [default: beginnings of generated programs]
+        prompts: A JSON Lines file with prompts. [default: 256 beginnings of programs]
         corpus: The text on which the validation loss is measured. [default: the corpus of the checkpoint]
         settings: Any settings by dotted name, such as {"rl.kl_weight": 0.1}.
         out: The run folder. [default: runs/PRESET-CORPUS-OBJECTIVE, with a number if that exists]

@@ -29,7 +29,7 @@ FLAGS = {
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option("--reward", metavar="NAME|FILE", help="compiles, tests, or a Python file.  [default: compiles]")
 @click.option("--objective", metavar="NAME", help="grpo, dr-grpo, gspo, maxrl or rft.  [default: grpo]")
-@click.option("--prompts", metavar="FILE", help="JSON Lines with a prompt each.  [default: generated beginnings]")
+@click.option("--prompts", metavar="FILE", help="JSON Lines with a prompt each.  [default: 256 beginnings of programs]")
 @click.option("--language", metavar="NAME", help="Language of the programs: python or rust.  [default: python]")
 @click.option("--execute", is_flag=True, help="Allow the reward to execute programs of the model, in a sandbox.")
 @click.option("--groups", type=int, help="Prompts in a batch.  [default: 8]")

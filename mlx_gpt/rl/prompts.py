@@ -1,6 +1,9 @@
-"""Prompts of reinforcement learning: those of a file, or generated ones."""
+"""Prompts of reinforcement learning: those of a file, or the default ones."""
 
 import ast
+import functools
+import hashlib
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +12,14 @@ from mlx_gpt.code.languages import language_of
 from mlx_gpt.code.problems import Problem, json_lines
 from mlx_gpt.config.schema import RLConfig
 from mlx_gpt.config.table import lookup
+from mlx_gpt.data.corpus import BUILT_IN
 from mlx_gpt.data.patterns.programs import MAX_PROGRAMS, program
 from mlx_gpt.data.patterns.words import Draw
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.parse import read_bytes
 
-NUM_GENERATED = 256  # generated prompts
+NUM_DEFAULT = 256  # prompts if no file is named
+Beginning = tuple[str, str, str]  # the name of a prompt, the name that its program must define, and the prompt
 
 
 def training_prompts(config: RLConfig) -> list[Problem]:
@@ -26,7 +31,7 @@ def training_prompts(config: RLConfig) -> list[Problem]:
         BadFile: The file is not valid.
     """
     path = Path(config.prompts)
-    prompts = read_prompts(path, config.language) if config.prompts else generated(config.language)
+    prompts = read_prompts(path, config.language) if config.prompts else default_prompts(config.language)
     if config.reward == "tests" and (without := next((p.id for p in prompts if not p.tests), None)):
         raise UserError(
             f"rl.reward=tests: the prompt {without} has no tests; give prompts with tests as --prompts FILE"
@@ -34,20 +39,34 @@ def training_prompts(config: RLConfig) -> list[Problem]:
     return prompts
 
 
-def generated(language: str) -> list[Problem]:
-    """Returns beginnings of the definitions of generated programs. No beginning is a complete definition.
+def default_prompts(language: str) -> list[Problem]:
+    """Returns NUM_DEFAULT prompts: beginnings of generated programs, and of functions of Python's standard library.
 
-    The programs are none of the corpora `code-patterns`, which hold the first MAX_PROGRAMS of them.
+    The two alternate for Python. No prompt is a complete definition. The generated programs are none of the corpora
+    `code-patterns`, which hold the first MAX_PROGRAMS of them.
 
     Raises:
-        UserError: There are no programs of the language.
+        UserError: There are no prompts for the language.
     """
-    beginnings, found, index = lookup(BEGINNINGS, language, "language", prefix="rl.language="), [], MAX_PROGRAMS
-    while len(found) < NUM_GENERATED:
-        for name, prompt in beginnings(program(language, index), Draw(f"prompts/{language}/{index}")):
-            found.append(Problem(id=f"{language}-{index}/{name}", language=language, prompt=prompt, entry_point=name))
-        index += 1
-    return found[:NUM_GENERATED]
+    sources = [source() for source in lookup(SOURCES, language, "language", prefix="rl.language=")]
+    found = itertools.islice(itertools.chain.from_iterable(zip(*sources, strict=False)), NUM_DEFAULT)
+    return [Problem(id=name, language=language, prompt=text, entry_point=entry) for name, entry, text in found]
+
+
+def generated(language: str) -> Iterator[Beginning]:
+    """Yields beginnings of the definitions of generated programs, without end."""
+    for index in itertools.count(MAX_PROGRAMS):
+        for entry, prompt in BEGINNINGS[language](program(language, index), Draw(f"prompts/{language}/{index}")):
+            yield f"{language}-{index}/{entry}", entry, prompt
+
+
+def standard_library() -> Iterator[Beginning]:
+    """Yields signatures with docstrings of functions of Python's standard library, in the order of their hashes."""
+    heads = {match for text in BUILT_IN["stdlib"]() for match in PYTHON_HEAD.findall(text)}
+    hashed = ((hashlib.sha256(prompt.encode()).hexdigest(), prompt, entry) for prompt, entry in heads)
+    for digest, prompt, entry in sorted(hashed):
+        if language_of("python").check(f"{prompt}    pass\n").compiles:
+            yield f"stdlib-{digest[:8]}/{entry}", entry, prompt
 
 
 def python_beginnings(text: str, draw: Draw) -> Iterator[tuple[str, str]]:
@@ -79,12 +98,19 @@ def rust_beginnings(text: str, draw: Draw) -> Iterator[tuple[str, str]]:
             yield match.group(1), match.group()
 
 
+# A function in Python up to its body. The groups are all of it, and its name.
+PYTHON_HEAD = re.compile(r'^(def (\w+)\([^\n]{,80}\):\n    """[^"\\]{,240}"""\n)(?=    )', re.MULTILINE)
 # A function in Rust up to its body. The group is its name.
 RUST_FUNCTION = re.compile(r"^(?:///.*\n)+(?:pub )?fn (\w+)\(.*\{\n", re.MULTILINE)
 # A type in the signature of a function in Rust that the standard library does not define without `use`.
 RUST_OWN_TYPE = re.compile(r"\b(?!String\b|Vec\b|Option\b|Result\b|Some\b|Fn\b|Iterator\b|Item\b)[A-Z]\w+")
 # Language -> beginnings of a program.
 BEGINNINGS = {"python": python_beginnings, "rust": rust_beginnings}
+# Language -> sources of prompts, which alternate.
+SOURCES = {
+    "python": (functools.partial(generated, "python"), standard_library),
+    "rust": (functools.partial(generated, "rust"),),
+}
 
 
 def read_prompts(path: Path, language: str) -> list[Problem]:

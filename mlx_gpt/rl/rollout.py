@@ -9,7 +9,6 @@ Shapes: B rollouts in a batch, T tokens of a prompt and its rollout, a multiple 
 import json
 import time
 from collections.abc import Callable, Sequence
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +76,7 @@ class RolloutSource:
         self._config, self._tokenizer, self._problems = config, tokenizer, list(problems)
         self._reward, self._advantages, self._needs_success = reward, advantages, needs_success
         self._folder, self._note = folder, note
-        self._prompts = [_ids(tokenizer, p) for p in self._problems]
-        self._leave_out_long()
+        self._leave_out()
         self._reference = reference
         self._model = GPT(config.model, tokenizer.vocab_size, speed=config.speed)
         self._logprobs = mx.compile(self._log_probabilities)
@@ -257,30 +255,39 @@ class RolloutSource:
             if len(kept) < len(lines):
                 write_atomic(path, ["".join(kept).encode()])
 
-    def _leave_out_long(self) -> None:
-        """Removes the prompts after which the context has no room for a text. Raises UserError if none is left."""
-        rl, block_size = self._config.rl, self._config.model.block_size
-        total, shortest = len(self._problems), min(map(len, self._prompts))
-        kept = [len(ids) + rl.max_tokens <= block_size + 1 for ids in self._prompts]
-        self._problems, self._prompts = (list(compress(x, kept)) for x in (self._problems, self._prompts))
-        if not self._prompts:
+    def _leave_out(self) -> None:
+        """Removes the prompts with other characters than the tokenizer's, or without room for a text in the context.
+
+        Raises:
+            UserError: No prompt is left.
+        """
+        rl, block_size, total = self._config.rl, self._config.model.block_size, len(self._problems)
+        found = [(problem, _ids(self._tokenizer, problem)) for problem in self._problems]
+        known = [(problem, ids) for problem, ids in found if ids]
+        kept = [(problem, ids) for problem, ids in known if len(ids) + rl.max_tokens <= block_size + 1]
+        if not known:
+            raise UserError("every prompt has characters that the training text lacks; give others with --prompts")
+        if not kept:
+            shortest = min(len(ids) for _, ids in known)
             raise UserError(
                 f"--max-tokens {rl.max_tokens}: the shortest prompt has {shortest} tokens, the context {block_size}; "
                 f"give at most {block_size + 1 - shortest}"
             )
-        if left_out := total - len(self._prompts):
-            self._note(
-                f"{left_out} of {total} prompts are left out: with --max-tokens {rl.max_tokens}, they are too long for "
-                f"the context of {block_size} tokens"
-            )
+        for count, reason in (
+            (total - len(known), "they have characters that the training text lacks"),
+            (len(known) - len(kept), f"with --max-tokens {rl.max_tokens}, they do not fit into {block_size} tokens"),
+        ):
+            if count:
+                self._note(f"{count} of {total} prompts are left out: {reason}")
+        self._problems, self._prompts = map(list, zip(*kept, strict=True))
 
 
 def _ids(tokenizer, problem: Problem) -> list[int]:
-    """The token ids of a prompt. A text without a prompt begins like a document."""
+    """The token ids of a prompt; none if it has unknown characters. A text without a prompt begins like a document."""
     try:
         return tokenizer.encode(problem.prompt).tolist() or [tokenizer.bos_id]
-    except UserError as error:
-        raise UserError(f"the prompt of {problem.id}: {error}; use characters of the training text") from None
+    except UserError:
+        return []
 
 
 def _batch_of(line: str) -> float:

@@ -146,19 +146,19 @@ def test_a_part_of_the_reward_that_a_text_lacks_is_0(tmp_path):
     assert len(parts) > 1 and sum(parts) == pytest.approx(source.metrics["reward"])
 
 
-def test_prompts_that_do_not_fit_are_left_out(tmp_path):
+def test_prompts_that_do_not_fit_or_have_other_characters_are_left_out(tmp_path):
     told, config = [], config_of("grpo")
     fitting = config.model.block_size + 1 - config.rl.max_tokens
-    prompts = ("a", "b" * fitting, "b" * (fitting + 1))
+    prompts = ("a", "Z", "b" * fitting, "b" * (fitting + 1))
     source_of(config, tmp_path, share_of("a"), {}, prompts=prompts, note=told.append)
-    assert len(told) == 1 and "1 of 3 prompts are left out: with --max-tokens 6, they are too long" in told[0]
+    assert told == [
+        "1 of 4 prompts are left out: they have characters that the training text lacks",
+        f"1 of 4 prompts are left out: with --max-tokens 6, they do not fit into {config.model.block_size} tokens",
+    ]
     with pytest.raises(UserError, match=f"the shortest prompt has {fitting + 1} tokens, .*; give at most 5"):
-        source_of(config, tmp_path, share_of("a"), {}, prompts=prompts[2:])
-
-
-def test_a_prompt_with_other_characters_is_refused(tmp_path):
-    with pytest.raises(UserError, match="the prompt of 0: .*use characters of the training text"):
-        source_of(config_of("grpo"), tmp_path, share_of("a"), {}, prompts=("Z",))
+        source_of(config, tmp_path, share_of("a"), {}, prompts=prompts[3:])
+    with pytest.raises(UserError, match="every prompt has characters that the training text lacks"):
+        source_of(config, tmp_path, share_of("a"), {}, prompts=("Z", "Y"))
 
 
 def test_texts_that_are_all_alike_are_told_once(tmp_path):
