@@ -74,6 +74,8 @@ def resolved(
     """
     found = tuned.settings_for(resolve(preset, recipe, settings).model)
     config = resolve(preset, recipe, settings, (base or {}) | found)
+    for line in config.model.without_effect(network_of(settings)):
+        note(line)
     used = [f"{key}={value}" for key, value in found.items() if config.get(key) == value]
     if used:
         note(f"tuned for this device: {', '.join(used)} (MLXGPT_TUNED=off ignores these settings)")

@@ -6,10 +6,12 @@ import tomllib
 import pytest
 from constants import ROOT
 
+from mlx_gpt.config.network import NEEDS
 from mlx_gpt.config.presets import names_of, parse_set, preset_of, resolve
 from mlx_gpt.config.schema import Config, ModelConfig
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.model.cost import num_active_params, num_params, packed_sizes, step_bytes
+from mlx_gpt.model.gpt import shapes_of
 
 # At the 67 ids of tiny Shakespeare. The published table, and the presets of other networks.
 PARAMETERS = {
@@ -199,3 +201,19 @@ def test_unknown_presets_and_broken_files_are_refused(tmp_path):
     broken.write_text("[model\n")
     with pytest.raises(BadFile, match="TOML"):
         resolve(str(broken))
+
+
+# A value of each setting of NEEDS that is not its default.
+OTHER_VALUES = {"ternary_group": "row", "ternary_activations": "int8", "ternary_norm": True, "n_kv_head": 2}
+OTHER_VALUES |= {"n_stream": 4}
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_a_setting_without_effect_is_told(name):
+    other, needed = NEEDS[name]
+    given, without = {name: OTHER_VALUES.get(name, 1)}, {"mixers": ("gated_delta",)}
+    network = ModelConfig(**given, **without)
+    assert network.without_effect(given) == [f"model.{name} has no effect without model.{other}={needed}"]
+    assert shapes_of(network, 50) == shapes_of(ModelConfig(**without), 50)
+    value = ("gated_delta", needed) if other == "mixers" else needed
+    assert not ModelConfig(**given | {other: value}).without_effect([*given, other, "n_layer"])
