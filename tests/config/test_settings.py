@@ -205,7 +205,7 @@ def test_unknown_presets_and_broken_files_are_refused(tmp_path):
 
 # A value of each setting of NEEDS that is not its default.
 OTHER_VALUES = {"ternary_group": "row", "ternary_activations": "int8", "ternary_norm": True, "n_kv_head": 2}
-OTHER_VALUES |= {"n_stream": 4}
+OTHER_VALUES |= {"n_stream": 4, "n_expert": 4, "qk_rope_head_dim": 4}
 
 
 @pytest.mark.parametrize("name", NEEDS)
