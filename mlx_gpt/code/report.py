@@ -55,7 +55,7 @@ class Samples:
         num_tokens = sum(sample.draft.num_tokens for sample in self.samples)
         tested = [sample for group in self.tested for sample in group]
         failed = [sample for sample in tested if sample.outcome and not sample.passed]
-        distinct = sum(len({sample.draft.text for sample in group}) for group in self.by_problem)
+        distinct = sum(len({sample.program for sample in group}) for group in self.by_problem)
         return {
             "samples": len(self.samples),
             **{name: _share([value(sample) for sample in self.samples]) for name, value in SHARES.items()},

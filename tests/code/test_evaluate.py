@@ -231,3 +231,7 @@ def test_problems_that_do_not_fit_the_language_are_refused(options, words):
 def test_a_limit_takes_the_first_problems():
     assert Settings(limit=3).open_problems() == Settings().open_problems()[:3]
     assert len(Settings(problems="rust-basics").open_problems()) == 16
+
+
+def test_what_follows_a_definition_makes_no_program_distinct():
+    assert samples(drafts(problem(), "b;", "b;x", "b;y", "c;x")).totals()["distinct"] == 2 / 4
