@@ -35,7 +35,7 @@ def share_of(letter):
     return lambda problems, texts: [{"letters": text.count(letter) / 6} for text in texts]
 
 
-def source_of(config, folder, reward, reference=None, prompts=PROMPTS, note=print):
+def source_of(config, folder, reward, reference=None, prompts=PROMPTS):
     objective = ROLLOUT_OBJECTIVES[config.train.objective]
     return RolloutSource(
         config=config,
@@ -47,7 +47,6 @@ def source_of(config, folder, reward, reference=None, prompts=PROMPTS, note=prin
         reference=reference,
         num_tokens=100,
         folder=folder,
-        note=note,
     )
 
 

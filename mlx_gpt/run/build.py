@@ -102,7 +102,7 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
         optimizer=Optimizer(config.optimizer, roles_of(config.model, tokenizer.vocab_size)),
         optimizer_state=start.optimizer,
         objective=make_objective(config),
-        source=_source(start, model, train, folder, note),
+        source=_source(start, model, train, folder),
         validation=Validation(Evaluator(model, val, tokenizer.token_bytes(), config.train.dtype), val, config.train),
         statistics=Statistics(config.model),
         group=Alone(),
@@ -110,7 +110,7 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
     )
 
 
-def _source(start: Start, model: GPT, windows: Windows, folder: Path, note: Note) -> Source:
+def _source(start: Start, model: GPT, windows: Windows, folder: Path) -> Source:
     """The source of the objective's batches: windows of the text, or texts that the model writes."""
     config = start.header.config
     objective = ROLLOUT_OBJECTIVES.get(config.train.objective)
@@ -128,7 +128,6 @@ def _source(start: Start, model: GPT, windows: Windows, folder: Path, note: Note
         reference=None if start.header.step else model.weights(),
         num_tokens=windows.num_tokens,
         folder=folder,
-        note=note,
     )
 
 
