@@ -90,12 +90,11 @@ def _joined(places: list[tuple[int, int]]) -> set[tuple[int, int]]:
     columns: dict[int, list[int]] = {}
     for x, y in places:
         columns.setdefault(x, []).append(y)
-    dots, before = set(), None
-    for x, ys in columns.items():
-        y = round(sum(ys) / len(ys))
-        before = y if before is None else before
-        dots |= {(x, between) for between in range(min(y, before + 1), max(y, before - 1) + 1)}
-        before = y
+    means = [(x, round(sum(ys) / len(ys))) for x, ys in columns.items()]
+    dots = set(means)
+    for (left, before), (right, after) in zip(means, means[1:], strict=False):
+        for i in range(count := max(right - left, abs(after - before))):
+            dots.add((round(left + (right - left) * i / count), round(before + (after - before) * i / count)))
     return dots
 
 

@@ -11,6 +11,8 @@ Line = Mapping[str, Any]  # an object of metrics.jsonl
 class Sink(Protocol):
     """Receives the reports of one process of a run. It may raise any exception, see GuardedSink.
 
+    It imports its package when it is made, because some packages change environment variables.
+
     Args:
         folder: The run folder.
         settings: The settings of the run as nested dictionaries.

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from mlx_gpt.watch.sinks.protocol import Line, scalars, texts
 
 FLUSH_SECONDS = 5  # a background thread writes to the disk this often
@@ -19,8 +17,13 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], first: int):
+        from tensorboardX import SummaryWriter
+
         self._writer = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=first + 1 if first else None, flush_secs=FLUSH_SECONDS
+            str(folder / "tensorboard"),
+            purge_step=first + 1 if first else None,
+            flush_secs=FLUSH_SECONDS,
+            filename_suffix=f".{first}",  # the rest of the name has a resolution of one second
         )
         self._writer.add_text("settings", f"```\n{json.dumps(settings, indent=2)}\n```", first)
 

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import wandb
-
 from mlx_gpt.watch.sinks.protocol import Line, scalars, texts
 
 PROJECT = "mlxgpt"
@@ -21,6 +19,8 @@ class WeightsAndBiases:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], first: int):
+        import wandb
+
         self._run = wandb.init(
             dir=str(folder),
             project=wandb.Settings().project or PROJECT,
