@@ -24,7 +24,7 @@ def made_up(seed=0, steps=500, **changes):
         loss = 1.5 + 2.7 * 0.99**n
         step = {"loss": loss * draw.gauss(1, 0.04), "grad_norm": (0.2 if n < 10 else 1.0) * draw.lognormvariate(0, 0.4)}
         step |= {"skipped": 0, "lr": 0.003, "tokens": n * 4096, "seconds": 2 * draw.lognormvariate(0, 0.2)}
-        step |= {"elapsed": 2.0 * n, "peak_memory": 7 * 10**8, "min_load": draw.uniform(0.3, 0.9)}
+        step |= {"elapsed": 2.0 * n, "peak_memory": 7 * 10**8, "experts.idle": draw.choice([0.0, 0.0, 0.0, 0.05])}
         reports = [{"report": "step"} | step]
         if n % 20 == 0:
             value = loss * draw.gauss(1.01, 0.003)
@@ -55,7 +55,13 @@ def certain(n, entropy):
 # The kind of an alert -> a change of a run, the step from which on it is ill, and a part of the evidence and advice.
 ILL = {
     "loss rises": ("diverging", {"loss": lambda n, x: x * (1 if n < 300 else 1.5)}, 300, "standard deviations", "--lr"),
-    "loss explodes": ("diverging", {"loss": lambda n, x: x * 3}, 1, "was 4.2 before the first update", "--lr 0.001"),
+    "loss explodes": (
+        "diverging",
+        {"loss": lambda n, x: x * 3},
+        1,
+        "was 4.2 before the first update",
+        "start again with --lr 0.001",
+    ),
     "gradients": (
         "diverging",
         {"grad_norm": lambda n, x: x * (1 if n < 300 else 40), "loss": lambda n, x: x * (1 if n < 300 else 1.09)},
@@ -74,7 +80,13 @@ ILL = {
     "write": ("disk", {"error": lambda n, x: "disk full" if n == 300 else x}, 300, "written: disk full", "clean"),
     "loop": ("repetition", {"text": lambda n, x: "the cat and " * 40 if n > 300 else x}, 320, "compressed", "penalty"),
     "one": ("collapse", {"text": lambda n, x: "e" * 90 if n > 300 else x}, 320, "100% of the characters", "--lr 0.001"),
-    "expert": ("dead", {"min_load": lambda n, x: x if n < 200 else 0.0}, 200, "0.0% of an even load", "=0.03"),
+    "expert": (
+        "dead",
+        {"experts.idle": lambda n, x: x if n < 200 else 0.125},
+        200,
+        "12.5% of the experts",
+        "=0.03",
+    ),
     "streams": ("dead", {"streams.spread": lambda n, x: x / n}, 20, "differ by 0.010", "model.residual=add"),
     "trits": ("dead", {"changed": lambda n, x: x if n < 200 else 0}, 200, "no trit of the network", "--lr 0.009"),
     "layer": ("dead", {"layers.0.changed": lambda n, x: 0}, 20, "no trit of layers.0 changed in 3", "--lr 0.009"),

@@ -80,10 +80,8 @@ class Diverging:
     def _finding(self, since: int, evidence: str) -> Finding:
         lower = self._settings.get("optimizer.learning_rate", 3e-3) / 3
         best = "" if self._settings.is_rl else "best.safetensors"
-        command = (
-            self._settings.resume(f"--lr {lower:.2g}", best) if self._saved else f"start again with --lr {lower:.2g}"
-        )
-        return Finding(since=since, evidence=evidence, advice=f"stop it, and lower the learning rate: {command}")
+        again = f"continue with {self._settings.resume('', best)}" if self._saved else "start again with"
+        return Finding(since=since, evidence=evidence, advice=f"stop it, and {again} --lr {lower:.2g}")
 
 
 class Plateau:

@@ -2,8 +2,7 @@
 
 from mlx_gpt.watch.detectors.protocol import Finding, Line, Settings, number
 
-LOAD = 0.05  # load of the least busy expert, as a multiple of the even one; that of a balanced router is above 0.3
-UPDATES = 100  # in a row, because a router needs some updates before it is balanced
+UPDATES = 100  # in a row with an idle expert: by chance, an expert that is used is idle in few batches in a row
 SPREAD = 0.02  # the initial weights with which units write to the streams differ by 0.24
 EVALUATIONS = 3  # in a row without a change of a trit
 MIN_RATE = 0.1  # of the peak learning rate; below it, no trit need change
@@ -18,14 +17,14 @@ class Experts:
         self._settings, self._since = settings, None
 
     def __call__(self, kind: str, line: Line) -> Finding | None:
-        load, step = number(line, "min_load"), int(line["step"])
-        self._since = None if load is None or load >= LOAD else step if self._since is None else self._since
+        idle, step = number(line, "experts.idle"), int(line["step"])
+        self._since = None if not idle else step if self._since is None else self._since
         if self._since is None or step - self._since < UPDATES:
             return None
         weight = 3 * max(self._settings.get("train.balance_weight", 0.01), 0.01)
         return Finding(
             since=self._since,
-            evidence=f"the least busy expert has {load:.1%} of an even load",
+            evidence=f"{idle:.1%} of the experts get no token; no batch in {UPDATES} had a token for each expert",
             advice=f"raise the weight of balance: {self._settings.resume(f'--set train.balance_weight={weight:g}')}",
         )
 
