@@ -34,7 +34,7 @@ DETECTORS: tuple[type[Detector], ...] = (
 STALL_STEPS = 20  # times the usual duration of an update without a report
 STALL_GAP = 3  # times the longest time between two updates so far, which includes evaluations, samples and saves
 STALL_SECONDS = 60.0  # the least time without a report; a save to a slow disk takes some seconds
-FIRST_EVALUATION = 10  # factor of that time if an evaluation is due and there was none: its duration is not known
+FIRST = 10  # factor of that time if the first evaluation or sample is due: its duration is not known
 FEWEST = 10  # updates before a run can be stalled; the first one compiles for a while
 ENDS = ("stop", "failure")
 
@@ -137,15 +137,17 @@ class _Pace:
     """The usual time between the reports of a run."""
 
     def __init__(self, settings: Settings):
-        self._every = settings.get("train.eval_every", 0)
+        self._every, self._iters = settings.get("train.eval_every", 0), settings.get("train.iters", 0)
         self._seconds: deque[float] = deque(maxlen=20)
         self._last = self._longest = self._step = 0.0
-        self._evaluated, self._count = False, 0
+        self._count, self._kind, self._seen = 0, "", set()
 
     def update(self, kind: str, report: Mapping[str, Any]) -> None:
         if kind == "start":  # a new process, whose first update compiles
             self._count, self._longest = 0, 0.0
-        self._evaluated = self._evaluated or kind == "eval"
+        self._kind = kind
+        self._seen.add(kind)
+        self._iters = number(report, "iters") or self._iters  # of a plan
         elapsed, seconds = number(report, "elapsed"), number(report, "seconds")
         if kind != "step" or elapsed is None or seconds is None:
             return
@@ -165,10 +167,9 @@ class _Pace:
         """The most seconds without a report that are expected now."""
         if self._count < FEWEST:
             return math.inf
-        first = self._every and self._step % self._every == 0 and not self._evaluated
-        return max(STALL_STEPS * self.seconds, STALL_GAP * self._longest, STALL_SECONDS) * (
-            FIRST_EVALUATION if first else 1
-        )
+        is_due = self._step >= self._iters > 0 or (self._every and self._step % self._every == 0)
+        is_first = (is_due and "eval" not in self._seen) or (self._kind == "sampledue" and "sample" not in self._seen)
+        return max(STALL_STEPS * self.seconds, STALL_GAP * self._longest, STALL_SECONDS) * (FIRST if is_first else 1)
 
 
 def _alert(kind: str, step: int, found: Finding) -> Alert:

@@ -123,7 +123,7 @@ def test_a_plateau_at_the_end_of_a_run_is_its_end():
     lines = list(made_up(val_loss=lambda n, x: max(x, 1.6)))
     assert [alert.kind for alert in alerts(lines)] == ["plateau"]
     ending = SETTINGS | {"train": SETTINGS["train"] | {"iters": 500}}
-    assert alerts(lines, ending) == []
+    assert alerts(lines, ending) == [] == alerts([{"report": "plan", "step": 5, "iters": 500}, *lines])
 
 
 def test_trits_may_rest_once_the_learning_rate_is_low():
@@ -183,6 +183,11 @@ def test_a_run_that_compiles_or_evaluates_for_the_first_time_is_not_stalled():
     for line in [line for line in made_up(steps=20) if line["report"] == "step"][5:]:
         health.update(line)
     assert health.check(500) == [] and len(health.check(700)) == 1
+    for last in ({"report": "sampledue", "step": 30}, {"report": "plan", "step": 30, "iters": 30}):
+        health = Health(SETTINGS | {"train": {}})
+        for line in [*(line for line in made_up(steps=30) if line["report"] == "step"), last]:
+            health.update(line)
+        assert health.check(500) == [] and len(health.check(700)) == 1
 
 
 def test_a_process_that_is_gone_had_no_memory_left_if_it_was_near_its_limit():

@@ -42,7 +42,8 @@ class Diverging:
         if kind == "start":
             self._start = self._start or number(line, "start_loss")
         if kind != "step":
-            self._saved = self._saved or kind == "eval"  # the first evaluation saves the best checkpoint so far
+            # The first evaluation after an update saves the best checkpoint so far.
+            self._saved = self._saved or (kind == "eval" and line["step"] > 0)
             return self._found
         if (skipped := number(line, "skipped") or 0) >= MAX_SKIPPED:
             since = int(line["step"] - skipped + 1)
@@ -87,30 +88,30 @@ class Diverging:
 class Plateau:
     """The validation loss no longer falls, although the run is far from its end."""
 
-    kind, reports, clear = "plateau", ("eval",), 3
+    kind, reports, clear = "plateau", ("plan", "eval"), 3
 
     def __init__(self, settings: Settings):
-        self._settings = settings
+        self._settings, self._iters = settings, settings.get("train.iters", 0)
         self._best, self._since, self._bad = math.inf, 0, 0
 
     def __call__(self, kind: str, line: Line) -> Finding | None:
+        self._iters = number(line, "iters") or self._iters  # of a plan
         loss, step = number(line, "val_loss"), int(line["step"])
-        iters = self._settings.get("train.iters", 0)
         if loss is None or self._settings.is_rl:
             return None
         if loss < self._best * (1 - PROGRESS):
             self._best, self._since, self._bad = loss, step, 0
             return None
         self._bad += 1
-        if self._bad < PATIENCE or loss > RISE * self._best or step > (1 - REST) * iters > 0:
+        if self._bad < PATIENCE or loss > RISE * self._best or step > (1 - REST) * self._iters > 0:
             return None
         evidence = f"the validation loss is {loss:.4f} after {self._bad} evaluations, and was {self._best:.4f}"
-        return Finding(since=self._since, evidence=evidence, advice=self._advice(step, iters))
+        return Finding(since=self._since, evidence=evidence, advice=self._advice(step))
 
-    def _advice(self, step: int, iters: int) -> str:
+    def _advice(self, step: int) -> str:
         decay = self._settings.get("optimizer.decay_start", 0.6)
         schedule = self._settings.get("optimizer.schedule", "wsd")
-        if schedule != "linear" and 0 < decay and step < decay * iters:
+        if schedule != "linear" and 0 < decay and step < decay * self._iters:
             command = self._settings.resume(f"--iters {math.ceil(step / decay)}")
             return f"stop it, and let the learning rate decay now: {command}"
         return "stop it; a larger --preset or more text can reach a lower loss"
