@@ -48,6 +48,7 @@ def test_tensorboard_reads_the_numbers_back_and_a_resumed_run_goes_on(tmp_path):
     events = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("step/loss")] == [(1, 3.5), (2, 3.25), (3, 3.0)]
+    assert [e.step for e in events.Scalars("step/tokens")] == [1, 2, 3]  # step 2 was made twice
     assert [e.step for e in events.Scalars("step/rule_lrs/muon")] == [1]
     assert "settings/text_summary" in events.Tags()["tensors"]
 
