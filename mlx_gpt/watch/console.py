@@ -1,6 +1,8 @@
 """Shows the reports of a run: with a live panel on a terminal, otherwise as plain lines."""
 
+import io
 import math
+import sys
 from collections import deque
 
 from rich.columns import Columns
@@ -39,7 +41,16 @@ MAX_ALERTS = 2  # the newest alerts in the panel
 
 
 class Terminal(Console):
-    """A console that raises BrokenPipeError, instead of exiting, when the reader of its output has closed the pipe."""
+    """A console on stdout that ends no run because of its output.
+
+    It raises BrokenPipeError, instead of exiting, when the reader has closed the pipe. Characters that the encoding of
+    stdout does not have, as in a sample, are replaced by question marks.
+    """
+
+    def __init__(self, **options):
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")
+        super().__init__(**options)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -206,7 +217,8 @@ class RunConsole:
         panel = Table.grid(expand=True)
         panel.add_row(ProgressBar(total=self._iters, completed=step.step))
         panel.add_row(Columns(cells, padding=(0, 2)))  # as many rows as the width of the terminal needs
-        alerts = [Text(f"! {_alert(alert)}", "yellow", no_wrap=True, overflow="ellipsis") for alert in self._alerts]
+        overflow = "crop" if self.console.options.ascii_only else "ellipsis"
+        alerts = [Text(f"! {_alert(alert)}", "yellow", no_wrap=True, overflow=overflow) for alert in self._alerts]
         return Group(panel, *self._drawn(), *alerts)
 
     def _drawn(self) -> list[Text]:

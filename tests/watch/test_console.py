@@ -8,7 +8,7 @@ from reporting import evaluation, step, stop
 from rich.console import Console
 
 from mlx_gpt.train.reports import Alert, Plan, SampleReport, SaveReport, StartReport
-from mlx_gpt.watch.console import STOPPED, RunConsole
+from mlx_gpt.watch.console import STOPPED, RunConsole, Terminal
 
 
 def shown(reports, terminal=False, iters=100, width=110):
@@ -79,6 +79,20 @@ def test_a_small_terminal_has_no_chart_and_a_run_without_updates_neither():
     reports = [step(n, loss=4 - n / 10) for n in range(1, 30)]
     for lines in (panel(reports, height=12), panel(reports, width=30), panel([])):
         assert not any(0x2800 < ord(c) < 0x2900 for line in lines for c in line)
+
+
+def test_an_ascii_terminal_gets_ascii_characters_and_ends_no_run(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    console = Terminal(force_terminal=True, width=80, height=30, highlight=False)
+    view = RunConsole(console, iters=100, tokens_per_step=100, log_every=2, patience=5, peak_memory=lambda: 10**9)
+    for report in [*(step(n, loss=4 - n / 10) for n in range(1, 30)), evaluation(20), ALERT]:
+        view.show(report)
+    view._live.refresh()
+    view.show(SampleReport(step=9, text="\u0436 \u20ac"))
+    view.close()
+    text = raw.getvalue().decode("ascii")
+    assert " .." in text and "o" in text and "! plateau since 4: the loss is 2 after" in text and "? ?" in text
 
 
 def test_alerts_and_samples_are_lines_of_their_own():

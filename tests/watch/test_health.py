@@ -126,6 +126,12 @@ def test_a_plateau_at_the_end_of_a_run_is_its_end():
     assert alerts(lines, ending) == [] == alerts([{"report": "plan", "step": 5, "iters": 500}, *lines])
 
 
+def test_evaluations_that_are_frequent_are_no_plateau_before_a_tenth_of_the_run():
+    lines = list(made_up(val_loss=lambda n, x: max(x, 2.2)))
+    longer = SETTINGS | {"train": SETTINGS["train"] | {"iters": 10**4}}
+    assert [alert.kind for alert in alerts(lines)] == ["plateau"] and alerts(lines, longer) == []
+
+
 def test_trits_may_rest_once_the_learning_rate_is_low():
     assert alerts(made_up(changed=lambda n, x: 0, lr=lambda n, x: 1e-5)) == []
 

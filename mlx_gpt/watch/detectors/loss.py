@@ -18,6 +18,7 @@ MAX_SKIPPED = 2  # one skipped update is an accident; the trainer stops after fi
 
 PATIENCE = 6  # evaluations without progress; the default of train.patience, which stops a run, is 10
 PROGRESS = 0.002  # a relative fall of the loss that counts as progress: below it, two evaluations hardly differ
+SPAN = 0.1  # of a run: a plateau is at least this long, because frequent evaluations fall little from one to the next
 REST = 0.1  # a plateau in this last part of a run is its end
 
 RISE = 1.01  # a validation loss this much above the best: more than evaluations of random windows differ
@@ -103,7 +104,8 @@ class Plateau:
             self._best, self._since, self._bad = loss, step, 0
             return None
         self._bad += 1
-        if self._bad < PATIENCE or loss > RISE * self._best or step > (1 - REST) * self._iters > 0:
+        is_long = self._bad >= PATIENCE and step - self._since >= SPAN * self._iters
+        if not is_long or loss > RISE * self._best or step > (1 - REST) * self._iters > 0:
             return None
         evidence = f"the validation loss is {loss:.4f} after {self._bad} evaluations, and was {self._best:.4f}"
         return Finding(since=self._since, evidence=evidence, advice=self._advice(step))
