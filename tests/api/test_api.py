@@ -40,7 +40,7 @@ def folder(text, tmp_path_factory):
 
 
 def test_a_run_is_that_of_the_command(folder, text, tmp_path):
-    """The same files, the same reports but for the time they took, the same weights. The command also writes samples."""
+    """The same files, the same reports but for the time they took, the same weights. Only the command samples."""
     settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
     done = mlxgpt("train", "--corpus", text, *settings, "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
