@@ -6,11 +6,14 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from mlx_gpt.errors import OutOfRoom, ResumeRefused, UserError
+
+TEST_SECONDS = 0.05  # more than is_locked() holds a lock
 
 
 def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
@@ -49,11 +52,15 @@ def remove_abandoned(folder: Path) -> None:
     Raises:
         UserError: if a file cannot be removed.
     """
-    for path in folder.glob(".*.tmp-*"):
-        process = path.name.rpartition("-")[2]
-        if process.isdecimal() and not _is_alive(int(process)):
-            with convert_os_errors(path):
-                path.unlink(missing_ok=True)
+    for path in abandoned(folder):
+        with convert_os_errors(path):
+            path.unlink(missing_ok=True)
+
+
+def abandoned(folder: Path) -> list[Path]:
+    """Returns the temporary files of a folder that remove_abandoned() removes."""
+    found = [(path, path.name.rpartition("-")[2]) for path in folder.glob(".*.tmp-*")]
+    return [path for path, process in found if process.isdecimal() and not _is_alive(int(process))]
 
 
 def _is_alive(process: int) -> bool:
@@ -121,18 +128,23 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path):
-        import fcntl
-
         self._path = folder / ".lock"
         with convert_os_errors(self._path):
             self._file = open(self._path, "a")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not self._try() and not (time.sleep(TEST_SECONDS) or self._try()):
             self._file.close()
             raise ResumeRefused(
                 f"{folder}: another trainer is running in this folder; wait until it ends, or choose another --out"
-            ) from None
+            )
+
+    def _try(self) -> bool:
+        import fcntl
+
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
 
     def require_held(self) -> None:
         """Raises UserError if the lock file at this path is no longer the one that was locked.
@@ -152,6 +164,28 @@ class FolderLock:
     def release(self) -> None:
         """Releases the lock: closing the file releases its `flock`."""
         self._file.close()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process has the FolderLock of a folder. Does not follow a link in place of the lock file.
+
+    The lock is tested by locking it for a moment, shared with other tests.
+    """
+    import fcntl
+
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextlib.contextmanager

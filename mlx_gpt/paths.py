@@ -1,6 +1,9 @@
-"""Paths of mlxgpt's own files: the presets and corpus manifests of the package, and the user's cache folder."""
+"""Paths of mlxgpt's own files: presets and corpus manifests, the user's cache folder, and the checkpoints of a run."""
 
 from pathlib import Path
+
+# Names of the checkpoints in a run folder.
+LATEST, BEST = "checkpoint.safetensors", "best.safetensors"
 
 
 def resource_dir(name: str) -> Path:

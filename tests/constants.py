@@ -7,7 +7,7 @@ TINY_SHAPE = {"n_embd": 32, "n_head": 4, "n_layer": 2, "block_size": 64}
 TINY = {f"model.{k}": v for k, v in TINY_SHAPE.items()}
 # All commands of `mlxgpt`.
 COMMANDS = ["train", "generate", "eval", "convert", "inspect", "corpus", "corpus list", "doctor", "bench", "compare"]
-COMMANDS += ["serve", "export", "push", "eval-code"]
+COMMANDS += ["serve", "export", "push", "eval-code", "runs", "runs list", "runs clean"]
 COMMANDS += [
     "tokenizer",
     "corpus stats",

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from mlx_gpt import api, device, model, run, watch
 from mlx_gpt.cli.options import echo_json, note
+from mlx_gpt.cli.outputs import Channels, Outputs
 from mlx_gpt.config.schema import UNTIL_TIME_IS_UP
 from mlx_gpt.errors import Diverged, OutOfRoom
-from mlx_gpt.train.reports import SampleDue, SaveReport, StopReport, kind, to_dict
+from mlx_gpt.train.reports import Alert, SampleDue, SampleReport, SaveReport, StopReport, kind, to_dict
 
 EXIT_OF_SIGNAL = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SAMPLE_TOKENS = 300
@@ -20,8 +21,13 @@ SAMPLE_TOKENS = 300
 SAME_SIGNAL_SECONDS = 0.3
 
 
-def follow(session, as_json: bool) -> int:
+def follow(session, as_json: bool, channels: Channels) -> int:
     """Trains, and shows the reports of the run as they arrive.
+
+    Args:
+        session: The session.
+        as_json: Whether to print JSON.
+        channels: Where the reports go besides.
 
     Returns:
         The exit code: 0, or that of the signal which ended the run.
@@ -36,12 +42,16 @@ def follow(session, as_json: bool) -> int:
         session.note = view.note
         received = _stop_on_signals(session, view)
         stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, EXIT_OF_SIGNAL)
+        outputs = stack.enter_context(contextlib.closing(Outputs(session, view, channels)))
         saves: list[SaveReport] = []  # the reports of saves since the last report of another kind
         for report in session:
-            view.show(report)
+            outputs.show(report)
+            if isinstance(report, SampleDue) and not as_json:
+                text = "".join(api.generate(session.run, max_tokens=SAMPLE_TOKENS))
+                outputs.record(SampleReport(step=report.step, text=text))
             if isinstance(report, SaveReport):
                 saves.append(report)
-            elif not isinstance(report, StopReport):
+            elif not isinstance(report, StopReport | Alert):
                 saves.clear()
     if view.is_closed:
         raise BrokenPipeError
@@ -180,8 +190,6 @@ class TextView:
 
     def show(self, report) -> None:
         self._console.show(report)
-        if isinstance(report, SampleDue):
-            self._console.sample(report.step, self._sample())
         if isinstance(report, StopReport):
             folder = self._session.folder
             if report.reason == "signal" and report.saved:
@@ -196,9 +204,6 @@ class TextView:
 
     def close(self) -> None:
         self._console.close()
-
-    def _sample(self) -> str:
-        return "".join(api.generate(self._session.run, max_tokens=SAMPLE_TOKENS))
 
 
 def _headlines(session) -> list[str]:

@@ -47,6 +47,16 @@ corpus_option = click.option(
     metavar="NAME|PATH",
     help="A named corpus, or a file, folder or glob pattern of UTF-8 text; repeatable. NAME:2 is read twice per epoch.",
 )
+log_option = click.option(
+    "--log",
+    "logs",
+    multiple=True,
+    metavar="NAME",
+    help="Also log the reports to tensorboard, wandb or trackio, each an extra of mlxgpt; repeatable.",
+)
+alert_option = click.option(
+    "--alert", metavar="CMD", help="Run a command for each alert, with the alert as JSON on its standard input."
+)
 vocab_option = click.option("--vocab", metavar="FILE", help="A vocab.json or tokenizer.json that encodes the text.")
 
 

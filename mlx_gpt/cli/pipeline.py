@@ -20,7 +20,9 @@ from mlx_gpt.files import FolderLock, make_folder, write_atomic
 
 RUNS = ("train", "rl")  # the commands that train a run, in a folder of its own
 COMMANDS = (*RUNS, "eval-code", "eval")
+NOT_SETTINGS = ("--log=", "--alert=")  # options of these commands that a run folder does not keep
 OWN = {"out", "resume", "fine_tune", "checkpoint", "plan", "json", "as_json"}  # options that the pipeline gives itself
+NOT_SETTINGS = ("plan", "as_json", "logs", "alert")  # parameters of commands that change nothing of what is trained
 STATE = "pipeline.json"
 
 
@@ -55,7 +57,7 @@ class Stage:
         if self.command not in RUNS:
             return [self.command, *given, *self.options, "--json"]
         if run.is_run(own):
-            return ["train", "--resume", str(own)]
+            return ["train", "--resume", str(own), *(o for o in self.options if o.startswith(NOT_SETTINGS))]
         given = ["--fine-tune", str(before)] if before and self.command == "train" else given
         return [self.command, *given, *self.options, "--out", str(own)]
 
@@ -144,7 +146,7 @@ def _require_options(place: str, command: str, options: list[str]) -> None:
         loaded = group.load(command)
         context = loaded.make_context(f"mlxgpt {command}", list(options), parent=click.get_current_context().parent)
         if check := CHECKS.get(command):
-            check({name: value for name, value in context.params.items() if name not in ("plan", "as_json")})
+            check({name: value for name, value in context.params.items() if name not in NOT_SETTINGS})
     except click.UsageError as error:
         raise UserError(f"{place}: {error.format_message().rstrip('.')}; see mlxgpt {command} --help") from None
     except UserError as error:

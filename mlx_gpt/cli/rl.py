@@ -5,7 +5,17 @@ from pathlib import Path
 import click
 
 from mlx_gpt import run
-from mlx_gpt.cli.options import corpus_option, folder_option, json_option, note, set_option, settings_from
+from mlx_gpt.cli.options import (
+    alert_option,
+    corpus_option,
+    folder_option,
+    json_option,
+    log_option,
+    note,
+    set_option,
+    settings_from,
+)
+from mlx_gpt.cli.outputs import Channels
 from mlx_gpt.cli.train import carry_out
 from mlx_gpt.errors import UserError
 from mlx_gpt.run.request import NEWEST
@@ -49,9 +59,11 @@ FLAGS = {
     "--resume", is_flag=False, flag_value=NEWEST, metavar="[DIR]", help="Run folder to continue.  [default: the newest]"
 )
 @set_option
+@log_option
+@alert_option
 @click.option("--plan", is_flag=True, help="Draw one batch, time a few steps, print memory and ETA, and stop.")
 @json_option
-def rl_command(checkpoint, out, resume, sets, plan, as_json, execute, **flags):
+def rl_command(checkpoint, out, resume, sets, logs, alert, plan, as_json, execute, **flags):
     """Train CHECKPOINT with rewards of the texts that it writes.
 
     By default, CHECKPOINT is the best checkpoint of the newest run, and its texts are Python functions that are
@@ -63,12 +75,13 @@ def rl_command(checkpoint, out, resume, sets, plan, as_json, execute, **flags):
 
     The folder of the run gets rollouts.jsonl, with every text and its reward, beside the files of mlxgpt train.
     """
+    channels = Channels(logs=logs, alert=alert)
     if not resume:
         checkpoint = checkpoint or run.newest_checkpoint()
     request = request_of(checkpoint, out, resume, sets, execute, **flags)
     if not resume:
         note(f"training {checkpoint} with the objective {request.settings.get('train.objective', 'grpo')}")
-    carry_out(request, plan, as_json)
+    carry_out(request, plan, as_json, channels)
 
 
 def request_of(checkpoint, out, resume, sets, execute, **flags) -> run.Request:

@@ -8,16 +8,19 @@ import click
 from mlx_gpt import run
 from mlx_gpt.cli.follow import follow
 from mlx_gpt.cli.options import (
+    alert_option,
     corpus_option,
     folder_option,
     heads_option,
     json_option,
+    log_option,
     note,
     preset_option,
     set_option,
     settings_from,
     vocab_option,
 )
+from mlx_gpt.cli.outputs import Channels
 from mlx_gpt.cli.plan import print_plan
 from mlx_gpt.errors import UserError
 from mlx_gpt.run.request import NEWEST
@@ -72,9 +75,11 @@ OWN_TEXT = "train.txt"  # the corpus if no other is named and it exists in the c
 @click.option("--eval-every", type=int, help="Updates between evaluations.")
 @click.option("--sample-every", type=int, help="Updates between text samples; 0: none, -1: at each evaluation.")
 @set_option
+@log_option
+@alert_option
 @click.option("--plan", is_flag=True, help="Time a few steps, print size, memory, tokens, FLOPs and ETA, and stop.")
 @json_option
-def train_command(updates, preset, recipe, out, resume, fine_tune, sets, plan, as_json, **flags):
+def train_command(updates, preset, recipe, out, resume, fine_tune, sets, logs, alert, plan, as_json, **flags):
     """Train a model; by default model-l on Python's help topics.
 
     ITERS is the total number of updates, the same as --iters. If no corpus is named, ./train.txt is the corpus if it
@@ -89,8 +94,9 @@ def train_command(updates, preset, recipe, out, resume, fine_tune, sets, plan, a
 
     Ctrl-C ends the run after the current update and saves it. A second Ctrl-C ends it at once.
     """
+    channels = Channels(logs=logs, alert=alert)
     request = request_of(updates, preset, recipe, out, resume, fine_tune, sets, **flags)
-    carry_out(request, plan, as_json)
+    carry_out(request, plan, as_json, channels)
 
 
 def request_of(updates, preset, recipe, out, resume, fine_tune, sets, **flags) -> run.Request:
@@ -107,7 +113,7 @@ def request_of(updates, preset, recipe, out, resume, fine_tune, sets, **flags) -
     )
 
 
-def carry_out(request: run.Request, plan: bool, as_json: bool) -> None:
+def carry_out(request: run.Request, plan: bool, as_json: bool, channels: Channels) -> None:
     """Trains as requested, and ends the process with the exit code; or prints the plan of the run."""
     session = None if plan else run.Session(request, note)
     start = session.start if session else run.begin(request, note)
@@ -122,7 +128,7 @@ def carry_out(request: run.Request, plan: bool, as_json: bool) -> None:
     elif plan:
         print_plan(run.plan(start, note), as_json)
     else:
-        sys.exit(follow(session, as_json))
+        sys.exit(follow(session, as_json, channels))
 
 
 def _iters(argument: str | None, option: int | None) -> int | None:

@@ -76,6 +76,11 @@ def peak_memory() -> int:
     return mx.get_peak_memory()
 
 
+def memory_limit() -> int:
+    """Returns the most memory that MLX arrays may use, in bytes."""
+    return mx.get_memory_limit()
+
+
 def changed_variables() -> list[str]:
     """Returns the sorted names of the environment variables whose values differ from those in STOCK_ENVIRONMENT."""
     return sorted(k for k in os.environ.keys() | STOCK_ENVIRONMENT if os.environ.get(k) != STOCK_ENVIRONMENT.get(k))

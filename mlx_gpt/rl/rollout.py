@@ -38,7 +38,6 @@ REFERENCE, SAMPLES = "reference.safetensors", "rollouts.jsonl"
 LENGTHS = 64  # the length of a batch is a multiple of this, so that few shapes are compiled
 MAX_SKIPPED = 50  # batches in a row without a success
 NUM_SLOTS = 16
-COLLAPSED = 0.25  # share of distinct texts below which the run prints a warning
 
 
 class RolloutSource:
@@ -83,7 +82,6 @@ class RolloutSource:
         self._writer: Together | None = None
         self._drawn = self._updates = 0  # batches drawn so far, and updates made with the last one
         self._batch: list[np.ndarray] | None = None
-        self._told = False
         self.metrics: dict[str, float] = {}
         self.num_tokens = num_tokens
 
@@ -231,12 +229,6 @@ class RolloutSource:
             "length": float(np.mean([len(job.drawn) for job in jobs])),
         }
         self.metrics |= means | seconds
-        if distinct < COLLAPSED and not self._told and size > 1:
-            self._told = True
-            self._note(
-                f"only {distinct:.0%} of the texts of a prompt differ; raise train.entropy_weight or rl.kl_weight, or "
-                "lower --lr"
-            )
 
     def _record(self, rows: list[int], texts: list[str], parts: list[Parts], advantages: np.ndarray) -> None:
         """Appends a line for each text to SAMPLES."""

@@ -1,10 +1,12 @@
 """A training session: one process that trains a run in its folder.
 
-The session locks the folder, and writes the settings, a byte-pair vocabulary and the metrics to it.
+The session locks the folder, and writes the settings, a byte-pair vocabulary and the metrics to it. It passes the
+reports to the detectors of watch/health.py.
 """
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,12 +18,15 @@ from mlx_gpt.run.loading import Run
 from mlx_gpt.run.request import Note, Request
 from mlx_gpt.run.resume import located
 from mlx_gpt.run.start import begin
-from mlx_gpt.train.reports import Plan, Report
-from mlx_gpt.watch.metrics import MetricsFile
+from mlx_gpt.train.reports import Alert, FailureReport, Plan, Report
+from mlx_gpt.watch.health import Health
+from mlx_gpt.watch.metrics import MetricsFile, each_line, line_of
 
 
 class Session(Iterator[Report]):
-    """Trains a run in its folder. Iterating over the session yields the trainer's reports.
+    """Trains a run in its folder. Iterating over the session yields the trainer's reports, and alerts after them.
+
+    If an error ends the training, a FailureReport is yielded before the error is raised.
 
     No update is made before the first report is requested. The folder is locked until the iteration ends, after the
     last report, or until `close()`. The session writes run.toml, metrics.jsonl and the checkpoints. For a byte-pair
@@ -69,6 +74,9 @@ class Session(Iterator[Report]):
                 self._lock_until_closed(self.folder, stack)
                 require_new(self.folder)  # another process may have trained in it since folder_of()
             self._locks = stack.pop_all()
+        self._metrics: MetricsFile | None = None
+        self._health = Health(self.start.header.config.to_dict(), str(self.folder))
+        self._recording = threading.Lock()
         self._reports = self._train()
 
     def __next__(self) -> Report:
@@ -81,6 +89,30 @@ class Session(Iterator[Report]):
         reports the end. An evaluation in progress is abandoned.
         """
         self.trainer.stop()
+
+    def record(self, report: Report) -> list[Alert]:
+        """Writes a report to metrics.jsonl, with the alerts that follow from it. Returns these alerts.
+
+        The reports of the iteration are recorded already. Others, such as SampleReports, may be recorded while it
+        lasts. Safe to call from any thread.
+        """
+        line = line_of(report)
+        with self._recording:
+            if self._metrics is None:
+                return []
+            self._metrics.add(report)
+            return self._told(self._health.update(line))
+
+    def check(self, idle: float) -> list[Alert]:
+        """Writes the alerts to metrics.jsonl that follow from the lack of reports, and returns them.
+
+        Safe to call from any thread.
+
+        Args:
+            idle: Seconds since the last report.
+        """
+        with self._recording:
+            return self._told(self._health.check(idle)) if self._metrics else []
 
     def close(self) -> None:
         """Ends the session and unlocks the folder. Updates since the last save are lost."""
@@ -110,17 +142,42 @@ class Session(Iterator[Report]):
         except UserError as error:
             self.note(f"run.toml keeps the settings from before the plan: {error}")
 
+    def _told(self, alerts: list[Alert]) -> list[Alert]:
+        for alert in alerts:
+            self._metrics.add(alert)
+        return alerts
+
+    def _open_metrics(self) -> None:
+        """Opens metrics.jsonl. The detectors read what an earlier process has written, and report no alert again."""
+        path, first = self.folder / "metrics.jsonl", self.start.header.step
+        metrics = MetricsFile(path, first, lambda line: self.note(line))  # `note` may be replaced later
+        for line in each_line(path):
+            self._health.update(line)
+        self._metrics = metrics
+
+    def _close_metrics(self) -> None:
+        with self._recording:
+            metrics, self._metrics = self._metrics, None
+        metrics.close()
+
     def _train(self) -> Iterator[Report]:
         with self._locks as stack:
             if self.start.is_complete:
                 return
             save_config(self.folder, self.trainer.config)
             save_tokenizer(self.folder, self.start.tokenizer)
-            path, first = self.folder / "metrics.jsonl", self.start.header.step
-            metrics = MetricsFile(path, first, lambda line: self.note(line))  # `note` may be replaced later
-            stack.callback(metrics.close)
-            for report in self.trainer.run(self._lock.require_held):
-                metrics.add(report)
-                if isinstance(report, Plan):  # the plan has changed `train.iters`
-                    self._update_config()
-                yield report
+            self._open_metrics()
+            stack.callback(self._close_metrics)
+            try:
+                for report in self.trainer.run(self._lock.require_held):
+                    alerts = self.record(report)
+                    if isinstance(report, Plan):  # the plan has changed `train.iters`
+                        self._update_config()
+                    yield report
+                    yield from alerts
+            except Exception as error:
+                failure = FailureReport(step=self.trainer.header.step, error=type(error).__name__, message=str(error))
+                alerts = self.record(failure)
+                yield failure
+                yield from alerts
+                raise

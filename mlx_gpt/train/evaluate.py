@@ -15,7 +15,7 @@ from mlx_gpt.checkpoint.store import Header
 from mlx_gpt.config.schema import TrainConfig
 from mlx_gpt.data.windows import Windows, batches
 from mlx_gpt.device.lanes import divide, lanes
-from mlx_gpt.device.mlx import mx
+from mlx_gpt.device.mlx import memory_limit, mx
 from mlx_gpt.train.objective import calibration, cross_entropy, entropy
 from mlx_gpt.train.reports import EvalReport, StartReport
 
@@ -33,6 +33,7 @@ class Evaluation:
             the loss, it can be compared between tokenizers.
         entropy: Mean entropy of the predicted distributions in nats. If the predictions are as certain as they are
             accurate, it is near the loss; a lower one means that they are too certain.
+        max_logit: Mean over the predicted tokens of the largest absolute logit.
         tokens: Number of predicted tokens.
     """
 
@@ -40,6 +41,7 @@ class Evaluation:
     ppl: float
     bits_per_byte: float
     entropy: float
+    max_logit: float
     tokens: int
 
 
@@ -59,10 +61,12 @@ class Evaluator:
         lengths = mx.array(token_bytes)
 
         def part_sums(weights, *read):
-            """Returns sums over some rows, (4,): nats, entropy, number of predicted tokens and of their bytes."""
+            """Returns sums over some rows, (5,): nats, entropy, largest logit, number of predicted tokens and bytes."""
             batch = windows.gather(*read)
             logits, _ = model.apply(weights, batch.inputs)
-            each = (cross_entropy(logits, batch.targets), entropy(logits), mx.array(1.0), lengths[batch.targets])
+            largest = mx.abs(logits).max(axis=-1).astype(mx.float32)
+            nats = cross_entropy(logits, batch.targets)
+            each = (nats, entropy(logits), largest, mx.array(1.0), lengths[batch.targets])
             return mx.stack([(values * batch.mask).sum() for values in each])
 
         def sums(weights, *read):
@@ -90,7 +94,7 @@ class Evaluator:
         Returns:
             The evaluation, or None if it was abandoned.
         """
-        total, previous = np.zeros(4), None
+        total, previous = np.zeros(5), None
         for windows in batches:
             if stopped():
                 return None
@@ -98,13 +102,14 @@ class Evaluator:
             mx.async_eval(current)  # this batch is computed while the host reads the result of the previous one
             total += 0 if previous is None else np.array(previous, np.float64)
             previous = current
-        nats, uncertainty, tokens, num_bytes = (total + np.array(previous, np.float64)).tolist()
+        nats, uncertainty, largest, tokens, num_bytes = (total + np.array(previous, np.float64)).tolist()
         loss = nats / tokens
         return Evaluation(
             loss=loss,
             ppl=_exp(loss),
             bits_per_byte=nats / math.log(2) / max(num_bytes, 1),
             entropy=uncertainty / tokens,
+            max_logit=largest / tokens,
             tokens=int(tokens),
         )
 
@@ -140,7 +145,8 @@ def report_of(
         best_step=header.best_step,
         bad_evals=header.bad_evals,
         num_lr_cuts=header.num_lr_cuts,
-        metrics=calibration(best.loss, best.entropy),
+        memory_limit=memory_limit(),
+        metrics=calibration(best.loss, best.entropy) | {"logits.max": best.max_logit},
         shares=shares,
     )
 
@@ -188,7 +194,12 @@ class Validation:
         found = self._evaluate(weights, self._batches(step) if few else self._draw(step, START_WINDOWS), stopped)
         seconds = time.perf_counter() - start
         return found and StartReport(
-            step=step, start_loss=found.loss, ppl=found.ppl, eval_tokens=found.tokens, seconds=seconds
+            step=step,
+            start_loss=found.loss,
+            ppl=found.ppl,
+            eval_tokens=found.tokens,
+            seconds=seconds,
+            memory_limit=memory_limit(),
         )
 
     def _batches(self, step: int) -> list[np.ndarray]:

@@ -35,6 +35,7 @@ class StartReport:
         ppl: Perplexity, exp(start_loss).
         eval_tokens: Number of predicted validation tokens.
         seconds: Duration of the measurement.
+        memory_limit: The most memory that MLX arrays may use, in bytes; 0 if it is not known.
     """
 
     step: int
@@ -42,6 +43,7 @@ class StartReport:
     ppl: float
     eval_tokens: int
     seconds: float
+    memory_limit: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +61,7 @@ class StepReport:
         elapsed: Training time since the run's start in seconds, including earlier processes of a resumed run.
         skipped: Number of consecutive skipped updates of this process up to this step; 0 if this update was applied. An
             update is skipped if the loss or the gradient norm is not finite.
+        peak_memory: Peak memory of MLX arrays in this process so far, in bytes; 0 if it is not known.
         metrics: Further means that the objective reports, and numbers that the source reports of the batch.
     """
 
@@ -70,6 +73,7 @@ class StepReport:
     seconds: float
     elapsed: float
     skipped: int
+    peak_memory: int = 0
     rule_lrs: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -95,7 +99,9 @@ class EvalReport:
         best_step: The step of `best_loss`.
         bad_evals: Number of consecutive evaluations without a new lowest loss; reset by a cut of the learning rate.
         num_lr_cuts: Number of cuts of the learning rate so far, after evaluations stopped improving.
-        metrics: Further means that belong to `loss`, in nats per token: cross-entropy, entropy, and their difference.
+        memory_limit: As in StartReport.
+        metrics: Further means that belong to `loss`. In nats per token: cross-entropy, entropy, and their difference.
+            `logits.max` is the largest absolute logit of each prediction.
         shares: Statistics of the trained weights, numbers from 0 to 1, such as {"zeros": 0.31}.
     """
 
@@ -112,6 +118,7 @@ class EvalReport:
     best_step: int
     bad_evals: int
     num_lr_cuts: int
+    memory_limit: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
 
@@ -142,6 +149,19 @@ class SampleDue:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SampleReport:
+    """A text that the model generated after a SampleDue report. The consumer of the reports makes this report.
+
+    Attributes:
+        step: Number of finished steps.
+        text: The text.
+    """
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SaveReport:
     """One attempt to save a checkpoint.
 
@@ -152,11 +172,49 @@ class SaveReport:
         path: File of the checkpoint; the folder, if no file could be created in it.
         error: None if the checkpoint was written. Otherwise the reason why not, such as a full disk; the run continues
             and tries again at the next save.
+        num_bytes: Size of the file; None if it was not written.
+        free_bytes: Free space on its disk afterwards; None if it is not known.
     """
 
     step: int
     path: str
     error: str | None = None
+    num_bytes: int | None = None
+    free_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alert:
+    """A sign that something is wrong with a run. See watch/health.py.
+
+    Attributes:
+        kind: What is wrong, such as "diverging".
+        step: The step at which it was detected.
+        since: The step since which it has been so.
+        evidence: What was measured, with numbers.
+        advice: What the user can do.
+    """
+
+    kind: str
+    step: int
+    since: int
+    evidence: str
+    advice: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FailureReport:
+    """An error that ended the process of a run. The run has no StopReport then.
+
+    Attributes:
+        step: Number of submitted steps.
+        error: Name of the error's class, such as "OutOfRoom".
+        message: Its message.
+    """
+
+    step: int
+    error: str
+    message: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,11 +248,25 @@ class StopReport:
     saved: bool
 
 
-Report = Plan | StartReport | StepReport | EvalReport | SampleDue | SaveReport | StopReport
+Report = (
+    Plan
+    | StartReport
+    | StepReport
+    | EvalReport
+    | SampleDue
+    | SampleReport
+    | SaveReport
+    | Alert
+    | FailureReport
+    | StopReport
+)
 
 
 def kind(report: Report) -> str:
-    """Returns the report's kind, as in metrics.jsonl and --json: plan, start, step, eval, sampledue, save or stop."""
+    """Returns the report's kind, as in metrics.jsonl and --json.
+
+    The kinds are plan, start, step, eval, sampledue, sample, save, alert, failure and stop.
+    """
     return type(report).__name__.removesuffix("Report").lower()
 
 

@@ -1,5 +1,6 @@
 """Writes the checkpoints of a run to its folder, or elsewhere if its folder cannot be written."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,9 +8,9 @@ from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint
 from mlx_gpt.errors import UserError
 from mlx_gpt.files import fresh_folder, require_space
+from mlx_gpt.paths import BEST as BEST
+from mlx_gpt.paths import LATEST as LATEST
 from mlx_gpt.train.reports import SaveReport
-
-LATEST, BEST = "checkpoint.safetensors", "best.safetensors"
 
 
 class CheckpointWriter:
@@ -36,13 +37,14 @@ class CheckpointWriter:
 
     def save(self, name: str, checkpoint: Checkpoint) -> SaveReport:
         """Writes a checkpoint to the file `name` in the run folder."""
-        path, error = self._folder / name, None
+        path, error, sizes = self._folder / name, None, {}
         try:
             self._require_folder()
             store.save(path, checkpoint)
+            sizes = _sizes(path)
         except UserError as failure:
             error = str(failure)
-        return SaveReport(step=checkpoint.header.step, path=str(path), error=error)
+        return SaveReport(step=checkpoint.header.step, path=str(path), error=error, **sizes)
 
     def save_last(self, checkpoint: Checkpoint) -> Iterator[SaveReport]:
         """Writes the last checkpoint of a process: to the run folder, or else to a new folder.
@@ -70,3 +72,11 @@ class CheckpointWriter:
         except UserError as failure:
             error = str(failure)
         return SaveReport(step=checkpoint.header.step, path=str(path), error=error)
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """The size of a checkpoint and the free space on its disk; {} if the system does not tell them."""
+    try:
+        return {"num_bytes": path.stat().st_size, "free_bytes": shutil.disk_usage(path.parent).free}
+    except OSError:
+        return {}

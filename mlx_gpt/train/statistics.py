@@ -7,6 +7,7 @@ from typing import Protocol
 
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.mlx import mx
+from mlx_gpt.train.streams import Streams
 from mlx_gpt.train.trits import Trits
 
 
@@ -37,7 +38,7 @@ class Statistic(Protocol):
         ...
 
 
-STATISTICS: tuple[type[Statistic], ...] = (Trits,)
+STATISTICS: tuple[type[Statistic], ...] = (Trits, Streams)
 
 
 class Statistics:

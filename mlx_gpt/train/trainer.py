@@ -245,6 +245,7 @@ class Trainer:
             grad_norm=output.grad_norm.item(),
             skipped=self._skipped,
             tokens=after.header.tokens,
+            peak_memory=peak_memory(),
             metrics=metrics | {name: value.item() for name, value in output.metrics.items()},
         )
 

@@ -1,16 +1,29 @@
 """Shows the reports of a run: with a live panel on a terminal, otherwise as plain lines."""
 
+import io
 import math
+import sys
 from collections import deque
 
 from rich.columns import Columns
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mlx_gpt.train.reports import EvalReport, Plan, Report, SaveReport, StartReport, StepReport, StopReport
+from mlx_gpt.train.reports import (
+    Alert,
+    EvalReport,
+    Plan,
+    Report,
+    SampleReport,
+    SaveReport,
+    StartReport,
+    StepReport,
+    StopReport,
+)
+from mlx_gpt.watch.chart import LossChart
 
 # StopReport.reason -> the text that is shown for it.
 STOPPED = {
@@ -22,9 +35,23 @@ STOPPED = {
 }
 LARGE_SHARE = 0.2  # of the time of a run: the user is told if evaluations take more
 
+CHART_LINES = 6  # height of the chart of the losses
+CHART_COLUMNS = 78  # its greatest width
+ROOM = 20  # lines of a terminal that shows the chart; on a smaller one, the panel would leave no room for other lines
+MAX_ALERTS = 2  # the newest alerts in the panel
+
 
 class Terminal(Console):
-    """A console that raises BrokenPipeError, instead of exiting, when the reader of its output has closed the pipe."""
+    """A console on stdout that ends no run because of its output.
+
+    It raises BrokenPipeError, instead of exiting, when the reader has closed the pipe. Characters that the encoding of
+    stdout does not have, as in a sample, are replaced by question marks.
+    """
+
+    def __init__(self, **options):
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")
+        super().__init__(**options)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -53,6 +80,7 @@ class RunConsole:
         self._eval: EvalReport | None = None
         self._seconds: deque[float] = deque(maxlen=20)
         self._tokens: deque[int] = deque(maxlen=20)
+        self._chart, self._alerts = LossChart(), deque(maxlen=MAX_ALERTS)
         self._live: Live | None = None
         if console.is_terminal:
             self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=4)
@@ -76,6 +104,7 @@ class RunConsole:
                     self._seconds.append(report.seconds)
                     self._tokens.append(report.tokens - self._step.tokens)
                 self._step = report
+                self._chart.training.add(report.step, report.loss)
                 if report.skipped:
                     self.note(
                         f"update {report.step} skipped: its loss or gradient is not finite ({report.skipped} in a row)",
@@ -90,6 +119,7 @@ class RunConsole:
                 )
             case EvalReport():
                 self._eval = report
+                self._chart.validation.add(report.step, report.loss)
                 mark = "  * best" if report.is_best else ""
                 averaged = f" (averaged weights; current weights {report.raw_loss:.4f})" if report.averaged else ""
                 metrics = "".join(f"{name} {text}  " for name, text in _metrics(report).items())
@@ -99,6 +129,13 @@ class RunConsole:
                     f"in {report.seconds:.1f}s{_shares(report.shares)}{mark}",
                     "bold green" if report.is_best else "",
                 )
+            case SampleReport():
+                self.note(f"--- sample @{report.step} " + "-" * 40)
+                self.console.print(Text(report.text), soft_wrap=True)
+                self.note("-" * 56)
+            case Alert():
+                self._alerts.append(report)
+                self.note(f"alert @{report.step}: {_alert(report)}; {report.advice}", "bold yellow")
             case SaveReport(error=None):
                 self.note(f"saved {report.path} @{report.step}")
             case SaveReport():
@@ -113,12 +150,6 @@ class RunConsole:
             case StopReport():
                 self.close()
                 self._summary(report)
-
-    def sample(self, step: int, text: str) -> None:
-        """Prints a text that the model generated after update `step`."""
-        self.note(f"--- sample @{step} " + "-" * 40)
-        self.console.print(Text(text), soft_wrap=True)
-        self.note("-" * 56)
 
     def _summary(self, report: StopReport) -> None:
         average = report.seconds * 1000 / report.steps if report.steps else 0.0
@@ -191,7 +222,21 @@ class RunConsole:
         panel = Table.grid(expand=True)
         panel.add_row(ProgressBar(total=self._iters, completed=step.step))
         panel.add_row(Columns(cells, padding=(0, 2)))  # as many rows as the width of the terminal needs
-        return panel
+        overflow = "crop" if self.console.options.ascii_only else "ellipsis"
+        alerts = [Text(f"! {_alert(alert)}", "yellow", no_wrap=True, overflow=overflow) for alert in self._alerts]
+        return Group(panel, *self._drawn(), *alerts)
+
+    def _drawn(self) -> list[Text]:
+        """The lines of the chart; [] if the terminal is too small."""
+        width = min(self.console.width, CHART_COLUMNS)
+        if self.console.height < ROOM or width < CHART_COLUMNS // 2:
+            return []
+        return self._chart.render(width, CHART_LINES, self.console.options.ascii_only)
+
+
+def _alert(alert: Alert) -> str:
+    since = f" since {alert.since:,}" if alert.since < alert.step else ""
+    return f"{alert.kind}{since}: {alert.evidence}"
 
 
 def _perplexity(ppl: float, digits: int = 2) -> str:

@@ -1,6 +1,6 @@
 """metrics.jsonl: one line per report of a run, each a JSON object.
 
-The field `report` names the kind of the report: plan, start, step, eval, sampledue, save or stop. The other fields are
+The field `report` names the kind of the report, see train.reports.kind(). The other fields are
 those of the report's class. The fields loss, ppl and bits_per_byte of an evaluation are renamed to val_loss, val_ppl
 and val_bits_per_byte. Files of mlxgpt 0.1 have lines for updates and evaluations only, without the field `report`.
 """
@@ -8,7 +8,7 @@ and val_bits_per_byte. Files of mlxgpt 0.1 have lines for updates and evaluation
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mlx_gpt.errors import BadFile
@@ -36,7 +36,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, resumed_at: int = 0, warn: Callable[[str], None] = lambda text: None):
         self._warn = warn
-        write_atomic(path, (_text(line).encode() for line in _lines(path) if line.get("step", 0) <= resumed_at))
+        write_atomic(path, (_text(line).encode() for line in each_line(path) if line.get("step", 0) <= resumed_at))
         with convert_os_errors(path):
             # buffering=1 passes each line to the operating system at once, so a killed process loses no complete line.
             self._file = open(path, "a", encoding="utf-8", buffering=1)
@@ -44,7 +44,7 @@ class MetricsFile:
     def add(self, report: Report) -> None:
         """Writes one line. If that fails, as on a full disk, calls `warn` once and writes no further reports."""
         try:
-            self._file.write(_text(_line(report)))
+            self._file.write(_text(line_of(report)))
         except OSError as error:
             self._file = open(os.devnull, "w")
             self._warn(f"metrics.jsonl cannot be written: {error.strerror}; later reports are not recorded")
@@ -62,7 +62,7 @@ def read_metrics(path: Path) -> list[dict]:
     Raises:
         BadFile: The path is not a regular file, or cannot be read.
     """
-    return list(_lines(path))
+    return list(each_line(path))
 
 
 def has_numbers(line: dict, fields: Iterable[str]) -> bool:
@@ -70,7 +70,8 @@ def has_numbers(line: dict, fields: Iterable[str]) -> bool:
     return all(type(line.get(field)) in (int, float) for field in fields)
 
 
-def _lines(path: Path):
+def each_line(path: Path) -> Iterator[dict]:
+    """Yields the lines that read_metrics() returns, one at a time. Raises BadFile as it does."""
     if not path.exists():
         return
     with open_regular(path) as f:
@@ -85,7 +86,8 @@ def _text(line: dict) -> str:
     return json.dumps(line, allow_nan=False) + "\n"
 
 
-def _line(report: Report) -> dict:
+def line_of(report: Report) -> dict:
+    """Returns the object that metrics.jsonl holds for a report."""
     fields = to_dict(report)
     if isinstance(report, EvalReport):
         fields = {"val_" + k if k in ("loss", "ppl", "bits_per_byte") else k: v for k, v in fields.items()}

@@ -13,15 +13,17 @@ from constants import TINY
 
 from mlx_gpt.checkpoint import store
 from mlx_gpt.config.presets import resolve
-from mlx_gpt.errors import ResumeRefused, UserError
+from mlx_gpt.errors import OutOfRoom, ResumeRefused, UserError
 from mlx_gpt.files import FolderLock
 from mlx_gpt.run import folder as folders
 from mlx_gpt.run.folder import folder_of
 from mlx_gpt.run.request import Request, ignore
 from mlx_gpt.run.session import Session
 from mlx_gpt.run.start import begin
-from mlx_gpt.train.reports import EvalReport, SaveReport, StepReport, StopReport
+from mlx_gpt.train.reports import EvalReport, SampleDue, SaveReport, StepReport, StopReport, kind
 from mlx_gpt.train.saving import BEST, LATEST
+from mlx_gpt.train.trainer import Trainer
+from mlx_gpt.watch.metrics import read_metrics
 
 SETTINGS = TINY | {"train.batch_size": 2, "train.iters": 6, "train.eval_every": 3, "train.eval_windows": 2}
 
@@ -191,3 +193,34 @@ def test_a_model_without_special_tokens_does_not_learn_to_fill_in_the_middle(tmp
     list(session_in(tmp_path / "run", {"data.corpus": (str(tmp_path / "text.txt"),)}))
     with pytest.raises(UserError, match="data.fim_rate=0.5: the tokenizer has no special tokens"):
         list(session_in(tmp_path / "run", {"data.fim_rate": 0.5, "train.iters": 9}, resume=str(tmp_path / "run")))
+
+
+def test_an_error_is_the_last_report_with_its_alerts(tmp_path, monkeypatch):
+    def fails(trainer, require_folder):
+        yield StepReport(step=1, loss=4.0, grad_norm=1.0, lr=0.1, tokens=1, seconds=1, elapsed=1, skipped=3)
+        yield StepReport(step=2, loss=4.0, grad_norm=1.0, lr=0.1, tokens=2, seconds=1, elapsed=2, skipped=4)
+        raise OutOfRoom("out of memory")
+
+    monkeypatch.setattr(Trainer, "run", fails)
+    found = []
+    session = session_in(tmp_path / "run")
+    with pytest.raises(OutOfRoom, match="out of memory"):
+        for report in session:
+            found.append(report)
+            assert session.record(SampleDue(step=report.step)) == []  # others may record reports too
+    assert [kind(report) for report in found] == ["step", "alert", "step", "failure", "alert"]
+    assert (found[-2].error, found[-2].message) == ("OutOfRoom", "out of memory")
+    assert [report.kind for report in found if kind(report) == "alert"] == ["diverging", "out-of-memory"]
+    lines = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [line["report"] for line in lines if line["report"] != "sampledue"] == list(map(kind, found))
+    assert session.record(found[0]) == session.check(1e9) == []  # after the end, nothing is recorded
+
+
+def test_a_resumed_run_repeats_no_alert(tmp_path, monkeypatch):
+    list(session_in(tmp_path / "run"))
+    with open(tmp_path / "run/metrics.jsonl", "a") as file:
+        file.write('{"report": "save", "step": 6, "error": "disk full"}\n')
+    full = SaveReport(step=7, path="x", error="disk full")
+    monkeypatch.setattr(Trainer, "run", lambda *_: iter([full]))
+    resumed = session_in(tmp_path / "run", {"train.iters": 9}, resume=str(tmp_path / "run"))
+    assert list(resumed) == [full]

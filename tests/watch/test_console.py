@@ -7,8 +7,8 @@ import pytest
 from reporting import evaluation, step, stop
 from rich.console import Console
 
-from mlx_gpt.train.reports import Plan, SaveReport, StartReport
-from mlx_gpt.watch.console import STOPPED, RunConsole
+from mlx_gpt.train.reports import Alert, Plan, SampleReport, SaveReport, StartReport
+from mlx_gpt.watch.console import STOPPED, RunConsole, Terminal
 
 
 def shown(reports, terminal=False, iters=100, width=110):
@@ -45,6 +45,60 @@ def test_the_panel_of_a_narrow_terminal_shows_every_number():
         assert f"{name} {value:.4f}" in text
     for part in ("step 1/100", "ms/iter 500", "tok/s 200", "peak 2.00 GB", "patience 0/5"):
         assert part in text
+
+
+ALERT = Alert(kind="plateau", step=9, since=4, evidence="the loss is 2 after 6 evaluations " * 4, advice="stop it")
+
+
+def panel(reports, width=80, height=30):
+    """The last lines that a terminal of this size shows."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, height=height, highlight=False)
+    view = RunConsole(console, iters=100, tokens_per_step=100, log_every=2, patience=5, peak_memory=lambda: 10**9)
+    for report in reports:
+        view.show(report)
+    start = out.tell()
+    view._live.refresh()
+    text = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", out.getvalue()[start:])
+    view.close()
+    return [line.rstrip() for line in text.replace("\r", "").splitlines()]
+
+
+@pytest.mark.parametrize("width", [80, 60, 120])
+def test_the_panel_has_a_chart_and_the_newest_alerts_and_fits_the_terminal(width):
+    reports = [*(step(n, loss=4 - n / 10) for n in range(1, 30)), evaluation(20), ALERT]
+    lines = panel(
+        [*reports, Alert(kind="disk", step=9, since=9, evidence="1 MB free", advice="free some"), ALERT], width
+    )
+    assert max(map(len, lines)) <= width
+    assert any(0x2800 < ord(c) < 0x2900 for line in lines for c in line)
+    assert [line[:25] for line in lines[-2:]] == ["! disk: 1 MB free", "! plateau since 4: the lo"]
+
+
+def test_a_small_terminal_has_no_chart_and_a_run_without_updates_neither():
+    reports = [step(n, loss=4 - n / 10) for n in range(1, 30)]
+    for lines in (panel(reports, height=12), panel(reports, width=30), panel([])):
+        assert not any(0x2800 < ord(c) < 0x2900 for line in lines for c in line)
+
+
+def test_an_ascii_terminal_gets_ascii_characters_and_ends_no_run(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    console = Terminal(force_terminal=True, width=80, height=30, highlight=False)
+    view = RunConsole(console, iters=100, tokens_per_step=100, log_every=2, patience=5, peak_memory=lambda: 10**9)
+    for report in [*(step(n, loss=4 - n / 10) for n in range(1, 30)), evaluation(20), ALERT]:
+        view.show(report)
+    view._live.refresh()
+    view.show(SampleReport(step=9, text="\u0436 \u20ac"))
+    view.close()
+    text = raw.getvalue().decode("ascii")
+    assert " .." in text and "o" in text and "! plateau since 4: the loss is 2 after" in text and "? ?" in text
+
+
+def test_alerts_and_samples_are_lines_of_their_own():
+    text = shown([SampleReport(step=9, text="to be [b]or[/b]"), ALERT])
+    assert "--- sample @9" in text and "to be [b]or[/b]" in text
+    assert f"alert @9: plateau since 4: {ALERT.evidence}; stop it" in text
 
 
 def test_a_run_that_is_not_planned_yet_has_no_eta():

@@ -24,6 +24,7 @@ class MixtureOfExperts(nn.Module):
             mean probability of e: 1 if all experts are used alike, E if a single one is used.
         router_z: The squared logarithm of the sum of the exponentials of the router's logits.
         max_load, min_load: The share of the busiest expert and of the least busy one, as multiples of 1 / E.
+        experts.idle: The share of the experts that no token of all rows has chosen.
     """
 
     def __init__(self, config: ModelConfig):
@@ -87,6 +88,7 @@ def _statistics(logits: mx.array, experts: mx.array, num_experts: int) -> Aux:
         "router_z": mx.square(mx.logsumexp(logits, axis=-1)).mean(),
         "max_load": num_experts * loads.max(axis=-1).mean(),
         "min_load": num_experts * loads.min(axis=-1).mean(),
+        "experts.idle": (chosen.sum(axis=(0, 1)) == 0).astype(mx.float32).mean(),
     }
 
 
