@@ -10,7 +10,7 @@ from pathlib import Path
 from mlx_gpt import api, device, model, run, watch
 from mlx_gpt.cli.options import echo_json, note
 from mlx_gpt.config.schema import UNTIL_TIME_IS_UP
-from mlx_gpt.errors import Diverged, OutOfRoom
+from mlx_gpt.errors import Diverged, OutOfRoom, UserError
 from mlx_gpt.train.reports import SampleDue, SaveReport, StopReport, kind, to_dict
 
 EXIT_OF_SIGNAL = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
@@ -32,7 +32,7 @@ def follow(session, as_json: bool) -> int:
     """
     with contextlib.ExitStack() as stack:
         stack.callback(session.close)
-        view = PipedView(stack.enter_context(contextlib.closing(JsonView() if as_json else TextView(session))), session)
+        view = PipedView(stack.enter_context(contextlib.closing(_view(session, as_json))), session)
         session.note = view.note
         received = _stop_on_signals(session, view)
         stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, EXIT_OF_SIGNAL)
@@ -45,7 +45,18 @@ def follow(session, as_json: bool) -> int:
                 saves.clear()
     if view.is_closed:
         raise BrokenPipeError
-    return _exit_code(report, received, session.folder, saves)
+    try:
+        return _exit_code(report, received, session.folder, saves)
+    except UserError as error:
+        if session.group.rank:  # rank 0 prints it
+            return error.exit_code
+        raise
+
+
+def _view(session, as_json: bool):
+    if session.group.rank:
+        return SilentView()
+    return JsonView() if as_json else TextView(session)
 
 
 def _exit_code(report: StopReport, received: list[int], folder: Path, saves: list[SaveReport]) -> int:
@@ -76,7 +87,9 @@ def _exit_code(report: StopReport, received: list[int], folder: Path, saves: lis
             else f"the last checkpoint was saved to {path}, continue with --resume {path}; not in the folder of the "
             f"run: {reasons}"
         )
-    return EXIT_OF_SIGNAL[received[0]] if report.reason == "signal" else 0
+    if report.reason == "signal":
+        return EXIT_OF_SIGNAL[received[0] if received else signal.SIGTERM]  # without one, another rank received it
+    return 0
 
 
 def _stop_on_signals(session, view) -> list[int]:
@@ -146,6 +159,19 @@ class PipedView:
             except BrokenPipeError:
                 self.is_closed = True
                 self._session.stop()
+
+
+class SilentView:
+    """Shows nothing: the view of all processes of a run but the first."""
+
+    def show(self, report) -> None:
+        """Does nothing."""
+
+    def note(self, text: str) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 class JsonView:

@@ -2,7 +2,8 @@
 
 The field `report` names the kind of the report: plan, start, step, eval, sampledue, save or stop. The other fields are
 those of the report's class. The fields loss, ppl and bits_per_byte of an evaluation are renamed to val_loss, val_ppl
-and val_bits_per_byte. Files of mlxgpt 0.1 have lines for updates and evaluations only, without the field `report`.
+and val_bits_per_byte. A run that ended with an error has a line of the kind `failed`, with the fields step and error.
+Files of mlxgpt 0.1 have lines for updates and evaluations only, without the field `report`.
 """
 
 import contextlib
@@ -43,14 +44,21 @@ class MetricsFile:
 
     def add(self, report: Report) -> None:
         """Writes one line. If that fails, as on a full disk, calls `warn` once and writes no further reports."""
-        try:
-            self._file.write(_text(_line(report)))
-        except OSError as error:
-            self._file = open(os.devnull, "w")
-            self._warn(f"metrics.jsonl cannot be written: {error.strerror}; later reports are not recorded")
+        self._write(_line(report))
+
+    def add_failure(self, step: int, error: Exception) -> None:
+        """Writes that the run has failed: a line of the kind "failed", with the step and the error's message."""
+        self._write({"report": "failed", "step": step, "error": str(error) or type(error).__name__})
 
     def close(self) -> None:
         self._file.close()
+
+    def _write(self, line: dict) -> None:
+        try:
+            self._file.write(_text(line))
+        except OSError as error:
+            self._file = open(os.devnull, "w")
+            self._warn(f"metrics.jsonl cannot be written: {error.strerror}; later reports are not recorded")
 
 
 def read_metrics(path: Path) -> list[dict]:
