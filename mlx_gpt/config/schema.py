@@ -66,6 +66,17 @@ class TrainConfig(Table):
         10, "evaluations in a row without a new best loss before stopping; 0 is never", low=0, high=1 << 31
     )
 
+    def __post_init__(self):
+        Table.__post_init__(self)
+        for name in ("eval_every", "sample_every"):
+            value = getattr(self, name)
+            if self.sync_every and value > 0 and value % self.sync_every:
+                raise UserError(
+                    f"train.{name}={value} is not a multiple of train.sync_every={self.sync_every}, and the processes "
+                    f"have different weights in between; give a multiple, such as "
+                    f"{-(-value // self.sync_every) * self.sync_every}"
+                )
+
     @property
     def sequences_per_step(self) -> int:
         """Sequences per update."""
@@ -153,6 +164,11 @@ class SpeedConfig(Table):
     query_blocks: int = setting(4, "number of query blocks if attention is blocks", low=1, high=64)
     lanes: int = setting(
         0, "parts of a batch that are computed concurrently on a CPU; 0 is one per core", low=0, high=256
+    )
+    divide_muon: bool = setting(
+        True,
+        "divide muon's orthogonalization over the processes of a run; they then exchange the matrices' updates, which "
+        "are as large as their gradients",
     )
     remat: bool = setting(False, "recompute each block in the backward pass: less memory, more time")
     ops_per_buffer: int = setting(
@@ -247,6 +263,13 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     rl: RLConfig = field(default_factory=RLConfig)
+
+    def __post_init__(self):
+        if self.train.sync_every and self.optimizer.ema_decay:
+            raise UserError(
+                f"optimizer.ema_decay={self.optimizer.ema_decay:g} keeps an average of the weights of each update, "
+                f"which the processes do not share with train.sync_every={self.train.sync_every}; set one of them to 0"
+            )
 
     @classmethod
     def from_dict(cls, tables: dict[str, dict[str, Any]]) -> Self:

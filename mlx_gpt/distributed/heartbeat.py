@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 
 from mlx_gpt.errors import GroupFailed
 
-BEAT_SECONDS, SILENT_SECONDS, CONNECT_SECONDS = 1.0, 20.0, 20.0
+BEAT_SECONDS, SILENT_SECONDS, CONNECT_SECONDS, GREETING_SECONDS = 1.0, 20.0, 20.0, 2.0
+TOKEN_BYTES = 4  # a number that rank 0 has drawn, and that only the ranks know
 MESSAGE = struct.Struct(">cI")  # a kind, and a number
 BEAT, LEAVE, LOST, HELLO = b"b", b"e", b"l", b"h"
 
@@ -57,18 +58,13 @@ class Heartbeat:
                 hub.settimeout(max(deadline - time.monotonic(), 0.01))
                 try:
                     peer = hub.accept()[0]
-                    peer.settimeout(max(deadline - time.monotonic(), 0.01))
-                    kind, number = MESSAGE.unpack(_exactly(peer, MESSAGE.size))
-                    given = int.from_bytes(_exactly(peer, 4))
-                except (OSError, EOFError):
-                    if time.monotonic() >= deadline:
-                        missing = sorted(set(range(1, size)) - peers.keys())
-                        raise GroupFailed(f"rank {missing[0]} did not connect to rank 0; check its host") from None
-                    continue
-                if kind == HELLO and hmac.compare_digest(given.to_bytes(4), token.to_bytes(4)):
-                    peers[number] = peer
-                else:
+                except OSError:
+                    missing = min(set(range(1, size)) - peers.keys())
+                    raise GroupFailed(f"rank {missing} did not connect to rank 0; check its host") from None
+                if (rank := _rank_of(peer, token)) is None:
                     peer.close()
+                else:
+                    peers[rank] = peer
         return peers
 
     @staticmethod
@@ -76,7 +72,7 @@ class Heartbeat:
         """Connects a rank to rank 0. Raises GroupFailed if that fails."""
         try:
             peer = socket.create_connection(address, timeout=CONNECT_SECONDS)
-            peer.sendall(MESSAGE.pack(HELLO, rank) + token.to_bytes(4))
+            peer.sendall(MESSAGE.pack(HELLO, rank) + token.to_bytes(TOKEN_BYTES))
         except OSError as error:
             raise GroupFailed(f"rank {rank} cannot connect to rank 0 at {address[0]}:{address[1]}: {error}") from None
         return {0: peer}
@@ -139,6 +135,17 @@ class Heartbeat:
     def _send(self, peer: socket.socket, kind: bytes, number: int) -> None:
         with contextlib.suppress(OSError):  # the thread reads the end of the connection, and reports it
             peer.sendall(MESSAGE.pack(kind, number))
+
+
+def _rank_of(peer: socket.socket, token: int) -> int | None:
+    """Reads the greeting of a connection. Returns the rank of the other side; None if it is not one of the group."""
+    peer.settimeout(GREETING_SECONDS)
+    try:
+        kind, rank = MESSAGE.unpack(_exactly(peer, MESSAGE.size))
+        is_known = hmac.compare_digest(_exactly(peer, TOKEN_BYTES), token.to_bytes(TOKEN_BYTES))
+    except (OSError, EOFError):
+        return None
+    return rank if kind == HELLO and is_known else None
 
 
 def _exactly(peer: socket.socket, size: int) -> bytes:

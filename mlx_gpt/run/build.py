@@ -1,5 +1,6 @@
 """Builds the trainer of a run, with its model, its optimizer and its data, from the run's initial state."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +19,14 @@ from mlx_gpt.model.cost import step_bytes
 from mlx_gpt.model.gpt import GPT, roles_of
 from mlx_gpt.model.mixers.kernels import kernel_of
 from mlx_gpt.model.packing import PACKED
-from mlx_gpt.optim.optimizers import Optimizer
+from mlx_gpt.optim.optimizers import Divide, Optimizer
 from mlx_gpt.rl.prompts import training_prompts
 from mlx_gpt.rl.rewards import make_reward
 from mlx_gpt.rl.rollout import RolloutSource
 from mlx_gpt.run.request import Note
 from mlx_gpt.train.evaluate import Evaluator, Validation
 from mlx_gpt.train.objectives import ROLLOUT_OBJECTIVES, make_objective
-from mlx_gpt.train.parallel import Alone, Group
+from mlx_gpt.train.parallel import Alone, Group, divided
 from mlx_gpt.train.source import Source, TextSource
 from mlx_gpt.train.statistics import Statistics
 from mlx_gpt.train.trainer import Trainer
@@ -102,7 +103,7 @@ def make_trainer(start: Start, folder: Path, note: Note, group: Group | None = N
     return Trainer(
         header=start.header,
         model=model,
-        optimizer=Optimizer(config.optimizer, roles_of(config.model, tokenizer.vocab_size)),
+        optimizer=Optimizer(config.optimizer, roles_of(config.model, tokenizer.vocab_size), _divide(config, group)),
         optimizer_state=start.optimizer,
         objective=make_objective(config),
         source=_source(start, model, train, folder, note),
@@ -113,6 +114,12 @@ def make_trainer(start: Start, folder: Path, note: Note, group: Group | None = N
         group=group,
         folder=folder,
     )
+
+
+def _divide(config: Config, group: Group) -> Divide | None:
+    """How the processes divide the orthogonalization of Muon. In local steps, each has other gradients."""
+    is_divided = config.speed.divide_muon and not config.train.sync_every
+    return functools.partial(divided, group) if is_divided else None
 
 
 def _source(start: Start, model: GPT, windows: Windows, folder: Path, note: Note) -> Source:

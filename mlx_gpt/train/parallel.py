@@ -5,13 +5,15 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from mlx.utils import tree_map
 
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import GroupFailed, UserError
+
+Arrays = dict[str, mx.array]
 
 
 class Group(Protocol):
@@ -93,6 +95,22 @@ def of_rank(group: Group, rank: int, tree: Any) -> Any:
     found = group.sum(tree if is_source else tree_map(mx.zeros_like, tree))
     mx.eval(found)
     return tree if is_source else found  # a sum turns -0 into 0
+
+
+def divided(group: Group, function: Callable[[Arrays], Arrays], arrays: Arrays) -> Arrays:
+    """Returns function(arrays) on all ranks. Each rank computes the results of its share of the arrays.
+
+    Args:
+        group: The group.
+        function: A function that treats each array of a dictionary by itself, and keeps its shape and dtype.
+        arrays: Arrays by name, the same on all ranks.
+    """
+    if group.size == 1:
+        return function(arrays)
+    largest_first = sorted(arrays, key=lambda name: (-arrays[name].size, name))
+    own = function({name: arrays[name] for name in largest_first[group.rank :: group.size]})
+    # The results of the other ranks are 0 here, so the sum is exact.
+    return group.sum({name: own[name] if name in own else mx.zeros_like(a) for name, a in arrays.items()})
 
 
 def bytes_of_first(group: Group, content: bytes) -> bytes:
