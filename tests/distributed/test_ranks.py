@@ -1,11 +1,16 @@
 """Processes that train together, over the ring of MLX on the loopback address."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import process
+from commands import mlxgpt, process
+from constants import ROOT
 from crew import ends, processes
 
 from mlx_gpt.checkpoint import store
@@ -54,23 +59,95 @@ def test_two_processes_of_one_lane_train_as_one_process_of_two_lanes(folder):
     np.testing.assert_allclose(*evaluations, rtol=1e-6)
 
 
-def test_a_run_whose_process_dies_ends_and_resumes_bit_for_bit(folder):
-    """The others end with one line that names the process. Local steps resume with the state of each process."""
-    options = ["--iters", 12, "--eval-every", 4, "--set=train.sync_every=2", "--set=speed.lanes=1"]
+def ends_with_8(started, line, seconds=30):
+    """Asserts that a process ends with exit code 8 and one line that begins with `line`, beside those of MLX."""
+    [(code, _, err)] = ends([started], seconds)
+    said = [text for text in err.splitlines() if not text.startswith("[ring]")]
+    assert code == 8 and len(said) == 1 and said[0].startswith(line), (code, err)
+
+
+def until_saved(process):
+    """Reads the output of a process until it has saved a checkpoint."""
+    assert any("saved" in line for line in process.stdout)
+
+
+def test_a_run_whose_process_dies_ends_and_continues_in_one_process(folder):
+    """The other process ends with one line that names the one that died, and so does metrics.jsonl."""
+    options = ["--iters", 12, "--eval-every", 4, "--set=speed.lanes=1"]
+    with processes(2, *train(*options, "--out=run"), folder=folder) as started:
+        until_saved(started[0])
+        started[1].kill()
+        ends_with_8(started[0], "error: rank 1 has ended before the end of the run")
+    assert lines(folder / "run")[-1]["report"] == "failed" and "rank 1" in lines(folder / "run")[-1]["error"]
+    assert store.load(folder / "run/best.safetensors").header.step in (4, 8)
+    assert mlxgpt("train", "--resume", "run", cwd=folder).returncode == 0
+    assert lines(folder / "run")[-1]["report"] == "stop" and lines(folder / "run")[-1]["step"] == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_process_that_hangs_ends_the_others(folder, stopped):
+    with processes(2, *train("--iters", 9999, "--eval-every", 4, "--out=run"), folder=folder) as started:
+        until_saved(started[0])
+        started[stopped].send_signal(signal.SIGSTOP)
+        where = "" if stopped else " on rank 1"
+        ends_with_8(started[1 - stopped], f"error{where}: rank {stopped} has not answered for 20 s")
+        started[stopped].send_signal(signal.SIGCONT)
+        assert ends([started[stopped]])[0][0] == 8
+
+
+@pytest.mark.slow
+def test_local_steps_of_processes_resume_bit_for_bit(folder):
+    """Each process continues with its own optimizer state."""
+    options = ["--iters", 12, "--eval-every", 4, "--set=speed.lanes=1"]
+    options += ["--set=train.sync_every=2", "--set=optimizer.ema_decay=0"]
     with processes(2, *train(*options, "--out=whole"), folder=folder) as started:
         assert [code for code, *_ in ends(started)] == [0, 0]
     with processes(2, *train(*options, "--out=broken"), folder=folder) as started:
-        for line in started[0].stdout:
-            if "saved" in line:
-                started[1].send_signal(signal.SIGKILL)
-                break
-        code, _, err = ends(started, seconds=30)[0]
-    assert code == 8 and started[1].returncode == -signal.SIGKILL
-    said = [line for line in err.splitlines() if not line.startswith("[ring]")]
-    assert len(said) == 1 and said[0].startswith("error: rank 1 has ended before the end of the run"), err
-    assert lines(folder / "broken")[-1]["report"] == "failed"
-    assert "rank 1" in lines(folder / "broken")[-1]["error"]
+        until_saved(started[0])
+        started[1].kill()
+        ends_with_8(started[0], "error: rank 1 has ended")
     with processes(2, "train", "--resume", "broken", folder=folder) as started:
         assert [code for code, *_ in ends(started)] == [0, 0]
     assert_equal(*(store.load(folder / name / "checkpoint.safetensors") for name in ("whole", "broken")))
-    assert lines(folder / "broken")[-1]["report"] == "stop"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_any_process_stops_and_saves_the_run(folder, rank):
+    """A run that one process began continues in three, of which only the first needs the folder."""
+    assert mlxgpt(*train("--iters", 2, "--out=run"), cwd=folder).returncode == 0
+    resume = ["train", "--resume", "run", "--iters", 9999, "--set=train.log_every=1"]
+    with processes(3, *resume, folder=folder) as started:
+        assert any("Iter    5" in line for line in started[0].stdout)
+        started[rank].send_signal(signal.SIGTERM)
+        assert [code for code, *_ in ends(started)] == [143] * 3
+    assert lines(folder / "run")[-1]["reason"] == "signal"
+    assert store.load(folder / "run/checkpoint.safetensors").header.step >= 5
+
+
+@pytest.mark.slow
+def test_processes_with_another_text_or_too_few_rows_end_with_the_reason(folder):
+    (folder / "text.txt").unlink()
+    with processes(2, *train("--out=run"), folder=folder) as started:
+        codes, errors = zip(*((code, err) for code, _, err in ends(started)), strict=True)
+    assert codes == (2, 8) and "text.txt" in errors[0] and "error on rank 1: " in errors[1]
+    (folder / "text.txt").write_text(TEXT)
+    with processes(5, *train("--out=run"), folder=folder) as started:
+        found = ends(started)
+    assert [code for code, *_ in found] == [2] * 5
+    assert "an update has 4 sequences, but 5 processes divide them" in found[0][2]
+
+
+@pytest.mark.slow
+def test_mlx_launch_starts_a_run(folder):
+    """The steps are compiled here. mlx.launch returns 0 whatever happens, so the folder tells how the run has ended."""
+    launch = Path(sys.executable).with_name("mlx.launch")
+    if not launch.exists():
+        pytest.skip("needs mlx.launch beside the interpreter")
+    command = [launch, "--backend", "ring", "-n", "2", "--", sys.executable, "-m", "mlx_gpt"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for options, reason in ((train("--iters", 3, "--out=good"), "iters"), (train("--lr", 9, "--out=bad"), "diverged")):
+        text = list(map(str, command + options))
+        done = subprocess.run(text, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
+        assert lines(folder / options[-1].removeprefix("--out="))[-1]["reason"] == reason, done

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from crew import together
-from training import V, tokens
+from training import V, timeless, tokens, trainer
 
 from mlx_gpt.data.windows import Windows
 from mlx_gpt.device.mlx import mx
@@ -12,6 +12,8 @@ from mlx_gpt.model.gpt import GPT
 from mlx_gpt.optim.optimizers import orthogonal
 from mlx_gpt.train.evaluate import Evaluator
 from mlx_gpt.train.parallel import Alone, agree, bytes_of_first, divided, of_rank, require_equal, share
+
+SLOW = pytest.mark.slow
 
 
 def test_a_flag_of_any_rank_counts_on_all():
@@ -70,3 +72,22 @@ def test_a_divided_evaluation_is_the_whole_one_bit_for_bit(tiny_config, size):
 
     [(whole, _)] = together(1, run)
     assert together(size, run) == [(whole, None)] * size
+
+
+def losses(config, folder, ranks):
+    folder.mkdir(exist_ok=True)
+    reports = together(ranks, lambda group: timeless(trainer(folder, config, group=group).run()))
+    assert reports == reports[:1] * ranks
+    return [loss for kind, _, loss, *_ in reports[0] if kind == "StepReport"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    "iters, bounds", [(10, {"adamw": 5e-5, "muon": 5e-5}), pytest.param(200, {"adamw": 1e-3, "muon": 1e-5}, marks=SLOW)]
+)
+def test_ranks_train_as_one_process(tiny_config, tmp_path, optimizer, iters, bounds):
+    """The losses stay as close as those of one process with other numbers of lanes do."""
+    changes = {"optimizer.name": optimizer, "train.iters": iters, "train.eval_every": 1000, "train.sample_every": 0}
+    config = tiny_config.replace(changes | {"train.batch_size": 2, "train.grad_accum_steps": 2, "model.block_size": 16})
+    one, three = (losses(config, tmp_path / str(ranks), ranks) for ranks in (1, 3))
+    np.testing.assert_allclose(three, one, atol=bounds[optimizer], rtol=0)
