@@ -93,10 +93,11 @@ def together(size: int, run: Callable) -> list:
 
 
 @contextlib.contextmanager
-def processes(size: int, *arguments, folder: Path) -> Iterator[list[subprocess.Popen]]:
+def processes(size: int, *arguments, folder: Path, module: str = "mlx_gpt") -> Iterator[list[subprocess.Popen]]:
     """A context with `mlxgpt ARGUMENTS` as `size` processes that form a group over the loopback address.
 
-    They are started as mlx.launch starts them, in the working folder `folder`. Processes that are still alive at the
+    They are started as mlx.launch starts them, in the working folder `folder`. A `module` there may take the place of
+    mlx_gpt. Processes that are still alive at the
     end are killed.
     """
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(size)]
@@ -107,7 +108,9 @@ def processes(size: int, *arguments, folder: Path) -> Iterator[list[subprocess.P
     # Without compilation, a process starts faster.
     common = {"MLX_HOSTFILE": str(hosts), "MLX_DISABLE_COMPILE": "1", "OMP_NUM_THREADS": "1"}
     started = [
-        commands.process(*arguments, cwd=folder, env=common | {"MLX_RANK": str(rank)}, stdin=subprocess.DEVNULL)
+        commands.process(
+            *arguments, cwd=folder, env=common | {"MLX_RANK": str(rank)}, stdin=subprocess.DEVNULL, module=module
+        )
         for rank in range(size)
     ]
     try:

@@ -44,8 +44,13 @@ class Rounds(Protocol):
         """
         ...
 
-    def end(self, step: int) -> int:
-        """Returns the number of finished steps at the end of the round in which `step` steps are finished."""
+    def end(self, step: int, iters: int) -> int:
+        """Returns the number of finished steps at the end of a round.
+
+        Args:
+            step: The number of finished steps before or in the round, below `iters`.
+            iters: The number of steps of the run, at which its last round ends.
+        """
         ...
 
     def exchange(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -66,7 +71,7 @@ class EachStep:
     def restore(self, optimizer, weights, tensors, num_updates):
         return of_rank(self.inner, 0, optimizer.restore(weights, tensors, num_updates))
 
-    def end(self, step):
+    def end(self, step, iters):
         return step + 1
 
     def exchange(self, weights):
@@ -93,9 +98,9 @@ class LocalSteps:
                 own = found
         return own
 
-    def end(self, step):
+    def end(self, step, iters):
         every = self._config.train.sync_every
-        return min(step - step % every + every, self._config.train.iters)
+        return min(step - step % every + every, iters)
 
     def exchange(self, weights):
         rows, optimizer = self._config.train.sequences_per_step, self._config.optimizer

@@ -189,7 +189,7 @@ class Trainer:
 
     def _round(self) -> Iterator[StepReport]:
         """Makes the steps of a round."""
-        end = self._rounds.end(self.header.step)
+        end = self._rounds.end(self.header.step, self.config.train.iters)
         while self.header.step < end:
             self._submit()
             if self.pipeline.full:

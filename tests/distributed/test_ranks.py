@@ -139,6 +139,25 @@ def test_processes_with_another_text_or_too_few_rows_end_with_the_reason(folder)
     assert "an update has 4 sequences, but 5 processes divide them" in found[0][2]
 
 
+SMALL_PIECES = """
+import functools
+from mlx_gpt.cli.main import main
+from mlx_gpt.distributed import ranks
+ranks.buckets = functools.partial(ranks.buckets, size=10_000)
+main()
+"""
+
+
+@pytest.mark.slow
+def test_the_size_of_the_pieces_that_are_summed_changes_nothing(folder):
+    options = train("--iters", 6, "--eval-every", 3, "--set=speed.lanes=1")
+    (folder / "pieces.py").write_text(SMALL_PIECES)
+    for name, module in (("whole", "mlx_gpt"), ("pieces", "pieces")):
+        with processes(2, *options, f"--out={name}", folder=folder, module=module) as started:
+            assert [code for code, *_ in ends(started)] == [0, 0]
+    assert_equal(*(store.load(folder / name / "checkpoint.safetensors") for name in ("whole", "pieces")))
+
+
 @pytest.mark.slow
 def test_mlx_launch_starts_a_run(folder):
     """The steps are compiled here. mlx.launch returns 0 whatever happens, so the folder tells how the run has ended."""

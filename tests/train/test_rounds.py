@@ -30,7 +30,7 @@ def weights_after(config, group, steps=5):
     for i in range(steps):
         chosen = windows.read(windows.shuffled(1, i * config.train.sequences_per_step, config.train.sequences_per_step))
         state, _ = step(state, mx.array(0.1), mx.array(i, dtype=mx.uint32), *(mx.array(a[rows]) for a in chosen))
-        if rounds.end(i) == i + 1:
+        if rounds.end(i, steps) == i + 1:
             state["weights"] = rounds.exchange(state["weights"])
     return {name: np.array(w) for name, w in state["weights"].items()}
 
@@ -45,6 +45,18 @@ def test_local_steps_of_one_update_with_rate_1_are_synchronous_gradient_descent(
             np.testing.assert_allclose(found[name], w, atol=1e-6, rtol=0, err_msg=name)
     other = weights_after(tiny_config.replace(local | {"optimizer.outer_learning_rate": 0.5}), Alone())
     assert np.abs(other["wte.weight"] - whole["wte.weight"]).max() > 1e-4  # the test can tell another rate
+
+
+def test_ranks_send_their_weights_once_in_a_round(tiny_config):
+    """Five steps in rounds of two and the last one: three exchanges, of as many bytes as the weights have."""
+
+    def sent(group):
+        config = tiny_config.replace({"train.sync_every": 2, "train.eval_every": 2})
+        weights = weights_after(config, group)
+        return group.sent / sum(w.nbytes for w in weights.values())
+
+    # Before the first round, rank 0 hands out the outer momentum and the optimizer states, which are a few bytes here.
+    assert together(2, sent) == pytest.approx([1 + 3] * 2, rel=1e-3)
 
 
 def test_the_outer_update_is_that_of_nesterov_momentum():
