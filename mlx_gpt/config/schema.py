@@ -264,13 +264,6 @@ class Config:
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     rl: RLConfig = field(default_factory=RLConfig)
 
-    def __post_init__(self):
-        if self.train.sync_every and self.optimizer.ema_decay:
-            raise UserError(
-                f"optimizer.ema_decay={self.optimizer.ema_decay:g} keeps an average of the weights of each update, "
-                f"which the processes do not share with train.sync_every={self.train.sync_every}; set one of them to 0"
-            )
-
     @classmethod
     def from_dict(cls, tables: dict[str, dict[str, Any]]) -> Self:
         """Builds a config from nested dictionaries, as {"train": {"iters": 500}}. Missing settings have their defaults.

@@ -8,20 +8,23 @@ reaches after H steps of its own, the end of the round is
 
     d = w - mean of w_r,    b <- momentum b + d,    w <- w - rate (d + momentum b)
 
-which is an update by the outer optimizer, SGD with Nesterov momentum, for the gradient d.
+which is an update by the outer optimizer, SGD with Nesterov momentum, for the gradient d. The moving averages of the
+weights, if they are kept, are replaced by their mean.
 """
 
 from typing import Any, Protocol
 
 import numpy as np
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from mlx_gpt.config.schema import Config
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.train.parallel import Group, Local, of_rank, share
 
 OUTER = "outer"  # the part of a checkpoint's optimizer tensors that holds the outer momentum b
+AVERAGE = "ema"  # the part with the moving average of the weights
 Tensors = dict[str, np.ndarray]
+State = dict[str, Any]
 
 
 class Rounds(Protocol):
@@ -53,8 +56,8 @@ class Rounds(Protocol):
         """
         ...
 
-    def exchange(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        """Returns the weights at the end of a round, equal on all ranks. Every rank must call it."""
+    def exchange(self, state: State) -> State:
+        """Returns the training state at the end of a round. Its weights and their average are equal on all ranks."""
         ...
 
     def tensors(self, state: dict[str, Any]) -> Tensors:
@@ -74,8 +77,8 @@ class EachStep:
     def end(self, step, iters):
         return step + 1
 
-    def exchange(self, weights):
-        return weights
+    def exchange(self, state):
+        return state
 
     def tensors(self, state):
         return {}
@@ -102,22 +105,23 @@ class LocalSteps:
         every = self._config.train.sync_every
         return min(step - step % every + every, iters)
 
-    def exchange(self, weights):
-        rows, optimizer = self._config.train.sequences_per_step, self._config.optimizer
-        own = share(self._group, rows)
-        weight, rate, momentum = (own.stop - own.start) / rows, optimizer.outer_learning_rate, optimizer.outer_momentum
-        means, new = self._group.sum({name: w * weight for name, w in weights.items()}), {}
-        for name, mean in means.items():
+    def exchange(self, state):
+        rows, settings = self._config.train.sequences_per_step, self._config.optimizer
+        own, optimizer = share(self._group, rows), state["optimizer"]
+        shared = {"weights": state["weights"]} | {part: optimizer[part] for part in {AVERAGE} & optimizer.keys()}
+        means = self._group.sum(tree_map(lambda a: a * ((own.stop - own.start) / rows), shared))
+        rate, momentum, weights = settings.outer_learning_rate, settings.outer_momentum, {}
+        for name, mean in means.pop("weights").items():
             difference = self._start[name] - mean
             self._momentum[name] = momentum * self._momentum[name] + difference
-            new[name] = self._start[name] - rate * (difference + momentum * self._momentum[name])
-        mx.eval(new, self._momentum)
-        self._start = new
-        return new
+            weights[name] = self._start[name] - rate * (difference + momentum * self._momentum[name])
+        mx.eval(weights, means, self._momentum)
+        self._start = weights
+        return {"weights": weights, "optimizer": optimizer | means}
 
     def tensors(self, state):
         found = {f"{OUTER}.{name}": np.array(a) for name, a in self._momentum.items()}
-        parts = {part: arrays for part, arrays in state.items() if isinstance(arrays, dict)}
+        parts = {part: a for part, a in state.items() if isinstance(a, dict) and part != AVERAGE}
         for rank in range(1, self._group.size):
             for name, array in tree_flatten(of_rank(self._group, rank, parts)):
                 part, _, weight = name.partition(".")

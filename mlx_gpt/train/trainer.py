@@ -194,7 +194,7 @@ class Trainer:
             self._submit()
             if self.pipeline.full:
                 yield self._read()
-        self.state["weights"] = self._rounds.exchange(self.state["weights"])
+        self.state = self._rounds.exchange(self.state)
         if self._group.size > 1 and self.header.step - self._last_comparison >= COMPARE_STEPS:
             self._last_comparison = self.header.step
             require_equal(self._group, self.state["weights"], self.header.step)

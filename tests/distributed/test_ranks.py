@@ -100,7 +100,7 @@ def test_a_process_that_hangs_ends_the_others(folder, stopped):
 def test_local_steps_of_processes_resume_bit_for_bit(folder):
     """Each process continues with its own optimizer state."""
     options = ["--iters", 12, "--eval-every", 4, "--set=speed.lanes=1"]
-    options += ["--set=train.sync_every=2", "--set=optimizer.ema_decay=0"]
+    options += ["--set=train.sync_every=2"]
     with processes(2, *train(*options, "--out=whole"), folder=folder) as started:
         assert [code for code, *_ in ends(started)] == [0, 0]
     with processes(2, *train(*options, "--out=broken"), folder=folder) as started:
