@@ -29,7 +29,7 @@ def validation(model, config, group=None):
     return Validation(Evaluator(model, windows, np.ones(V, np.int32), config.train.dtype, group), windows, config.train)
 
 
-def trainer(folder, config, checkpoint=None, lag=0, group=None):
+def trainer(folder, config, checkpoint=None, lag=0, group=None, source=None):
     """Returns a trainer of a new run, or of a run that continues from a checkpoint.
 
     Args:
@@ -38,6 +38,7 @@ def trainer(folder, config, checkpoint=None, lag=0, group=None):
         checkpoint: The checkpoint to continue from. The settings of the run are those in its header.
         lag: The number of submitted steps whose results are not read yet: 0 as on a CPU, 1 as on a GPU.
         group: The processes that train together; None for one.
+        source: The source of batches; None for a text.
     """
     group = group or Alone()
     checkpoint = checkpoint and checkpoint.as_trained()
@@ -51,7 +52,7 @@ def trainer(folder, config, checkpoint=None, lag=0, group=None):
         optimizer=Optimizer(config.optimizer, roles_of(config.model, V)),
         optimizer_state=checkpoint.optimizer if checkpoint else None,
         objective=CrossEntropy(config),
-        source=TextSource(Windows(tokens(800, 0), block_size), config.train),
+        source=source or TextSource(Windows(tokens(800, 0), block_size), config.train),
         validation=validation(model, config, group),
         statistics=Statistics(config.model),
         group=group,

@@ -17,11 +17,16 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.distributed.heartbeat import Heartbeat
 from mlx_gpt.errors import GroupFailed, UserError
-from mlx_gpt.train.parallel import Alone, Group
+from mlx_gpt.train.parallel import Alone, Group, explained
 
 BUCKET_BYTES = 32 << 20  # arrays of one dtype are joined to pieces of about this size, and each piece is summed at once
 LOST = ("[ring]", "[jaccl]", "[nccl]", "connection to a peer")  # what messages of MLX about lost connections contain
 REASON_SECONDS = 3.0  # a lost connection of MLX is noticed at once; the heartbeat may need this long to name the rank
+
+NEXT_STEP = (
+    "the run has ended, and its checkpoints are complete; see the messages of the other processes, and continue with "
+    "--resume, with any number of processes"
+)
 
 
 class Ranks:
@@ -91,12 +96,6 @@ class Ranks:
                 pass  # the other side has closed it
 
 
-NEXT_STEP = (
-    "the run has ended, and its checkpoints are complete; see the messages of the other processes, and continue with "
-    "--resume, with any number of processes"
-)
-
-
 def join() -> Group:
     """Joins the group of processes that `mlx.launch` has started with this one; Alone if it has started none.
 
@@ -113,7 +112,8 @@ def join() -> Group:
     if group.size() == 1:
         return Alone()
     ranks = Ranks(group, [socket.socket(fileno=os.dup(number)) for number in sorted(_sockets() - before)])
-    ranks.start_heartbeat()
+    with explained(ranks):
+        ranks.start_heartbeat()
     return ranks
 
 

@@ -88,7 +88,6 @@ class Trainer:
             "optimizer": self._rounds.restore(optimizer, weights, optimizer_state or {}, header.num_updates),
         }
         self._step = make_step(model, optimizer, objective, source.gather, self._rounds.inner, self.config)
-        self._rows = share(group, self.config.train.sequences_per_step)  # of each batch, those of this process
         self.pipeline, self.pace = Pipeline(), Pace(validation.num_windows)
         self._skipped = self._bad_steps = 0
         self._signal = False
@@ -201,7 +200,7 @@ class Trainer:
 
     def _own(self, arrays) -> list[mx.array]:
         """Returns this process's rows of a batch."""
-        return [mx.array(a[self._rows]) for a in arrays]
+        return [mx.array(a[share(self._group, len(a))]) for a in arrays]
 
     def _submit(self) -> None:
         step, header = self.header.step, self.header
