@@ -59,6 +59,12 @@ class DeviceTimeout(UserError):
     exit_code = 7
 
 
+class GroupFailed(UserError):
+    """Another process of a group that trains together has ended, does not answer or cannot be reached."""
+
+    exit_code = 8
+
+
 class InternalError(RuntimeError):
     """A failure of mlxgpt itself. The message says what failed; the command line adds what to report."""
 

@@ -59,9 +59,10 @@ def process(*arguments, cwd: Path, **options) -> subprocess.Popen:
     Args:
         arguments: The arguments, converted to strings.
         cwd: The working folder.
-        options: Further arguments of Popen. The variables of `env` are added to those of this process.
+        options: Further arguments of Popen. The variables of `env` are added to those of this process. `module` is
+            started instead of mlx_gpt.
     """
-    command = [sys.executable, "-m", "mlx_gpt", *map(str, arguments)]
+    command = [sys.executable, "-m", options.pop("module", "mlx_gpt"), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=cwd, env=environment, **{"preexec_fn": default_signals} | pipes | options)

@@ -29,7 +29,7 @@ from mlx_gpt.model.mixers import MIXERS
 from mlx_gpt.model.specs import Constant, Weight
 from mlx_gpt.optim.optimizers import RULES, Optimizer
 from mlx_gpt.train.objective import CrossEntropy
-from mlx_gpt.train.parallel import Alone
+from mlx_gpt.train.parallel import Alone, agree
 from mlx_gpt.train.saving import LATEST
 from mlx_gpt.train.step import initial_state, make_step
 
@@ -141,7 +141,12 @@ def test_a_group_whose_other_member_holds_the_same_rows_trains_as_one_alone(tiny
 
 def test_the_shipped_objective_and_group_keep_to_the_protocols(tiny_config):
     assert CrossEntropy(tiny_config).count(type("B", (), {"mask": mx.ones((2, 3))})).item() == 6
-    assert (Alone().rank, Alone().size, Alone().agree(True), Alone().agree(False)) == (0, 1, True, False)
+    assert (Alone().rank, Alone().size, Alone().gather(7, 0), agree(Alone(), True, False)) == (
+        0,
+        1,
+        [[7, 0]],
+        [True, False],
+    )
 
 
 # -- writing and serving --------------------------------------------------------------------------------------------

@@ -191,6 +191,16 @@ class Repeated:
         self.position = dict(position)
 
 
+class Descent:
+    """Plain gradient descent. It has no state but the number of updates."""
+
+    def restore(self, weights, tensors, num_updates):
+        return {"num_updates": mx.array(num_updates, dtype=mx.int32)}
+
+    def update(self, weights, grads, state, lr):
+        return {name: w - lr * grads[name] for name, w in weights.items()}, {"num_updates": state["num_updates"] + 1}
+
+
 class Twins:
     """Rank 0 of a group of two processes that have the same rows: a sum over the ranks doubles its own value."""
 
@@ -199,8 +209,14 @@ class Twins:
     def sum(self, tree):
         return tree_map(lambda a: a + a, tree)
 
-    def agree(self, flag):
-        return flag
+    def gather(self, *numbers):
+        return [list(numbers)] * 2
+
+    def failure(self, error):
+        return None
+
+    def leave(self, is_done):
+        pass
 
 
 # Setting of [model] -> (table of the seam, name of the new row, the toy).

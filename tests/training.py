@@ -24,12 +24,12 @@ def tokens(size, seed):
     return Tokens.of(np.random.default_rng(seed).integers(2, V, size).astype(np.uint8), [size])
 
 
-def validation(model, config):
+def validation(model, config, group=None):
     windows = Windows(tokens(200, 1), config.model.block_size)
-    return Validation(Evaluator(model, windows, np.ones(V, np.int32), config.train.dtype), windows, config.train)
+    return Validation(Evaluator(model, windows, np.ones(V, np.int32), config.train.dtype, group), windows, config.train)
 
 
-def trainer(folder, config, checkpoint=None, lag=0):
+def trainer(folder, config, checkpoint=None, lag=0, group=None, source=None):
     """Returns a trainer of a new run, or of a run that continues from a checkpoint.
 
     Args:
@@ -37,7 +37,10 @@ def trainer(folder, config, checkpoint=None, lag=0):
         config: The settings of the model, the optimizer and the data, and of a new run.
         checkpoint: The checkpoint to continue from. The settings of the run are those in its header.
         lag: The number of submitted steps whose results are not read yet: 0 as on a CPU, 1 as on a GPU.
+        group: The processes that train together; None for one.
+        source: The source of batches; None for a text.
     """
+    group = group or Alone()
     checkpoint = checkpoint and checkpoint.as_trained()
     header = checkpoint.header if checkpoint else Header(config=config, vocab_size=V, step=0, num_updates=0)
     model, block_size = GPT(config.model, V, config.train.seed), config.model.block_size
@@ -49,10 +52,10 @@ def trainer(folder, config, checkpoint=None, lag=0):
         optimizer=Optimizer(config.optimizer, roles_of(config.model, V)),
         optimizer_state=checkpoint.optimizer if checkpoint else None,
         objective=CrossEntropy(config),
-        source=TextSource(Windows(tokens(800, 0), block_size), config.train),
-        validation=validation(model, config),
+        source=source or TextSource(Windows(tokens(800, 0), block_size), config.train),
+        validation=validation(model, config, group),
         statistics=Statistics(config.model),
-        group=Alone(),
+        group=group,
         folder=folder,
     )
     made.pipeline.lag = lag

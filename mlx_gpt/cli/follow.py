@@ -11,7 +11,7 @@ from mlx_gpt import api, device, model, run, watch
 from mlx_gpt.cli.options import echo_json, note
 from mlx_gpt.cli.outputs import Channels, Outputs
 from mlx_gpt.config.schema import UNTIL_TIME_IS_UP
-from mlx_gpt.errors import Diverged, OutOfRoom
+from mlx_gpt.errors import Diverged, OutOfRoom, UserError
 from mlx_gpt.train.reports import Alert, SampleDue, SampleReport, SaveReport, StopReport, kind, to_dict
 
 EXIT_OF_SIGNAL = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
@@ -38,15 +38,17 @@ def follow(session, as_json: bool, channels: Channels) -> int:
     """
     with contextlib.ExitStack() as stack:
         stack.callback(session.close)
-        view = PipedView(stack.enter_context(contextlib.closing(JsonView() if as_json else TextView(session))), session)
+        view = PipedView(stack.enter_context(contextlib.closing(_view(session, as_json))), session)
         session.note = view.note
         received = _stop_on_signals(session, view)
         stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, EXIT_OF_SIGNAL)
-        outputs = stack.enter_context(contextlib.closing(Outputs(session, view, channels)))
+        is_first = session.group.rank == 0  # of the processes of the run; the others show nothing
+        outputs = Outputs(session, view, channels if is_first else Channels())
+        stack.enter_context(contextlib.closing(outputs))
         saves: list[SaveReport] = []  # the reports of saves since the last report of another kind
         for report in session:
             outputs.show(report)
-            if isinstance(report, SampleDue) and not as_json:
+            if isinstance(report, SampleDue) and is_first and not as_json:
                 text = "".join(api.generate(session.run, max_tokens=SAMPLE_TOKENS))
                 outputs.record(SampleReport(step=report.step, text=text))
             if isinstance(report, SaveReport):
@@ -55,7 +57,18 @@ def follow(session, as_json: bool, channels: Channels) -> int:
                 saves.clear()
     if view.is_closed:
         raise BrokenPipeError
-    return _exit_code(report, received, session.folder, saves)
+    try:
+        return _exit_code(report, received, session.folder, saves)
+    except UserError as error:
+        if session.group.rank:  # rank 0 prints it
+            return error.exit_code
+        raise
+
+
+def _view(session, as_json: bool):
+    if session.group.rank:
+        return SilentView()
+    return JsonView() if as_json else TextView(session)
 
 
 def _exit_code(report: StopReport, received: list[int], folder: Path, saves: list[SaveReport]) -> int:
@@ -86,7 +99,9 @@ def _exit_code(report: StopReport, received: list[int], folder: Path, saves: lis
             else f"the last checkpoint was saved to {path}, continue with --resume {path}; not in the folder of the "
             f"run: {reasons}"
         )
-    return EXIT_OF_SIGNAL[received[0]] if report.reason == "signal" else 0
+    if report.reason == "signal":
+        return EXIT_OF_SIGNAL[received[0] if received else signal.SIGTERM]  # without one, another rank received it
+    return 0
 
 
 def _stop_on_signals(session, view) -> list[int]:
@@ -156,6 +171,19 @@ class PipedView:
             except BrokenPipeError:
                 self.is_closed = True
                 self._session.stop()
+
+
+class SilentView:
+    """Shows nothing: the view of all processes of a run but the first."""
+
+    def show(self, report) -> None:
+        """Does nothing."""
+
+    def note(self, text: str) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 class JsonView:

@@ -87,8 +87,8 @@ def cli():
     train --preset.
 
     Exit codes: 1 internal error, 2 wrong usage, 3 bad file, 4 checkpoint does not match the request or run folder is in
-    use, 5 training diverged, 6 out of disk space or memory, 7 work on the GPU took too long, 130, 143 or 129
-    interrupted by SIGINT, SIGTERM or SIGHUP, 141 output closed by its reader.
+    use, 5 training diverged, 6 out of disk space or memory, 7 work on the GPU took too long, 8 another process of the
+    run was lost, 130, 143 or 129 interrupted by SIGINT, SIGTERM or SIGHUP, 141 output closed by its reader.
     """
 
 
@@ -127,5 +127,6 @@ def main() -> None:
 
 
 def _fail(error: UserError) -> None:
-    click.echo(f"error: {error}", err=True)
+    rank = os.environ.get("MLX_RANK", "0")  # of the processes that mlx.launch has started
+    click.echo(f"error{'' if rank == '0' else f' on rank {rank}'}: {error}", err=True)
     sys.exit(error.exit_code)

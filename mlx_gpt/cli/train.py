@@ -118,10 +118,11 @@ def carry_out(request: run.Request, plan: bool, as_json: bool, channels: Channel
     session = None if plan else run.Session(request, note)
     start = session.start if session else run.begin(request, note)
     if start.is_complete:
+        tell = session.note if session else note
         if session:
             session.close()
         folder, header = start.folder or request.resume, start.header
-        note(
+        tell(
             f"{folder}: already at iteration {header.step} of {header.config.train.iters}, nothing to do; raise "
             "--iters to train further"
         )

@@ -36,6 +36,13 @@ class TrainConfig(Table):
     )
     shuffle: bool = setting(True, "read each document once per epoch; false draws windows with replacement")
     seed: int = setting(1337, "random seed of initial weights, batches and dropout", low=0, high=(1 << 63) - 1)
+    sync_every: int = setting(
+        0,
+        "updates that each process makes by itself before the weights are averaged (DiLoCo); 0 sums the gradients of "
+        "each update",
+        low=0,
+        high=1 << 20,
+    )
     objective: str = setting("cross-entropy", "training loss")
     balance_weight: float = setting(
         0.01, "weight of the loss that balances the loads of experts, if model.ffn is moe", low=0.0, high=1e3
@@ -58,6 +65,17 @@ class TrainConfig(Table):
     patience: int = setting(
         10, "evaluations in a row without a new best loss before stopping; 0 is never", low=0, high=1 << 31
     )
+
+    def __post_init__(self):
+        Table.__post_init__(self)
+        for name in ("eval_every", "sample_every"):
+            value = getattr(self, name)
+            if self.sync_every and value > 0 and value % self.sync_every:
+                raise UserError(
+                    f"train.{name}={value} is not a multiple of train.sync_every={self.sync_every}, and the processes "
+                    f"have different weights in between; give a multiple, such as "
+                    f"{-(-value // self.sync_every) * self.sync_every}"
+                )
 
     @property
     def sequences_per_step(self) -> int:
@@ -88,6 +106,13 @@ class OptimizerConfig(Table):
     min_learning_rate: float = setting(0.0, "final learning rate", low=0.0, high=10.0)
     warmup_steps: int = setting(20, "updates of linear warm-up, from a tenth of the peak rate", low=0, high=1 << 31)
     decay_start: float = setting(0.6, "fraction of the run after which cosine and wsd decay", low=0.0, high=1.0)
+    outer_learning_rate: float = setting(
+        0.7,
+        "learning rate of the update with the average of the processes, if train.sync_every is given",
+        low=0.0,
+        high=10.0,
+    )
+    outer_momentum: float = setting(0.9, "Nesterov momentum of that update", low=0.0, high=0.999999)
     max_lr_cuts: int = setting(
         0, "times that the peak rate is reduced, instead of stopping, when patience runs out", low=0, high=100
     )
@@ -139,6 +164,11 @@ class SpeedConfig(Table):
     query_blocks: int = setting(4, "number of query blocks if attention is blocks", low=1, high=64)
     lanes: int = setting(
         0, "parts of a batch that are computed concurrently on a CPU; 0 is one per core", low=0, high=256
+    )
+    divide_muon: bool = setting(
+        True,
+        "divide muon's orthogonalization over the processes of a run; they then exchange the matrices' updates, which "
+        "are as large as their gradients",
     )
     remat: bool = setting(False, "recompute each block in the backward pass: less memory, more time")
     ops_per_buffer: int = setting(

@@ -5,13 +5,14 @@ dictionary: "num_updates" is the number of updates, () int32. The other entries,
 arrays by weight name, each of the weight's shape: "m" (the first moment or momentum), "v" (the second moment) and "ema"
 (the moving average of the weights). A part exists only if a rule or the settings need it.
 
-Every rule is a dataclass with a method `update(weights, grads, state, lr) -> (new weights, new parts)`, where
-state["num_updates"] includes the current update, and `lr` is the rule's learning rate, () float32. `parts` names the
-parts of the state that the rule needs. `lr_scale` is the rule's learning rate as a multiple of the scheduled one.
+Every rule is a dataclass with a method `update(weights, grads, state, lr, divide) -> (new weights, new parts)`, where
+state["num_updates"] includes the current update, and `lr` is the rule's learning rate, () float32. `divide` is that of
+the Optimizer. `parts` names the parts of the state that the rule needs. `lr_scale` is the rule's learning rate as a
+multiple of the scheduled one.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from mlx_gpt.optim.schedules import learning_rate
 
 Weights = dict[str, mx.array]
 State = dict[str, Any]
+Divide = Callable[[Callable[[Weights], Weights], Weights], Weights]
 COUNT, EMA = "num_updates", "ema"
 
 
@@ -36,7 +38,7 @@ class AdamW:
     parts: ClassVar = ("m", "v")
     lr_scale: ClassVar = 1.0
 
-    def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array) -> tuple[Weights, State]:
+    def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array, divide) -> tuple[Weights, State]:
         beta1, beta2, eps, decay = self.config.beta1, self.config.beta2, self.config.eps, self.decay
         m_bias, v_bias = _bias_correction((beta1, beta2), state[COUNT])
         new_weights, new_m, new_v = {}, {}, {}
@@ -66,10 +68,11 @@ class Muon:
     def lr_scale(self) -> float:
         return self.config.muon_lr_scale
 
-    def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array) -> tuple[Weights, State]:
+    def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array, divide) -> tuple[Weights, State]:
         momentum, decay = self.config.momentum, self.decay
         m = {name: momentum * state["m"][name] + (1 - momentum) * grads[name] for name in weights}
-        directions = orthogonal({name: momentum * m[name] + (1 - momentum) * grads[name] for name in weights})
+        nesterov = {name: momentum * m[name] + (1 - momentum) * grads[name] for name in weights}
+        directions = divide(orthogonal, nesterov)
         new_weights = {}
         for name, w in weights.items():
             rows, columns = w.shape[-2:]
@@ -86,7 +89,7 @@ class Lion:
     parts: ClassVar = ("m",)
     lr_scale: ClassVar = 1.0
 
-    def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array) -> tuple[Weights, State]:
+    def update(self, weights: Weights, grads: Weights, state: State, lr: mx.array, divide) -> tuple[Weights, State]:
         beta1, beta2, decay = self.config.beta1, self.config.beta2, self.decay
         new_weights, new_m = {}, {}
         for name, w in weights.items():
@@ -122,13 +125,15 @@ class Optimizer:
     Args:
         config: The settings of [optimizer]. `config.name` selects the rules from RULES.
         roles: The role of every weight (`Weight.role`) by the weight's name.
+        divide: divide(function, arrays) -> function(arrays), for a function of a dictionary of arrays that treats each
+            array by itself. Several processes may divide the work. By default, this one does all of it.
 
     Attributes:
         groups: The weights, grouped by their rule.
     """
 
-    def __init__(self, config: OptimizerConfig, roles: Mapping[str, str]):
-        self.config = config
+    def __init__(self, config: OptimizerConfig, roles: Mapping[str, str], divide: Divide | None = None):
+        self.config, self._divide = config, divide or (lambda function, arrays: function(arrays))
         found: dict[Any, list[str]] = {}
         for name, role in sorted(roles.items()):
             rule = RULES[config.name][role](config, 0.0 if role in NOT_DECAYED else config.weight_decay)
@@ -201,6 +206,7 @@ class Optimizer:
                 grads,
                 state | {COUNT: new[COUNT]},
                 lr * group.rule.lr_scale,
+                self._divide,
             )
             new_weights |= changed
             for part, arrays in parts.items():

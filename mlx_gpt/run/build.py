@@ -1,5 +1,6 @@
 """Builds the trainer of a run, with its model, its optimizer and its data, from the run's initial state."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +19,14 @@ from mlx_gpt.model.cost import step_bytes
 from mlx_gpt.model.gpt import GPT, roles_of
 from mlx_gpt.model.mixers.kernels import kernel_of
 from mlx_gpt.model.packing import PACKED
-from mlx_gpt.optim.optimizers import Optimizer
+from mlx_gpt.optim.optimizers import Divide, Optimizer
 from mlx_gpt.rl.prompts import training_prompts
 from mlx_gpt.rl.rewards import make_reward
 from mlx_gpt.rl.rollout import RolloutSource
 from mlx_gpt.run.request import Note
 from mlx_gpt.train.evaluate import Evaluator, Validation
 from mlx_gpt.train.objectives import ROLLOUT_OBJECTIVES, make_objective
-from mlx_gpt.train.parallel import Alone
+from mlx_gpt.train.parallel import Alone, Group, divided
 from mlx_gpt.train.source import Source, TextSource
 from mlx_gpt.train.statistics import Statistics
 from mlx_gpt.train.trainer import Trainer
@@ -71,19 +72,21 @@ def open_text(config: Config, note: Note) -> Corpus:
     return corpus
 
 
-def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
+def make_trainer(start: Start, folder: Path, note: Note, group: Group | None = None) -> Trainer:
     """Builds the trainer of a run. Puts the model on the device, and also the text if it fits into `data.device_mb`.
 
     Args:
         start: The initial state.
         folder: The run folder, in which the trainer writes checkpoints. It is not created here.
         note: Called with one line for each thing the user should know.
+        group: The processes that train together; None if this one trains alone.
 
     Raises:
-        UserError: The text is too short, or it has characters that `data.unknown=refuse` forbids.
+        UserError: The text is too short, or it has characters that `data.unknown=refuse` forbids; or there are more
+            processes than sequences in an update.
         OutOfRoom: A training step does not fit into memory.
     """
-    config, tokenizer = start.header.config, start.tokenizer
+    config, tokenizer, group = start.header.config, start.tokenizer, group or Alone()
     if config.model.linear == PACKED:
         raise UserError(
             f"model.linear={PACKED} cannot be trained, because its matrices have no float32 weights; give a checkpoint "
@@ -91,7 +94,8 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
         )
     set_variables(config.speed)  # first: MLX reads these environment variables once, when the device is first used
     prepare(config.train.dtype)
-    require_memory(config, tokenizer.vocab_size)
+    require_rows(config, group.size)
+    require_memory(config, tokenizer.vocab_size, group.size)
     train, val = _windows(start, note)
     model = GPT(config.model, tokenizer.vocab_size, config.train.seed, config.speed)
     if start.weights:
@@ -99,15 +103,23 @@ def make_trainer(start: Start, folder: Path, note: Note) -> Trainer:
     return Trainer(
         header=start.header,
         model=model,
-        optimizer=Optimizer(config.optimizer, roles_of(config.model, tokenizer.vocab_size)),
+        optimizer=Optimizer(config.optimizer, roles_of(config.model, tokenizer.vocab_size), _divide(config, group)),
         optimizer_state=start.optimizer,
         objective=make_objective(config),
         source=_source(start, model, train, folder, note),
-        validation=Validation(Evaluator(model, val, tokenizer.token_bytes(), config.train.dtype), val, config.train),
+        validation=Validation(
+            Evaluator(model, val, tokenizer.token_bytes(), config.train.dtype, group), val, config.train
+        ),
         statistics=Statistics(config.model),
-        group=Alone(),
+        group=group,
         folder=folder,
     )
+
+
+def _divide(config: Config, group: Group) -> Divide | None:
+    """How the processes divide the orthogonalization of Muon. In local steps, each has other gradients."""
+    is_divided = config.speed.divide_muon and not config.train.sync_every
+    return functools.partial(divided, group) if is_divided else None
 
 
 def _source(start: Start, model: GPT, windows: Windows, folder: Path, note: Note) -> Source:
@@ -132,14 +144,27 @@ def _source(start: Start, model: GPT, windows: Windows, folder: Path, note: Note
     )
 
 
-def require_memory(config: Config, vocab_size: int) -> None:
+def require_rows(config: Config, processes: int) -> None:
+    """Raises UserError unless each process gets a sequence of every update, from a source that can be divided."""
+    rows, objective = config.train.sequences_per_step, config.train.objective
+    if rows < processes:
+        raise UserError(
+            f"train.batch_size={config.train.batch_size}: an update has {rows} sequences, but {processes} processes "
+            f"divide them; give at least {processes} with --batch, or start fewer processes"
+        )
+    if processes > 1 and objective in ROLLOUT_OBJECTIVES:
+        raise UserError(f"train.objective={objective} trains in one process, not in {processes}; start one process")
+
+
+def require_memory(config: Config, vocab_size: int, processes: int = 1) -> None:
     """Raises OutOfRoom if a training step needs more memory than MLX may use.
 
     Without this check, the system would kill the process without a message.
     """
     speed, train = config.speed, config.train
     streams = lanes(speed.lanes)
-    parts = divide(train.sequences_per_step, train.batch_size, streams, config.model.block_size)
+    rows, rows_at_once = (-(-n // processes) for n in (train.sequences_per_step, train.batch_size))
+    parts = divide(rows, rows_at_once, streams, config.model.block_size)
     # The most sequences that are computed at the same time: one part on each lane.
     rows = min(len(streams), len(parts)) * max(end - first for first, end, _ in parts)
     kernel = kernel_of(speed.attention, config.model.head_dim, config.model.block_size, DTYPES[train.dtype])

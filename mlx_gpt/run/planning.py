@@ -48,7 +48,8 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
         trainer = make_trainer(start, Path(folder), note)
         step_seconds = statistics.median(trainer.time_steps(PROBE_STEPS))
     header, train, model = start.header, start.header.config.train, start.header.config.model
-    target = trainer.iters_in_budget(step_seconds) if train.minutes and not header.planned else train.iters
+    pace = trainer.pace
+    target = pace.iters_in_budget(step_seconds, header) if train.minutes and not header.planned else train.iters
     iters = target - header.step
     tokens_per_step, is_read = trainer.tokens_per_step, train.objective not in ROLLOUT_OBJECTIVES
     flops_per_step = flops_per_token(model, header.vocab_size) * tokens_per_step
@@ -68,6 +69,6 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
         "flops": flops_per_step * iters,
         "ms_per_iter": round(step_seconds * 1000, 1),
         "tokens_per_second": round(tokens_per_step / step_seconds, 1),
-        "eta_seconds": round(iters * step_seconds + evaluations * trainer.eval_seconds(step_seconds), 1),
+        "eta_seconds": round(iters * step_seconds + evaluations * pace.next_eval_seconds(step_seconds, header), 1),
         **packed_sizes(model, header.vocab_size),
     }

@@ -10,14 +10,17 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from mlx_gpt.distributed.ranks import join
 from mlx_gpt.errors import UserError
 from mlx_gpt.files import FolderLock, make_folder, remove_abandoned
 from mlx_gpt.run.build import make_trainer
 from mlx_gpt.run.folder import folder_of, require_new, save_config, save_tokenizer
+from mlx_gpt.run.handout import received, send
 from mlx_gpt.run.loading import Run
-from mlx_gpt.run.request import Note, Request
+from mlx_gpt.run.request import Note, Request, ignore
 from mlx_gpt.run.resume import located
 from mlx_gpt.run.start import begin
+from mlx_gpt.train.parallel import explained
 from mlx_gpt.train.reports import Alert, FailureReport, Plan, Report
 from mlx_gpt.watch.health import Health
 from mlx_gpt.watch.metrics import MetricsFile, each_line, line_of
@@ -43,6 +46,7 @@ class Session(Iterator[Report]):
         folder: The run folder.
         trainer: The trainer.
         note: Called with one line for each thing the user should know. The caller may assign another function.
+        group: The processes that train this run together. Only rank 0 uses the folder.
     """
 
     def __init__(self, request: Request, note: Note):
@@ -58,26 +62,38 @@ class Session(Iterator[Report]):
             OutOfRoom: A training step does not fit into memory.
             ResumeRefused: The checkpoint to resume does not match the request, or another process trains in the folder.
         """
-        self.note = note
+        self.group = join()
+        self.note = ignore if self.group.rank else note
         with contextlib.ExitStack() as stack:
-            folder = None
-            if request.resume is not None:
-                path, folder = located(request)
-                request = dataclasses.replace(request, resume=str(path))  # the newest run may change from now on
-            if folder:
-                self._lock_until_closed(folder, stack)
-            self.start = begin(request, note)
-            self.folder = folder_of(request, self.start)
-            self.trainer = make_trainer(self.start, self.folder, note)
-            if not folder and not self.start.is_complete:
-                make_folder(self.folder)
-                self._lock_until_closed(self.folder, stack)
-                require_new(self.folder)  # another process may have trained in it since folder_of()
+            stack.callback(self.group.leave, False)
+            stack.enter_context(explained(self.group))
+            if self.group.rank:
+                self.start, self.folder = received(self.group, self.note)
+                self.trainer = make_trainer(self.start, self.folder, self.note, self.group)
+            else:
+                self._prepare(request, stack)
             self._locks = stack.pop_all()
         self._metrics: MetricsFile | None = None
         self._health = Health(self.start.header.config.to_dict(), str(self.folder))
         self._recording = threading.Lock()
         self._reports = self._train()
+
+    def _prepare(self, request: Request, stack: contextlib.ExitStack) -> None:
+        """Builds the initial state and the trainer, on rank 0, and locks the folder."""
+        folder = None
+        if request.resume is not None:
+            path, folder = located(request)
+            request = dataclasses.replace(request, resume=str(path))  # the newest run may change from now on
+        if folder:
+            self._lock_until_closed(folder, stack)
+        self.start = begin(request, self.note)
+        self.folder = folder_of(request, self.start)
+        send(self.group, self.start, self.folder)
+        self.trainer = make_trainer(self.start, self.folder, self.note, self.group)
+        if not folder and not self.start.is_complete:
+            make_folder(self.folder)
+            self._lock_until_closed(self.folder, stack)
+            require_new(self.folder)  # another process may have trained in it since folder_of()
 
     def __next__(self) -> Report:
         return next(self._reports)
@@ -162,22 +178,26 @@ class Session(Iterator[Report]):
 
     def _train(self) -> Iterator[Report]:
         with self._locks as stack:
-            if self.start.is_complete:
-                return
-            save_config(self.folder, self.trainer.config)
-            save_tokenizer(self.folder, self.start.tokenizer)
-            self._open_metrics()
-            stack.callback(self._close_metrics)
-            try:
-                for report in self.trainer.run(self._lock.require_held):
-                    alerts = self.record(report)
-                    if isinstance(report, Plan):  # the plan has changed `train.iters`
-                        self._update_config()
-                    yield report
-                    yield from alerts
-            except Exception as error:
-                failure = FailureReport(step=self.trainer.header.step, error=type(error).__name__, message=str(error))
-                alerts = self.record(failure)
-                yield failure
+            if not self.start.is_complete:
+                yield from self._recorded(stack) if self.group.rank == 0 else self.trainer.run()
+            self.group.leave(True)
+
+    def _recorded(self, stack: contextlib.ExitStack) -> Iterator[Report]:
+        """Trains, and records the reports in the run folder. The last line of metrics.jsonl says if the run failed."""
+        save_config(self.folder, self.trainer.config)
+        save_tokenizer(self.folder, self.start.tokenizer)
+        self._open_metrics()
+        stack.callback(self._close_metrics)
+        try:
+            for report in self.trainer.run(self._lock.require_held):
+                alerts = self.record(report)
+                if isinstance(report, Plan):  # the plan has changed `train.iters`
+                    self._update_config()
+                yield report
                 yield from alerts
-                raise
+        except Exception as error:
+            failure = FailureReport(step=self.trainer.header.step, error=type(error).__name__, message=str(error))
+            alerts = self.record(failure)
+            yield failure
+            yield from alerts
+            raise

@@ -3,9 +3,10 @@
 Shapes: B windows in a batch, V vocabulary size.
 """
 
+import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from mlx_gpt.data.windows import Windows, batches
 from mlx_gpt.device.lanes import divide, lanes
 from mlx_gpt.device.mlx import memory_limit, mx
 from mlx_gpt.train.objective import calibration, cross_entropy, entropy
+from mlx_gpt.train.parallel import Alone, Group, agree
 from mlx_gpt.train.reports import EvalReport, StartReport
 
 START_WINDOWS = 64  # the most windows of Validation.at_start
@@ -55,9 +57,11 @@ class Evaluator:
         windows: The windows of the split.
         token_bytes: Number of UTF-8 bytes of each token, (V,), for bits per byte.
         dtype: Compute dtype: "float32", "bfloat16" or "float16".
+        group: The processes that divide the batches of an evaluation.
     """
 
-    def __init__(self, model, windows: Windows, token_bytes: np.ndarray, dtype: str):
+    def __init__(self, model, windows: Windows, token_bytes: np.ndarray, dtype: str, group: Group | None = None):
+        self._group = group or Alone()
         lengths = mx.array(token_bytes)
 
         def part_sums(weights, *read):
@@ -81,28 +85,38 @@ class Evaluator:
     def __call__(
         self,
         weights: dict[str, mx.array],
-        batches: Iterable[np.ndarray],
+        batches: Sequence[np.ndarray],
         stopped: Callable[[], bool] = lambda: False,
     ) -> Evaluation | None:
         """Evaluates weights on batches of windows.
 
+        Of several processes, each evaluates every size-th batch. The sums of the batches are exchanged, and every
+        process adds them in the order of the batches. The result is therefore that of one process, bit for bit.
+
         Args:
             weights: The weights by name.
             batches: One or more arrays of windows, (2, B) int32 each, as `Windows.sweep` returns them.
-            stopped: Called before each batch. If it returns True, the evaluation is abandoned.
+            stopped: Called before each batch. If it returns True on any process, the evaluation is abandoned.
 
         Returns:
             The evaluation, or None if it was abandoned.
         """
-        total, previous = np.zeros(5), None
-        for windows in batches:
-            if stopped():
-                return None
-            current = self._sums(weights, *map(mx.array, self._read(windows)))
-            mx.async_eval(current)  # this batch is computed while the host reads the result of the previous one
-            total += 0 if previous is None else np.array(previous, np.float64)
-            previous = current
-        nats, uncertainty, largest, tokens, num_bytes = (total + np.array(previous, np.float64)).tolist()
+        group, results, previous, is_stopped = self._group, {}, [], False
+        for i in range(group.rank, len(batches), group.size):
+            if is_stopped := stopped():
+                break
+            results[i] = self._sums(weights, *map(mx.array, self._read(batches[i])))
+            mx.async_eval(results[i])  # this batch is computed while the host waits for the previous one
+            mx.eval(previous)
+            previous = results[i]
+        if agree(group, is_stopped)[0]:
+            return None
+        sums = np.zeros((len(batches), 5), np.float32)
+        for i, result in results.items():
+            sums[i] = result
+        # On all processes but one, the sums of a batch are 0, so adding those of the processes is exact.
+        total = functools.reduce(np.add, np.array(group.sum(mx.array(sums)), np.float64))
+        nats, uncertainty, largest, tokens, num_bytes = total.tolist()
         loss = nats / tokens
         return Evaluation(
             loss=loss,

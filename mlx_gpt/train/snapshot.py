@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_gpt.checkpoint.store import Checkpoint, Header
+from mlx_gpt.checkpoint.store import Checkpoint, Header, Tensors
 from mlx_gpt.device.mlx import on_gpu
 from mlx_gpt.train.step import State, StepOutput
 
@@ -18,17 +18,20 @@ class Snapshot(NamedTuple):
     header: Header
     state: State
 
-    def checkpoint(self, averaged: bool = False) -> Checkpoint:
+    def checkpoint(self, averaged: bool = False, tensors: Tensors | None = None) -> Checkpoint:
         """Copies the state to the host.
 
-        If `averaged`, the checkpoint's weights are the moving average, and its optimizer tensors hold the trained ones.
+        Args:
+            averaged: Whether the checkpoint's weights are the moving average. Its optimizer tensors then hold the
+                trained ones.
+            tensors: Further optimizer tensors by name.
         """
         state = dict(self.state["optimizer"])
         num_updates = state.pop("num_updates").item()
         found = Checkpoint(
             header=dataclasses.replace(self.header, num_updates=num_updates),
             weights={name: np.array(w) for name, w in self.state["weights"].items()},
-            optimizer={name: np.array(a) for name, a in tree_flatten(state)},
+            optimizer={name: np.array(a) for name, a in tree_flatten(state)} | (tensors or {}),
         )
         return found.as_averaged() if averaged else found
 

@@ -18,7 +18,7 @@ from mlx_gpt.device.lanes import divide, lanes
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.optim.clip import CLIPS, global_norm
 from mlx_gpt.train.objective import Objective, Scalars
-from mlx_gpt.train.parallel import Group
+from mlx_gpt.train.parallel import Group, share
 
 # Factor of the loss in the backward pass, by compute dtype. The gradients are divided by it afterwards. The loss is a
 # mean over thousands of tokens, so many of its gradients are too small for float16 and would become zero. bfloat16 has
@@ -53,9 +53,9 @@ def make_loss(model, objective: Objective, config: Config):
     """Makes loss(weights, part, count, dropout_key, first_row) -> (loss, metrics), the loss of a part of a batch.
 
     The arguments are the float32 weights, some rows of this process's batch, the objective's count summed over the
-    batches of all processes, the dropout key, and the index of the part's first row in this process's batch. `loss`
-    is the objective's sum over the part, divided by `count` and multiplied by LOSS_SCALE. `metrics` are the objective's
-    other sums over the part.
+    batches of all processes, the dropout key, and the index of the part's first row in the batch of all processes.
+    `loss` is the objective's sum over the part, divided by `count` and multiplied by LOSS_SCALE. `metrics` are the
+    objective's other sums over the part.
     """
     dtype = config.train.dtype
 
@@ -74,23 +74,24 @@ def make_gradients(model, objective: Objective, group: Group, config: Config):
     means that the objective reports, and the gradient of the mean loss by weight.
     """
     loss, scale = make_loss(model, objective, config), LOSS_SCALE[config.train.dtype]
+    first_of_rank = share(group, config.train.sequences_per_step).start
 
     def gradients(weights, batch: NamedTuple, dropout_key: mx.array):
         count = group.sum(objective.count(batch))
 
         def of_part(arrays, first_row):
             part = type(batch)(*arrays)
-            return mx.value_and_grad(loss)(weights, part, count, dropout_key, first_row)
+            return mx.value_and_grad(loss)(weights, part, count, dropout_key, first_of_rank + first_row)
 
         # Every part was divided by the count of the whole batch, so the sums are the mean loss and its gradient.
-        (value, metrics), grads = group.sum(over_lanes(of_part, batch, config))
+        (value, metrics), grads = group.sum(over_lanes(of_part, batch, config, group.size))
         value, grads = tree_map(lambda x: x / scale, (value, grads))
         return value, {name: total / count for name, total in metrics.items()}, grads
 
     return gradients
 
 
-def over_lanes(run: Callable, arrays: Sequence[mx.array], config: Config):
+def over_lanes(run: Callable, arrays: Sequence[mx.array], config: Config, processes: int = 1):
     """Runs a function on the parts of a batch and adds the results.
 
     The parts are assigned to lanes, which are MLX streams (see `device/lanes.py`). Lanes run concurrently. The parts of
@@ -102,12 +103,14 @@ def over_lanes(run: Callable, arrays: Sequence[mx.array], config: Config):
         arrays: Arrays whose first axis is the row of the batch.
         config: The settings of the run. `arrays` hold the rows of all `train.grad_accum_steps` micro-batches. A lane
             computes at most `train.batch_size` / lanes rows at once, rounded up, so it accumulates their gradients.
+        processes: The number of processes that divide a micro-batch.
 
     Returns:
         The sum of the trees.
     """
     train, sums = config.train, {}
-    parts = divide(len(arrays[0]), train.batch_size, lanes(config.speed.lanes), config.model.block_size)
+    rows_at_once = -(-train.batch_size // processes)
+    parts = divide(len(arrays[0]), rows_at_once, lanes(config.speed.lanes), config.model.block_size)
     for first, end, lane in parts:
         with mx.stream(lane):
             part, before = [a[first:end] for a in arrays], sums.get(lane)

@@ -9,9 +9,7 @@ and with `train.minutes`, the length of the run depends on measured times.
 import contextlib
 import dataclasses
 import math
-import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,9 +22,11 @@ from mlx_gpt.device.mlx import mx, peak_memory
 from mlx_gpt.errors import from_device
 from mlx_gpt.train.evaluate import Validation, report_of
 from mlx_gpt.train.objective import Objective
-from mlx_gpt.train.parallel import Group
+from mlx_gpt.train.pace import Pace
+from mlx_gpt.train.parallel import Group, agree, of_rank, require_equal, share
 from mlx_gpt.train.patience import after_evaluation
 from mlx_gpt.train.reports import Plan, Report, SampleDue, SaveReport, StartReport, StepReport, StopReport
+from mlx_gpt.train.rounds import make_rounds
 from mlx_gpt.train.saving import BEST, LATEST, CheckpointWriter
 from mlx_gpt.train.snapshot import Pending, Pipeline, Snapshot
 from mlx_gpt.train.source import Source
@@ -35,7 +35,7 @@ from mlx_gpt.train.step import make_step
 
 MAX_BAD_STEPS = 5  # the run stops as diverged after this many bad steps in a row: skipped, or with an absurd loss
 ABSURD = 10  # a loss is absurd above this multiple of log(vocab_size + 1), about that of a uniform guess
-PROBE_STEPS = 5  # steps that are timed before a time budget is converted to a number of updates
+COMPARE_STEPS = 100  # steps between comparisons of the ranks' weights
 
 
 class Trainer:
@@ -58,6 +58,7 @@ class Trainer:
             checkpoint of snapshot() has the current ones.
         state: The training state on the device: {"weights": ..., "optimizer": ...}.
         pipeline: The steps whose outputs have not been read yet.
+        pace: The measured times of steps and evaluations.
     """
 
     def __init__(
@@ -80,18 +81,17 @@ class Trainer:
         if header.source is not None:
             source.seek(header.source)
         lanes(self.config.speed.lanes)  # evaluations and the optimizer are traced for the lanes of this thread
-        weights = model.weights()
+        self._rounds = make_rounds(group, self.config)
+        weights = of_rank(group, 0, model.weights())
         self.state = {
             "weights": weights,
-            "optimizer": optimizer.restore(weights, optimizer_state or {}, header.num_updates),
+            "optimizer": self._rounds.restore(optimizer, weights, optimizer_state or {}, header.num_updates),
         }
-        self._step = make_step(model, optimizer, objective, source.gather, group, self.config)
-        self.pipeline = Pipeline()
+        self._step = make_step(model, optimizer, objective, source.gather, self._rounds.inner, self.config)
+        self.pipeline, self.pace = Pipeline(), Pace(validation.num_windows)
         self._skipped = self._bad_steps = 0
         self._signal = False
-        self._last_eval_seconds = 0.0
-        self._last_sample = header.step
-        self._step_seconds: deque[float] = deque(maxlen=20)
+        self._last_sample = self._last_comparison = header.step
 
     @property
     def config(self):
@@ -123,7 +123,7 @@ class Trainer:
         All steps use the next batch of the source. The state and the position of the run do not change.
         """
         state, seconds, position = self.state, [], self._source.position
-        arrays = [mx.array(a) for a in self._source.next(self.header.step, state["weights"])]
+        arrays = self._own(self._source.next(self.header.step, state["weights"]))
         self._source.seek(position)
         lr = mx.array(self.config.optimizer.learning_rate)
         for i in range(count + 1):
@@ -132,29 +132,6 @@ class Trainer:
             mx.eval(state, output)
             seconds.append(time.perf_counter() - start)
         return seconds[1:]
-
-    def eval_seconds(self, step_seconds: float) -> float:
-        """Estimates the seconds of the next evaluation: the time of the last one, if there was one.
-
-        Before the first evaluation, it is half of the time in which steps of `step_seconds` train on as many windows.
-        """
-        if self._last_eval_seconds:
-            return self._last_eval_seconds
-        return step_seconds / 2 * self._validation.num_windows / self.config.train.sequences_per_step
-
-    def iters_in_budget(self, step_seconds: float, elapsed: float = 0.0) -> int:
-        """Computes the total number of updates that fit into `train.minutes`, at most `train.iters`.
-
-        The time of evaluations is subtracted: one at the end, and one every `train.eval_every` steps.
-
-        Args:
-            step_seconds: Seconds of a training step.
-            elapsed: Seconds of the budget that are already spent.
-        """
-        train, eval_seconds = self.config.train, self.eval_seconds(step_seconds)
-        left = train.minutes * 60 - elapsed - eval_seconds
-        more = int(left / (step_seconds + eval_seconds / train.eval_every))
-        return min(train.iters, self.header.step + max(more, 1))
 
     def stop(self) -> None:
         """Requests that the loop ends after the current step and saves. Safe to call from a signal handler."""
@@ -177,7 +154,7 @@ class Trainer:
         try:
             yield from self._loop()
         except (RuntimeError, MemoryError) as error:
-            explained = from_device(error)
+            explained = self._group.failure(error) or from_device(error)
             if explained is None:
                 raise
             yield from self._rescue()
@@ -185,7 +162,8 @@ class Trainer:
 
     def _loop(self) -> Iterator[Report]:
         self._begin()
-        self._writer.require_space(self.state_bytes)
+        if not self._group.rank:
+            self._writer.require_space(self.state_bytes)
         yield from self._start()
         while True:
             if self._needs_plan():
@@ -196,14 +174,13 @@ class Trainer:
             if self._sample_due():
                 yield from self._drain()
                 yield from self._sample()
-            if reason := self._end():
+            reason, save_due = self._decide()
+            if reason:
                 break
-            if self._save_due():
+            if save_due:
                 yield from self._drain()
                 yield from self._save(LATEST)
-            self._submit()
-            if self.pipeline.full:
-                yield self._read()
+            yield from self._round()
         yield from self._drain()
         yield from self._finish(reason)
 
@@ -214,10 +191,26 @@ class Trainer:
 
     # -- the step ------------------------------------------------------------------------------------------------
 
+    def _round(self) -> Iterator[StepReport]:
+        """Makes the steps of a round."""
+        end = self._rounds.end(self.header.step, self.config.train.iters)
+        while self.header.step < end:
+            self._submit()
+            if self.pipeline.full:
+                yield self._read()
+        self.state = self._rounds.exchange(self.state)
+        if self._group.size > 1 and self.header.step - self._last_comparison >= COMPARE_STEPS:
+            self._last_comparison = self.header.step
+            require_equal(self._group, self.state["weights"], self.header.step)
+
+    def _own(self, arrays) -> list[mx.array]:
+        """Returns this process's rows of a batch."""
+        return [mx.array(a[share(self._group, len(a))]) for a in arrays]
+
     def _submit(self) -> None:
         step, header = self.header.step, self.header
         lr = self._optimizer.learning_rate(step, self.config.train.iters, header.num_lr_cuts)
-        arrays = [mx.array(a) for a in self._source.next(step, self.state["weights"])]
+        arrays = self._own(self._source.next(step, self.state["weights"]))
         self.state, output = self._step(self.state, mx.array(lr), mx.array(step, dtype=mx.uint32), *arrays)
         mx.async_eval(self.state, output)
         tokens = header.tokens + self._source.tokens_per_batch
@@ -234,7 +227,7 @@ class Trainer:
         now = time.perf_counter()
         seconds, self._last_read = now - self._last_read, now
         if after.header.step > self._first_step + 1:  # the first step of this process also compiles
-            self._step_seconds.append(seconds)
+            self.pace.add(seconds)
         return StepReport(
             step=after.header.step,
             lr=lr,
@@ -256,8 +249,11 @@ class Trainer:
     def _rescue(self) -> Iterator[SaveReport]:
         """Saves the last step that is known to be complete, after an error of the device.
 
-        The arrays of later steps may hold anything. Saves nothing if the complete state cannot be read either.
+        The arrays of later steps may hold anything. Saves nothing if the complete state cannot be read either, or if
+        the step may be in the middle of a round, in which the ranks have different weights.
         """
+        if self.config.train.sync_every:
+            return
         if complete := self.pipeline.abandon():
             header, self.state = complete
             self._advance(step=header.step, tokens=header.tokens)
@@ -278,43 +274,56 @@ class Trainer:
         self.header = dataclasses.replace(self.header, **changes)
 
     def _needs_plan(self) -> bool:
-        return bool(self.config.train.minutes) and not self.header.planned and len(self._step_seconds) >= PROBE_STEPS
+        return bool(self.config.train.minutes) and not self.header.planned and self.pace.is_known
 
     def _plan(self) -> Plan:
-        """Converts the time budget to a number of updates, so that the learning-rate schedule ends with the budget."""
-        step_seconds = statistics.median(self._step_seconds)
-        iters = self.iters_in_budget(step_seconds, self._elapsed())
+        """Converts the time budget to a number of updates, so that the learning-rate schedule ends with the budget.
+
+        The measured times are those of rank 0.
+        """
+        step_seconds = self.pace.step_seconds
+        iters = self._group.gather(self.pace.iters_in_budget(step_seconds, self.header, self._elapsed()))[0][0]
         self._advance(config=self.config.replace({"train.iters": iters}), planned=True)
         evaluation = self.eval_seconds(step_seconds) / self.config.train.eval_every
         share = round(evaluation / (step_seconds + evaluation), 3)
         return Plan(iters=iters, step_seconds=step_seconds, step=self.header.step, eval_share=share)
 
-    def _end(self) -> str | None:
-        """Returns the reason to end the run now, or None. The reasons are those of StopReport."""
+    def _decide(self) -> tuple[str | None, bool]:
+        """Returns what to do before the next round, the same on all ranks.
+
+        Returns:
+            The reason to end the run now, or None, and whether a checkpoint is due. The reasons are those of
+            StopReport. A signal, a spent time budget and bad steps count on any rank.
+        """
         train, header = self.config.train, self.header
-        if self._group.agree(self._signal):
-            return "signal"
-        if self._bad_steps >= MAX_BAD_STEPS:
-            return "diverged"
-        if header.step >= train.iters:
-            return "iters"
-        if train.patience and header.bad_evals >= train.patience:
-            return "patience"
-        if train.minutes and self._step_seconds:
-            final_eval_seconds = self.eval_seconds(statistics.median(self._step_seconds))
-            if self._elapsed() + final_eval_seconds >= train.minutes * 60:
-                return "minutes"
-        return None
+        signal, diverged, is_spent, save_due = agree(
+            self._group,
+            self._signal,
+            self._bad_steps >= MAX_BAD_STEPS,
+            self.pace.is_spent(header, self._elapsed()),
+            self._save_due(),
+        )
+        reasons = {
+            "signal": signal,
+            "diverged": diverged,
+            "iters": header.step >= train.iters,
+            "patience": bool(train.patience) and header.bad_evals >= train.patience,
+            "minutes": is_spent,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None), save_due
+
+    def _stops(self) -> bool:
+        """Whether `stop` was called on any rank."""
+        return agree(self._group, self._signal)[0]
 
     def _evaluation_due(self) -> bool:
         step, train = self.header.step, self.config.train
-        if self.header.last_eval == step or self._signal:
-            return False
-        return step % train.eval_every == 0 and (step > 0 or train.eval_at_start)
+        due = step % train.eval_every == 0 and (step > 0 or train.eval_at_start)
+        return due and self.header.last_eval != step and not self._stops()
 
     def _start(self) -> Iterator[StartReport]:
         """Reports the loss before the first update, unless the run ends without an update or an evaluation is due."""
-        if self._evaluation_due() or self._end():
+        if self._evaluation_due() or self._decide()[0]:
             return
         if report := self._validation.at_start(self.state["weights"], self.header.step, lambda: self._signal):
             yield report
@@ -332,7 +341,7 @@ class Trainer:
         if None in results:
             return
         shares = self._statistics(self.state["weights"])
-        self._last_eval_seconds = seconds = time.perf_counter() - start
+        self.pace.eval_seconds = seconds = time.perf_counter() - start
         self.header = after_evaluation(header, min(result.loss for result in results))
         report = report_of(self.header, results, seconds=seconds, elapsed=self._elapsed(), shares=shares)
         yield report
@@ -342,10 +351,9 @@ class Trainer:
 
     def _sample_due(self) -> bool:
         step, every = self.header.step, self.config.train.sample_every
-        if self._last_sample == step or step == 0 or self._signal:
-            return False
         # -1 is one sample after each evaluation, 0 is never.
-        return self.header.last_eval == step if every == -1 else every > 0 and step % every == 0
+        due = self.header.last_eval == step if every == -1 else every > 0 and step % every == 0
+        return due and step > 0 and self._last_sample != step and not self._stops()
 
     def _sample(self) -> Iterator[SampleDue]:
         self._last_sample = self.header.step
@@ -354,20 +362,21 @@ class Trainer:
         self._last_read = time.perf_counter()  # the caller has generated the text
 
     def _save_due(self) -> bool:
+        """Whether rank 0, which saves, has to save a checkpoint."""
         minutes = self.config.train.save_minutes
-        return bool(minutes) and time.perf_counter() - self._last_save >= minutes * 60
+        return not self._group.rank and bool(minutes) and time.perf_counter() - self._last_save >= minutes * 60
 
     def _save(self, name: str, averaged: bool = False) -> Iterator[SaveReport]:
         """Saves a checkpoint, on rank 0 only."""
-        if self._group.rank:
-            return
-        report = self._writer.save(name, self.snapshot().checkpoint(averaged))
+        tensors = self._rounds.tensors(self.state["optimizer"])
+        if not self._group.rank:
+            yield self._writer.save(name, self.snapshot().checkpoint(averaged, tensors))
         self._last_save = self._last_read = time.perf_counter()
-        yield report
 
     def _save_last(self) -> Iterator[SaveReport]:
+        tensors = self._rounds.tensors(self.state["optimizer"])
         if not self._group.rank:
-            yield from self._writer.save_last(self.snapshot().checkpoint())
+            yield from self._writer.save_last(self.snapshot().checkpoint(tensors=tensors))
 
     def _finish(self, reason: str) -> Iterator[Report]:
         """Reports the end of the run.
@@ -378,7 +387,7 @@ class Trainer:
         saved = True
         if reason in ("iters", "minutes") and self.header.last_eval != self.header.step:
             yield from self._evaluation()
-            reason = "signal" if self._signal else reason
+            reason = "signal" if self._stops() else reason
             if self._sample_due():
                 yield from self._sample()
         if reason != "diverged" and self.header.step > 0:

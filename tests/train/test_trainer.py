@@ -4,11 +4,13 @@ import itertools
 import sys
 import time
 
+import numpy as np
 import pytest
 from covering import covering
-from training import assert_same_state, timeless, trainer, validation
+from training import assert_same_state, timeless, tokens, trainer, validation
 
 from mlx_gpt.checkpoint import store
+from mlx_gpt.data.windows import Windows
 from mlx_gpt.device.lanes import lanes
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import DeviceTimeout, OutOfRoom
@@ -16,6 +18,7 @@ from mlx_gpt.optim.optimizers import RULES
 from mlx_gpt.train import evaluate
 from mlx_gpt.train.reports import EvalReport, Plan, SampleDue, SaveReport, StartReport, StepReport, StopReport
 from mlx_gpt.train.saving import BEST, LATEST
+from mlx_gpt.train.source import TextSource
 from mlx_gpt.train.step import make_step
 from mlx_gpt.train.trainer import MAX_BAD_STEPS, Trainer
 
@@ -338,3 +341,20 @@ def test_the_seed_decides_everything(tmp_path, config):
         return [r.loss for r in reports if isinstance(r, StepReport)]
 
     assert losses(1) == losses(1) != losses(2)
+
+
+def test_a_batch_may_have_another_number_of_rows_than_the_settings_say(tmp_path, config):
+    """A source may choose its batches by settings of its own. All of their rows are trained on."""
+    seen = []
+
+    class Longer(TextSource):
+        def next(self, step, weights):
+            return [np.concatenate([a, a]) for a in super().next(step, weights)]
+
+        def gather(self, *arrays):
+            seen.append(len(arrays[0]))
+            return super().gather(*arrays)
+
+    windows = Windows(tokens(800, 0), config.model.block_size)
+    list(trainer(tmp_path, config.replace({"train.iters": 1}), source=Longer(windows, config.train)).run())
+    assert set(seen) == {2 * config.train.sequences_per_step}

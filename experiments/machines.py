@@ -1,0 +1,106 @@
+"""Measures runs of several processes: loss and bytes sent, with gradients summed at each step and with local steps.
+
+    python experiments/machines.py [--preset model-xs] [--iters 500] [--batch 16] [--ranks 2] [--every 0 1 10 50]
+
+All processes run on this machine, over its loopback address, with one lane each. Every run makes the same number of
+updates with the same batches, so all read equally many tokens. 0 sums the gradients of each update; another number is
+train.sync_every. The table has the lowest validation loss, the last one, and the bytes that a process has sent over the
+connections of the ring, as the Linux kernel counts them. The settings of --set apply to all runs.
+"""
+
+import argparse
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ACKED = 120  # the offset of tcpi_bytes_acked, a 64-bit number, in the kernel's struct tcp_info
+TIMEOUT = 24 * 3600  # seconds for one run
+
+
+def bytes_sent() -> int:
+    """Returns the bytes that the other side of each open TCP connection of this process has acknowledged."""
+    found: dict[int, int] = {}  # by inode, since a connection may have several descriptors
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            connection = socket.socket(fileno=os.dup(int(name)))
+        except OSError:
+            continue  # not a socket
+        with connection:
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+            found[os.fstat(connection.fileno()).st_ino] = struct.unpack_from("Q", info, ACKED)[0]
+    return sum(found.values())
+
+
+def work(settings: dict, folder: str) -> None:
+    """Trains as one rank of a group, and prints the bytes that it has sent."""
+    import mlx_gpt
+
+    settings = dict(settings)
+    session = mlx_gpt.train(settings.pop("preset"), settings.pop("corpus"), settings=settings, out=folder)
+    for _ in session:
+        pass
+    print(json.dumps({"bytes": bytes_sent()}), flush=True)
+
+
+def run(settings: dict, ranks: int, folder: Path) -> tuple[list[float], int]:
+    """Trains with several processes. Returns the validation losses, and the most bytes that a process has sent."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(ranks)]
+    (folder / "hosts.json").write_text(json.dumps([[f"127.0.0.1:{s.getsockname()[1]}"] for s in sockets]))
+    for s in sockets:
+        s.close()
+    command = [sys.executable, __file__, "--work", json.dumps(settings), str(folder / "run")]
+    common = os.environ | {"MLX_HOSTFILE": str(folder / "hosts.json")}
+    started = [
+        subprocess.Popen(command, env=common | {"MLX_RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(ranks)
+    ]
+    outputs = [process.communicate(timeout=TIMEOUT)[0] for process in started]
+    if any(process.returncode for process in started):
+        raise SystemExit(f"a process failed: exit codes {[process.returncode for process in started]}")
+    lines = map(json.loads, (folder / "run/metrics.jsonl").read_text().splitlines())
+    losses = [line["val_loss"] for line in lines if line["report"] == "eval"]
+    return losses, max(json.loads(output.splitlines()[-1])["bytes"] for output in outputs)
+
+
+def main() -> None:
+    """Runs every case and prints a line of the table for each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="model-xs")
+    parser.add_argument("--corpus", default="shakespeare")
+    parser.add_argument("--iters", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--every", type=int, nargs="+", default=[0, 1, 10, 50])
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="a setting of all runs")
+    arguments = parser.parse_args()
+    common = {
+        "preset": arguments.preset,
+        "corpus": arguments.corpus,
+        "train.iters": arguments.iters,
+        "train.batch_size": arguments.batch,
+        "train.eval_every": 50,
+        "train.sample_every": 0,
+        "train.save_minutes": 0,
+        "optimizer.ema_decay": 0.0,
+        "speed.lanes": 1,
+    } | {key: json.loads(value) for key, _, value in (text.partition("=") for text in arguments.set)}
+    print(f"{arguments.ranks} processes, {arguments.preset}, {arguments.iters} updates of {arguments.batch} sequences")
+    print("| sync_every | lowest validation loss | last | MB sent | MB per update |\n|---|---|---|---|---|")
+    for every in arguments.every:
+        with tempfile.TemporaryDirectory() as folder:
+            losses, sent = run(common | {"train.sync_every": every}, arguments.ranks, Path(folder))
+        megabytes = sent / 1e6
+        cells = [every, f"{min(losses):.4f}", f"{losses[-1]:.4f}", f"{megabytes:.1f}"]
+        print("|", " | ".join(map(str, [*cells, f"{megabytes / arguments.iters:.3f}"])), "|", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--work"]:
+        work(json.loads(sys.argv[2]), sys.argv[3])
+    else:
+        main()

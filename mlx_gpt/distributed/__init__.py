@@ -1,0 +1,1 @@
+"""Groups of several processes on one or more machines, over `mx.distributed`."""

@@ -1,0 +1,163 @@
+"""A group of processes that `mlx.launch` has started, over mx.distributed.
+
+All collectives run on one stream, and each depends on the one before it in the same tree. Their order is therefore the
+same on all ranks. Collectives on two streams at a time add values of different arrays, without an error.
+"""
+
+import json
+import os
+import secrets
+import socket
+import stat
+from collections.abc import Sequence
+from typing import Any
+
+from mlx.utils import tree_flatten, tree_map
+
+from mlx_gpt.device.mlx import mx
+from mlx_gpt.distributed.heartbeat import Heartbeat
+from mlx_gpt.errors import GroupFailed, UserError
+from mlx_gpt.train.parallel import Alone, Group, explained
+
+BUCKET_BYTES = 32 << 20  # arrays of one dtype are joined to pieces of about this size, and each piece is summed at once
+LOST = ("[ring]", "[jaccl]", "[nccl]", "connection to a peer")  # what messages of MLX about lost connections contain
+REASON_SECONDS = 3.0  # a lost connection of MLX is noticed at once; the heartbeat may need this long to name the rank
+
+NEXT_STEP = (
+    "the run has ended, and its checkpoints are complete; see the messages of the other processes, and continue with "
+    "--resume, with any number of processes"
+)
+
+
+class Ranks:
+    """A group of several processes. `join` makes it.
+
+    Args:
+        group: The group of mx.distributed.
+        connections: The sockets of MLX's own connections to other ranks.
+
+    Attributes:
+        rank, size: As in `Group`.
+    """
+
+    def __init__(self, group: mx.distributed.Group, connections: Sequence[socket.socket] = ()):
+        self._group, self._connections = group, connections
+        self.rank, self.size = group.rank(), group.size()
+        self._heartbeat: Heartbeat | None = None
+
+    def sum(self, tree: Any) -> Any:
+        leaves = [array for _, array in tree_flatten(tree)]
+        summed: dict[int, mx.array] = {}
+        before: list[mx.array] = []
+        for bucket in buckets(leaves):
+            joined = mx.concatenate([leaves[i].reshape(-1) for i in bucket])
+            joined = mx.distributed.all_sum(mx.depends([joined], before)[0] if before else joined, group=self._group)
+            before, first = [joined], 0
+            for i in bucket:
+                summed[i] = joined[first : first + leaves[i].size].reshape(leaves[i].shape)
+                first += leaves[i].size
+        in_order = iter(range(len(leaves)))  # tree_map visits the arrays in the order of tree_flatten
+        return tree_map(lambda _: summed[next(in_order)], tree)
+
+    def gather(self, *numbers: int) -> list[list[int]]:
+        rows = [list(numbers) if rank == self.rank else [0] * len(numbers) for rank in range(self.size)]
+        return mx.distributed.all_sum(mx.array(rows, dtype=mx.uint32), group=self._group).tolist()
+
+    def failure(self, error: Exception) -> UserError | None:
+        if not any(part in str(error) for part in LOST):
+            return None
+        reason = self._heartbeat and self._heartbeat.reason(REASON_SECONDS)
+        return GroupFailed(f"{reason or 'the connection to another process of the run was lost'}; {NEXT_STEP}")
+
+    def start_heartbeat(self) -> None:
+        """Begins to watch the other ranks. If one is lost, the connections to the others are closed.
+
+        Raises:
+            GroupFailed: A rank cannot be reached.
+        """
+        host = address_of_first()
+        hub = socket.create_server((host, 0)) if self.rank == 0 else None
+        token = secrets.randbits(32)
+        port, token = self.gather(hub.getsockname()[1] if hub else 0, token)[0]
+        peers = Heartbeat.accept(hub, self.size, token) if hub else Heartbeat.connect((host, port), self.rank, token)
+        self._heartbeat = Heartbeat(self.rank, peers, self._disconnect)
+
+    def leave(self, is_done: bool) -> None:
+        if self._heartbeat:
+            self._heartbeat.close(is_done)
+            self._heartbeat = None
+
+    def _disconnect(self) -> None:
+        """Closes MLX's connections, so that a collective that waits for another rank raises an exception."""
+        for connection in self._connections:
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the other side has closed it
+
+
+def join() -> Group:
+    """Joins the group of processes that `mlx.launch` has started with this one; Alone if it has started none.
+
+    Raises:
+        GroupFailed: The other processes cannot be reached.
+    """
+    if "MLX_RANK" not in os.environ or not _is_given("MLX_HOSTFILE"):
+        return Alone()
+    before = _sockets()
+    try:
+        group = mx.distributed.init()
+    except RuntimeError as error:
+        raise GroupFailed(f"the processes of the run cannot reach each other: {error}; check the hosts") from None
+    if group.size() == 1:
+        return Alone()
+    ranks = Ranks(group, [socket.socket(fileno=os.dup(number)) for number in sorted(_sockets() - before)])
+    with explained(ranks):
+        ranks.start_heartbeat()
+    return ranks
+
+
+def buckets(arrays: Sequence[mx.array], size: int = BUCKET_BYTES) -> list[list[int]]:
+    """Divides arrays into groups of one dtype and at most `size` bytes, or of one larger array.
+
+    Returns:
+        For each group, the indices of its arrays, in their order.
+    """
+    found: list[list[int]] = []
+    for dtype in dict.fromkeys(a.dtype for a in arrays):
+        filled = size
+        for i, a in enumerate(arrays):
+            if a.dtype == dtype:
+                if filled + a.nbytes > size:
+                    found.append([])
+                    filled = 0
+                found[-1].append(i)
+                filled += a.nbytes
+    return found
+
+
+def address_of_first() -> str:
+    """Returns the IP address of rank 0, which `mlx.launch` has put into the environment."""
+    if path := os.environ.get("MLX_HOSTFILE"):
+        with open(path) as file:
+            return json.load(file)[0][0].rpartition(":")[0]
+    coordinator = os.environ.get("MLX_JACCL_COORDINATOR", "").rpartition(":")[0]
+    return coordinator or os.environ["NCCL_HOST_IP"]
+
+
+def _is_given(name: str) -> bool:
+    """Whether the file that an environment variable names has content. `mlx.launch -n 1` makes an empty one."""
+    path = os.environ.get(name)
+    return path is None or os.path.getsize(path) > 1
+
+
+def _sockets() -> set[int]:
+    """Returns the file descriptors of this process's sockets."""
+    found = set()
+    for name in os.listdir("/dev/fd"):
+        try:
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                found.add(int(name))
+        except OSError:
+            pass  # the descriptor of the listing itself
+    return found

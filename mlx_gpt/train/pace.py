@@ -1,0 +1,67 @@
+"""The measured times of a run, and the number of updates that fit into a time budget."""
+
+import statistics
+from collections import deque
+
+from mlx_gpt.checkpoint.store import Header
+
+PROBE_STEPS = 5  # steps that are timed before a time budget is converted to a number of updates
+
+
+class Pace:
+    """The times of the steps and evaluations of this process.
+
+    Args:
+        num_windows: Number of windows of an evaluation.
+
+    Attributes:
+        eval_seconds: Seconds of the last evaluation; 0 if there was none.
+    """
+
+    def __init__(self, num_windows: int):
+        self._num_windows, self.eval_seconds = num_windows, 0.0
+        self._steps: deque[float] = deque(maxlen=20)
+
+    def add(self, seconds: float) -> None:
+        """Adds the time of a step."""
+        self._steps.append(seconds)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether enough steps have been timed for a plan."""
+        return len(self._steps) >= PROBE_STEPS
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Median seconds of the last steps; None if none was timed."""
+        return statistics.median(self._steps) if self._steps else None
+
+    def next_eval_seconds(self, step_seconds: float, header: Header) -> float:
+        """Estimates the seconds of the next evaluation: the time of the last one, if there was one.
+
+        Before the first evaluation, it is half of the time in which steps of `step_seconds` train on as many windows.
+        """
+        estimate = step_seconds / 2 * self._num_windows / header.config.train.sequences_per_step
+        return self.eval_seconds or estimate
+
+    def iters_in_budget(self, step_seconds: float, header: Header, elapsed: float = 0.0) -> int:
+        """Computes the total number of updates that fit into `train.minutes`, at most `train.iters`.
+
+        The time of evaluations is subtracted: one at the end, and one every `train.eval_every` steps.
+
+        Args:
+            step_seconds: Seconds of a training step.
+            header: Settings and progress of the run.
+            elapsed: Seconds of the budget that are already spent.
+        """
+        train, eval_seconds = header.config.train, self.next_eval_seconds(step_seconds, header)
+        left = train.minutes * 60 - elapsed - eval_seconds
+        more = int(left / (step_seconds + eval_seconds / train.eval_every))
+        return min(train.iters, header.step + max(more, 1))
+
+    def is_spent(self, header: Header, elapsed: float) -> bool:
+        """Whether the time budget, if there is one, leaves no more time than the last evaluation needs."""
+        minutes, step_seconds = header.config.train.minutes, self.step_seconds
+        if not minutes or step_seconds is None:
+            return False
+        return elapsed + self.next_eval_seconds(step_seconds, header) >= minutes * 60
