@@ -39,9 +39,9 @@ def main(preset: str = "model-s", rounds: int = 20) -> None:
             peak_memory=peak_memory,
         )
         metrics = MetricsFile(Path(folder, "metrics.jsonl"), 0, print)
-        reports, state, position = trainer.run(), trainer.state, trainer._source.position
-        arrays = [mx.array(a) for a in trainer._source.next(0, state["weights"])]
-        trainer._source.seek(position)
+        reports, state, position = trainer.run(), trainer.state, trainer.source.position
+        arrays = [mx.array(a) for a in trainer.source.next(0, state["weights"])]
+        trainer.source.seek(position)
 
         def trained() -> None:
             """Makes one update in the trainer."""

@@ -243,7 +243,8 @@ def _headlines(session) -> list[str]:
     lines = [
         f"{num_params:,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
         f"{shape.n_embd} wide, {shape.block_size} tokens of context, {header.vocab_size} ids",
-        f"{start.corpus.name}: {trainer.train_tokens:,} training and {trainer.val_tokens:,} validation tokens",
+        f"{start.corpus.name}: {trainer.source.num_tokens:,} training and {trainer.validation.num_tokens:,} validation "
+        "tokens",
         f"{machine['name']} ({machine['backend']}), MLX {machine['mlx']}, {train.dtype}; "
         f"batch {train.batch_size} x {train.grad_accum_steps}; into {session.folder}",
     ]

@@ -51,7 +51,7 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
     pace = trainer.pace
     target = pace.iters_in_budget(step_seconds, header) if train.minutes and not header.planned else train.iters
     iters = target - header.step
-    tokens_per_step, is_read = trainer.tokens_per_step, train.objective not in ROLLOUT_OBJECTIVES
+    tokens_per_step, is_read = trainer.source.tokens_per_batch, train.objective not in ROLLOUT_OBJECTIVES
     flops_per_step = flops_per_token(model, header.vocab_size) * tokens_per_step
     evaluations = math.ceil(iters / train.eval_every)
     return {
@@ -59,12 +59,12 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
         "state_bytes": trainer.state_bytes,
         "peak_bytes": peak_memory(),
         **decoding_bytes(model),
-        "train_tokens": trainer.train_tokens,
-        "val_tokens": trainer.val_tokens,
+        "train_tokens": trainer.source.num_tokens,
+        "val_tokens": trainer.validation.num_tokens,
         "iters": iters,
         "tokens_per_step": tokens_per_step,
         "tokens": iters * tokens_per_step,
-        "epochs": round(iters * tokens_per_step / trainer.train_tokens, 2) if is_read else 0.0,
+        "epochs": round(iters * tokens_per_step / trainer.source.num_tokens, 2) if is_read else 0.0,
         "flops_per_step": flops_per_step,
         "flops": flops_per_step * iters,
         "ms_per_iter": round(step_seconds * 1000, 1),

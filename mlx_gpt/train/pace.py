@@ -44,6 +44,11 @@ class Pace:
         estimate = step_seconds / 2 * self._num_windows / header.config.train.sequences_per_step
         return self.eval_seconds or estimate
 
+    def eval_share(self, step_seconds: float, header: Header) -> float:
+        """Estimates the share of the time of a run that evaluations take, from 0 to 1."""
+        evaluation = self.next_eval_seconds(step_seconds, header) / header.config.train.eval_every
+        return round(evaluation / (step_seconds + evaluation), 3)
+
     def iters_in_budget(self, step_seconds: float, header: Header, elapsed: float = 0.0) -> int:
         """Computes the total number of updates that fit into `train.minutes`, at most `train.iters`.
 

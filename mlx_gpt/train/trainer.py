@@ -59,6 +59,7 @@ class Trainer:
         state: The training state on the device: {"weights": ..., "optimizer": ...}.
         pipeline: The steps whose outputs have not been read yet.
         pace: The measured times of steps and evaluations.
+        source, validation: As given.
     """
 
     def __init__(
@@ -76,8 +77,8 @@ class Trainer:
         folder: Path,
     ):
         self.header, self.folder, self.model = header, folder, model
-        self._optimizer, self._source, self._group = optimizer, source, group
-        self._validation, self._statistics = validation, statistics
+        self.source, self.validation = source, validation
+        self._optimizer, self._statistics, self._group = optimizer, statistics, group
         if header.source is not None:
             source.seek(header.source)
         lanes(self.config.speed.lanes)  # evaluations and the optimizer are traced for the lanes of this thread
@@ -98,21 +99,6 @@ class Trainer:
         return self.header.config
 
     @property
-    def tokens_per_step(self) -> int:
-        """Number of tokens in the last batch, padding included."""
-        return self._source.tokens_per_batch
-
-    @property
-    def train_tokens(self) -> int:
-        """Number of tokens in the training split."""
-        return self._source.num_tokens
-
-    @property
-    def val_tokens(self) -> int:
-        """Number of tokens in the validation split."""
-        return self._validation.num_tokens
-
-    @property
     def state_bytes(self) -> int:
         """Size of the weights and the optimizer state in bytes, in memory and in a checkpoint."""
         return sum(a.nbytes for _, a in tree_flatten(self.state))
@@ -122,9 +108,9 @@ class Trainer:
 
         All steps use the next batch of the source. The state and the position of the run do not change.
         """
-        state, seconds, position = self.state, [], self._source.position
-        arrays = self._own(self._source.next(self.header.step, state["weights"]))
-        self._source.seek(position)
+        state, seconds, position = self.state, [], self.source.position
+        arrays = self._own(self.source.next(self.header.step, state["weights"]))
+        self.source.seek(position)
         lr = mx.array(self.config.optimizer.learning_rate)
         for i in range(count + 1):
             start = time.perf_counter()
@@ -186,7 +172,7 @@ class Trainer:
 
     def snapshot(self) -> Snapshot:
         """Returns the state of the run, on the device."""
-        header = dataclasses.replace(self.header, elapsed=self._elapsed(), source=self._source.position)
+        header = dataclasses.replace(self.header, elapsed=self._elapsed(), source=self.source.position)
         return Snapshot(header, self.state)
 
     # -- the step ------------------------------------------------------------------------------------------------
@@ -210,12 +196,12 @@ class Trainer:
     def _submit(self) -> None:
         step, header = self.header.step, self.header
         lr = self._optimizer.learning_rate(step, self.config.train.iters, header.num_lr_cuts)
-        arrays = self._own(self._source.next(step, self.state["weights"]))
+        arrays = self._own(self.source.next(step, self.state["weights"]))
         self.state, output = self._step(self.state, mx.array(lr), mx.array(step, dtype=mx.uint32), *arrays)
         mx.async_eval(self.state, output)
-        tokens = header.tokens + self._source.tokens_per_batch
+        tokens = header.tokens + self.source.tokens_per_batch
         self._advance(step=step + 1, tokens=tokens)
-        self.pipeline.add(Pending(self.snapshot(), lr, output, self._source.metrics))
+        self.pipeline.add(Pending(self.snapshot(), lr, output, self.source.metrics))
 
     def _read(self) -> StepReport:
         """Waits for the oldest submitted step and returns its report."""
@@ -257,7 +243,7 @@ class Trainer:
         if complete := self.pipeline.abandon():
             header, self.state = complete
             self._advance(step=header.step, tokens=header.tokens)
-            self._source.seek(header.source)
+            self.source.seek(header.source)
             with contextlib.suppress(RuntimeError):
                 yield from self._save_last()
 
@@ -284,8 +270,7 @@ class Trainer:
         step_seconds = self.pace.step_seconds
         iters = self._group.gather(self.pace.iters_in_budget(step_seconds, self.header, self._elapsed()))[0][0]
         self._advance(config=self.config.replace({"train.iters": iters}), planned=True)
-        evaluation = self.eval_seconds(step_seconds) / self.config.train.eval_every
-        share = round(evaluation / (step_seconds + evaluation), 3)
+        share = self.pace.eval_share(step_seconds, self.header)
         return Plan(iters=iters, step_seconds=step_seconds, step=self.header.step, eval_share=share)
 
     def _decide(self) -> tuple[str | None, bool]:
@@ -325,7 +310,7 @@ class Trainer:
         """Reports the loss before the first update, unless the run ends without an update or an evaluation is due."""
         if self._evaluation_due() or self._decide()[0]:
             return
-        if report := self._validation.at_start(self.state["weights"], self.header.step, lambda: self._signal):
+        if report := self.validation.at_start(self.state["weights"], self.header.step, lambda: self._signal):
             yield report
         self._last_read = time.perf_counter()
 
@@ -337,7 +322,7 @@ class Trainer:
         start, header = time.perf_counter(), self.header
         average = self._optimizer.average(self.state["optimizer"])
         candidates = [self.state["weights"]] + [average] * bool(average)
-        results = [self._validation(weights, header.step, lambda: self._signal) for weights in candidates]
+        results = [self.validation(weights, header.step, lambda: self._signal) for weights in candidates]
         if None in results:
             return
         shares = self._statistics(self.state["weights"])
