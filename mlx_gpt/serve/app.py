@@ -24,17 +24,12 @@ from mlx_gpt.serve.schema import Reader
 from mlx_gpt.serve.service import Inbox, Service
 from mlx_gpt.web.errors import HANDLERS, ApiError
 from mlx_gpt.web.guard import Access, Guard
+from mlx_gpt.web.pages import page_routes
 
 PING_EVERY = 15.0  # seconds without a piece after which a stream sends a comment, to keep the connection open
 # The same while a text has no token yet. Only sending detects that a client has left, and a text of such a client must
 # not stay in the queue.
 PING_EVERY_WAITING = 0.5
-# Path -> (file in the folder page/, media type).
-PAGE = {
-    "/": ("index.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-}
 # Path -> (type of the request, method of Reader that makes its jobs, type of the response).
 TEXT_ROUTES = {
     "/v1/completions": (schema.CompletionRequest, Reader.completion, answers.CompletionAnswer),
@@ -208,7 +203,8 @@ def make_app(service: Service, access: Access, log: Callable[[str], None]) -> Gu
         access: The access rules.
         log: Called with one line per request.
     """
-    page = files(__package__) / "page"
+    page = page_routes(files(__package__) / "page")
+    page_paths = {route.path for route in page}
 
     async def health(_request: Request) -> Response:
         if service.scheduler.closing:
@@ -228,13 +224,9 @@ def make_app(service: Service, access: Access, log: Callable[[str], None]) -> Gu
     async def metrics(_request: Request) -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    async def show(request: Request) -> Response:
-        name, kind = PAGE[request.url.path]
-        return Response((page / name).read_bytes(), media_type=kind)
-
     inner = Starlette(
         routes=[
-            *(Route(path, show) for path in PAGE),
+            *page,
             *(Route(path, TextRoute(service, path), methods=["POST"]) for path in TEXT_ROUTES),
             Route("/v1/models", models),
             Route("/v1/models/{id:path}", model),
@@ -251,14 +243,14 @@ def make_app(service: Service, access: Access, log: Callable[[str], None]) -> Gu
         ],
         exception_handlers=HANDLERS,
     )
-    paths = {*PAGE, *TEXT_ROUTES, "/v1/models", "/health", "/metrics"}
+    paths = {*page_paths, *TEXT_ROUTES, "/v1/models", "/health", "/metrics"}
 
     def count(path: str, status: int | str) -> None:
         # Unknown paths are counted together. Otherwise a client could create any number of time series.
         known = path if path in paths else "/v1/models" if path.startswith("/v1/models/") else "other"
         service.metrics.requests.labels(known, status).inc()
 
-    return Guard(inner, access, log, {*PAGE, "/health"}, count)
+    return Guard(inner, access, log, {*page_paths, "/health"}, count)
 
 
 def _json(content: Any) -> Response:
