@@ -221,7 +221,8 @@ def test_the_card_and_the_key_of_the_command(checkpoint):
 
 def test_text_that_comes_together_with_an_error_is_sent_before_it(run):
     """The loop may be late, and find tokens and the error of a later step in one reading of the inbox."""
-    metrics = Metrics(types.SimpleNamespace(num_active=0, num_waiting=0, num_slots=1, num_faults=0, healthy=True))
+    idle = types.SimpleNamespace(num_active=0, num_waiting=0, num_slots=1, num_faults=0, healthy=True)
+    metrics = Metrics({"tiny": idle}).of("tiny")
 
     async def arrived():
         inbox, found = asyncio.Queue(), []

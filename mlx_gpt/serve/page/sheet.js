@@ -1,0 +1,135 @@
+// One editable text, part written by the user and part by the model.
+//
+// The text is a <textarea>, so that undo, input methods, spell checkers and screen readers work as in every text field.
+// A <textarea> has one colour. A layer behind it, the mirror, has the same text in the same places, and shows the tint
+// of each token. While the model writes, the mirror shows the text. The text is then inserted into the field as one
+// edit, so that one undo takes it back.
+
+import { make } from "./dom.js";
+import { drawToken } from "./tokens.js";
+
+const REMEMBERED = 50; // texts whose marks are kept for undo and redo
+
+// Compares a text before and after an edit that ends at `caret`. Returns the lengths of the unchanged head and tail.
+function unchanged(before, after, caret) {
+  const shorter = Math.min(before.length, after.length), room = Math.min(after.length - caret, shorter);
+  let tail = 0, head = 0;
+  while (tail < room && before[before.length - 1 - tail] === after[after.length - 1 - tail]) tail++;
+  while (head < shorter - tail && before[head] === after[head]) head++;
+  return [head, tail];
+}
+
+export class Sheet {
+  // `marks` are the tokens that the model wrote: {start, end, token, span}, in order. `start` and `end` are indices into
+  // the text, and `span` is the token's element in the mirror.
+  constructor(field, mirror, onChange) {
+    Object.assign(this, { field, mirror, onChange, marks: [], shown: "", past: new Map() });
+    this.end = make("span", "end", "\u200b"); // gives an empty last line its height
+    field.addEventListener("input", () => this.inserting || this.edited());
+    this.draw();
+  }
+
+  get text() {
+    return this.field.value;
+  }
+
+  get tokens() {
+    return this.marks.map((mark) => mark.token);
+  }
+
+  markAt(index) {
+    return this.marks.find((mark) => mark.start <= index && index < mark.end);
+  }
+
+  // Adapts the marks to an edit by the user. Undo and redo bring back earlier texts, with the marks that they had.
+  edited() {
+    const before = this.shown, [head, tail] = unchanged(before, this.text, this.field.selectionEnd);
+    const border = before.length - tail, shift = this.text.length - before.length;
+    const later = this.marks.filter((mark) => mark.start >= Math.max(border, head));
+    const kept = [
+      ...this.marks.filter((mark) => mark.end <= head),
+      ...later.map((mark) => ({ ...mark, start: mark.start + shift, end: mark.end + shift })),
+    ];
+    if (kept.length < this.marks.length) this.remember(before, this.marks);
+    this.show(this.past.get(this.text) ?? kept);
+  }
+
+  remember(text, marks) {
+    this.past.delete(text);
+    this.past.set(text, marks);
+    if (this.past.size > REMEMBERED) this.past.delete(this.past.keys().next().value);
+  }
+
+  show(marks) {
+    this.marks = marks;
+    this.shown = this.text;
+    this.draw();
+    this.onChange();
+  }
+
+  draw(end = this.shown.length) {
+    const nodes = [];
+    let at = 0;
+    for (const mark of this.marks) {
+      if (mark.end > end) break;
+      if (mark.start > at) nodes.push(this.shown.slice(at, mark.start));
+      nodes.push(mark.span);
+      at = mark.end;
+    }
+    this.mirror.replaceChildren(...nodes, this.shown.slice(at, end), this.end);
+  }
+
+  // The model begins to write at an index, in place of everything after it.
+  begin(start) {
+    this.start = start;
+    this.draw(start);
+    this.field.readOnly = true;
+    this.field.setAttribute("aria-busy", "true");
+    this.mirror.parentElement.classList.add("writing");
+  }
+
+  write(tokens) {
+    this.end.before(...tokens.map(drawToken));
+  }
+
+  // The model has written `text`. If that is empty, the text before begin() comes back.
+  finish(text, tokens) {
+    this.field.readOnly = false;
+    this.field.removeAttribute("aria-busy");
+    this.mirror.parentElement.classList.remove("writing");
+    if (text) this.replace(this.start, this.text.length, text, tokens);
+    else this.draw();
+  }
+
+  // Replaces a part of the text, in one step of the field's own undo. Marks after the part are lost.
+  replace(start, end, text, tokens = []) {
+    const focused = document.activeElement, marks = this.marks.filter((mark) => mark.end <= start);
+    if (this.marks.length) this.remember(this.shown, this.marks);
+    this.inserting = true;
+    this.field.focus({ preventScroll: true });
+    this.field.setSelectionRange(start, end);
+    // Deprecated, but the only way by which a script makes an edit that undo takes back.
+    const done = document.execCommand(text ? "insertText" : "delete", false, text);
+    if (!done) this.field.setRangeText(text, start, end, "end");
+    this.inserting = false;
+    if (focused !== this.field && focused !== document.body) focused.focus({ preventScroll: true });
+    for (const token of tokens) {
+      marks.push({ start, end: start + token.text.length, token, span: drawToken(token) });
+      start += token.text.length;
+    }
+    const fits = marks.every((mark) => this.text.slice(mark.start, mark.end) === mark.token.text);
+    if (tokens.length && fits) this.remember(this.text, marks);
+    this.show(fits ? marks : []);
+  }
+
+  // For storage: the text and its marks, and back.
+  get state() {
+    return { text: this.text, marks: this.marks.map(({ start, end, token }) => ({ start, end, token })) };
+  }
+
+  restore({ text, marks }) {
+    this.field.value = text;
+    const fit = marks.filter((mark) => text.slice(mark.start, mark.end) === mark.token.text);
+    this.show(fit.map((mark) => ({ ...mark, span: drawToken(mark.token) })));
+  }
+}
