@@ -39,7 +39,8 @@ export async function loadCards() {
 export function showCard() {
   const card = chosen();
   document.title = card.id;
-  $("model").textContent = cards.length > 1 ? "mlxgpt" : card.id;
+  $("model").textContent = card.id;
+  $("model").classList.toggle("spoken", cards.length > 1); // its name is in the field that chooses it
   $("max_tokens").max = card.meta.max_tokens ?? "";
   const pairs = Object.entries(facts(card.meta)).flatMap(([name, value]) => [make("dt", "", name), make("dd", "", value)]);
   $("card").querySelector("dl").replaceChildren(...pairs);

@@ -77,18 +77,20 @@ export class Chat {
     const place = $("turns").lastElementChild.querySelector(".written");
     this.follower.begin();
     const result = await generate(request, signal, (tokens, result) => {
+      Object.assign(turn, { text: result.text, tokens: result.tokens });
       place.append(...tokens.map(drawToken));
       hear(tokens.map((token) => token.text).join(""));
       status(summary(result));
       this.follower.grown();
     });
     this.busy = false;
-    Object.assign(turn, { text: result.text, tokens: result.tokens, seed: result.seed });
+    turn.seed = result.seed;
     if (!result.text) this.turns.pop();
     if (!result.text && result.error) this.takeBack();
     tell(result.error);
     sayEnd(`${signal.aborted ? "Stopped after" : "The answer has"} ${plural(result.tokens.length, "token")}.`);
     this.redraw();
+    this.follower.grown();
     this.keep();
   }
 
@@ -121,10 +123,9 @@ export class Chat {
   draw(turn, index) {
     const block = make("article", `turn ${turn.role}`), head = make("div", "row");
     head.append(make("h2", "", NAMES[turn.role]));
-    if (!this.busy) {
-      if (turn.role === "user") head.append(button("Edit", "small", () => this.edit(index)));
-      head.append(button("Copy", "small", () => this.copy(turn.text)));
-    }
+    if (turn.role === "user") head.append(button("Edit", "small", () => this.edit(index)));
+    head.append(button("Copy", "small", () => this.copy(turn.text)));
+    for (const control of head.querySelectorAll("button")) control.disabled = this.busy;
     block.setAttribute("aria-label", `${NAMES[turn.role]}, turn ${index + 1}`);
     block.append(head, turn.tokens?.length || this.busy && turn === this.turns.at(-1) ? tokenGroup("Answer; the arrow keys choose a token", turn.tokens) : make("div", "given mono", turn.text));
     return block;

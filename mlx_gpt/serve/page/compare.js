@@ -12,13 +12,15 @@ import { drawToken, tokenGroup } from "./tokens.js";
 
 const SIDES = ["a", "b"];
 const FIELDS = ["model", "temperature", "seed"];
+const LEAST_SHARED = 0.2; // of two texts that share less, the differences are not marked: they would be everywhere
 
 export class Compare {
   writeLabel = "Write both";
 
   // `results` are the two texts: {text, tokens, seed, request}, or null before the first.
-  constructor(sheet, follower, onToken) {
-    Object.assign(this, { sheet, follower, results: { a: null, b: null }, strips: {} });
+  // `onTake(last)` is called when one of them becomes a part of the text, see Complete.last.
+  constructor(sheet, follower, onToken, onTake) {
+    Object.assign(this, { sheet, follower, onTake, results: { a: null, b: null }, strips: {} });
     for (const side of SIDES) {
       this.strips[side] = new Strip($(`strip-${side}`), onToken);
       $(`keep-${side}`).addEventListener("click", () => this.take(side));
@@ -86,8 +88,10 @@ export class Compare {
 
   // Appends a continuation to the text of the sheet.
   take(side) {
-    const { text, tokens } = this.results[side];
-    this.sheet.replace(this.sheet.text.length, this.sheet.text.length, text, tokens);
+    const { text, tokens, seed, request } = this.results[side], from = this.sheet.text.length;
+    this.sheet.replace(from, from, text, tokens);
+    const body = { ...request.body, seed };
+    if (this.sheet.text.startsWith(body.prompt) && from === body.prompt.length) this.onTake({ from, request: { ...request, body }, after: this.sheet.text });
     this.clear();
     status(`${side.toUpperCase()} is now a part of the text; undo takes it back`);
     $("text").focus();
@@ -117,12 +121,15 @@ export class Compare {
     if (!a || !b) return;
     const parts = difference(a.text, b.text), lengths = [a, b].map((result) => result.text.length);
     const same = parts.map((list, i) => lengths[i] - list.reduce((sum, [start, end]) => sum + end - start, 0));
-    SIDES.forEach((side, i) => markTokens($(`text-${side}`).querySelectorAll(".token"), parts[i]));
     const first = Math.min(...parts.map((list) => list[0]?.[0] ?? Infinity));
-    $("sameness").textContent =
-      first === Infinity
-        ? "The two texts are the same."
-        : `The texts differ from character ${first + 1} on; ${Math.round((200 * same[0]) / (lengths[0] + lengths[1]))}% is in both. Underlined words are in one text only.`;
+    const share = (same[0] + same[1]) / (lengths[0] + lengths[1]);
+    if (first === Infinity) $("sameness").textContent = "The two texts are the same.";
+    else {
+      const marked = share >= LEAST_SHARED;
+      const how = marked ? " Underlined words are in one text only." : "";
+      $("sameness").textContent = `The texts differ from character ${first + 1} on; ${Math.round(100 * share)}% is in both.${how}`;
+      if (marked) SIDES.forEach((side, i) => markTokens($(`text-${side}`).querySelectorAll(".token"), parts[i]));
+    }
   }
 
   keep() {
@@ -143,7 +150,7 @@ function markTokens(spans, parts) {
   for (const span of spans) {
     const end = at + span.told.text.length;
     while (next < parts.length && parts[next][1] <= at) next++;
-    span.classList.toggle("differs", next < parts.length && parts[next][0] < end);
+    span.classList.toggle("differs", next < parts.length && parts[next][0] < end && !!span.told.text.trim());
     at = end;
   }
 }

@@ -1,10 +1,18 @@
 // Keeps the end of a growing text in view, unless the reader has scrolled away from it.
 
 export class Follower {
-  // `end` is an element after the text. While a part of it is in view, the text is followed.
-  constructor(end) {
-    Object.assign(this, { end, following: true, due: false });
-    new IntersectionObserver(([entry]) => (this.following = entry.isIntersecting)).observe(end);
+  // `end` is an element after the text. `scroller` is the element that scrolls; in a low window the document scrolls.
+  // `below` is the element below the text, which stays in view.
+  constructor(end, scroller, below) {
+    Object.assign(this, { end, scroller, below, following: true, due: false, top: 0 });
+    addEventListener("scroll", () => this.scrolled(), true);
+  }
+
+  scrolled() {
+    const top = this.scroller.scrollTop + document.scrollingElement.scrollTop;
+    if (top < this.top) this.following = false;
+    else if (this.end.getBoundingClientRect().top < this.below.getBoundingClientRect().top) this.following = true;
+    this.top = top;
   }
 
   begin() {
@@ -12,6 +20,7 @@ export class Follower {
     this.grown();
   }
 
+  // Scrolls once per frame, however often this is called.
   grown() {
     if (this.due) return;
     this.due = true;

@@ -17,12 +17,12 @@ import { tabs } from "./tabs.js";
 import { chosenToken, hideTip, showTip } from "./tip.js";
 import { neighbour } from "./tokens.js";
 
-const follower = new Follower($("end"));
+const follower = new Follower($("end"), $("scroll"), $("composer"));
 const strip = new Strip($("strip"), reveal);
 const sheet = new Sheet($("text"), $("mirror"), () => (hideTip(), refresh()));
 const modes = {
   complete: new Complete(sheet, follower),
-  compare: new Compare(sheet, follower, reveal),
+  compare: new Compare(sheet, follower, reveal, (last) => (modes.complete.last = last)),
   chat: new Chat(follower, copy),
 };
 let mode = modes.complete;
@@ -46,6 +46,7 @@ function refresh() {
   $("legend").hidden = !$("tint").checked || mode.isEmpty;
   for (const name of ["mirror", "turns", "columns"]) $(name).classList.toggle("tinted", $("tint").checked);
   mode === modes.complete && mode.redraw();
+  document.querySelector(".sheet").classList.toggle("short", mode === modes.compare);
   strip.show(mode.spans);
 }
 

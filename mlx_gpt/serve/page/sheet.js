@@ -6,7 +6,7 @@
 // edit, so that one undo takes it back.
 
 import { make } from "./dom.js";
-import { drawToken } from "./tokens.js";
+import { drawToken, plain } from "./tokens.js";
 
 const REMEMBERED = 50; // texts whose marks are kept for undo and redo
 
@@ -17,6 +17,17 @@ function unchanged(before, after, caret) {
   while (tail < room && before[before.length - 1 - tail] === after[after.length - 1 - tail]) tail++;
   while (head < shorter - tail && before[head] === after[head]) head++;
   return [head, tail];
+}
+
+// The marks of tokens that follow each other from an index on.
+function marksOf(tokens, start) {
+  const marks = [];
+  for (const token of tokens) {
+    const span = drawToken(token), end = start + span.textContent.length;
+    marks.push({ start, end, token, span });
+    start = end;
+  }
+  return marks;
 }
 
 export class Sheet {
@@ -81,7 +92,7 @@ export class Sheet {
 
   // The model begins to write at an index, in place of everything after it.
   begin(start) {
-    this.start = start;
+    Object.assign(this, { start, fresh: [] });
     this.draw(start);
     this.field.readOnly = true;
     this.field.setAttribute("aria-busy", "true");
@@ -89,6 +100,7 @@ export class Sheet {
   }
 
   write(tokens) {
+    this.fresh.push(...tokens);
     this.end.before(...tokens.map(drawToken));
   }
 
@@ -105,6 +117,7 @@ export class Sheet {
   replace(start, end, text, tokens = []) {
     const focused = document.activeElement, marks = this.marks.filter((mark) => mark.end <= start);
     if (this.marks.length) this.remember(this.shown, this.marks);
+    const views = [this.field.closest("#scroll"), document.scrollingElement], places = views.map((view) => view.scrollTop);
     this.inserting = true;
     this.field.focus({ preventScroll: true });
     this.field.setSelectionRange(start, end);
@@ -112,24 +125,29 @@ export class Sheet {
     const done = document.execCommand(text ? "insertText" : "delete", false, text);
     if (!done) this.field.setRangeText(text, start, end, "end");
     this.inserting = false;
+    views.forEach((view, i) => (view.scrollTop = places[i])); // the edit has scrolled to its end
     if (focused !== this.field && focused !== document.body) focused.focus({ preventScroll: true });
-    for (const token of tokens) {
-      marks.push({ start, end: start + token.text.length, token, span: drawToken(token) });
-      start += token.text.length;
-    }
-    const fits = marks.every((mark) => this.text.slice(mark.start, mark.end) === mark.token.text);
-    if (tokens.length && fits) this.remember(this.text, marks);
-    this.show(fits ? marks : []);
+    marks.push(...marksOf(tokens, start));
+    const fitting = this.fitting(marks);
+    if (tokens.length) this.remember(this.text, fitting);
+    this.show(fitting);
   }
 
-  // For storage: the text and its marks, and back.
+  // The marks whose text is at their place. A carriage return and a newline in two tokens are one newline in the field.
+  fitting(marks) {
+    return marks.filter((mark) => this.text.slice(mark.start, mark.end) === plain(mark.token.text));
+  }
+
+  // For storage: the text and its marks, and back. While the model writes: with what it has written.
   get state() {
-    return { text: this.text, marks: this.marks.map(({ start, end, token }) => ({ start, end, token })) };
+    const { start, fresh } = this.field.readOnly ? this : { start: this.text.length, fresh: [] };
+    const marks = [...this.marks.filter((mark) => mark.end <= start), ...marksOf(fresh, start)];
+    const text = this.text.slice(0, start) + fresh.map((token) => plain(token.text)).join("");
+    return { text, marks: marks.map(({ start, end, token }) => ({ start, end, token })) };
   }
 
   restore({ text, marks }) {
     this.field.value = text;
-    const fit = marks.filter((mark) => text.slice(mark.start, mark.end) === mark.token.text);
-    this.show(fit.map((mark) => ({ ...mark, span: drawToken(mark.token) })));
+    this.show(this.fitting(marks).map((mark) => ({ ...mark, span: drawToken(mark.token) })));
   }
 }

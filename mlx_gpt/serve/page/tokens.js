@@ -7,8 +7,11 @@ const STRONGEST = 0.55; // opacity of the full tint; text stays readable on it
 
 export const bitsOf = (token) => -token.logprob / Math.LN2;
 
+// The text as a text field holds it: without carriage returns.
+export const plain = (text) => text.replace(/\r\n?/g, "\n");
+
 export function drawToken(token) {
-  const span = make("span", "token", token.text);
+  const span = make("span", "token", plain(token.text));
   span.style.setProperty("--surprise", (Math.min(bitsOf(token) / MOST_BITS, 1) * STRONGEST).toFixed(3));
   span.told = token; // for the tip
   return span;
