@@ -74,11 +74,9 @@ def written(page):
 def hover(page, token):
     """Moves the pointer to a token, from another place."""
     token.scroll_into_view_if_needed()
-    box = token.evaluate(
-        "e => { const { x, y, width, height } = e.getClientRects()[0]; return [x, y, width, height]; }"
-    )
+    box = token.evaluate("e => e.getClientRects()[0].toJSON()")
     page.mouse.move(1, 1)
-    page.mouse.move(box[0] + box[2] / 2, box[1] + box[3] / 2)
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
 
 
 def contrast(ink, back):

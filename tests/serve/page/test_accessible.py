@@ -69,7 +69,8 @@ COLOURS = """e => {
   let back = [255, 255, 255];
   for (const [r, g, b, a] of layers) back = [r, g, b].map((c, i) => c * a + back[i] * (1 - a));
   const style = getComputedStyle(e), outside = getComputedStyle(document.body).backgroundColor;
-  return { ink: parse(style.color).slice(0, 3), back, edge: parse(style.borderTopColor).slice(0, 3), outside: parse(outside).slice(0, 3) };
+  const [ink, edge, around] = [style.color, style.borderTopColor, outside].map((text) => parse(text).slice(0, 3));
+  return { ink, back, edge, outside: around };
 }"""
 
 

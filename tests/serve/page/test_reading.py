@@ -11,7 +11,8 @@ TIPS = """async (place) => {
   return [...document.querySelectorAll(`${place} .token`)].map((token) => {
     showTip(token);
     const cells = (row) => [...row.querySelectorAll("span")].slice(0, 2).map((cell) => cell.textContent);
-    return [...document.querySelectorAll("#tip .choice")].map((row) => [row.classList.contains("drawn"), ...cells(row)]);
+    const rows = [...document.querySelectorAll("#tip .choice")];
+    return rows.map((row) => [row.classList.contains("drawn"), ...cells(row)]);
   });
 }"""
 
@@ -143,7 +144,7 @@ def test_the_strip_shows_the_surprisal_of_the_whole_text(page):
     assert label.startswith(f"Surprisal of the 50 tokens: {np.mean(bits):.2f} bits per token, at most {max(bits):.2f}")
     heights = strip.evaluate("""canvas => {
       const { width, height } = canvas, data = canvas.getContext("2d").getImageData(0, 0, width, height).data;
-      const tall = (x) => { let n = 0; for (let y = 0; y < height; y++) n += data[(y * width + x) * 4 + 3] > 0; return n; };
+      const tall = (x) => [...Array(height).keys()].filter((y) => data[(y * width + x) * 4 + 3] > 0).length;
       return [...Array(50).keys()].map((i) => tall(Math.floor(((i + 0.5) * width) / 50)) / height);
     }""")
     np.testing.assert_allclose(heights, np.minimum(np.array(bits) / 8, 1), atol=0.06)

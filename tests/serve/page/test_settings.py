@@ -1,4 +1,4 @@
-"""The settings: what is sent, refused, kept and reset; the seed that was used; the request as a command and a program."""
+"""The settings: what is sent, refused, kept and reset; the seed that was used; the request as a program."""
 
 import json
 import shlex
@@ -133,12 +133,8 @@ def test_settings_outlive_a_reload_and_can_be_reset(page):
     assert page.input_value("#seed") == str(BIG) and page.input_value("#stop") == "END"
     assert not page.is_checked("#tint")
     page.click("#reset")
-    assert [page.input_value(f"#{name}") for name in ("max_tokens", "temperature", "stop", "seed")] == [
-        "200",
-        "0.8",
-        "",
-        "",
-    ]
+    names = ("max_tokens", "temperature", "stop", "seed")
+    assert [page.input_value(f"#{name}") for name in names] == ["200", "0.8", "", ""]
     page.reload()
     expect(page.locator("#max_tokens")).to_have_value("200")
 

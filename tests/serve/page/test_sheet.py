@@ -178,7 +178,8 @@ def test_a_server_that_dies_in_the_middle_says_what_can_be_done(page):
       window.fetch = async (...given) => {
         const answer = await real(...given), reader = answer.body.getReader();
         let left = 2;
-        const pull = async (to) => left-- ? to.enqueue((await reader.read()).value) : to.error(new TypeError("network error"));
+        const pull = async (to) =>
+          left-- ? to.enqueue((await reader.read()).value) : to.error(new TypeError("network error"));
         return new Response(new ReadableStream({ pull }), { status: 200 });
       };
     }""")
