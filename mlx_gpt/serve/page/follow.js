@@ -9,8 +9,9 @@ export class Follower {
   }
 
   scrolled() {
-    const top = this.scroller.scrollTop + document.scrollingElement.scrollTop;
-    if (top < this.top) this.following = false;
+    const views = [this.scroller, document.scrollingElement], top = views[0].scrollTop + views[1].scrollTop;
+    const atEnd = views.every((view) => view.scrollTop + view.clientHeight >= view.scrollHeight - 1); // of a shorter text
+    if (top < this.top && !atEnd) this.following = false;
     else if (this.end.getBoundingClientRect().top < this.below.getBoundingClientRect().top) this.following = true;
     this.top = top;
   }

@@ -111,7 +111,7 @@ addEventListener("resize", hideTip);
 
 function work(task) {
   hideTip();
-  return run(task, refresh);
+  return run(task, refresh).then(() => follower.grown());
 }
 
 const write = () => (busy() ? stop() : mode.canWrite ? work((signal) => mode.write(signal)) : $("message").focus());

@@ -209,6 +209,35 @@ def test_a_reload_while_the_model_writes_keeps_what_was_there(page, served):
     served.until_idle(3)
 
 
+INSERT = """async (texts) => {
+  const { Sheet } = await import("./sheet.js"), box = document.getElementById("scroll");
+  const [mirror, field] = ["div", "textarea"].map((tag) => box.appendChild(document.createElement(tag)));
+  const sheet = new Sheet(field, mirror, () => {});
+  let edits = 0;
+  field.addEventListener("input", () => edits++);
+  return texts.map((text) => {
+    field.value = "x";
+    edits = 0;
+    sheet.replace(1, 1, text, [{ text, name: text, logprob: -1, top: [] }]);
+    const found = [field.value, mirror.textContent.slice(0, -1), edits, sheet.marks.length];
+    document.execCommand("undo");
+    return [...found, field.value];
+  });
+}"""
+ODD = [
+    "<img src=x onerror=alert(1)>", "&amp;&lt;b>bold</b></textarea><!-- -->", "\n\n lead", "trail \n",
+    "\t\u00a0 \x0c\x0b\x01", "\u2028\ufeff\U0001f600e\u0301\u05d0", "\n".join(f"    line {i}" for i in range(300)),
+]  # fmt: skip
+
+
+def test_every_text_is_inserted_as_it_is_in_one_edit(page):
+    """Markup stays text, and spaces stay what they are. A text of many lines is one edit too."""
+    page.evaluate("document.body.addEventListener('error', () => (document.title = 'markup'), true)")
+    for text, (value, shown, edits, num_marks, undone) in zip(ODD, page.evaluate(INSERT, ODD), strict=True):
+        assert value == shown == "x" + text and edits == 1 and num_marks == 1 and undone == "x", text[:20]
+    assert page.locator("main img").count() == 0 and page.title() == "tiny"
+
+
 def test_a_text_of_markup_stays_text(page):
     write(page, "<img src=x onerror=alert(1)>")
     until_written(page)
