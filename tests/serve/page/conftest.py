@@ -1,7 +1,17 @@
 """A server over tiny random weights, and a browser that shows its page."""
 
+from pathlib import Path
+
 import pytest
 from serving import CARD, serving
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks the tests of this folder as slow: a browser takes seconds for what a function does in milliseconds."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
