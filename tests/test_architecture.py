@@ -136,7 +136,7 @@ TABLE = {
     "cli/main": ("cli errors version", "click"),
     "cli/rl": ("cli errors run train/objectives", "click"),
     "cli/eval_code": ("api cli/options code errors run watch", "click"),
-    "cli/serve": ("api cli device errors model run serve web", "click"),
+    "cli/serve": ("api cli data/excerpts device errors model run serve web", "click"),
 }
 # Module of another package -> the only module of mlx_gpt that may import it.
 ALONE = {"mlx.core": "device/mlx", "mlx.nn": "device/mlx", "pooch": "data/library", "tokenizers": "data/bpe"}

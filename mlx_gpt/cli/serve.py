@@ -108,6 +108,7 @@ def serve_command(
     paths = checkpoints or (run.newest_checkpoint(),)
     if name is not None and len(paths) > 1:
         raise UserError(f"--name {name!r} names one checkpoint, but {len(paths)} are given; leave it out")
+    ids = [name] if name is not None else model_ids(paths)
     runs = [_load(path, preset, corpus, vocab, sizes_from(sets)) for path in paths]
     _require_memory([loaded.config.model for loaded in runs], streams)
     limits = Limits(
@@ -119,18 +120,7 @@ def serve_command(
     )
     listening = server.bind(host, port)
     address = _address(listening, host)
-    ids = [name] if name is not None else model_ids(paths)
-    models = [
-        serve.Served(
-            network=loaded.model,
-            tokenizer=loaded.tokenizer,
-            card=model_card(loaded, path, id, max_tokens),
-            examples=partial(excerpts, loaded.config.data.corpus, loaded.header.corpus),
-        )
-        for loaded, path, id in zip(runs, paths, ids, strict=True)
-    ]
-    for path, served in zip(paths, models, strict=True):
-        note(f"{path}: {served.card['meta']['n_params']:,} parameters; compiling")
+    models = [_served(*loaded, max_tokens) for loaded in zip(paths, ids, runs, strict=True)]
     serve.serve(
         listening,
         models,
@@ -160,6 +150,16 @@ def _load(path: Path, preset: str | None, corpus: tuple[str, ...], vocab: str | 
         )
     run.require_context(loaded)
     return loaded
+
+
+def _served(path: Path, id: str, loaded, max_tokens: int):
+    """Returns a loaded checkpoint as a serve.Served, and says that it will be compiled."""
+    from mlx_gpt.serve import Served
+
+    card = model_card(loaded, path, id, max_tokens)
+    note(f"{path}: {card['meta']['n_params']:,} parameters; compiling")
+    examples = partial(excerpts, loaded.config.data.corpus, loaded.header.corpus)
+    return Served(network=loaded.model, tokenizer=loaded.tokenizer, card=card, examples=examples)
 
 
 def model_ids(paths: Sequence[Path]) -> list[str]:
