@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
@@ -12,6 +12,9 @@ disable_created_metrics()  # the library would add a line with the time of creat
 
 # Upper bounds of the histograms' buckets, in seconds.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 
 class ModelMetrics(NamedTuple):
@@ -26,7 +29,7 @@ class ModelMetrics(NamedTuple):
 class Metrics:
     """Counters, histograms and gauges of one server, in a registry of its own.
 
-    All but the number of requests have the label `model`. The gauges read the schedulers whenever the metrics are
+    With several models, all but the number of requests have the label `model`. The gauges read the schedulers whenever the metrics are
     requested.
 
     Args:
@@ -37,7 +40,8 @@ class Metrics:
         self._registry = CollectorRegistry()
         common = {"namespace": "mlxgpt", "registry": self._registry}
         self.requests = Counter("requests", "Requests; status gone if the client left.", ["path", "status"], **common)
-        common["labelnames"] = ["model"]
+        self._labelled = len(schedulers) > 1
+        common["labelnames"] = ["model"] if self._labelled else []
         seconds = common | {"buckets": SECONDS}
         self._models = ModelMetrics(
             Counter("prompt_tokens", "Tokens of accepted prompts.", **common),
@@ -54,11 +58,14 @@ class Metrics:
         ):
             gauge = Gauge(name, about, **common)
             for id, scheduler in schedulers.items():
-                gauge.labels(id).set_function(partial(value, scheduler))
+                self._child(gauge, id).set_function(partial(value, scheduler))
 
     def of(self, model: str) -> ModelMetrics:
         """The counters and histograms of the model with this id."""
-        return ModelMetrics(*(metric.labels(model) for metric in self._models))
+        return ModelMetrics(*(self._child(metric, model) for metric in self._models))
+
+    def _child(self, metric: Metric, model: str) -> Metric:
+        return metric.labels(model) if self._labelled else metric
 
     def text(self) -> bytes:
         """The current values, as /metrics returns them."""
