@@ -29,8 +29,8 @@ class ModelMetrics(NamedTuple):
 class Metrics:
     """Counters, histograms and gauges of one server, in a registry of its own.
 
-    With several models, all but the number of requests have the label `model`. The gauges read the schedulers whenever the metrics are
-    requested.
+    With several models, all but the number of requests have the label `model`. The gauges read the schedulers whenever
+    the metrics are requested.
 
     Args:
         schedulers: The scheduler of each model, by the model's id.
