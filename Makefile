@@ -48,7 +48,7 @@ test-exports: $(BIN)/.test .venv-exports/.ready
 
 # Tests the server's web page in a browser. Needs Chromium.
 test-page: $(BIN)/.test $(BIN)/.page
-	$(BIN)/python -m pytest tests/serve/test_page.py
+	$(BIN)/python -m pytest -m slow tests/serve/page
 
 bench: $(BIN)/.bench
 	$(BIN)/mlxgpt bench $(BENCH_PRESETS:%=--preset %) --corpus $(CORPUS) $(if $(QUICK),--quick)

@@ -8,6 +8,7 @@ import time
 
 import httpx
 
+from mlx_gpt.serve import Served as Model
 from mlx_gpt.serve import serve
 from mlx_gpt.web import server
 
@@ -21,7 +22,7 @@ class Served:
     The constructor returns when the server accepts connections.
 
     Args:
-        run: The model and tokenizer that are served.
+        run: The model and tokenizer that are served, or a list of serve.Served.
         options: Arguments of mlx_gpt.serve.serve().
 
     Attributes:
@@ -42,11 +43,10 @@ class Served:
     def _run(self, run):
         try:
             options = {"num_slots": 4, "max_waiting": 16} | self._options
+            models = [Model(network=run.model, tokenizer=run.tokenizer, card=CARD)] if hasattr(run, "model") else run
             serve(
                 self.listening,
-                run.model,
-                run.tokenizer,
-                CARD,
+                models,
                 log=self.lines.append,
                 on_ready=self._on_ready,
                 **options,

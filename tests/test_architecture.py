@@ -156,7 +156,7 @@ TABLE = {
     "cli/pipeline": ("cli code/settings config/presets errors files parse run", "click"),
     "cli/rl": ("cli errors run", "click"),
     "cli/eval_code": ("api cli/options code errors run watch", "click"),
-    "cli/serve": ("api cli device errors model run serve web", "click"),
+    "cli/serve": ("api cli data/excerpts device errors model run serve web", "click"),
 }
 # Module of another package -> the only module of mlx_gpt that may import it.
 ALONE = {"mlx.core": "device/mlx", "mlx.nn": "device/mlx", "pooch": "data/library", "tokenizers": "data/bpe"}

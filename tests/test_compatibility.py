@@ -447,6 +447,7 @@ def command_named(name):
 # Facts that were changed on purpose. Without --max-choices, a request may now have more texts than the former 16.
 CHANGED = {
     ("mlxgpt serve", "--max-choices", "default"),
+    ("mlxgpt serve", 0, "nargs"),  # several checkpoints may be given
     ("mlxgpt export", 1, "required"),  # without a destination, it lists what is possible
     ("mlxgpt export", "--to", "default"),  # a name that ends in .gguf is a GGUF file
 }

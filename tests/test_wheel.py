@@ -44,6 +44,9 @@ def test_resources_are_in_the_wheel(installed, tmp_path):
 def test_the_wheel_holds_the_package_and_no_more(installed):
     top = {p.name for p in installed.iterdir()}
     assert top == {"mlx_gpt"} | {name for name in top if name.endswith(".dist-info")}
+    for folder in ("web/assets", "serve/page"):
+        names = {p.name for p in (ROOT / "mlx_gpt" / folder).iterdir()}
+        assert names and names == {p.name for p in (installed / "mlx_gpt" / folder).iterdir()}
     tasks = {p.name for p in (ROOT / "mlx_gpt/code/tasks").iterdir()}
     assert tasks == {p.name for p in (installed / "mlx_gpt/code/tasks").iterdir()}
     assert "mlxgpt = mlx_gpt.cli.main:main" in next(installed.glob("*.dist-info/entry_points.txt")).read_text()

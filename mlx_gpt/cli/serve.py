@@ -6,24 +6,27 @@ import re
 import socket
 import stat
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import click
 
 from mlx_gpt import api, device, model, run
 from mlx_gpt.cli.options import corpus_option, note, preset_option, set_option, sizes_from, vocab_option
+from mlx_gpt.data.excerpts import excerpts
 from mlx_gpt.errors import BadFile, OutOfRoom, UserError
 
 MAX_KEY = 4096  # characters of the first line of the file of --api-key-file
 
 
 @click.command()
-@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.argument("checkpoints", metavar="[CHECKPOINT]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--host", default="127.0.0.1", help="Address to listen on; any but a loopback address requires an API key."
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, help="Port to listen on; 0 chooses a free one.")
-@click.option("--name", help="Model id in the API.  [default: name of the run folder or file]")
+@click.option("--name", help="Model id in the API, for one checkpoint.  [default: name of the run folder or file]")
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path),
@@ -76,14 +79,17 @@ MAX_KEY = 4096  # characters of the first line of the file of --api-key-file
 @vocab_option
 @set_option
 def serve_command(
-    checkpoint, host, port, name, api_key_file, api_key, insecure, hosts, origins, streams, queue, max_tokens,
+    checkpoints, host, port, name, api_key_file, api_key, insecure, hosts, origins, streams, queue, max_tokens,
     max_choices, max_prompt, max_body, receive_timeout, send_timeout, context_policy, preset, corpus, vocab, sets,
 ):  # fmt: skip
     """Serve CHECKPOINT, or the best checkpoint of the newest run, over an OpenAI-compatible API with a web page.
 
+    Several checkpoints can be served together. The field `model` of a request chooses one of them.
+
     \b
     mlxgpt serve
     mlxgpt serve runs/long --port 8000 --context-policy error
+    mlxgpt serve runs/long/best.safetensors runs/long/checkpoint.safetensors
     curl localhost:8080/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "ROMEO:"}'
 
     The web page is at /. The API key can also be set by the environment variable MLXGPT_API_KEY. The log has one line
@@ -99,15 +105,12 @@ def serve_command(
     access = _access(host, _key(api_key_file, api_key), insecure, hosts, origins)
     if name is not None and not (name.strip() and name.isprintable()):
         raise UserError(f"--name {name!r} is not allowed; give printable characters, not only spaces")
-    path = checkpoint or run.newest_checkpoint()
-    loaded = api.load(path, preset, corpus=corpus or None, vocab=vocab, **sizes_from(sets))
-    if loaded.tokenizer is None:
-        raise UserError(
-            f"{path}: the checkpoint has no tokenizer; give the text it was trained on with --corpus, or its "
-            "vocabulary with --vocab"
-        )
-    run.require_context(loaded)
-    _require_memory(loaded.config.model, streams)
+    paths = checkpoints or (run.newest_checkpoint(),)
+    if name is not None and len(paths) > 1:
+        raise UserError(f"--name {name!r} names one checkpoint, but {len(paths)} are given; leave it out")
+    ids = [name] if name is not None else model_ids(paths)
+    runs = [_load(path, preset, corpus, vocab, sizes_from(sets)) for path in paths]
+    _require_memory([loaded.config.model for loaded in runs], streams)
     limits = Limits(
         max_tokens=max_tokens,
         max_choices=max_choices or math.inf,
@@ -116,13 +119,11 @@ def serve_command(
         slides=context_policy == "slide",
     )
     listening = server.bind(host, port)
-    address, card = _address(listening, host), model_card(loaded, path, name, max_tokens)
-    note(f"{path}: {card['meta']['n_params']:,} parameters; compiling")
+    address = _address(listening, host)
+    models = [_served(*loaded, max_tokens) for loaded in zip(paths, ids, runs, strict=True)]
     serve.serve(
         listening,
-        loaded.model,
-        loaded.tokenizer,
-        card,
+        models,
         num_slots=streams,
         max_waiting=queue,
         limits=limits,
@@ -130,28 +131,71 @@ def serve_command(
         deadlines=server.Deadlines(receive=receive_timeout, send=send_timeout),
         log=lambda line: note(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}"),
         on_ready=lambda _stop: click.echo(
-            f"{card['id']} at {address}  (base URL for OpenAI clients: {address}/v1; Ctrl-C stops the server)"
+            f"{', '.join(ids)} at {address}  (base URL for OpenAI clients: {address}/v1; Ctrl-C stops the server)"
         ),
     )
 
 
-def model_card(loaded, path: Path, name: str | None, max_tokens: int) -> dict:
+def _load(path: Path, preset: str | None, corpus: tuple[str, ...], vocab: str | None, sizes: dict[str, int]):
+    """Loads a checkpoint to serve.
+
+    Raises:
+        UserError: The checkpoint cannot be loaded, has no tokenizer, or needs too much memory.
+    """
+    loaded = api.load(path, preset, corpus=corpus or None, vocab=vocab, **sizes)
+    if loaded.tokenizer is None:
+        raise UserError(
+            f"{path}: the checkpoint has no tokenizer; give the text it was trained on with --corpus, or its "
+            "vocabulary with --vocab"
+        )
+    run.require_context(loaded)
+    return loaded
+
+
+def _served(path: Path, id: str, loaded, max_tokens: int):
+    """Returns a loaded checkpoint as a serve.Served, and says that it will be compiled."""
+    from mlx_gpt.serve import Served
+
+    card = model_card(loaded, path, id, max_tokens)
+    note(f"{path}: {card['meta']['n_params']:,} parameters; compiling")
+    examples = partial(excerpts, loaded.config.data.corpus, loaded.header.corpus)
+    return Served(network=loaded.model, tokenizer=loaded.tokenizer, card=card, examples=examples)
+
+
+def model_ids(paths: Sequence[Path]) -> list[str]:
+    """Returns an id for each checkpoint.
+
+    It is the name of the run folder for the folder itself, best.safetensors and checkpoint.safetensors, and otherwise
+    the name of the file without its ending. If several checkpoints have the same id, the name of the file is appended,
+    as in "long/best". A run folder stands for its best checkpoint.
+
+    Raises:
+        UserError: Two paths have the same id even so.
+    """
+    full = [path.resolve() for path in paths]
+    short = [p.parent.name if p.stem in ("best", "checkpoint") else p.name if p.is_dir() else p.stem for p in full]
+    files = ["best" if path.is_dir() else path.stem for path in full]
+    ids = [f"{id}/{file}" if short.count(id) > 1 else id for id, file in zip(short, files, strict=True)]
+    for id, path in zip(ids, paths, strict=True):
+        if ids.count(id) > 1:
+            raise UserError(f"{path}: another checkpoint has the id {id!r} too; leave it out, or rename one of the two")
+    return ids
+
+
+def model_card(loaded, path: Path, id: str, max_tokens: int) -> dict:
     """Returns the description of a checkpoint that the route /v1/models sends.
 
     Args:
         loaded: The loaded checkpoint.
         path: The path it was loaded from.
-        name: The id of the model. None takes the name of the run folder for the folder itself, best.safetensors and
-            checkpoint.safetensors, and otherwise the name of the file without its ending.
+        id: The id of the model.
         max_tokens: The limit of --max-tokens.
     """
     from mlx_gpt.serve.schema import TURN
 
     header, config = loaded.header, loaded.config
-    path = path.resolve()
-    own_name = path.parent.name if path.stem in ("best", "checkpoint") else path.name if path.is_dir() else path.stem
     return {
-        "id": name or own_name,
+        "id": id,
         "object": "model",
         "created": int(path.stat().st_mtime),
         "owned_by": "mlxgpt",
@@ -204,9 +248,10 @@ def _address(listening: socket.socket, host: str) -> str:
     return f"http://{shown}:{listening.getsockname()[1]}"
 
 
-def _require_memory(shape, streams: int) -> None:
-    """Raises OutOfRoom if the decoding states of `streams` texts need more memory than MLX may use."""
-    needed, limit = model.cost.state_bytes(shape, streams), device.mlx.mx.get_memory_limit()
+def _require_memory(shapes: Sequence, streams: int) -> None:
+    """Raises OutOfRoom if the decoding states of `streams` texts of each model need more memory than MLX may use."""
+    needed = sum(model.cost.state_bytes(shape, streams) for shape in shapes)
+    limit = device.mlx.mx.get_memory_limit()
     if needed > limit:
         raise OutOfRoom(
             f"--streams {streams} needs {needed / 1e9:.1f} GB for the decoding state, but MLX may use only "

@@ -165,7 +165,7 @@ def open_corpus(specs: Sequence[str]) -> Corpus:
         BadFile: if a file is empty or a special file, such as a device, if a folder has no file with one of SUFFIXES,
             if a gzip file is not complete or expands too far, or if a named corpus has the wrong SHA-256.
     """
-    parsed = [_parse(spec) for spec in specs]
+    parsed = [split_spec(spec) for spec in specs]
     for name, _ in parsed:
         if (times := sum(name == other for other, _ in parsed)) > 1:
             raise UserError(f"corpus {name} is given {times} times; give it once, with a weight: {name}:{times}")
@@ -179,7 +179,7 @@ def corpus_name(specs: Sequence[str]) -> str:
 
     Examples are `shakespeare`, and `notes-and-1` for two specs.
     """
-    first = _parse(specs[0])[0]
+    first = split_spec(specs[0])[0]
     if first not in names_of("corpus"):
         first = re.sub(r"[^\w.-]+", "-", Path(first).name if glob.has_magic(first) else Path(first).resolve().stem)
     return (first.strip("-.") or "text") + (f"-and-{len(specs) - 1}" if len(specs) > 1 else "")
@@ -213,7 +213,7 @@ def list_corpora() -> list[dict]:
     return rows
 
 
-def _parse(spec: str) -> tuple[str, float]:
+def split_spec(spec: str) -> tuple[str, float]:
     """Splits a spec into name and weight. The default weight is 1.
 
     A number after the last colon is the weight, with two exceptions. If the whole spec is the path of an existing file,

@@ -45,6 +45,11 @@ def state(name: str) -> str:
     return f"at {path}"
 
 
+def is_here(name: str) -> bool:
+    """Whether the file of a downloaded corpus is on this machine."""
+    return _local_file(manifest(name)) is not None
+
+
 def fetch(name: str) -> Path:
     """Returns the path of the file of a downloaded corpus. Downloads and cleans it first if there is no such file.
 

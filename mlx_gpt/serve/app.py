@@ -19,28 +19,25 @@ from starlette.types import Receive, Scope, Send
 from mlx_gpt.generation.job import Job, Piece, merge
 from mlx_gpt.serve import answers, fields, schema
 from mlx_gpt.serve.answers import Answer
-from mlx_gpt.serve.prometheus import Metrics
+from mlx_gpt.serve.prometheus import ModelMetrics
 from mlx_gpt.serve.schema import Reader
-from mlx_gpt.serve.service import Inbox, Service
+from mlx_gpt.serve.service import Inbox, Service, Services
 from mlx_gpt.web.errors import HANDLERS, ApiError
 from mlx_gpt.web.guard import Access, Guard
+from mlx_gpt.web.pages import page_routes
 
 PING_EVERY = 15.0  # seconds without a piece after which a stream sends a comment, to keep the connection open
 # The same while a text has no token yet. Only sending detects that a client has left, and a text of such a client must
 # not stay in the queue.
 PING_EVERY_WAITING = 0.5
-# Path -> (file in the folder page/, media type).
-PAGE = {
-    "/": ("index.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-}
 # Path -> (type of the request, method of Reader that makes its jobs, type of the response).
 TEXT_ROUTES = {
     "/v1/completions": (schema.CompletionRequest, Reader.completion, answers.CompletionAnswer),
     "/v1/chat/completions": (schema.ChatRequest, Reader.chat, answers.ChatAnswer),
     "/": (schema.RandyRequest, Reader.randy, answers.RandyAnswer),
 }
+
+MODEL_PATH = "/v1/models/{id:path}"
 
 # Lists of (index of the text, piece), with at most one piece per text. An empty list:
 # it is time for a ping, see arriving().
@@ -51,19 +48,20 @@ class TextRoute:
     """A POST route that responds with generated text. Generation stops when the client disconnects.
 
     Args:
-        service: The served model.
+        services: The served models.
+        max_body: Maximum size of the body in bytes.
         path: A key of TEXT_ROUTES.
     """
 
-    def __init__(self, service: Service, path: str):
-        self.service = service
+    def __init__(self, services: Services, max_body: int, path: str):
+        self.services, self.max_body = services, max_body
         self.kind, self.make_jobs, self.answer = TEXT_ROUTES[path]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service, start = self.service, time.perf_counter()
-        body = await _body(scope, receive, service.limits.max_body)
-        request, jobs = await asyncio.to_thread(self._read, body)  # not in the event loop: a body may be large
-        answer = self.answer(request, jobs, service.card["id"], service.token_bytes)
+        start = time.perf_counter()
+        body = await _body(scope, receive, self.max_body)
+        service, request, jobs = await asyncio.to_thread(self._read, body)  # not in the event loop: a body may be large
+        answer = self.answer(request, jobs, service.id, service.token_bytes)
         async with service.submitted(jobs) as inbox:
             service.metrics.prompt_tokens.inc(answer.usage([])["prompt_tokens"])
             pieces = arriving(inbox, len(jobs), start, service.metrics)
@@ -73,15 +71,14 @@ class TextRoute:
                 work = _whole(scope, receive, send, answer, pieces, len(jobs))
             await _while_connected(receive, work)
 
-    def _read(self, body: bytes) -> tuple[Any, list[Job]]:
-        """Decodes a request and makes its jobs."""
+    def _read(self, body: bytes) -> tuple[Service, Any, list[Job]]:
+        """Decodes a request, finds its model, and makes its jobs."""
         request = fields.decode(body, self.kind)
-        if getattr(request, "model", None) not in (None, self.service.card["id"]):
-            raise self.service.no_such_model(request.model)
-        return request, self.make_jobs(self.service.reader, request)
+        service = self.services.of(getattr(request, "model", None))
+        return service, request, self.make_jobs(service.reader, request)
 
 
-async def arriving(inbox: Inbox, count: int, start: float, metrics: Metrics) -> Pieces:
+async def arriving(inbox: Inbox, count: int, start: float, metrics: ModelMetrics) -> Pieces:
     """Yields pieces when they arrive, until all `count` texts have ended.
 
     Pieces of one text that have arrived together are merged. After PING_EVERY seconds without a piece, an empty
@@ -200,46 +197,21 @@ async def _stream(send: Send, answer: Answer, pieces: Pieces, count: int) -> Non
         await send_events(error.body, more=False)
 
 
-def make_app(service: Service, access: Access, log: Callable[[str], None]) -> Guard:
-    """Makes the ASGI application of a service: all routes, protected by the access rules.
+def make_app(services: Services, access: Access, log: Callable[[str], None]) -> Guard:
+    """Makes the ASGI application of a server: all routes, protected by the access rules.
 
     Args:
-        service: The served model.
+        services: The served models.
         access: The access rules.
         log: Called with one line per request.
     """
-    page = files(__package__) / "page"
-
-    async def health(_request: Request) -> Response:
-        if service.scheduler.closing:
-            raise ApiError(503, "the server is shutting down", code="stopping")
-        if not service.scheduler.healthy:
-            raise ApiError(503, "texts are in progress, but no token was generated recently", code="stalled")
-        return _json({"status": "ok", "active": service.scheduler.num_active, "waiting": service.scheduler.num_waiting})
-
-    async def models(_request: Request) -> Response:
-        return _json({"object": "list", "data": [service.card]})
-
-    async def model(request: Request) -> Response:
-        if request.path_params["id"] != service.card["id"]:
-            raise service.no_such_model(request.path_params["id"])
-        return _json(service.card)
-
-    async def metrics(_request: Request) -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
-
-    async def show(request: Request) -> Response:
-        name, kind = PAGE[request.url.path]
-        return Response((page / name).read_bytes(), media_type=kind)
-
+    page = page_routes(files(__package__) / "page")
+    max_body = services.of(None).limits.max_body
     inner = Starlette(
         routes=[
-            *(Route(path, show) for path in PAGE),
-            *(Route(path, TextRoute(service, path), methods=["POST"]) for path in TEXT_ROUTES),
-            Route("/v1/models", models),
-            Route("/v1/models/{id:path}", model),
-            Route("/health", health),
-            Route("/metrics", metrics),
+            *page,
+            *(Route(path, TextRoute(services, max_body, path), methods=["POST"]) for path in TEXT_ROUTES),
+            *_facts(services),
         ],
         middleware=[
             Middleware(
@@ -251,14 +223,49 @@ def make_app(service: Service, access: Access, log: Callable[[str], None]) -> Gu
         ],
         exception_handlers=HANDLERS,
     )
-    paths = {*PAGE, *TEXT_ROUTES, "/v1/models", "/health", "/metrics"}
+    page_paths = {route.path for route in page}
+    paths = {route.path for route in inner.routes} - {MODEL_PATH}
 
     def count(path: str, status: int | str) -> None:
         # Unknown paths are counted together. Otherwise a client could create any number of time series.
         known = path if path in paths else "/v1/models" if path.startswith("/v1/models/") else "other"
-        service.metrics.requests.labels(known, status).inc()
+        services.metrics.requests.labels(known, status).inc()
 
-    return Guard(inner, access, log, {*PAGE, "/health"}, count)
+    return Guard(inner, access, log, {*page_paths, "/health"}, count)
+
+
+def _facts(services: Services) -> list[Route]:
+    """The routes that describe the server and its models."""
+
+    async def health(_request: Request) -> Response:
+        schedulers = [service.scheduler for service in services]
+        if any(scheduler.closing for scheduler in schedulers):
+            raise ApiError(503, "the server is shutting down", code="stopping")
+        if not all(scheduler.healthy for scheduler in schedulers):
+            raise ApiError(503, "texts are in progress, but no token was generated recently", code="stalled")
+        active, waiting = (sum(getattr(s, name) for s in schedulers) for name in ("num_active", "num_waiting"))
+        return _json({"status": "ok", "active": active, "waiting": waiting})
+
+    async def models(_request: Request) -> Response:
+        return _json({"object": "list", "data": [service.card for service in services]})
+
+    async def model(request: Request) -> Response:
+        return _json(services.of(request.path_params["id"]).card)
+
+    async def examples(request: Request) -> Response:
+        service = services.of(request.query_params.get("model"))
+        return _json({"object": "list", "data": await asyncio.to_thread(service.examples)})
+
+    async def metrics(_request: Request) -> Response:
+        return Response(services.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    return [
+        Route("/v1/models", models),
+        Route(MODEL_PATH, model),
+        Route("/v1/examples", examples),
+        Route("/health", health),
+        Route("/metrics", metrics),
+    ]
 
 
 def _json(content: Any) -> Response:

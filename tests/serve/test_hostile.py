@@ -308,7 +308,7 @@ def test_no_line_of_the_log_has_a_prompt_or_a_forged_line(served):
 
 def test_with_a_key_everything_but_the_page_and_health_needs_it(run):
     with serving(run, access=Access(key="sesame")) as served:
-        for path in ("/v1/models", "/v1/models/tiny", "/metrics", "/nothing"):
+        for path in ("/v1/models", "/v1/models/tiny", "/v1/examples", "/metrics", "/nothing"):
             assert httpx.get(served.url + path).status_code == 401
             for wrong in ("Bearer", "Bearer wrong", "Basic sesame", "sesame", "Bearer sesame\u00e9"):
                 headers = {"Authorization": wrong.encode("latin-1")}
@@ -316,7 +316,7 @@ def test_with_a_key_everything_but_the_page_and_health_needs_it(run):
                 assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
         for path in WRITES:
             assert served.post(path, {"prompt": "a"}).status_code == 401
-        for path in ("/", "/page.css", "/page.js", "/health"):
+        for path in ("/", "/base.css", "/page.css", "/main.js", "/tabs.js", "/health"):
             assert httpx.get(served.url + path).status_code == 200
         for headers in ({"Authorization": "Bearer sesame"}, {"x-api-key": "sesame"}):
             assert httpx.get(served.url + "/v1/models", headers=headers).status_code == 200
@@ -373,7 +373,7 @@ def test_origins(run):
 
 
 def test_every_answer_has_the_headers_of_a_careful_server(served):
-    for path in ("/", "/page.js", "/health", "/v1/models", "/nothing"):
+    for path in ("/", "/main.js", "/health", "/v1/models", "/nothing"):
         headers = httpx.get(served.url + path).headers
         assert "unsafe" not in headers["content-security-policy"] and headers["x-content-type-options"] == "nosniff"
         assert headers["x-request-id"].startswith("req-") and "server" not in headers

@@ -172,6 +172,7 @@ def test_a_signal_ends_16_streams_within_6_seconds_each_with_an_end(checkpoint, 
         (["--streams", "0"], 2, "--streams"),
         (["--host", ""], 2, "--host empty"),
         (["--name", ""], 2, "--name"),
+        (["other.safetensors", "--name", "both"], 2, "--name 'both' 2 are given"),
         (["--allow-origin", "evil.com"], 2, "evil.com https://"),
         (["--allow-host", "http://x.com/"], 2, "x.com name"),
         (["--api-key-file", "/nowhere"], 3, "/nowhere"),
@@ -185,6 +186,17 @@ def test_what_it_refuses_to_start_with(checkpoint, tmp_path, arguments, code, wo
     told = done.stderr
     assert done.returncode == code
     assert told.startswith("error: ") and told.count("\n") == 1 and all(word in told for word in words.split()), told
+
+
+def test_two_checkpoints_are_served_together(checkpoint, tmp_path):
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(checkpoint.read_bytes())
+    with command(checkpoint, other) as (_, url):
+        assert [card["id"] for card in httpx.get(url + "/v1/models").json()["data"]] == ["tiny", "other"]
+        bodies = [{"prompt": "a", "seed": 1, "model": id} for id in ("tiny", "other")]
+        answers = [httpx.post(url + "/v1/completions", json=body, timeout=30).json() for body in bodies]
+        assert [answer["model"] for answer in answers] == ["tiny", "other"]
+        assert answers[0]["choices"] == answers[1]["choices"]
 
 
 def test_a_port_in_use_is_named(checkpoint, served, tmp_path):
@@ -221,7 +233,8 @@ def test_the_card_and_the_key_of_the_command(checkpoint):
 
 def test_text_that_comes_together_with_an_error_is_sent_before_it(run):
     """The loop may be late, and find tokens and the error of a later step in one reading of the inbox."""
-    metrics = Metrics(types.SimpleNamespace(num_active=0, num_waiting=0, num_slots=1, num_faults=0, healthy=True))
+    idle = types.SimpleNamespace(num_active=0, num_waiting=0, num_slots=1, num_faults=0, healthy=True)
+    metrics = Metrics({"tiny": idle}).of("tiny")
 
     async def arrived():
         inbox, found = asyncio.Queue(), []

@@ -17,7 +17,7 @@ from mlx_gpt.web import server
 
 STATUSES = {200, 204, 307, 400, 401, 403, 404, 405, 408, 413, 415, 429, 503}
 GOOD = {"prompt": "Hello", "max_tokens": 12, "seed": 7, "temperature": 0.8}
-PATHS = ["/v1/completions", "/v1/chat/completions", "/", "/v1/models", "/health", "/metrics", "/nothing", "/page.js"]
+PATHS = ["/v1/completions", "/v1/chat/completions", "/", "/v1/models", "/health", "/metrics", "/nothing", "/main.js"]
 BODIES = [
     GOOD | {"n": 2, "stop": ["x"], "stream": False, "logprobs": 2, "echo": True, "top_p": 0.9, "top_k": 3},
     GOOD | {"prompt": [1, 2, 3], "stream": True, "stream_options": {"include_usage": True}},
