@@ -87,7 +87,12 @@ TABLE = {
     "watch/metrics": ("errors files parse train/reports", ""),
     "watch/console": ("train/reports", "rich"),
     "watch/code": ("", "rich"),
-    "watch/compare": ("config/renames errors parse watch/metrics", "matplotlib"),
+    "watch/compare": ("config/renames errors parse watch/tail", "matplotlib"),
+    "watch/tail": ("", ""),
+    "watch/series": ("", ""),
+    "watch/runs": ("config/renames errors parse watch/compare watch/series watch/tail", ""),
+    "watch/dashboard/": ("watch/compare watch/runs web", "msgspec starlette"),
+    "watch/dashboard/settings": ("config watch/compare", ""),
     "web/": ("errors", "h11 msgspec starlette uvicorn"),
     "rl/": ("errors", ""),
     "rl/launcher": ("", ""),
@@ -136,7 +141,9 @@ TABLE = {
     "cli/main": ("cli errors version", "click"),
     "cli/rl": ("cli errors run train/objectives", "click"),
     "cli/eval_code": ("api cli/options code errors run watch", "click"),
+    "cli/access": ("cli/options errors web/guard", "click"),
     "cli/serve": ("api cli device errors model run serve web", "click"),
+    "cli/watch": ("cli errors run/folder watch/dashboard web", "click"),
 }
 # Module of another package -> the only module of mlx_gpt that may import it.
 ALONE = {"mlx.core": "device/mlx", "mlx.nn": "device/mlx", "pooch": "data/library", "tokenizers": "data/bpe"}

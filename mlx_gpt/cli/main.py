@@ -35,6 +35,7 @@ COMMANDS = {
         "mlx_gpt.cli.compare",
         "Compare runs: settings that differ, losses, tokens needed to reach a loss, and speed.",
     ),
+    "watch": ("mlx_gpt.cli.watch", "Show runs on a web page, while they train and afterwards."),
     "rl": ("mlx_gpt.cli.rl", "Train CHECKPOINT with rewards of the texts that it writes."),
     "pipeline": ("mlx_gpt.cli.pipeline", "Run train, rl and eval-code in a row, as FILE describes them."),
     "convert": (

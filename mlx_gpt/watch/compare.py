@@ -2,20 +2,23 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlx_gpt.config.renames import current_names
 from mlx_gpt.errors import UserError
-from mlx_gpt.parse import read_toml
-from mlx_gpt.watch.metrics import has_numbers, read_metrics
+from mlx_gpt.parse import open_regular, read_toml
+from mlx_gpt.watch.tail import all_reports, has_numbers
 
 FORMATS = (".png", ".svg", ".pdf")
 MAX_THRESHOLDS = 6
 # Differences between neighbouring thresholds, in nats.
 ROUND_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+LARGEST_LOSS = 1e12
 
 # The fields that a line of metrics.jsonl needs to be used as an evaluation or as an update.
 EVALUATION = ("step", "val_loss", "tokens", "elapsed")
@@ -24,19 +27,21 @@ UPDATE = ("step", "tokens", "elapsed", "seconds")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """The contents of a run folder: its settings and the lines of its metrics.jsonl.
+    """What is compared of a run: its settings, its evaluations, and its speed.
 
     Attributes:
         name: Path of the run folder.
         settings: Settings of run.toml by dotted name; empty without a run.toml.
         evaluations: Lines of metrics.jsonl that describe evaluations, at least one.
-        updates: Lines of metrics.jsonl that describe updates.
+        last: The last line of metrics.jsonl that describes an update; None if there is none.
+        seconds: Seconds of the median update, without evaluations; None if there is none.
     """
 
     name: str
     settings: dict[str, Any]
     evaluations: list[dict]
-    updates: list[dict]
+    last: dict | None = None
+    seconds: float | None = None
 
     def tokens_to(self, loss: float) -> int | None:
         """Number of tokens trained on when the validation loss first reached `loss`; None if it never did."""
@@ -56,7 +61,7 @@ class Record:
               record has no updates.
         """
         best = min(self.evaluations, key=lambda e: e["val_loss"])
-        last = (self.updates or self.evaluations)[-1]
+        last = self.last or self.evaluations[-1]
         facts = {
             "best_loss": best["val_loss"],
             "best_ppl": best.get("val_ppl"),
@@ -66,9 +71,9 @@ class Record:
             "tokens": last["tokens"],
             "seconds": last["elapsed"],
         }
-        if self.updates:
-            seconds = statistics.median(u["seconds"] for u in self.updates)
-            facts |= {"ms_per_iter": seconds * 1000, "tokens_per_second": last["tokens"] / last["step"] / seconds}
+        if self.last and self.seconds:
+            facts["ms_per_iter"] = self.seconds * 1000
+            facts["tokens_per_second"] = last["tokens"] / last["step"] / self.seconds
         return {name: value for name, value in facts.items() if type(value) in (int, float) and math.isfinite(value)}
 
 
@@ -94,23 +99,31 @@ def read_record(path: Path) -> Record:
         raise NotEvaluated(
             f"{path}: no metrics.jsonl of a run is there; name a run folder, such as runs/model-l-shakespeare"
         )
-    lines = read_metrics(folder / "metrics.jsonl")
-    evaluations = [line for line in lines if has_numbers(line, EVALUATION)]
+    with open_regular(folder / "metrics.jsonl"):  # raises the error of a file that cannot be read
+        pass
+    evaluations, last, seconds = [], None, array("d")
+    for line in all_reports(folder / "metrics.jsonl"):
+        if has_numbers(line, EVALUATION):
+            evaluations.append(line)
+        if "grad_norm" in line and has_numbers(line, UPDATE) and min(line["step"], line["seconds"]) > 0:
+            last = line
+            seconds.append(line["seconds"])
     if not evaluations:
         raise NotEvaluated(f"{folder}: the run was not evaluated yet; train it until its first evaluation")
     tables = current_names(read_toml(folder / "run.toml") if (folder / "run.toml").exists() else {})
     return Record(
         name=str(folder),
-        settings={
-            f"{table}.{k}": v for table, values in tables.items() if isinstance(values, dict) for k, v in values.items()
-        },
+        settings=dotted(tables),
         evaluations=evaluations,
-        updates=[
-            line
-            for line in lines
-            if "grad_norm" in line and has_numbers(line, UPDATE) and min(line["step"], line["seconds"]) > 0
-        ],
+        last=last,
+        seconds=statistics.median(seconds) if seconds else None,
     )
+
+
+def dotted(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of nested dictionaries by dotted name, as {"train.iters": 500}."""
+    inner = {table: values for table, values in tables.items() if isinstance(values, dict)}
+    return {f"{table}.{name}": value for table, values in inner.items() for name, value in values.items()}
 
 
 def differences(records: Sequence[Record]) -> dict[str, list]:
@@ -136,13 +149,32 @@ def thresholds(records: Sequence[Record]) -> list[float]:
     Returns:
         The losses in descending order.
     """
-    low = min(e["val_loss"] for r in records for e in r.evaluations)
-    high = max(r.evaluations[0]["val_loss"] for r in records)
+    low = _within_reach(min(e["val_loss"] for r in records for e in r.evaluations))
+    high = _within_reach(max(r.evaluations[0]["val_loss"] for r in records))
     for step in ROUND_STEPS:
         first, last = math.floor(high / step), math.ceil(low / step)
         if first - last < MAX_THRESHOLDS:
             break
     return [round(i * step, 2) for i in range(first, last - 1, -1)[-MAX_THRESHOLDS:]]
+
+
+def _within_reach(loss: float) -> float:
+    """Limits a loss to numbers that can be divided by each of ROUND_STEPS. A damaged file may hold larger ones."""
+    return min(max(loss, -LARGEST_LOSS), LARGEST_LOSS)
+
+
+def comparison(records: Sequence[Record]) -> dict[str, Any]:
+    """The comparison as values that JSON can represent.
+
+    Args:
+        records: The runs, at least one.
+
+    Returns:
+        A dictionary with the keys `runs`, their names; `rows`, those of table(); and `differing`, the number of the
+        first rows that are settings.
+    """
+    rows = table(records, thresholds(records))
+    return {"runs": [record.name for record in records], "rows": rows, "differing": len(differences(records))}
 
 
 def table(records: Sequence[Record], levels: Sequence[float]) -> list[tuple[str, list[str]]]:
