@@ -3,26 +3,33 @@
 import math
 import statistics
 from array import array
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mlx_gpt.config.renames import current_names
 from mlx_gpt.errors import UserError
 from mlx_gpt.parse import open_regular, read_toml
-from mlx_gpt.watch.tail import all_reports, has_numbers
+from mlx_gpt.watch.series import Series
+from mlx_gpt.watch.tail import all_reports, has_numbers, number
 
 FORMATS = (".png", ".svg", ".pdf")
 MAX_THRESHOLDS = 6
 # Differences between neighbouring thresholds, in nats.
 ROUND_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
-LARGEST_LOSS = 1e12
+LARGEST = 1e15  # losses, tokens and seconds beyond this come from a damaged file
 
 # The fields that a line of metrics.jsonl needs to be used as an evaluation or as an update.
 EVALUATION = ("step", "val_loss", "tokens", "elapsed")
 UPDATE = ("step", "tokens", "elapsed", "seconds")
+CURVE = ("loss", "tokens", "elapsed")
+
+# Colours of Okabe and Ito, which colour-blind people can tell apart, and dash patterns. Each pair is used once in 24
+# runs.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8f6400")
+DASHES = ("-", "--", ":")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +42,8 @@ class Record:
         evaluations: Lines of metrics.jsonl that describe evaluations, at least one.
         last: The last line of metrics.jsonl that describes an update; None if there is none.
         seconds: Seconds of the median update, without evaluations; None if there is none.
+        curve: The training loss in at most 1,000 bins: lists of the means of `loss`, `tokens` and `elapsed`. Empty
+            without updates.
     """
 
     name: str
@@ -42,6 +51,7 @@ class Record:
     evaluations: list[dict]
     last: dict | None = None
     seconds: float | None = None
+    curve: dict[str, list[float]] = field(default_factory=dict)
 
     def tokens_to(self, loss: float) -> int | None:
         """Number of tokens trained on when the validation loss first reached `loss`; None if it never did."""
@@ -101,13 +111,15 @@ def read_record(path: Path) -> Record:
         )
     with open_regular(folder / "metrics.jsonl"):  # raises the error of a file that cannot be read
         pass
-    evaluations, last, seconds = [], None, array("d")
+    evaluations, last, seconds, updates = [], None, array("d"), Series()
     for line in all_reports(folder / "metrics.jsonl"):
         if has_numbers(line, EVALUATION):
             evaluations.append(line)
         if "grad_norm" in line and has_numbers(line, UPDATE) and min(line["step"], line["seconds"]) > 0:
             last = line
             seconds.append(line["seconds"])
+            if has_numbers(line, CURVE):
+                updates.add(int(line["step"]), {name: number(line[name]) for name in CURVE}, 1)
     if not evaluations:
         raise NotEvaluated(f"{folder}: the run was not evaluated yet; train it until its first evaluation")
     tables = current_names(read_toml(folder / "run.toml") if (folder / "run.toml").exists() else {})
@@ -117,7 +129,17 @@ def read_record(path: Path) -> Record:
         evaluations=evaluations,
         last=last,
         seconds=statistics.median(seconds) if seconds else None,
+        curve=curve_of(updates),
     )
+
+
+def curve_of(updates: Series) -> dict[str, list[float]]:
+    """The means of loss, tokens and seconds of the bins that have all of them; see Record.curve."""
+    fields = updates.columns()["fields"]
+    if not all(name in fields for name in CURVE):
+        return {}
+    rows = [row for row in zip(*(fields[name][0] for name in CURVE), strict=True) if None not in row]
+    return {name: list(values) for name, values in zip(CURVE, zip(*rows, strict=True), strict=True)} if rows else {}
 
 
 def dotted(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,7 +182,7 @@ def thresholds(records: Sequence[Record]) -> list[float]:
 
 def _within_reach(loss: float) -> float:
     """Limits a loss to numbers that can be divided by each of ROUND_STEPS. A damaged file may hold larger ones."""
-    return min(max(loss, -LARGEST_LOSS), LARGEST_LOSS)
+    return min(max(loss, -LARGEST), LARGEST)
 
 
 def comparison(records: Sequence[Record]) -> dict[str, Any]:
@@ -212,7 +234,9 @@ def table(records: Sequence[Record], levels: Sequence[float]) -> list[tuple[str,
 
 
 def draw(path: Path, records: Sequence[Record], marks: Sequence[tuple[str, Sequence[float], Sequence[float]]] = ()):
-    """Plots validation loss against tokens in one panel and against seconds in another.
+    """Plots the losses against tokens in one panel and against seconds in another.
+
+    The validation loss has markers. The training loss is a thin line.
 
     Args:
         path: The file to write; its suffix is one of FORMATS.
@@ -233,25 +257,36 @@ def draw(path: Path, records: Sequence[Record], marks: Sequence[tuple[str, Seque
         raise UserError("pictures need matplotlib; install it with: pip install 'mlxgpt[plot]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, NullFormatter
 
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for axes, key, label in zip(panels, ("tokens", "elapsed"), ("tokens", "seconds"), strict=True):
-        for record in records:
-            shown = [e for e in record.evaluations if e["tokens"]]  # a logarithmic axis cannot show 0 tokens
-            axes.plot([e[key] for e in shown], [e["val_loss"] for e in shown], ".-", ms=4, lw=1.2, label=record.name)
+        for i, record in enumerate(records):
+            look = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
+            shown = [(e[key], e["val_loss"]) for e in record.evaluations]
+            axes.plot(*_drawable(shown), marker=".", ms=4, lw=1.2, label=record.name, **look)
+            trained = zip(record.curve.get(key, []), record.curve.get("loss", []), strict=True)
+            axes.plot(*_drawable(trained), lw=0.7, alpha=0.45, **look)
         axes.set(xscale="log", xlabel=label)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.xaxis.set_minor_formatter(EngFormatter(sep=""))
+        low, high = axes.get_xlim()
+        # The minor ticks are 2, 3, ..., 9 times a power of 10. Their labels overlap on a longer axis.
+        axes.xaxis.set_minor_formatter(EngFormatter(sep="") if high < 10 * low else NullFormatter())
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     for label, tokens, losses in marks:
         panels[0].plot(tokens, losses, "kx", label=label)
-    panels[0].set_ylabel("validation loss, nats per token")
+    panels[0].set_ylabel("loss, nats per token; with points: validation")
     panels[0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _drawable(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """The coordinates of points that can be drawn: not 0, and nothing that only damage explains."""
+    kept = [(x, y) for x, y in points if 0 < x <= LARGEST and abs(y) <= LARGEST]
+    return [x for x, _ in kept], [y for _, y in kept]
 
 
 def _text(value) -> str:

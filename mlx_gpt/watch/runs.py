@@ -16,7 +16,7 @@ from typing import Any
 from mlx_gpt.config.renames import current_names
 from mlx_gpt.errors import UserError
 from mlx_gpt.parse import read_toml
-from mlx_gpt.watch.compare import EVALUATION, UPDATE, NotEvaluated, Record, dotted
+from mlx_gpt.watch.compare import EVALUATION, UPDATE, NotEvaluated, Record, curve_of, dotted
 from mlx_gpt.watch.series import Series
 from mlx_gpt.watch.tail import CHUNK, Tail, has_numbers, number
 
@@ -33,7 +33,7 @@ PATIENCE, QUIET = 3, 60.0
 MAX_ITERS = 1 << 31  # a larger number of updates means that the run has no fixed length
 # Fields of reports that are no curves: they are counts, repeat another field, or are shown elsewhere.
 NO_CURVES = {"report", "step", "skipped", "best_step", "best_loss", "bad_evals", "lr_cuts", "num_lr_cuts"}
-NO_CURVES |= {"eval_tokens", "raw_loss"}
+NO_CURVES |= {"eval_tokens", "raw_loss", "memory_limit"}
 
 
 class Run:
@@ -130,6 +130,7 @@ class Run:
         previous = self._last.get(kind)
         if kind == "step":
             self._last.pop("stop", None)
+            self._last.pop("failure", None)
             self._num_back += step < self._latest_step
             self._latest_step = step
             self._add_speed(values, previous)
@@ -143,7 +144,9 @@ class Run:
             self.samples.append({"step": step, "text": report["text"][:MAX_SAMPLE]})
             self._num_samples += 1
         self._add_alerts(kind, report)
-        self._last[kind] = {"step": step, **values} | {k: report[k] for k in ("reason", "error") if k in report}
+        if kind in KEPT:
+            texts = {name: str(report[name])[:1000] for name in TEXTS if report.get(name)}
+            self._last[kind] = {"step": step, **values, **texts}
 
     def _add_speed(self, values: dict[str, float], previous: dict | None) -> None:
         """Adds tokens_per_second to the values of an update, and updates the recent speed."""
@@ -161,7 +164,7 @@ class Run:
                 self.alerts.clear()
             found = [report]
         else:
-            found = [asdict(alert) for alert in self._health.update(report)] if self._health else []
+            found = [asdict(alert) for alert in self._health.update({"step": 0} | report)] if self._health else []
         self.alerts.extend(map(_alert, found))
         self._num_alerts += len(found)
 
@@ -180,7 +183,7 @@ class Run:
             "unread": self.tail.unread,
             "mtime": self.tail.mtime,
             "quiet_after": max(QUIET, PATIENCE * self._longest),
-            "reason": stop.get("reason"),
+            "reason": stop.get("reason", "failure" if "failure" in self._last else None),
             "step": newest.get("step"),
             "iters": iters,
             "tokens": newest.get("tokens"),
@@ -216,6 +219,8 @@ class Run:
             yield f"steps go back {self._num_back:,} times; more than one process may have written metrics.jsonl"
         if error := self._last.get("save", {}).get("error"):
             yield f"the last checkpoint was not saved: {error}"
+        if failure := self._last.get("failure"):
+            yield f"the process ended with an error: {failure.get('error')}: {failure.get('message')}"
         if any(series.num_dropped for series in self.series.values()):
             yield "some fields are not shown, because there are too many"
 
@@ -242,6 +247,7 @@ class Run:
             evaluations=evaluations,
             last=last if has_numbers(last, UPDATE) and last["step"] > 0 else None,
             seconds=statistics.median(known) if known else None,
+            curve=curve_of(self.series["step"]),
         )
 
     def points(self, after: int = 0) -> dict[str, Any]:
@@ -259,6 +265,8 @@ class Run:
         return {"run": self.name, "stamp": self.stamp, "whole": whole, "series": found}
 
 
+KEPT = ("plan", "start", "step", "eval", "save", "stop", "failure")  # reports of which the last one is kept
+TEXTS = ("reason", "error", "message")  # fields of stop, save and failure reports
 BEST = ("val_loss", "val_ppl", "val_bits_per_byte", "tokens", "elapsed")  # fields of the best evaluation
 
 

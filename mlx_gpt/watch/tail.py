@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_LINE = 1 << 20  # a longer line is not one that MetricsFile has written, in bytes
+MAX_STEP = 1 << 53  # larger whole numbers are not exact in JavaScript
 CHUNK = 1 << 18  # bytes that one call reads by default
 PROBE = 64  # bytes before the position that must be unchanged for the file to count as the same one
 
@@ -22,8 +23,8 @@ def parse_report(line: bytes) -> dict[str, Any] | None:
     """Parses a line of metrics.jsonl.
 
     Returns:
-        The report, or None for a line that is damaged: it is not a JSON object, or its `step` is not a finite number of
-        at least 0. NaN and infinity, which older versions could write, become None, also inside of objects and lists.
+        The report, or None for a line that is damaged: it is not a JSON object, or its `step` is not a number from 0
+        to MAX_STEP. NaN and infinity, which older versions could write, become None, also inside of objects and lists.
     """
     try:
         report = json.loads(line, parse_constant=lambda name: None)
@@ -172,7 +173,7 @@ def all_reports(path: Path) -> Iterator[dict[str, Any]]:
 
 def _is_step(value: Any) -> bool:
     found = number(value)
-    return found is not None and found >= 0
+    return found is not None and 0 <= found <= MAX_STEP
 
 
 def _read_at(file: int, position: int, count: int) -> bytes:

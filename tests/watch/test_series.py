@@ -22,7 +22,7 @@ def test_a_short_series_is_kept_as_it_is():
     assert found["fields"]["step"][0] == list(range(1, 101))
 
 
-@pytest.mark.parametrize("count", [MAX_BINS + 1, 12_345])
+@pytest.mark.parametrize("count", [MAX_BINS + 1, 4_321])
 def test_extremes_and_means_of_a_long_series_are_kept(count):
     draw = random.Random(count)
     values = [(step, draw.gauss(3, 1)) for step in range(1, count + 1)]
@@ -39,7 +39,7 @@ def test_extremes_and_means_of_a_long_series_are_kept(count):
 def test_steps_in_any_order_and_far_apart_take_bounded_memory():
     draw = random.Random(0)
     series = Series()
-    for _ in range(20_000):
+    for _ in range(6_000):
         series.add(draw.choice([draw.randrange(100), draw.randrange(1 << 20), draw.randrange(1 << 62)]), {"x": 1.0}, 1)
     assert len(series) <= MAX_BINS
     assert series.columns()["bins"] == sorted(series.columns()["bins"])

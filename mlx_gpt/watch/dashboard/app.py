@@ -4,6 +4,7 @@ The page asks for the runs every second. Only then are files read, so a dashboar
 """
 
 import asyncio
+import json
 import secrets
 import time
 from collections.abc import Callable
@@ -12,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
@@ -113,4 +113,5 @@ def _stamp(request: Request) -> int:
 
 
 def _json(content: Any) -> Response:
-    return Response(msgspec.json.encode(content), media_type="application/json")
+    # msgspec refuses halves of characters, which a damaged file may hold. json escapes them.
+    return Response(json.dumps(content, allow_nan=False, separators=(",", ":")), media_type="application/json")

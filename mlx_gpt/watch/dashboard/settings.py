@@ -12,6 +12,7 @@ from mlx_gpt.config.schema import Config
 from mlx_gpt.watch.compare import dotted
 
 DEFAULT, OWN = "default", "this run"
+MOST = 0.75  # share of the settings of a recipe that a run has if it used the recipe; it may have changed some
 # Settings of [model] that a preset may leave to the run.
 FREE = {"model.dropout"}
 
@@ -37,9 +38,9 @@ def sourced(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _matches(source: str, layer: Mapping[str, Any], values: Mapping[str, Any], default: Mapping[str, Any]) -> bool:
-    """Whether a run may have used a preset or a recipe: it has the same network, or all settings of the recipe."""
+    """Whether a run may have used a preset or a recipe: it has the network of the preset, or most of the recipe."""
     if source.startswith("recipe"):
-        return all(values.get(name) == value for name, value in layer.items())
+        return sum(values.get(name) == value for name, value in layer.items()) >= MOST * len(layer)
     network = {name: value for name, value in (default | layer).items() if name.startswith("model.")}
     return all(values.get(name, value) == value for name, value in network.items() if name not in FREE)
 

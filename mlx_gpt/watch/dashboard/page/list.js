@@ -14,7 +14,7 @@ const ORDERS = {
   alerts: (a, b) => b.alerts - a.alerts,
 };
 // StopReport.reason -> state
-const ENDS = { iters: "finished", minutes: "finished", patience: "stopped early", signal: "interrupted", diverged: "diverged" };
+const ENDS = { iters: "finished", minutes: "finished", patience: "stopped early", signal: "interrupted", diverged: "diverged", failure: "failed" };
 
 const list = document.getElementById("list");
 const items = new Map(); // run -> { item, text, box }
