@@ -1,6 +1,8 @@
-"""Paths of mlxgpt's own files: the presets and corpus manifests of the package, and the user's cache folder."""
+"""Paths of mlxgpt's own files: presets and corpus manifests of the package, the user's cache folder, and runs/."""
 
 from pathlib import Path
+
+RUNS = Path("runs")  # new runs are made here, in the working folder
 
 
 def resource_dir(name: str) -> Path:

@@ -114,7 +114,7 @@ TABLE = {
     "code/history": ("files parse watch/metrics", ""),
     "serve/": ("errors generation version web", "msgspec starlette"),
     "serve/prometheus": ("generation/scheduler", "prometheus_client"),
-    "run/": ("checkpoint config data device errors files formats lazy model optim train", ""),
+    "run/": ("checkpoint config data device errors files formats lazy model optim paths train", ""),
     "run/build": (
         "checkpoint/store config data device errors model optim/optimizers rl/prompts rl/rewards rl/rollout "
         "run/request train",
@@ -143,7 +143,8 @@ TABLE = {
     "cli/eval_code": ("api cli/options code errors run watch", "click"),
     "cli/access": ("cli/options errors web/guard", "click"),
     "cli/serve": ("api cli device errors model run serve web", "click"),
-    "cli/watch": ("cli errors run/folder watch/dashboard web", "click"),
+    "cli/beside": ("", ""),
+    "cli/watch": ("cli errors paths watch/dashboard web", "click"),
 }
 # Module of another package -> the only module of mlx_gpt that may import it.
 ALONE = {"mlx.core": "device/mlx", "mlx.nn": "device/mlx", "pooch": "data/library", "tokenizers": "data/bpe"}

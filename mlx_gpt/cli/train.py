@@ -1,11 +1,13 @@
 """`mlxgpt train`: trains a model, or resumes a run."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
 
 from mlx_gpt import run
+from mlx_gpt.cli.beside import dashboard_beside
 from mlx_gpt.cli.follow import follow
 from mlx_gpt.cli.options import (
     corpus_option,
@@ -19,6 +21,7 @@ from mlx_gpt.cli.options import (
     vocab_option,
 )
 from mlx_gpt.cli.plan import print_plan
+from mlx_gpt.cli.watch import require_dashboard
 from mlx_gpt.errors import UserError
 from mlx_gpt.run.request import NEWEST
 
@@ -73,8 +76,9 @@ OWN_TEXT = "train.txt"  # the corpus if no other is named and it exists in the c
 @click.option("--sample-every", type=int, help="Updates between text samples; 0: none, -1: at each evaluation.")
 @set_option
 @click.option("--plan", is_flag=True, help="Time a few steps, print size, memory, tokens, FLOPs and ETA, and stop.")
+@click.option("--watch", "watched", is_flag=True, help="Show the run on a web page too, as mlxgpt watch does.")
 @json_option
-def train_command(updates, preset, recipe, out, resume, fine_tune, sets, plan, as_json, **flags):
+def train_command(updates, preset, recipe, out, resume, fine_tune, sets, plan, watched, as_json, **flags):
     """Train a model; by default model-l on Python's help topics.
 
     ITERS is the total number of updates, the same as --iters. If no corpus is named, ./train.txt is the corpus if it
@@ -89,6 +93,10 @@ def train_command(updates, preset, recipe, out, resume, fine_tune, sets, plan, a
 
     Ctrl-C ends the run after the current update and saves it. A second Ctrl-C ends it at once.
     """
+    if watched and plan:
+        raise UserError("--plan makes no update that --watch could show; give one of them")
+    if watched:
+        require_dashboard()
     flags["iters"] = _iters(updates, flags["iters"])
     request = run.Request(
         preset=preset,
@@ -99,11 +107,18 @@ def train_command(updates, preset, recipe, out, resume, fine_tune, sets, plan, a
         fine_tune=fine_tune,
         default_corpus=(OWN_TEXT,) if Path(OWN_TEXT).is_file() else (),
     )
-    carry_out(request, plan, as_json)
+    carry_out(request, plan, as_json, watched)
 
 
-def carry_out(request: run.Request, plan: bool, as_json: bool) -> None:
-    """Trains as requested, and ends the process with the exit code; or prints the plan of the run."""
+def carry_out(request: run.Request, plan: bool, as_json: bool, watched: bool = False) -> None:
+    """Trains as requested, and ends the process with the exit code; or prints the plan of the run.
+
+    Args:
+        request: The request.
+        plan: Whether to print the plan only.
+        as_json: Whether to print reports as JSON.
+        watched: Whether to start a dashboard beside the run.
+    """
     session = None if plan else run.Session(request, note)
     start = session.start if session else run.begin(request, note)
     if start.is_complete:
@@ -117,7 +132,9 @@ def carry_out(request: run.Request, plan: bool, as_json: bool) -> None:
     elif plan:
         print_plan(run.plan(start, note), as_json)
     else:
-        sys.exit(follow(session, as_json))
+        beside = dashboard_beside(session.folder, lambda line: session.note(line)) if watched else nullcontext()
+        with beside:
+            sys.exit(follow(session, as_json))
 
 
 def _iters(argument: str | None, option: int | None) -> int | None:

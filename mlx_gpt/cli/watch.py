@@ -11,7 +11,7 @@ import click
 from mlx_gpt.cli.access import access_of, access_options, address_of
 from mlx_gpt.cli.options import note
 from mlx_gpt.errors import UserError
-from mlx_gpt.run.folder import RUNS
+from mlx_gpt.paths import RUNS
 
 
 @click.command()
