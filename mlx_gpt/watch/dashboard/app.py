@@ -25,7 +25,7 @@ from mlx_gpt.web.errors import HANDLERS, ApiError, bad
 from mlx_gpt.web.guard import Access, Guard
 from mlx_gpt.web.pages import page_routes
 
-MAX_BYTES = 4 << 20  # bytes read for one request, which takes about a fifth of a second
+MAX_BYTES = 1 << 20  # bytes read for one request; the page asks again at once while there are more
 MAX_COMPARED = 50
 
 

@@ -41,8 +41,10 @@ def _matches(source: str, layer: Mapping[str, Any], values: Mapping[str, Any], d
     """Whether a run may have used a preset or a recipe: it has the network of the preset, or most of the recipe."""
     if source.startswith("recipe"):
         return sum(values.get(name) == value for name, value in layer.items()) >= MOST * len(layer)
+    own = {name for name in layer if name.startswith("model.")} - FREE
     network = {name: value for name, value in (default | layer).items() if name.startswith("model.")}
-    return all(values.get(name, value) == value for name, value in network.items() if name not in FREE)
+    equal = all(values.get(name, value) == value for name, value in network.items() if name not in FREE)
+    return bool(own) and own <= values.keys() and equal
 
 
 @functools.cache

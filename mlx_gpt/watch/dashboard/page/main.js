@@ -2,7 +2,7 @@
 
 import { allLines, redrawCharts, showCharts } from "./charts.js";
 import { follow, load, points, Refused, runs, server } from "./data.js";
-import { duration, short, shortener } from "./format.js";
+import { duration, element, short, shortener } from "./format.js";
 import { connectList, drawList, shownRuns } from "./list.js";
 import { drawPanels } from "./panels.js";
 import { saveData } from "./save.js";
@@ -65,11 +65,18 @@ function connect() {
   const adopt = connectList(choose, () => draw());
   window.addEventListener("hashchange", () => { reread(); adopt(); draw(); });
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { draw(); redrawCharts(); });
-  if (!window.Plotly) part("plotly").addEventListener("load", redrawCharts);
-  part("plotly").addEventListener("error", () => fail(new Error("plotly.js cannot be loaded; the charts are missing")));
+}
+
+/** Loads plotly.js, of 5 MB, after the numbers are on the screen. */
+function loadPlotly() {
+  const script = element("script", "", { src: "plotly.js" });
+  script.addEventListener("load", redrawCharts);
+  script.addEventListener("error", () => fail(new Error("plotly.js is not there")));
+  document.head.append(script);
 }
 
 function succeed(changed) {
+  if (!answered) requestAnimationFrame(() => setTimeout(loadPlotly));
   answered = Date.now();
   part("fault").hidden = true;
   part("access").hidden = true;
