@@ -6,9 +6,10 @@ import { lineLook, lookOf, variable } from "./style.js";
 import { chartsOf, linesOf } from "./traces.js";
 import { change, view } from "./view.js";
 
-const place = document.getElementById("charts");
+const [place, more] = ["charts", "more"].map((id) => document.getElementById(id));
 const drawn = new Map(); // id of a chart -> { chart, lines, figure, plot, read, due, seen, cursor }
 const observer = new IntersectionObserver(onSeen, { rootMargin: "200px" });
+const waiting = new Set(); // charts to draw
 let names = []; // of the runs that are shown
 let short_name = (name) => name;
 let onRange = () => {};
@@ -53,7 +54,7 @@ function add(chart) {
   figure.append(caption, held.plot, held.read);
   figure.classList.toggle("first", chart.id === "loss");
   held.plot.addEventListener("keydown", (event) => onKey(event, held));
-  place.append(figure);
+  (chart.takes ? place : more).append(figure);
   observer.observe(held.plot);
   drawn.set(chart.id, held);
   return held;
@@ -68,8 +69,23 @@ function onSeen(entries) {
   }
 }
 
+/** Draws a chart soon, if it is in view. One chart is drawn at a time, so that the first one appears early. */
 function draw(held) {
   if (!held.due || !held.seen || !window.Plotly) return;
+  waiting.add(held);
+  if (waiting.size === 1) setTimeout(drawNext);
+}
+
+function drawNext() {
+  const [held] = waiting;
+  if (held) {
+    waiting.delete(held);
+    if (drawn.get(held.chart.id) === held) drawNow(held);
+  }
+  if (waiting.size) setTimeout(drawNext);
+}
+
+function drawNow(held) {
   held.due = false;
   const { data, layout } = figureOf(held, false);
   const first = !held.plot.classList.contains("js-plotly-plot");
@@ -107,11 +123,12 @@ function figureOf(held, saved) {
   const axis = { gridcolor: line, linecolor: soft, tickcolor: soft, zeroline: false, automargin: true };
   const xaxis = { ...axis, title: { text: label, standoff: 4 }, type: view.xlog ? "log" : "linear", autorange: !view.range, unit };
   if (view.range) xaxis.range = view.range.map((end) => toAxis(end, view.xlog, unit));
+  const largest = Math.max(...held.lines.map((found) => found.y.at(-1)));
   const layout = {
     font: { color: ink, size: 12 }, paper_bgcolor: sheet, plot_bgcolor: sheet, showlegend: saved, hovermode: "x unified", dragmode: "zoom",
     hoverlabel: { bgcolor: sheet, font: { color: ink } }, uirevision: "kept",
     margin: { l: 56, r: 12, t: saved ? 40 : 8, b: 40 },
-    xaxis, yaxis: { ...axis, type: held.chart.id === "loss" && view.y === "log" ? "log" : "linear", autorange: true, fixedrange: true, exponentformat: "e" },
+    xaxis, yaxis: { ...axis, type: held.chart.id === "loss" && view.y === "log" ? "log" : "linear", autorange: true, fixedrange: true, exponentformat: largest >= 1000 ? "SI" : "e" },
   };
   if (saved) layout.title = { text: plain(`${held.chart.title}, ${held.chart.unit}`.replace(/, $/, "")) };
   return { data: held.lines.flatMap((found, i) => drawLine(found, i, held, unit)), layout };
