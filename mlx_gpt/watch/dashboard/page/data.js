@@ -1,6 +1,6 @@
-// The state of the runs, kept up to date: asks the server every second for what has changed.
+// The state of the runs, kept up to date: asks the server again and again for what has changed.
 
-const PERIOD = 1000; // milliseconds between requests
+const PERIOD = 700; // milliseconds between requests
 const HIDDEN_PERIOD = 10_000; // while nobody looks at the page
 
 /** name -> summary, as in /api/runs */
