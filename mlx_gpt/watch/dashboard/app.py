@@ -1,6 +1,6 @@
 """The ASGI application of the dashboard: the page, and the state of the runs as JSON.
 
-The page asks for the runs every 0.7 seconds. Only then are files read, so a dashboard that nobody looks at does nothing.
+The page asks for the runs every 0.7 seconds. Files are read only then: a dashboard that nobody looks at does nothing.
 """
 
 import asyncio
