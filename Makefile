@@ -46,9 +46,10 @@ test-exports: $(BIN)/.test .venv-exports/.ready
 		tests/formats/test_huggingface.py tests/formats/test_llama.py tests/formats/test_llama_cpp.py \
 		tests/formats/test_ternary_programs.py tests/model/test_layers_elsewhere.py
 
-# Tests the server's web page in a browser. Needs Chromium.
+# Tests the web pages in a browser. Needs Chromium.
 test-page: $(BIN)/.test $(BIN)/.page
 	$(BIN)/python -m pytest -m slow tests/serve/page
+	$(BIN)/python -m pytest tests/watch/dashboard/test_page.py
 
 bench: $(BIN)/.bench
 	$(BIN)/mlxgpt bench $(BENCH_PRESETS:%=--preset %) --corpus $(CORPUS) $(if $(QUICK),--quick)

@@ -1,7 +1,8 @@
-"""Paths of mlxgpt's own files: presets and corpus manifests, the user's cache folder, and the checkpoints of a run."""
+"""Paths of mlxgpt's own files: presets and corpus manifests, the user's cache folder, and run folders."""
 
 from pathlib import Path
 
+RUNS = Path("runs")  # new runs are made here, in the working folder
 # Names of the checkpoints in a run folder.
 LATEST, BEST = "checkpoint.safetensors", "best.safetensors"
 

@@ -100,7 +100,12 @@ TABLE = {
     "watch/detectors/": ("", ""),
     "watch/sinks/": ("errors", "tensorboardX trackio wandb"),
     "watch/code": ("", "rich"),
-    "watch/compare": ("config/renames errors parse watch/metrics", "matplotlib"),
+    "watch/compare": ("config/renames errors parse watch/series watch/tail", "matplotlib"),
+    "watch/tail": ("", ""),
+    "watch/series": ("", ""),
+    "watch/runs": ("config/renames errors parse watch/compare watch/health watch/series watch/tail", ""),
+    "watch/dashboard/": ("watch/compare watch/runs web", "starlette"),
+    "watch/dashboard/settings": ("config watch/compare", ""),
     "web/": ("errors", "h11 msgspec starlette uvicorn"),
     "rl/": ("errors", ""),
     "rl/launcher": ("", ""),
@@ -122,7 +127,7 @@ TABLE = {
     "code/history": ("files parse watch/metrics", ""),
     "serve/": ("errors generation version web", "msgspec starlette"),
     "serve/prometheus": ("generation/scheduler", "prometheus_client"),
-    "run/": ("checkpoint config data device errors files formats lazy model optim train", ""),
+    "run/": ("checkpoint config data device errors files formats lazy model optim paths train", ""),
     "run/build": (
         "checkpoint/store config data device errors model optim/optimizers rl/prompts rl/rewards rl/rollout "
         "run/request train",
@@ -156,7 +161,10 @@ TABLE = {
     "cli/pipeline": ("cli code/settings config/presets errors files parse run", "click"),
     "cli/rl": ("cli errors run", "click"),
     "cli/eval_code": ("api cli/options code errors run watch", "click"),
+    "cli/access": ("cli/options errors web/guard", "click"),
     "cli/serve": ("api cli data/excerpts device errors model run serve web", "click"),
+    "cli/beside": ("", ""),
+    "cli/watch": ("cli errors paths watch/dashboard web", "click"),
 }
 # Module of another package -> the only module of mlx_gpt that may import it.
 ALONE = {"mlx.core": "device/mlx", "mlx.nn": "device/mlx", "pooch": "data/library", "tokenizers": "data/bpe"}

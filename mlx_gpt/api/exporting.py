@@ -22,7 +22,8 @@ from mlx_gpt.model.packing import as_dense
 from mlx_gpt.run.loading import read_checkpoint, to_run, tokenizer_of
 from mlx_gpt.run.request import Note, ignore
 from mlx_gpt.watch.compare import draw, read_record
-from mlx_gpt.watch.metrics import has_numbers, read_metrics
+from mlx_gpt.watch.metrics import read_metrics
+from mlx_gpt.watch.tail import has_numbers
 
 _ROUNDED = "the network rounds its inputs to 8 bits per token (model.ternary_activations=int8)"
 # Messages about a network with model.ternary_activations=int8, by target.

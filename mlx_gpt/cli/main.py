@@ -36,6 +36,7 @@ COMMANDS = {
         "Compare runs: settings that differ, losses, tokens needed to reach a loss, and speed.",
     ),
     "runs": ("mlx_gpt.cli.runs", "List runs, or delete those that are no longer needed."),
+    "watch": ("mlx_gpt.cli.watch", "Show runs on a web page, while they train and afterwards."),
     "rl": ("mlx_gpt.cli.rl", "Train CHECKPOINT with rewards of the texts that it writes."),
     "pipeline": ("mlx_gpt.cli.pipeline", "Run train, rl and eval-code in a row, as FILE describes them."),
     "convert": (

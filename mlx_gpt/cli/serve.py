@@ -1,10 +1,6 @@
 """`mlxgpt serve`: serves a checkpoint over an OpenAI-compatible HTTP API with a web page."""
 
 import math
-import os
-import re
-import socket
-import stat
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -13,31 +9,16 @@ from pathlib import Path
 import click
 
 from mlx_gpt import api, device, model, run
+from mlx_gpt.cli.access import access_of, access_options, address_of
 from mlx_gpt.cli.options import corpus_option, note, preset_option, set_option, sizes_from, vocab_option
 from mlx_gpt.data.excerpts import excerpts
-from mlx_gpt.errors import BadFile, OutOfRoom, UserError
-
-MAX_KEY = 4096  # characters of the first line of the file of --api-key-file
+from mlx_gpt.errors import OutOfRoom, UserError
 
 
 @click.command()
 @click.argument("checkpoints", metavar="[CHECKPOINT]...", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
-    "--host", default="127.0.0.1", help="Address to listen on; any but a loopback address requires an API key."
-)
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, help="Port to listen on; 0 chooses a free one.")
+@access_options(port=8080)
 @click.option("--name", help="Model id in the API, for one checkpoint.  [default: name of the run folder or file]")
-@click.option(
-    "--api-key-file",
-    type=click.Path(path_type=Path),
-    help="File whose first line is the API key; requests must then send it, except for the page and /health.",
-)
-@click.option("--api-key", envvar="MLXGPT_API_KEY", hidden=True)
-@click.option("--insecure", is_flag=True, help="Allow an address other than loopback without an API key.")
-@click.option("--allow-host", "hosts", multiple=True, help="Accept requests for this host name too; repeatable.")
-@click.option(
-    "--allow-origin", "origins", multiple=True, help="Accept requests from web pages of this origin too; repeatable."
-)
 @click.option(
     "--streams",
     type=click.IntRange(1, 256),
@@ -102,7 +83,7 @@ def serve_command(
         from mlx_gpt.web import server
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}; install it with: pip install -e '.[serve]'") from None
-    access = _access(host, _key(api_key_file, api_key), insecure, hosts, origins)
+    access = access_of(host, api_key_file, api_key, insecure, hosts, origins)
     if name is not None and not (name.strip() and name.isprintable()):
         raise UserError(f"--name {name!r} is not allowed; give printable characters, not only spaces")
     paths = checkpoints or (run.newest_checkpoint(),)
@@ -119,7 +100,7 @@ def serve_command(
         slides=context_policy == "slide",
     )
     listening = server.bind(host, port)
-    address = _address(listening, host)
+    address = address_of(listening, host)
     models = [_served(*loaded, max_tokens) for loaded in zip(paths, ids, runs, strict=True)]
     serve.serve(
         listening,
@@ -216,38 +197,6 @@ def model_card(loaded, path: Path, id: str, max_tokens: int) -> dict:
     }
 
 
-def _access(host: str, key: str | None, insecure: bool, hosts: tuple[str, ...], origins: tuple[str, ...]):
-    """Builds the access rules.
-
-    Raises:
-        UserError: An option is invalid, or a public address has neither a key nor --insecure.
-    """
-    from mlx_gpt.web.guard import Access, is_loopback
-
-    if not host:
-        raise UserError("--host is empty; give an address, such as 127.0.0.1")
-    for given in hosts:
-        if not re.fullmatch(r"[\w.-]+|\[[\da-fA-F:]+\]", given):
-            raise UserError(f"--allow-host {given!r} is not a host name; give only the name, such as mac.example")
-    for given in origins:
-        if not re.fullmatch(r"https?://[^/\s]+", given):
-            raise UserError(
-                f"--allow-origin {given!r} is not an origin; give scheme and host, such as https://mac.example"
-            )
-    if not is_loopback(host) and key is None and not insecure:
-        raise UserError(
-            f"--host {host} can be reached from other machines; set an API key with --api-key-file or MLXGPT_API_KEY, "
-            "or allow access without one with --insecure"
-        )
-    return Access(host=host, key=key, hosts=tuple(map(str.lower, hosts)), origins=origins)
-
-
-def _address(listening: socket.socket, host: str) -> str:
-    """Returns the server's URL. Its host is `host`, or the machine's name if the server listens on all addresses."""
-    shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{listening.getsockname()[1]}"
-
-
 def _require_memory(shapes: Sequence, streams: int) -> None:
     """Raises OutOfRoom if the decoding states of `streams` texts of each model need more memory than MLX may use."""
     needed = sum(model.cost.state_bytes(shape, streams) for shape in shapes)
@@ -257,35 +206,3 @@ def _require_memory(shapes: Sequence, streams: int) -> None:
             f"--streams {streams} needs {needed / 1e9:.1f} GB for the decoding state, but MLX may use only "
             f"{limit / 1e9:.1f} GB here; lower --streams"
         )
-
-
-def _key(path: Path | None, key: str | None) -> str | None:
-    """Returns the API key, or None if there is none. Prints a warning if other users can read its file.
-
-    Args:
-        path: The file of --api-key-file, which takes precedence. The key is its first line.
-        key: The value of MLXGPT_API_KEY.
-
-    Raises:
-        BadFile: The file cannot be read, or its first line is empty or has more than MAX_KEY characters.
-        UserError: The key is empty, or has spaces or characters that an HTTP header cannot hold.
-    """
-    if path:
-        try:
-            with path.open() as file:
-                key, mode = file.readline(MAX_KEY + 1).strip(), os.fstat(file.fileno()).st_mode
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadFile(
-                f"--api-key-file {path}: {getattr(error, 'strerror', None) or 'not text'}; give a text file"
-            ) from None
-        if len(key) > MAX_KEY:
-            raise BadFile(f"--api-key-file {path}: has more than {MAX_KEY} characters; give a shorter key")
-        if not key:
-            raise BadFile(f"--api-key-file {path}: the first line is empty; write the key into it")
-        if mode & (stat.S_IRGRP | stat.S_IROTH):
-            note(f"warning: --api-key-file {path}: other users can read it; run chmod 600 {path}")
-    if key is not None and not (key.isascii() and key.isprintable() and " " not in key and key):
-        raise UserError(
-            "the API key is empty, or has spaces or characters that an HTTP header cannot hold; choose another key"
-        )
-    return key

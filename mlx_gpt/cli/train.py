@@ -1,11 +1,13 @@
 """`mlxgpt train`: trains a model, or resumes a run."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
 
 from mlx_gpt import run
+from mlx_gpt.cli.beside import dashboard_beside
 from mlx_gpt.cli.follow import follow
 from mlx_gpt.cli.options import (
     alert_option,
@@ -22,6 +24,7 @@ from mlx_gpt.cli.options import (
 )
 from mlx_gpt.cli.outputs import Channels
 from mlx_gpt.cli.plan import print_plan
+from mlx_gpt.cli.watch import require_dashboard
 from mlx_gpt.errors import UserError
 from mlx_gpt.run.request import NEWEST
 
@@ -78,8 +81,9 @@ OWN_TEXT = "train.txt"  # the corpus if no other is named and it exists in the c
 @log_option
 @alert_option
 @click.option("--plan", is_flag=True, help="Time a few steps, print size, memory, tokens, FLOPs and ETA, and stop.")
+@click.option("--watch", "watched", is_flag=True, help="Show the run on a web page too, as mlxgpt watch does.")
 @json_option
-def train_command(updates, preset, recipe, out, resume, fine_tune, sets, logs, alert, plan, as_json, **flags):
+def train_command(updates, preset, recipe, out, resume, fine_tune, sets, logs, alert, plan, watched, as_json, **flags):
     """Train a model; by default model-l on Python's help topics.
 
     ITERS is the total number of updates, the same as --iters. If no corpus is named, ./train.txt is the corpus if it
@@ -94,9 +98,13 @@ def train_command(updates, preset, recipe, out, resume, fine_tune, sets, logs, a
 
     Ctrl-C ends the run after the current update and saves it. A second Ctrl-C ends it at once.
     """
+    if watched and plan:
+        raise UserError("--plan makes no update that --watch could show; give one of them")
+    if watched:
+        require_dashboard()
     channels = Channels(logs=logs, alert=alert)
     request = request_of(updates, preset, recipe, out, resume, fine_tune, sets, **flags)
-    carry_out(request, plan, as_json, channels)
+    carry_out(request, plan, as_json, channels, watched)
 
 
 def request_of(updates, preset, recipe, out, resume, fine_tune, sets, **flags) -> run.Request:
@@ -113,8 +121,16 @@ def request_of(updates, preset, recipe, out, resume, fine_tune, sets, **flags) -
     )
 
 
-def carry_out(request: run.Request, plan: bool, as_json: bool, channels: Channels) -> None:
-    """Trains as requested, and ends the process with the exit code; or prints the plan of the run."""
+def carry_out(request: run.Request, plan: bool, as_json: bool, channels: Channels, watched: bool = False) -> None:
+    """Trains as requested, and ends the process with the exit code; or prints the plan of the run.
+
+    Args:
+        request: The request.
+        plan: Whether to print the plan only.
+        as_json: Whether to print reports as JSON.
+        channels: Where the reports go besides.
+        watched: Whether to start a dashboard beside the run.
+    """
     session = None if plan else run.Session(request, note)
     start = session.start if session else run.begin(request, note)
     if start.is_complete:
@@ -129,7 +145,9 @@ def carry_out(request: run.Request, plan: bool, as_json: bool, channels: Channel
     elif plan:
         print_plan(run.plan(start, note), as_json)
     else:
-        sys.exit(follow(session, as_json, channels))
+        beside = dashboard_beside(session.folder, lambda line: session.note(line)) if watched else nullcontext()
+        with beside:
+            sys.exit(follow(session, as_json, channels))
 
 
 def _iters(argument: str | None, option: int | None) -> int | None:

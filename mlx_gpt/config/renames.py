@@ -47,8 +47,9 @@ def _with_muon_scale(optimizer: dict[str, Any]) -> dict[str, Any]:
 def old_values(settings: dict[str, Any]) -> dict[str, Any]:
     """Returns the values of old names, from the values of current names. All names are dotted."""
     found = {old: settings[new] for old, new in RENAMED.items() if new in settings}
-    if {"optimizer.learning_rate", "optimizer.muon_lr_scale"} <= settings.keys():
-        found[MUON_RATE] = settings["optimizer.learning_rate"] * settings["optimizer.muon_lr_scale"]
+    rates = [settings.get(name) for name in ("optimizer.learning_rate", "optimizer.muon_lr_scale")]
+    if all(isinstance(rate, (int, float)) for rate in rates):
+        found[MUON_RATE] = rates[0] * rates[1]
     return found
 
 

@@ -9,11 +9,10 @@ from mlx_gpt.data.corpus import corpus_name
 from mlx_gpt.data.tokenizer import Tokenizer
 from mlx_gpt.errors import UserError
 from mlx_gpt.files import write_atomic
+from mlx_gpt.paths import RUNS
 from mlx_gpt.run.build import Start
 from mlx_gpt.run.request import Request
 from mlx_gpt.train.saving import BEST, LATEST
-
-RUNS = Path("runs")
 
 
 def folder_of(request: Request, start: Start) -> Path:

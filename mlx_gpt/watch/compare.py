@@ -2,41 +2,56 @@
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mlx_gpt.config.renames import current_names
 from mlx_gpt.errors import UserError
-from mlx_gpt.parse import read_toml
-from mlx_gpt.watch.metrics import has_numbers, read_metrics
+from mlx_gpt.parse import open_regular, read_toml
+from mlx_gpt.watch.series import Series
+from mlx_gpt.watch.tail import all_reports, has_numbers, number
 
 FORMATS = (".png", ".svg", ".pdf")
 MAX_THRESHOLDS = 6
 # Differences between neighbouring thresholds, in nats.
 ROUND_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
+LARGEST = 1e15  # losses, tokens and seconds beyond this come from a damaged file
+
 # The fields that a line of metrics.jsonl needs to be used as an evaluation or as an update.
 EVALUATION = ("step", "val_loss", "tokens", "elapsed")
 UPDATE = ("step", "tokens", "elapsed", "seconds")
+CURVE = ("loss", "tokens", "elapsed")
+
+# Colours of Okabe and Ito, which colour-blind people can tell apart, and dash patterns. Each pair is used once in 24
+# runs.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8f6400")
+DASHES = ("-", "--", ":")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """The contents of a run folder: its settings and the lines of its metrics.jsonl.
+    """What is compared of a run: its settings, its evaluations, and its speed.
 
     Attributes:
         name: Path of the run folder.
         settings: Settings of run.toml by dotted name; empty without a run.toml.
         evaluations: Lines of metrics.jsonl that describe evaluations, at least one.
-        updates: Lines of metrics.jsonl that describe updates.
+        last: The last line of metrics.jsonl that describes an update; None if there is none.
+        seconds: Seconds of the median update, without evaluations; None if there is none.
+        curve: The training loss in at most 1,000 bins: lists of the means of `loss`, `tokens` and `elapsed`. Empty
+            without updates.
     """
 
     name: str
     settings: dict[str, Any]
     evaluations: list[dict]
-    updates: list[dict]
+    last: dict | None = None
+    seconds: float | None = None
+    curve: dict[str, list[float]] = field(default_factory=dict)
 
     def tokens_to(self, loss: float) -> int | None:
         """Number of tokens trained on when the validation loss first reached `loss`; None if it never did."""
@@ -56,7 +71,7 @@ class Record:
               record has no updates.
         """
         best = min(self.evaluations, key=lambda e: e["val_loss"])
-        last = (self.updates or self.evaluations)[-1]
+        last = self.last or self.evaluations[-1]
         facts = {
             "best_loss": best["val_loss"],
             "best_ppl": best.get("val_ppl"),
@@ -66,9 +81,9 @@ class Record:
             "tokens": last["tokens"],
             "seconds": last["elapsed"],
         }
-        if self.updates:
-            seconds = statistics.median(u["seconds"] for u in self.updates)
-            facts |= {"ms_per_iter": seconds * 1000, "tokens_per_second": last["tokens"] / last["step"] / seconds}
+        if self.last and self.seconds:
+            facts["ms_per_iter"] = self.seconds * 1000
+            facts["tokens_per_second"] = last["tokens"] / last["step"] / self.seconds
         return {name: value for name, value in facts.items() if type(value) in (int, float) and math.isfinite(value)}
 
 
@@ -94,23 +109,43 @@ def read_record(path: Path) -> Record:
         raise NotEvaluated(
             f"{path}: no metrics.jsonl of a run is there; name a run folder, such as runs/model-l-shakespeare"
         )
-    lines = read_metrics(folder / "metrics.jsonl")
-    evaluations = [line for line in lines if has_numbers(line, EVALUATION)]
+    with open_regular(folder / "metrics.jsonl"):  # raises the error of a file that cannot be read
+        pass
+    evaluations, last, seconds, updates = [], None, array("d"), Series()
+    for line in all_reports(folder / "metrics.jsonl"):
+        if has_numbers(line, EVALUATION):
+            evaluations.append(line)
+        if "grad_norm" in line and has_numbers(line, UPDATE) and min(line["step"], line["seconds"]) > 0:
+            last = line
+            seconds.append(line["seconds"])
+            if has_numbers(line, CURVE):
+                updates.add(int(line["step"]), {name: number(line[name]) for name in CURVE}, 1)
     if not evaluations:
         raise NotEvaluated(f"{folder}: the run was not evaluated yet; train it until its first evaluation")
     tables = current_names(read_toml(folder / "run.toml") if (folder / "run.toml").exists() else {})
     return Record(
         name=str(folder),
-        settings={
-            f"{table}.{k}": v for table, values in tables.items() if isinstance(values, dict) for k, v in values.items()
-        },
+        settings=dotted(tables),
         evaluations=evaluations,
-        updates=[
-            line
-            for line in lines
-            if "grad_norm" in line and has_numbers(line, UPDATE) and min(line["step"], line["seconds"]) > 0
-        ],
+        last=last,
+        seconds=statistics.median(seconds) if seconds else None,
+        curve=curve_of(updates),
     )
+
+
+def curve_of(updates: Series) -> dict[str, list[float]]:
+    """The means of loss, tokens and seconds of the bins that have all of them; see Record.curve."""
+    fields = updates.columns()["fields"]
+    if not all(name in fields for name in CURVE):
+        return {}
+    rows = [row for row in zip(*(fields[name][0] for name in CURVE), strict=True) if None not in row]
+    return {name: list(values) for name, values in zip(CURVE, zip(*rows, strict=True), strict=True)} if rows else {}
+
+
+def dotted(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of nested dictionaries by dotted name, as {"train.iters": 500}."""
+    inner = {table: values for table, values in tables.items() if isinstance(values, dict)}
+    return {f"{table}.{name}": value for table, values in inner.items() for name, value in values.items()}
 
 
 def differences(records: Sequence[Record]) -> dict[str, list]:
@@ -136,13 +171,32 @@ def thresholds(records: Sequence[Record]) -> list[float]:
     Returns:
         The losses in descending order.
     """
-    low = min(e["val_loss"] for r in records for e in r.evaluations)
-    high = max(r.evaluations[0]["val_loss"] for r in records)
+    low = _within_reach(min(e["val_loss"] for r in records for e in r.evaluations))
+    high = _within_reach(max(r.evaluations[0]["val_loss"] for r in records))
     for step in ROUND_STEPS:
         first, last = math.floor(high / step), math.ceil(low / step)
         if first - last < MAX_THRESHOLDS:
             break
     return [round(i * step, 2) for i in range(first, last - 1, -1)[-MAX_THRESHOLDS:]]
+
+
+def _within_reach(loss: float) -> float:
+    """Limits a loss to numbers that can be divided by each of ROUND_STEPS. A damaged file may hold larger ones."""
+    return min(max(loss, -LARGEST), LARGEST)
+
+
+def comparison(records: Sequence[Record]) -> dict[str, Any]:
+    """The comparison as values that JSON can represent.
+
+    Args:
+        records: The runs, at least one.
+
+    Returns:
+        A dictionary with the keys `runs`, their names; `rows`, those of table(); and `differing`, the number of the
+        first rows that are settings.
+    """
+    rows = table(records, thresholds(records))
+    return {"runs": [record.name for record in records], "rows": rows, "differing": len(differences(records))}
 
 
 def table(records: Sequence[Record], levels: Sequence[float]) -> list[tuple[str, list[str]]]:
@@ -180,7 +234,9 @@ def table(records: Sequence[Record], levels: Sequence[float]) -> list[tuple[str,
 
 
 def draw(path: Path, records: Sequence[Record], marks: Sequence[tuple[str, Sequence[float], Sequence[float]]] = ()):
-    """Plots validation loss against tokens in one panel and against seconds in another.
+    """Plots the losses against tokens in one panel and against seconds in another.
+
+    The validation loss has markers. The training loss is a thin line.
 
     Args:
         path: The file to write; its suffix is one of FORMATS.
@@ -201,25 +257,36 @@ def draw(path: Path, records: Sequence[Record], marks: Sequence[tuple[str, Seque
         raise UserError("pictures need matplotlib; install it with: pip install 'mlxgpt[plot]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, NullFormatter
 
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for axes, key, label in zip(panels, ("tokens", "elapsed"), ("tokens", "seconds"), strict=True):
-        for record in records:
-            shown = [e for e in record.evaluations if e["tokens"]]  # a logarithmic axis cannot show 0 tokens
-            axes.plot([e[key] for e in shown], [e["val_loss"] for e in shown], ".-", ms=4, lw=1.2, label=record.name)
+        for i, record in enumerate(records):
+            look = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
+            shown = [(e[key], e["val_loss"]) for e in record.evaluations]
+            axes.plot(*_drawable(shown), marker=".", ms=4, lw=1.2, label=record.name, **look)
+            trained = zip(record.curve.get(key, []), record.curve.get("loss", []), strict=True)
+            axes.plot(*_drawable(trained), lw=0.7, alpha=0.45, **look)
         axes.set(xscale="log", xlabel=label)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.xaxis.set_minor_formatter(EngFormatter(sep=""))
+        low, high = axes.get_xlim()
+        # The minor ticks are 2, 3, ..., 9 times a power of 10. Their labels overlap on a longer axis.
+        axes.xaxis.set_minor_formatter(EngFormatter(sep="") if high < 10 * low else NullFormatter())
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     for label, tokens, losses in marks:
         panels[0].plot(tokens, losses, "kx", label=label)
-    panels[0].set_ylabel("validation loss, nats per token")
+    panels[0].set_ylabel("loss, nats per token; with points: validation")
     panels[0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _drawable(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """The coordinates of points that can be drawn: not 0, and nothing that only damage explains."""
+    kept = [(x, y) for x, y in points if 0 < x <= LARGEST and abs(y) <= LARGEST]
+    return [x for x, _ in kept], [y for _, y in kept]
 
 
 def _text(value) -> str:

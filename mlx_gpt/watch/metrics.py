@@ -8,7 +8,7 @@ and val_bits_per_byte. Files of mlxgpt 0.1 have lines for updates and evaluation
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mlx_gpt.errors import BadFile
@@ -63,11 +63,6 @@ def read_metrics(path: Path) -> list[dict]:
         BadFile: The path is not a regular file, or cannot be read.
     """
     return list(each_line(path))
-
-
-def has_numbers(line: dict, fields: Iterable[str]) -> bool:
-    """Whether these fields of a line are numbers."""
-    return all(type(line.get(field)) in (int, float) for field in fields)
 
 
 def each_line(path: Path) -> Iterator[dict]:

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from commands import mlxgpt
 
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.watch.compare import MAX_THRESHOLDS, differences, draw, read_record, table, thresholds
@@ -57,6 +58,26 @@ def test_a_value_that_an_evaluation_lacks_is_missing_in_the_table(tmp_path):
 def test_a_speed_that_is_not_finite_is_missing(tmp_path):
     facts = read_record(make_run(tmp_path / "run", [3.0], seconds=1e-320)).facts()
     assert "tokens_per_second" not in facts and facts["best_loss"] == 3.0
+
+
+def test_numbers_that_only_damage_explains_end_no_comparison(tmp_path):
+    for name, loss in (("a", 1e308), ("b", -1e308), ("c", 2.0)):
+        run = make_run(tmp_path / name, [2.0, 1.5])
+        lines = ['{"step": 1, "grad_norm": 1.0, "loss": 1e308, "tokens": 1e300, "elapsed": 1e-320, "seconds": 1e-320}']
+        lines += ['{"step": 2, "val_loss": NaN, "tokens": 1, "elapsed": 1}', '{"step": 1e300, "val_loss": 1.0}']
+        lines += [json.dumps({"step": 1, "val_loss": loss, "tokens": 100, "elapsed": 0.5})]
+        (run / "metrics.jsonl").write_text("\n".join(lines) + "\n" + (run / "metrics.jsonl").read_text())
+        (run / "run.toml").write_text(
+            '[optimizer]\nlearning_rate = "fast"\nmuon_lr_scale = 1.5\n[train]\niters = [1]\n'
+        )
+    done = mlxgpt("compare", "a", "b", "c", cwd=tmp_path)
+    assert done.returncode == 0 and "best loss" in done.stdout
+    assert mlxgpt("compare", "a", "b", "c", "--json", cwd=tmp_path).returncode == 0
+
+
+def test_the_training_loss_is_drawn_from_the_means_of_bins(records):
+    curve = records[0].curve
+    assert curve["tokens"][:2] == [100, 200] and curve["loss"][0] == 3.0 and len(curve["loss"]) == 30
 
 
 def test_only_differing_settings_are_shown(records):

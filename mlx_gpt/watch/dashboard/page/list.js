@@ -1,0 +1,98 @@
+// The list of all runs: which of them are shown, in which order, and in which state they are.
+
+import { runs, server } from "./data.js";
+import { duration, element, loss, short } from "./format.js";
+import { swatch } from "./style.js";
+import { change, view } from "./view.js";
+
+const NUM_NEWEST = 6; // runs that are shown until the user chooses
+const ORDERS = {
+  newest: (a, b) => b.mtime - a.mtime,
+  name: (a, b) => a.run.localeCompare(b.run, undefined, { numeric: true }),
+  best: (a, b) => (a.best?.val_loss ?? Infinity) - (b.best?.val_loss ?? Infinity),
+  tokens: (a, b) => (b.tokens ?? -1) - (a.tokens ?? -1),
+  alerts: (a, b) => b.alerts - a.alerts,
+};
+// StopReport.reason -> state
+const ENDS = { iters: "finished", minutes: "finished", patience: "stopped early", signal: "interrupted", diverged: "diverged", failure: "failed" };
+
+const list = document.getElementById("list");
+const items = new Map(); // run -> { item, text, box }
+
+/** The state of a run in a word, and in a sentence. */
+export function stateOf(run) {
+  const silence = duration(server.now - run.mtime);
+  if (!run.exists) return ["gone", "its files are gone"];
+  if (run.reason) return [ENDS[run.reason] ?? String(run.reason), `ended ${silence} ago`];
+  if (server.now - run.mtime < run.quiet_after) return ["training", `last report ${silence} ago`];
+  return ["silent", `no report for ${silence}`];
+}
+
+/** The runs to show: those that the user chose, or the newest. */
+export function shownRuns() {
+  if (view.runs) return view.runs.filter((name) => runs.has(name));
+  return sorted([...runs.values()], "newest").slice(0, NUM_NEWEST).map((run) => run.run).sort();
+}
+
+/** The runs that pass the filter, in order. Each word of the filter must occur in the name. */
+export function listedRuns() {
+  const words = view.filter.toLowerCase().split(/\s+/).filter(Boolean);
+  const passing = [...runs.values()].filter((run) => words.every((word) => run.run.toLowerCase().includes(word)));
+  return sorted(passing, view.sort);
+}
+
+function sorted(found, order) {
+  return found.sort((a, b) => (ORDERS[order] ?? ORDERS.newest)(a, b) || ORDERS.name(a, b));
+}
+
+/** Draws the list. Elements of runs that look the same as before are kept. */
+export function drawList(shown, shorten, chosen) {
+  const listed = listedRuns();
+  document.getElementById("count").textContent = `${shown.length} of ${runs.size} shown`;
+  for (const [name, { item }] of items) if (!listed.some((run) => run.run === name)) item.remove(), items.delete(name);
+  listed.forEach((run, i) => {
+    const item = itemOf(run, shown.includes(run.run), shorten, chosen);
+    if (list.children[i] !== item) list.insertBefore(item, list.children[i] ?? null);
+  });
+}
+
+function itemOf(run, isShown, shorten, chosen) {
+  const [state, sentence] = stateOf(run);
+  const facts = [run.step == null ? "no update yet" : `step ${run.step.toLocaleString("en")}${run.iters ? ` of ${run.iters.toLocaleString("en")}` : ""}`];
+  if (run.best) facts.push(`best ${loss(run.best.val_loss)}`);
+  if (run.tokens) facts.push(`${short(run.tokens)} tokens`);
+  if (run.unread) facts.push(`${short(run.unread)} bytes to read`);
+  const alarm = run.alerts ? `${run.alerts} alert${run.alerts > 1 ? "s" : ""}` : "";
+  const key = JSON.stringify([shorten(run.run), state, facts, alarm, isShown, isShown && swatch(run.run, true).outerHTML]);
+  const held = items.get(run.run) ?? add(run.run, chosen);
+  held.item.title = `${run.run}: ${sentence}`;
+  if (held.key === key) return held.item;
+  held.key = key;
+  held.box.checked = isShown;
+  held.label.replaceChildren(
+    held.box, swatch(run.run, isShown), element("span", shorten(run.run), { class: "name" }),
+    element("span", state, { class: "state", "data-state": state }), element("span", facts.join(" · "), { class: "facts" }),
+  );
+  if (alarm) held.label.lastChild.append(" · ", element("span", alarm, { class: "alarm" }));
+  return held.item;
+}
+
+function add(name, chosen) {
+  const held = { item: element("li"), label: element("label"), box: element("input", "", { type: "checkbox" }) };
+  held.box.addEventListener("change", () => chosen(held.box.checked ? [...shownRuns(), name] : shownRuns().filter((other) => other !== name)));
+  held.item.append(held.label);
+  items.set(name, held);
+  return held;
+}
+
+/** Connects the filter, the order and the two buttons. `chosen(names)` shows these runs; `redraw()` draws the list. */
+export function connectList(chosen, redraw) {
+  const [filter, order] = [document.getElementById("filter"), document.getElementById("sort")];
+  const adopt = () => { filter.value = view.filter; order.value = view.sort; };
+  filter.addEventListener("input", () => { change({ filter: filter.value }); redraw(); });
+  order.addEventListener("change", () => { change({ sort: order.value }); redraw(); });
+  document.getElementById("show-all").addEventListener("click", () => chosen(listedRuns().map((run) => run.run)));
+  document.getElementById("show-none").addEventListener("click", () => chosen([]));
+  adopt();
+  return adopt;
+}

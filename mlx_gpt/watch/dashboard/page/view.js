@@ -1,0 +1,45 @@
+// What is shown, as held by the address of the page: a link restores the view.
+
+const initial = { runs: null, x: "tokens", xlog: false, y: "linear", smooth: 0.9, sort: "newest", filter: "", range: null };
+
+export const view = read();
+
+/** Changes the view and the address. `runs` is null while the newest runs are shown. */
+export function change(values) {
+  Object.assign(view, values);
+  const parts = Object.entries(view).filter(([name, value]) => String(value) !== String(initial[name])).map(write);
+  history.replaceState(null, "", parts.length ? `#${parts.join("&")}` : location.pathname);
+}
+
+export function reread() {
+  Object.assign(view, read());
+}
+
+function write([name, value]) {
+  const text = name === "runs" ? value.map(encodeURIComponent).join(",") : encodeURIComponent(value);
+  return `${name}=${text}`;
+}
+
+function read() {
+  const found = { ...initial };
+  for (const part of location.hash.slice(1).split("&")) {
+    const [name, text = ""] = part.split(/=(.*)/s);
+    const value = decode(text);
+    if (name === "runs") found.runs = text ? text.split(",").map(decode) : [];
+    else if (name === "x" && ["tokens", "step", "elapsed"].includes(value)) found.x = value;
+    else if (name === "y" && value === "log") found.y = value;
+    else if (name === "xlog") found.xlog = value === "true";
+    else if (name === "smooth" && value >= 0 && value < 1) found.smooth = Number(value);
+    else if (name === "sort" || name === "filter") found[name] = value;
+    else if (name === "range" && value.split(",").every((end) => Number.isFinite(Number(end)))) found.range = value.split(",").map(Number);
+  }
+  return found;
+}
+
+function decode(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // a link that was cut
+  }
+}

@@ -1,0 +1,296 @@
+"""The dashboard in a real browser. Needs playwright and Chromium."""
+
+import json
+import shutil
+import threading
+from urllib.parse import quote
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("plotly", reason="needs the extra watch")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip("needs Chromium", allow_module_level=True)
+
+from covering import covering  # noqa: E402
+from reporting import evaluation, step, stop  # noqa: E402
+
+from mlx_gpt.watch import dashboard  # noqa: E402
+from mlx_gpt.watch.metrics import MetricsFile  # noqa: E402
+from mlx_gpt.web import server  # noqa: E402
+from mlx_gpt.web.guard import Access  # noqa: E402
+
+MARKUP = "<img src=x onerror=alert(1)>"
+expect = playwright.expect
+expect.set_options(timeout=20_000)
+
+
+def make_run(folder, count=40, loss=4.0, reports=(), settings="batch_size = 4"):
+    folder.mkdir(parents=True)
+    metrics = MetricsFile(folder / "metrics.jsonl")
+    for n in range(1, count + 1):
+        metrics.add(step(n, loss=loss - n / 20, metrics={"H-CE": 0.01 * n, "load.0": 0.5, "load.1": n / 80}))
+        if n % 10 == 0:
+            metrics.add(evaluation(n, loss=loss - n / 25))
+    for report in reports:
+        metrics.add(report)
+    metrics.close()
+    (folder / "run.toml").write_text(f"[train]\niters = 60\n{settings}\n")
+    return folder
+
+
+def append(folder, *lines):
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def sample(n, text):
+    return {"report": "sample", "step": n, "text": text}
+
+
+class Watched:
+    """A dashboard in a thread of this process."""
+
+    def __init__(self, *paths, **options):
+        listening, ready = server.bind("127.0.0.1", 0), threading.Event()
+        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+
+        def on_ready(stop):
+            self._stop = stop
+            ready.set()
+
+        arguments = {"on_ready": on_ready} | options
+        self._thread = threading.Thread(target=dashboard.serve, args=(listening, paths), kwargs=arguments)
+        self._thread.start()
+        assert ready.wait(30)
+
+    def stop(self):
+        self._stop()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """A function that serves folders and opens the page. Fails if the page has an error."""
+    opened, faults = [], []
+
+    def is_fault(text):
+        # plotly.js adds a style element for its maps when it is loaded. The policy refuses it, without consequence.
+        return "Security Policy" in text and "ji27qzEtxXZW" not in text
+
+    def open_it(*paths, fragment="", access=None, **options):
+        watched = Watched(*paths, access=access)
+        page = browser.new_page(**{"viewport": {"width": 1200, "height": 900}} | options)
+        opened.append((watched, page))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda message: faults.append(message.text) if is_fault(message.text) else None)
+        page.set_default_timeout(20_000)
+        page.goto(watched.url + fragment)
+        return page
+
+    yield open_it
+    for watched, page in opened:
+        page.close()
+        watched.stop()
+    assert not faults
+
+
+def chart(page, title):
+    return page.locator("figure", has=page.get_by_role("heading", name=title, exact=True))
+
+
+def drawn(page, title="Loss"):
+    """The names of the lines of a chart that plotly.js has drawn."""
+    plot = chart(page, title).locator(".plot")
+    plot.locator(".main-svg").first.wait_for()
+    return plot.evaluate("e => e.data.map((line) => line.name)")
+
+
+def test_everything_is_shown_without_a_click(open_page, tmp_path):
+    folder = make_run(tmp_path / "runs/a")
+    append(
+        folder,
+        sample(40, "To be"),
+        {"report": "alert", "kind": "plateau", "step": 40, "since": 30, "evidence": "no lower loss", "advice": "stop"},
+    )
+    page = open_page(tmp_path / "runs")
+    row = page.locator("#progress tbody tr")
+    expect(row).to_contain_text("40 / 60")
+    for text in ("training", "2.0000", "2.4000", "4k", "0:10"):
+        expect(row).to_contain_text(text)
+    assert set(drawn(page)) >= {"loss", "loss, smoothed", "val_loss", "best 2.4000"}
+    for title in ("Learning rate", "Gradient norm", "Speed", "H - CE", "load.*", "Bits per byte"):
+        expect(chart(page, title)).to_have_count(1)
+    expect(page.locator("#alerts")).to_contain_text("plateau a, steps 30 to 40: no lower loss. stop")
+    expect(page.locator(".card pre")).to_have_text("To be")
+    expect(page.locator("#settings")).to_contain_text("train.batch_size")
+    expect(page.locator("#settings tr", has_text="train.batch_size")).to_contain_text("this run")
+
+
+def test_a_report_a_new_run_and_a_deleted_one_appear(open_page, tmp_path):
+    folder = make_run(tmp_path / "a")
+    page = open_page(folder)
+    expect(page.locator("#progress tbody tr")).to_contain_text("40 / 60")
+    drawn(page)
+    append(
+        folder,
+        {"report": "step", "step": 41, "loss": 0.5, "grad_norm": 1.0, "tokens": 4100, "seconds": 0.5, "elapsed": 20.5},
+    )
+    expect(page.locator("#progress tbody tr")).to_contain_text("41 / 60")
+    assert chart(page, "Loss").locator(".plot").evaluate("e => Math.max(...e.data.flatMap((line) => line.x))") == 4100
+    make_run(tmp_path / "a" / "b")
+    expect(page.locator("#list li")).to_have_count(2)
+    (folder / "metrics.jsonl").unlink()
+    expect(page.locator("#alerts")).to_contain_text("was deleted")
+
+
+def test_a_link_holds_the_view(open_page, tmp_path):
+    for name in ("a", "b", MARKUP):
+        make_run(tmp_path / name)
+    wanted = ",".join(quote(str(tmp_path / name), safe="") for name in ("a", MARKUP))
+    page = open_page(tmp_path, fragment=f"#runs={wanted}&x=step&y=log&smooth=0.5&range=10,20&sort=name&filter=a")
+    expect(page.locator("#count")).to_have_text("2 of 3 shown")
+    drawn(page)
+    layout = (
+        chart(page, "Loss")
+        .locator(".plot")
+        .evaluate("e => [e.layout.xaxis.range, e.layout.yaxis.type, e.layout.xaxis.title.text]")
+    )
+    assert layout == [[10, 20], "log", "steps"]
+    assert (page.input_value("#sort"), page.input_value("#filter"), page.input_value("#smooth")) == ("name", "a", "0.5")
+    page.click("#whole")
+    page.select_option("#x", "tokens")
+    page.locator("#list li", has_text="<img").locator("input").uncheck()
+    link = page.evaluate("location.hash")
+    page.reload()
+    expect(page.locator("#count")).to_have_text("1 of 3 shown")
+    assert page.evaluate("location.hash") == link and "range" not in link and MARKUP not in link
+
+
+def test_runs_are_compared_filtered_and_sorted(open_page, tmp_path):
+    make_run(tmp_path / "low", loss=3.0, settings="batch_size = 8")
+    make_run(tmp_path / "high", count=30, reports=[stop("iters")])
+    page = open_page(tmp_path)
+    expect(page.locator("#compare tr", has_text="train.batch_size").locator("td")).to_have_text(["4", "8"])
+    expect(page.locator("#compare tr", has_text="best loss").locator("td")).to_have_text(["2.8000", "1.4000"])
+    assert {"low: val_loss", "high: val_loss"} <= set(drawn(page))
+    page.select_option("#sort", "best")
+    expect(page.locator("#list .name")).to_have_text(["low", "high"])
+    page.fill("#filter", "HIG")
+    expect(page.locator("#list .name")).to_have_text(["high"])
+    page.click("#show-all")
+    expect(page.locator("#count")).to_have_text("1 of 2 shown")
+    page.click("#show-none")
+    expect(page.locator("#empty")).to_contain_text("no run is shown")
+    expect(page.locator("figure")).to_have_count(0)
+
+
+@pytest.mark.parametrize("kind, begins", [("PNG", b"\x89PNG"), ("SVG", b"<svg"), ("CSV", b"chart,run,field")])
+def test_what_is_shown_is_saved(open_page, tmp_path, kind, begins):
+    make_run(tmp_path / "a")
+    page = open_page(tmp_path)
+    drawn(page)
+    with page.expect_download() as saving:
+        page.get_by_role("button", name=f"Save Loss as {kind}").click()
+    data = saving.value.path().read_bytes()
+    assert saving.value.suggested_filename == f"loss.{kind.lower()}" and data.startswith(begins)
+    if kind == "CSV":
+        lines = data.decode().splitlines()
+        assert (
+            sum(",val_loss,points," in line for line in lines) == 4
+            and sum(",loss,raw," in line for line in lines) == 40
+        )
+
+
+def test_charts_are_read_and_zoomed_by_keyboard(open_page, tmp_path):
+    make_run(tmp_path / "a")
+    page = open_page(tmp_path, fragment="#x=step")
+    drawn(page)
+    figure = chart(page, "Loss")
+    figure.locator(".plot").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(figure.locator(".read")).to_contain_text("40 steps: ")
+    page.keyboard.press("ArrowLeft")
+    expect(figure.locator(".read")).to_contain_text("39 steps: ")
+    assert "val_loss 2.4" in figure.locator(".read").text_content()
+    page.keyboard.press("+")
+    expect(page.locator("#whole")).to_be_visible()
+    assert "range=" in page.evaluate("location.hash")
+    page.keyboard.press("0")
+    expect(page.locator("#whole")).to_be_hidden()
+
+
+def test_a_text_of_a_run_is_never_markup(open_page, tmp_path):
+    folder = make_run(tmp_path / "runs" / MARKUP, settings=f'name = "{MARKUP}"')
+    alert = {"report": "alert", "step": 1, "since": 1} | dict.fromkeys(("kind", "evidence", "advice"), MARKUP)
+    odd = {"report": "step", "step": 41, "loss": 1.0, "tokens": 4100, "elapsed": 21, MARKUP: 1.0}
+    append(folder, sample(40, MARKUP), alert, odd)
+    make_run(tmp_path / "runs/b")
+    page = open_page(tmp_path / "runs")
+    expect(page.locator(".card pre")).to_have_text(MARKUP)
+    assert any("onerror" in name for name in drawn(page))
+    for title in page.locator("figure .plot").all():
+        title.scroll_into_view_if_needed()
+    assert page.locator("img, script:not([src])").count() == 0
+
+
+def test_the_history_of_samples(open_page, tmp_path):
+    folder = make_run(tmp_path / "a")
+    append(folder, *(sample(n, f"text {n}") for n in (10, 20, 30)))
+    page = open_page(folder)
+    expect(page.locator(".card pre")).to_have_text("text 30")
+    page.locator(".card input").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".card pre")).to_have_text("text 20")
+    expect(page.locator(".card")).to_contain_text("step 20")
+
+
+def test_damaged_runs_are_shown_with_a_word(open_page, tmp_path):
+    folder = make_run(tmp_path / "a")
+    with open(folder / "metrics.jsonl", "ab") as file:
+        file.write(
+            b'{"step": 5, "lo\xff\n{"report": "step", "step": 41, "loss": NaN, "lr": Infinity, "tokens": 1e999}\n'
+        )
+    (folder / "run.toml").write_text("[")
+    page = open_page(tmp_path)
+    expect(page.locator("#alerts")).to_contain_text("1 damaged lines")
+    expect(page.locator("#alerts")).to_contain_text("settings cannot be read")
+    assert "val_loss" in drawn(page)
+
+
+def test_the_key_is_asked_for(open_page, tmp_path):
+    make_run(tmp_path / "a")
+    page = open_page(tmp_path, access=Access(key="sesame"))
+    expect(page.locator("#fault")).to_contain_text("API key")
+    page.fill("#key", "sesame")
+    page.keyboard.press("Enter")
+    expect(page.locator("#list li")).to_have_count(1)
+    expect(page.locator("#fault")).to_be_hidden()
+
+
+def test_an_empty_folder_says_what_it_waits_for(open_page, tmp_path):
+    page = open_page(tmp_path)
+    expect(page.locator("#empty")).to_contain_text("a run appears here when its training begins")
+    make_run(tmp_path / "a")
+    expect(page.locator("#list li")).to_have_count(1)
+
+
+@pytest.mark.parametrize("scheme, width", covering(["light", "dark"], [360, 768, 1440], together=1))
+def test_it_fits(open_page, tmp_path, scheme, width):
+    """No sideways scrolling of the page."""
+    append(make_run(tmp_path / "a-run-with-a-rather-long-name-of-its-own"), sample(40, "x" * 300))
+    make_run(tmp_path / "b")
+    page = open_page(tmp_path, color_scheme=scheme, viewport={"width": width, "height": 800})
+    expect(page.locator("#compare tr").first).to_be_attached()
+    drawn(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
