@@ -3,10 +3,10 @@
     python experiments/learning/code.py FOLDER
 
 The base is llama-s with 2,000 byte pairs, trained with 6.1 million tokens of Python's standard library and of generated
-programs. Each objective then makes 30 updates with 64 texts each, from three seeds, with the same settings. Programs
+programs. Each objective then makes 20 updates with 64 texts each, from three seeds, with the same settings. Programs
 are rewarded if they compile and define what the prompt asks for. `mlxgpt eval-code` measures 64 samples of each of its
-16 prompts, on which nothing was trained, and `mlxgpt eval` the loss on the validation text. `seconds` are those of the
-training. The models stay in FOLDER, and finished rows in results/code.json are not repeated.
+16 prompts, on which nothing was trained. `val_loss` is the loss on the whole validation text after the training, whose
+time is `seconds`. The models stay in FOLDER, and finished rows in results/code.json are not repeated.
 """
 
 import argparse
@@ -19,7 +19,7 @@ RESULT = Path(__file__).parent / "results" / "code.json"
 OBJECTIVES = ("grpo", "dr-grpo", "gspo", "maxrl", "rft")
 CORPUS = ("stdlib", "code-patterns-python:4000")
 BASE = ("--bpe", "2000", "--batch", "8", "--iters", "3000", "--eval-every", "1000")
-RL = ("--iters", "30", "--lr", "3e-4", "--kl", "0.1")
+RL = ("--iters", "20", "--lr", "2e-4", "--kl", "0.2")
 METRICS = ("loss", "reward", "success", "distinct", "kl", "H", "length")
 SAMPLES = ("--language", "python", "--samples", "64", "--max-tokens", "128", "--temp", "1", "--top-k", "0")
 
@@ -38,9 +38,8 @@ def measured(folder: Path) -> dict:
     for prompt in report["samples_by_prompt"]:
         lengths += [len(sample["program"]) - len(prompt["prompt"]) for sample in prompt["samples"]]
     shares = {name: totals[name] for name in ("parses", "compiles", "defines", "valid")}
-    loss = json.loads(mlxgpt("eval", checkpoint, "--json"))["loss"]
-    distinct, length = totals["distinct"], sum(lengths) / len(lengths)
-    return {**shares, "distinct": distinct, "mean_length": round(length, 1), "val_loss": round(loss, 4)}
+    loss, length = last_report(folder, "eval")["val_loss"], sum(lengths) / len(lengths)
+    return {**shares, "distinct": totals["distinct"], "mean_length": round(length, 1), "val_loss": round(loss, 4)}
 
 
 def trained(folder: Path, command: list[str]) -> None:
@@ -52,10 +51,10 @@ def trained(folder: Path, command: list[str]) -> None:
     mlxgpt(*command)
 
 
-def last_update(folder: Path) -> dict:
-    """The report of the last update of a run."""
+def last_report(folder: Path, kind: str) -> dict:
+    """The last report of a kind in a run."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["report"] == "step"][-1]
+    return [line for line in lines if line["report"] == kind][-1]
 
 
 def main() -> None:
@@ -73,7 +72,7 @@ def main() -> None:
         if not any((row["name"], row["seed"]) == (name, seed) for row in rows):
             folder = chosen.folder / f"{name}-{seed}"
             trained(folder, command)
-            last = last_update(folder)
+            last = last_report(folder, "step")
             row = {"name": name, "seed": seed, "seconds": round(last["elapsed"])} | measured(folder)
             row |= {"last_update": {name: round(last[name], 4) for name in METRICS if name in last}}
             commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
