@@ -16,10 +16,12 @@ import sys
 from pathlib import Path
 
 RESULT = Path(__file__).parent / "results" / "code.json"
-OBJECTIVES = ("grpo", "dr-grpo", "gspo", "maxrl", "rft")
 CORPUS = ("stdlib", "code-patterns-python:4000")
 BASE = ("--bpe", "2000", "--batch", "8", "--iters", "3000", "--eval-every", "1000")
-RL = ("--iters", "20", "--lr", "2e-4", "--kl", "0.2")
+RL = ("--lr", "2e-4", "--kl", "0.2")
+OBJECTIVES = ("grpo", "dr-grpo", "gspo", "maxrl", "rft")
+VARIANTS = {name: ("--objective", name, "--iters", "20") for name in OBJECTIVES}
+VARIANTS["grpo, 10 updates"] = ("--objective", "grpo", "--iters", "10")
 METRICS = ("loss", "reward", "success", "distinct", "kl", "H", "length")
 SAMPLES = ("--language", "python", "--samples", "64", "--max-tokens", "128", "--temp", "1", "--top-k", "0")
 
@@ -65,12 +67,12 @@ def main() -> None:
     corpus = [part for name in CORPUS for part in ("--corpus", name)]
     base = ["train", "--preset", "llama-s", *corpus, *BASE]
     jobs = [("base", 1, base)]
-    for objective in OBJECTIVES:
-        command = ["rl", str(chosen.folder / "base-1"), "--objective", objective, *RL]
-        jobs += [(objective, seed, [*command, "--seed", str(seed)]) for seed in (1, 2, 3)]
+    for name, arguments in VARIANTS.items():
+        command = ["rl", str(chosen.folder / "base-1"), *RL, *arguments]
+        jobs += [(name, seed, [*command, "--seed", str(seed)]) for seed in (1, 2, 3)]
     for name, seed, command in jobs:
         if not any((row["name"], row["seed"]) == (name, seed) for row in rows):
-            folder = chosen.folder / f"{name}-{seed}"
+            folder = chosen.folder / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
             trained(folder, command)
             last = last_report(folder, "step")
             row = {"name": name, "seed": seed, "seconds": round(last["elapsed"])} | measured(folder)
