@@ -162,7 +162,7 @@ TABLE = {
     "cli/rl": ("cli errors run", "click"),
     "cli/eval_code": ("api cli/options code errors run watch", "click"),
     "cli/access": ("cli/options errors web/guard", "click"),
-    "cli/serve": ("api cli data device errors model run serve web", "click"),
+    "cli/serve": ("api cli data/excerpts device errors model run serve web", "click"),
     "cli/beside": ("", ""),
     "cli/watch": ("cli errors paths watch/dashboard web", "click"),
 }

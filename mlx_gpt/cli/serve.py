@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from mlx_gpt import api, data, device, model, run
+from mlx_gpt import api, device, model, run
 from mlx_gpt.cli.access import access_of, access_options, address_of
 from mlx_gpt.cli.options import corpus_option, note, preset_option, set_option, sizes_from, vocab_option
 from mlx_gpt.errors import OutOfRoom, UserError
@@ -138,7 +138,9 @@ def _served(path: Path, id: str, loaded, max_tokens: int):
 
     card = model_card(loaded, path, id, max_tokens)
     note(f"{path}: {card['meta']['n_params']:,} parameters; compiling")
-    examples = partial(data.excerpts, loaded.config.data.corpus, loaded.header.corpus)
+    from mlx_gpt.data.excerpts import excerpts
+
+    examples = partial(excerpts, loaded.config.data.corpus, loaded.header.corpus)
     return Served(network=loaded.model, tokenizer=loaded.tokenizer, card=card, examples=examples)
 
 

@@ -13,7 +13,6 @@ __getattr__, __dir__, __all__ = attach(
         "import_ids": "encoding",
         "open_vocab": "vocabularies",
         "tokenizer_json": "bpe",
-        "excerpts": "excerpts",
         "name_unknown": "tokenizer",
         "stats": "stats",
     },
