@@ -86,7 +86,7 @@ TABLE = {
     "train/snapshot": ("checkpoint/store device/mlx train/step", "mlx numpy"),
     "train/trainer": ("checkpoint/store device errors files train", "mlx"),
     "distributed/": ("errors", ""),
-    "distributed/ranks": ("device/mlx distributed/heartbeat errors train/parallel", "mlx"),
+    "distributed/ranks": ("device/mlx distributed/heartbeat errors parse train/parallel", "mlx"),
     "generation/": ("device errors lazy model/state rng", "numpy"),
     "generation/scheduler": ("device/mlx generation", ""),
     "generation/together": ("device/mlx errors generation", ""),

@@ -4,12 +4,12 @@ All collectives run on one stream, and each depends on the one before it in the 
 same on all ranks. Collectives on two streams at a time add values of different arrays, without an error.
 """
 
-import json
 import os
 import secrets
 import socket
 import stat
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mlx.utils import tree_flatten, tree_map
@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.distributed.heartbeat import Heartbeat
 from mlx_gpt.errors import GroupFailed, UserError
+from mlx_gpt.parse import read_json
 from mlx_gpt.train.parallel import Alone, Group, explained
 
 BUCKET_BYTES = 32 << 20  # arrays of one dtype are joined to pieces of about this size, and each piece is summed at once
@@ -139,8 +140,7 @@ def buckets(arrays: Sequence[mx.array], size: int = BUCKET_BYTES) -> list[list[i
 def address_of_first() -> str:
     """Returns the IP address of rank 0, which `mlx.launch` has put into the environment."""
     if path := os.environ.get("MLX_HOSTFILE"):
-        with open(path) as file:
-            return json.load(file)[0][0].rpartition(":")[0]
+        return read_json(Path(path))[0][0].rpartition(":")[0]
     coordinator = os.environ.get("MLX_JACCL_COORDINATOR", "").rpartition(":")[0]
     return coordinator or os.environ["NCCL_HOST_IP"]
 

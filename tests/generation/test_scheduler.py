@@ -369,10 +369,10 @@ def test_closing_lets_short_texts_end_and_tells_the_others(small_run):
     long = client.submit(*[client.endless() for _ in range(SLOTS - 1)])
     [short] = client.submit(client.job(max_tokens=5))
     waiting = client.submit(*[client.endless() for _ in range(3)])
-    client.scheduler.close(0.5)
+    client.scheduler.close(2)
     with pytest.raises(Busy, match="shutting down"):
         client.scheduler.submit([client.job()])
-    client.until(lambda: not client.scheduler.alive, seconds=3)
+    client.until(lambda: not client.scheduler.alive)
     assert client.wait(short)[0].finish_reason == "length"
     assert all("shutting down" in text.error for text in client.wait(*long, *waiting))
 
