@@ -2,7 +2,7 @@
 
 import { ask, details, runs } from "./data.js";
 import { bytes, duration, element, loss, short } from "./format.js";
-import { stateOf } from "./list.js";
+import { meaningOf, silenceOf } from "./list.js";
 import { swatch } from "./style.js";
 
 const COLUMNS = ["run", "state", "step", "", "tokens", "time", "loss", "validation", "best", "at step", "tokens/s", "memory", "ETA"];
@@ -38,7 +38,7 @@ function progressRow(run, shorten) {
   const label = element("span", "", { class: "name" });
   label.append(swatch(run.run, true), shorten(run.run));
   name.append(label);
-  const [state, sentence] = stateOf(run);
+  const { state } = run;
   const bar = element("td");
   if (run.iters && run.step != null) bar.append(element("progress", "", { max: run.iters, value: Math.min(run.step, run.iters), "aria-label": "progress" }));
   const cells = [
@@ -46,7 +46,7 @@ function progressRow(run, shorten) {
     short(run.tokens), duration(run.elapsed), loss(run.loss), loss(run.val_loss), loss(run.best?.val_loss), run.best?.step?.toLocaleString("en") ?? "-",
     short(run.tokens_per_second), bytes(run.memory), state === "training" ? duration(run.eta) : "-",
   ];
-  row.append(name, element("td", state, { class: "state", "data-state": state, title: sentence }), ...cells.map((cell) => (typeof cell === "string" ? element("td", cell) : cell)));
+  row.append(name, element("td", state, { class: "state", "data-state": state, title: meaningOf(run) }), ...cells.map((cell) => (typeof cell === "string" ? element("td", cell) : cell)));
   return row;
 }
 
@@ -59,7 +59,7 @@ function drawAlerts(names, shorten) {
     return item;
   });
   for (const name of names) {
-    for (const note of runs.get(name).notes) {
+    for (const note of [silenceOf(runs.get(name)), ...runs.get(name).notes].filter(Boolean)) {
       const item = element("li", `${shorten(name)}: ${note}`, { class: "note" });
       items.push(item);
     }
