@@ -9,6 +9,7 @@ import { change, view } from "./view.js";
 const [place, more] = ["charts", "more"].map((id) => document.getElementById(id));
 const drawn = new Map(); // id of a chart -> { chart, lines, figure, plot, read, due, seen, cursor }
 const observer = new IntersectionObserver(onSeen, { rootMargin: "200px" });
+const MAX_LEGEND = 6; // lines
 const waiting = new Set(); // charts to draw
 let names = []; // of the runs that are shown
 let short_name = (name) => name;
@@ -141,9 +142,13 @@ function figureOf(held, saved) {
     margin: { l: 56, r: 12, t: saved ? 40 : 8, b: 40 },
     xaxis, yaxis: { ...axis, ...valueAxis(held.chart.id === "loss"), exponentformat: largest >= 1000 ? "SI" : "e" },
   };
+  if (!saved && names.length === 1 && isNarrow(held.chart)) Object.assign(layout, { showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 11 } } });
   if (saved) layout.title = { text: plain(`${held.chart.title}, ${held.chart.unit}`.replace(/, $/, "")) };
   return { data: held.lines.flatMap((found, i) => drawLine(found, i, held, unit)), layout };
 }
+
+/** Whether a legend of the lines of one run fits above the chart. The lines of several runs look as in the list. */
+const isNarrow = ({ fields }) => fields.length > 1 && fields.length <= MAX_LEGEND;
 
 /** The type and the range of the vertical axis. Only that of the loss can be logarithmic or zoomed. */
 function valueAxis(isLoss) {

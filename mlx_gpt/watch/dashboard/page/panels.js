@@ -6,6 +6,11 @@ import { meaningOf, silenceOf } from "./list.js";
 import { swatch } from "./style.js";
 
 const COLUMNS = ["run", "state", "step", "", "tokens", "time", "loss", "validation", "best", "at step", "tokens/s", "memory", "ETA"];
+// Kind of an alert -> its title.
+const TITLES = {
+  diverging: "Loss is diverging", stalled: "No reports", plateau: "Loss no longer falls", overfitting: "Overfitting", collapse: "Output is collapsing", repetition: "Samples repeat",
+  dead: "A part of the network does nothing", throughput: "Updates became slower", memory: "Memory is nearly full", disk: "Disk is nearly full", "out-of-memory": "Out of memory",
+};
 const MAX_ALERTS = 30; // alerts on the page
 const MAX_CARDS = 6; // runs whose samples are shown
 const chosen = new Map(); // run -> index of the sample that is shown; none is the newest
@@ -55,7 +60,7 @@ function drawAlerts(names, shorten) {
   const items = found.slice(0, MAX_ALERTS).map(({ name, kind, step, since, evidence, advice }) => {
     const item = element("li");
     const when = since && since !== step ? `steps ${since.toLocaleString("en")} to ${step.toLocaleString("en")}` : `step ${step.toLocaleString("en")}`;
-    item.append(element("strong", kind), ` ${shorten(name)}, ${when}: ${evidence}. ${advice}`);
+    item.append(element("strong", Object.hasOwn(TITLES, kind) ? TITLES[kind] : kind), ` in ${shorten(name)}, ${when}: ${evidence}. ${advice.charAt(0).toUpperCase()}${advice.slice(1)}`);
     return item;
   });
   for (const name of names) {
@@ -127,12 +132,16 @@ async function drawComparison(names, shorten) {
 function drawSettings(names) {
   const settings = names.length === 1 ? (details.get(names[0])?.settings ?? []) : [];
   section("settings").hidden = !settings.length;
-  const changed = settings.filter(({ source }) => source !== "default");
-  const rows = [...changed, ...settings.filter(({ source }) => source === "default")].map(({ name, value, source }) => {
-    const row = element("tr", "", { class: source === "default" ? "default" : "" });
-    row.append(element("th", name, { scope: "row" }), element("td", value), element("td", source));
-    return row;
-  });
-  section("settings").querySelector("p").textContent = `${changed.length} of ${settings.length} settings differ from the defaults; the last column is where the value comes from`;
-  section("settings").querySelector("table").replaceChildren(...rows);
+  const [changed, defaults] = section("settings").querySelectorAll("tbody");
+  const isDefault = ({ source }) => source === "default";
+  changed.replaceChildren(...settings.filter((setting) => !isDefault(setting)).map(settingRow));
+  defaults.replaceChildren(...settings.filter(isDefault).map(settingRow));
+  section("settings").querySelector("p").textContent = `${changed.children.length} of ${settings.length} settings differ from the defaults; the last column is where the value comes from`;
+  section("settings").querySelector("summary").textContent = `${defaults.children.length} settings with their defaults`;
+}
+
+function settingRow({ name, value, source }) {
+  const row = element("tr");
+  row.append(element("th", name, { scope: "row" }), element("td", value), element("td", source));
+  return row;
 }
