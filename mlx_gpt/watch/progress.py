@@ -106,7 +106,7 @@ class Progress:
             settings: The tables of run.toml.
         """
         step, evaluation, stop = (self.last.get(kind, {}) for kind in ("step", "eval", "stop"))
-        newest = max((stop, evaluation, step), key=lambda report: report.get("step", -1))
+        newest = max((step, evaluation, stop), key=lambda report: report.get("step", -1))
         iters, pace = self._iters(settings), _mean(self._seconds)
         left = iters - newest.get("step", 0) if iters else None
         return {

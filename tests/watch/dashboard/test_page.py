@@ -200,6 +200,8 @@ def test_the_loss_is_zoomed(open_page, tmp_path, log):
     page.fill("#high", "3.5")
     page.keyboard.press("Tab")
     expect(page.locator("#whole")).to_be_visible()
+    page.wait_for_function("location.hash.includes('losses=2.5%2C3.5')")
+    page.wait_for_timeout(500)  # the chart is drawn after the address has changed
     assert plot.evaluate(ends) == pytest.approx([2.5, 3.5])
     assert "losses=2.5%2C3.5" in page.evaluate("location.hash")
     assert chart(page, "Gradient norm").locator(".plot").evaluate("e => e.layout?.yaxis.autorange ?? true")

@@ -5,7 +5,7 @@ import { bytes, duration, element, loss, short } from "./format.js";
 import { meaningOf, silenceOf } from "./list.js";
 import { swatch } from "./style.js";
 
-const COLUMNS = ["run", "state", "step", "", "tokens", "time", "loss", "validation", "best", "at step", "tokens/s", "memory", "ETA"];
+const COLUMNS = ["run", "state", "step", "done", "tokens", "time", "loss", "validation", "best", "at step", "tokens/s", "memory", "ETA"];
 // Kind of an alert -> its title.
 const TITLES = {
   diverging: "Loss is diverging", stalled: "No reports", plateau: "Loss no longer falls", overfitting: "Overfitting", collapse: "Output is collapsing", repetition: "Samples repeat",
@@ -119,7 +119,7 @@ async function drawComparison(names, shorten) {
     return;
   }
   const head = element("tr");
-  head.append(element("th", ""), ...found.runs.map((name) => element("th", shorten(name), { scope: "col" })));
+  head.append(element("td"), ...found.runs.map((name) => element("th", shorten(name), { scope: "col" })));
   const rows = found.rows.map(([label, cells]) => {
     const row = element("tr");
     row.append(element("th", label, { scope: "row" }), ...cells.map((cell) => element("td", cell)));
