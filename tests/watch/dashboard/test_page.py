@@ -200,8 +200,7 @@ def test_the_loss_is_zoomed(open_page, tmp_path, log):
     page.fill("#high", "3.5")
     page.keyboard.press("Tab")
     expect(page.locator("#whole")).to_be_visible()
-    page.wait_for_function("location.hash.includes('losses=2.5%2C3.5')")
-    page.wait_for_timeout(500)  # the chart is drawn after the address has changed
+    page.wait_for_timeout(1000)  # the chart is drawn after the address has changed
     assert plot.evaluate(ends) == pytest.approx([2.5, 3.5])
     assert "losses=2.5%2C3.5" in page.evaluate("location.hash")
     assert chart(page, "Gradient norm").locator(".plot").evaluate("e => e.layout?.yaxis.autorange ?? true")
@@ -211,7 +210,7 @@ def test_the_loss_is_zoomed(open_page, tmp_path, log):
     page.mouse.down()
     page.mouse.move(x, box["y"] + box["height"] * 3 / 4, steps=5)
     page.mouse.up()
-    page.wait_for_function("!location.hash.includes('losses=2.5%2C3.5')")
+    page.wait_for_timeout(1000)
     low, high = plot.evaluate(ends)
     assert 2.5 < low < high < 3.5 and "range=" not in page.evaluate("location.hash")
     page.reload()
