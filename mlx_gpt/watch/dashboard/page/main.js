@@ -43,7 +43,10 @@ function drawControls() {
   for (const name of ["x", "y", "smooth"]) part(name).value = view[name];
   part("xlog").checked = view.xlog;
   part("smoothed").textContent = Number(view.smooth).toFixed(2);
-  for (const [i, name] of ["low", "high"].entries()) part(name).value = view.losses ? Number(view.losses[i].toPrecision(4)) : "";
+  for (const [i, name] of ["low", "high"].entries()) {
+    // A number that is being typed is not replaced.
+    if (document.activeElement !== part(name)) part(name).value = view.losses ? Number(view.losses[i].toPrecision(4)) : "";
+  }
   part("whole").hidden = view.range === null && view.losses === null;
 }
 
