@@ -11,7 +11,8 @@ def step(n, **changes):
 
 def evaluation(n, **changes):
     """Returns the report of an evaluation at step `n`. `changes` replaces its fields."""
-    facts = {"loss": 3.0, "raw_loss": 3.0, "ppl": 20.1, "best_loss": 3.0, "best_step": n, "bits_per_byte": 4.3}
+    loss = changes.get("loss", 3.0)
+    facts = {"loss": loss, "raw_loss": loss, "ppl": 20.1, "best_loss": loss, "best_step": n, "bits_per_byte": 4.3}
     return EvalReport(
         step=n, eval_tokens=50, tokens=n * 100, seconds=1.0, elapsed=n, bad_evals=0, num_lr_cuts=0, **facts | changes
     )

@@ -1,5 +1,6 @@
 """`mlxgpt compare`: compares settings, losses and speed of runs."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,18 @@ from mlx_gpt.watch.compare import NotEvaluated, Record, differences, draw, read_
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option(
-    "--at", "levels", type=float, multiple=True, help="Show the tokens each run needed to reach this loss; repeatable."
+    "--at",
+    "levels",
+    type=float,
+    multiple=True,
+    help="Show the tokens and the seconds each run needed to reach this loss; repeatable.",
 )
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the loss curves to a .png, .svg or .pdf file."
 )
 @json_option
 def compare_command(runs, levels, plot, as_json):
-    """Compare runs: settings that differ, losses, tokens needed to reach a loss, and speed.
+    """Compare runs: settings that differ, losses, tokens and seconds to reach a loss, and speed.
 
     \b
     mlxgpt compare runs/model-l-shakespeare runs/model-l-shakespeare-2
@@ -33,8 +38,7 @@ def compare_command(runs, levels, plot, as_json):
     if plot:
         draw(plot, records)
     if as_json:
-        reached = [{f"{level:g}": record.tokens_to(level) for level in levels} for record in records]
-        facts = [{"run": r.name, **r.facts(), "tokens_to": to} for r, to in zip(records, reached, strict=True)]
+        facts = [{"run": record.name, **record.facts(), **_reached(record, levels)} for record in records]
         # Settings are also listed under their old names, for scripts of earlier versions.
         differing = differences([replace(r, settings=r.settings | old_values(r.settings)) for r in records])
         echo_json({"differences": differing, "runs": facts})
@@ -47,6 +51,14 @@ def compare_command(runs, levels, plot, as_json):
         click.echo(f"{label:<{first}}  {line}".rstrip())
     if plot:
         click.echo(f"curves: {plot}", err=True)
+
+
+def _reached(record: Record, levels: Sequence[float]) -> dict[str, dict[str, float | None]]:
+    """The tokens and the seconds to each loss."""
+    return {
+        "tokens_to": {f"{level:g}": record.tokens_to(level) for level in levels},
+        "seconds_to": {f"{level:g}": record.seconds_to(level) for level in levels},
+    }
 
 
 def _records(runs: tuple[Path, ...]) -> list[Record]:

@@ -1,7 +1,6 @@
 """Lists the runs in a folder: the state of each, its best loss, its tokens, its time and its size."""
 
 import contextlib
-import math
 import os
 import stat
 from collections.abc import Iterator
@@ -14,13 +13,11 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.files import is_locked
 from mlx_gpt.parse import read_toml
 from mlx_gpt.paths import BEST, LATEST
-from mlx_gpt.watch.metrics import each_line
+from mlx_gpt.watch.progress import Progress
+from mlx_gpt.watch.tail import all_reports
 
 MARKS = ("run.toml", "metrics.jsonl", LATEST, BEST)  # a folder with one of these files is a run folder
 DEPTH = 2  # levels below a folder at which its runs are: those of a pipeline are in a folder of their own
-# StopReport.reason -> the state of the run.
-STATES = {"iters": "finished", "minutes": "finished", "patience": "finished", "signal": "stopped"}
-STATES |= {"diverged": "diverged"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,9 +26,7 @@ class RunFacts:
 
     Attributes:
         folder: The run folder.
-        state: "training" (a process has the lock of the folder), "finished", "stopped" (by a signal), "diverged",
-            "failed" (by an error), "killed" (the process ended without a report), or "unknown" (no reports that tell
-            it, as in the files of mlxgpt 0.1).
+        state: The state of the run; see Progress.state().
         step: Number of finished steps.
         iters: Total number of updates; None if it is not known.
         best_loss: Lowest validation loss in nats per token; None without an evaluation.
@@ -82,59 +77,29 @@ def find_runs(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
 
 def read_facts(folder: Path) -> RunFacts:
     """Reads the facts of a run folder. What cannot be read is missing."""
-    lines = _Lines()
-    with contextlib.suppress(UserError):
-        for line in each_line(folder / "metrics.jsonl"):
-            lines.add(line)
-    num_bytes, changed = _files(folder)
+    progress = Progress()
+    for report in all_reports(folder / "metrics.jsonl", sparse=True):
+        progress.add(report)
+    found, (num_bytes, changed) = progress.summary(_settings(folder)), _files(folder)
     return RunFacts(
         folder=folder,
-        state="training" if is_locked(folder) else lines.state,
-        step=lines.step,
-        iters=lines.iters or _iters(folder),
-        best_loss=lines.best if math.isfinite(lines.best) else None,
-        tokens=lines.tokens,
-        seconds=lines.seconds,
+        state=progress.state(is_locked(folder)),
+        step=found["step"] or 0,
+        iters=found["iters"],
+        best_loss=progress.best["val_loss"] if progress.best else None,
+        tokens=int(found["tokens"] or 0),
+        seconds=found["elapsed"] or 0.0,
         num_bytes=num_bytes,
         changed=changed,
         checkpoints=tuple(name for name in (LATEST, BEST) if (folder / name).is_file()),
-        alerts=tuple(lines.alerts),
+        alerts=tuple(progress.alert_kinds),
     )
 
 
-class _Lines:
-    """The facts in the lines of a metrics.jsonl."""
-
-    def __init__(self):
-        self.state, self.step, self.iters = "unknown", 0, None
-        self.best, self.tokens, self.seconds = math.inf, 0, 0.0
-        self.alerts: dict[str, None] = {}
-
-    def add(self, line: dict[str, Any]) -> None:
-        kind = line.get("report")
-        self.step = int(_number(line, "step", self.step))
-        self.tokens = int(_number(line, "tokens", self.tokens))
-        self.seconds = _number(line, "elapsed", self.seconds)
-        self.best = min(self.best, _number(line, "val_loss", math.inf))
-        if kind == "plan":
-            self.iters = int(_number(line, "iters", 0)) or None
-        if kind == "alert":
-            self.alerts[str(line.get("kind"))] = None
-        elif kind == "stop":
-            self.state = STATES.get(line.get("reason"), "unknown")
-        elif kind is not None:  # the reports of mlxgpt 0.1 have no kind, and the end of a run has none there
-            self.state = "failed" if kind == "failure" else "killed"
-
-
-def _number(line: dict[str, Any], name: str, otherwise: float) -> float:
-    value = line.get(name)
-    return value if type(value) in (int, float) and math.isfinite(value) else otherwise
-
-
-def _iters(folder: Path) -> int | None:
+def _settings(folder: Path) -> dict[str, Any]:
     with contextlib.suppress(UserError):
-        value = current_names(read_toml(folder / "run.toml")).get("train", {}).get("iters")
-        return value if type(value) is int else None
+        return current_names(read_toml(folder / "run.toml"))
+    return {}
 
 
 def _files(folder: Path) -> tuple[int, float]:

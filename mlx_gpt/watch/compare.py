@@ -55,7 +55,14 @@ class Record:
 
     def tokens_to(self, loss: float) -> int | None:
         """Number of tokens trained on when the validation loss first reached `loss`; None if it never did."""
-        return next((e["tokens"] for e in self.evaluations if e["val_loss"] <= loss), None)
+        return self._first_to("tokens", loss)
+
+    def seconds_to(self, loss: float) -> float | None:
+        """Training time, in seconds, when the validation loss first reached `loss`; None if it never did."""
+        return self._first_to("elapsed", loss)
+
+    def _first_to(self, name: str, loss: float) -> Any:
+        return next((e[name] for e in self.evaluations if e["val_loss"] <= loss), None)
 
     def facts(self) -> dict[str, float]:
         """Best loss, totals and speed of the run.
@@ -160,7 +167,7 @@ def differences(records: Sequence[Record]) -> dict[str, list]:
 
 
 def thresholds(records: Sequence[Record]) -> list[float]:
-    """Chooses losses for the rows "tokens to LOSS" of the comparison.
+    """Chooses losses for the rows "tokens to LOSS" and "seconds to LOSS" of the comparison.
 
     The losses are multiples of a step: the smallest of ROUND_STEPS that gives at most MAX_THRESHOLDS losses. If none
     does, they are the lowest MAX_THRESHOLDS multiples of the largest of ROUND_STEPS. They lie between the highest first
@@ -204,7 +211,7 @@ def table(records: Sequence[Record], levels: Sequence[float]) -> list[tuple[str,
 
     Args:
         records: The runs.
-        levels: Losses for the rows "tokens to LOSS".
+        levels: Losses for the rows "tokens to LOSS" and "seconds to LOSS".
 
     Returns:
         Rows of (label, one cell per run). A "-" stands for a missing value.
@@ -223,8 +230,9 @@ def table(records: Sequence[Record], levels: Sequence[float]) -> list[tuple[str,
         row("at tokens", "{:,}", "best_tokens"),
     ]
     for level in levels:
-        reached = [record.tokens_to(level) for record in records]
-        rows.append((f"tokens to {level:g}", ["-" if tokens is None else f"{tokens:,}" for tokens in reached]))
+        for unit, form in (("tokens", "{:,}"), ("seconds", "{:,.0f}")):
+            reached = [getattr(record, f"{unit}_to")(level) for record in records]
+            rows.append((f"{unit} to {level:g}", ["-" if v is None else form.format(v) for v in reached]))
     return rows + [
         row("total tokens", "{:,}", "tokens"),
         row("total seconds", "{:,.0f}", "seconds"),

@@ -1,7 +1,7 @@
 """The runs below some folders, as their files describe them: progress, series, samples, alerts and settings.
 
-Nothing here writes a file or takes a lock, so training does not notice that a run is watched. Each refresh reads at
-most a given number of bytes, and only bytes that are new.
+Nothing here writes a file or keeps a lock, so training does not notice that a run is watched. Each refresh reads at
+most a given number of bytes, and only bytes that are new, besides the end of each file when it is first seen.
 """
 
 import os
@@ -15,9 +15,11 @@ from typing import Any
 
 from mlx_gpt.config.renames import current_names
 from mlx_gpt.errors import UserError
+from mlx_gpt.files import is_locked
 from mlx_gpt.parse import read_toml
 from mlx_gpt.watch.compare import EVALUATION, UPDATE, NotEvaluated, Record, curve_of, dotted
 from mlx_gpt.watch.health import Health
+from mlx_gpt.watch.progress import BEST, Progress, kind_of, step_of
 from mlx_gpt.watch.series import Series
 from mlx_gpt.watch.tail import CHUNK, Tail, has_numbers, number
 
@@ -27,14 +29,9 @@ MAX_RUNS = 2000
 MAX_SAMPLES, MAX_SAMPLE = 100, 4000  # samples of a run that are kept, and characters of each
 MAX_ALERTS = 100
 TOML_COST = 16  # time that it takes to parse a byte of TOML, compared with a byte of reports
-RECENT = 20  # updates over which the speed is averaged
-# A run without a stop report counts as training until it was silent for this many times its longest report, and for at
-# least QUIET seconds. Reports of updates are as long as the update; an evaluation may take minutes.
+# A run that trains counts as silent if it made no report for this many times its longest report, and for at least QUIET
+# seconds. Reports of updates are as long as the update; an evaluation may take minutes.
 PATIENCE, QUIET = 3, 60.0
-MAX_ITERS = 1 << 31  # a larger number of updates means that the run has no fixed length
-# Fields of reports that are no curves: they are counts, repeat another field, or are shown elsewhere.
-NO_CURVES = {"report", "step", "skipped", "best_step", "best_loss", "bad_evals", "lr_cuts", "num_lr_cuts"}
-NO_CURVES |= {"eval_tokens", "raw_loss", "memory_limit"}
 
 
 class Run:
@@ -54,6 +51,7 @@ class Run:
         self.tail, self.stamp, self.settings = Tail(folder / METRICS), 0, {}
         self._settings_seen: tuple[int, int, int] | None = None  # time, size and inode of run.toml
         self._settings_due, self._settings_note, self._settings_stamp = False, "", 0
+        self._is_locked = False
         self._start(0)
 
     def _start(self, stamp: int) -> None:
@@ -63,17 +61,9 @@ class Run:
         self.samples: deque[dict] = deque(maxlen=MAX_SAMPLES)
         self.alerts: deque[dict] = deque(maxlen=MAX_ALERTS)
         self._health = Health(self.settings, self.name)
-        self._last: dict[str, dict] = {}  # kind of report -> the last one
-        self._best: dict | None = None
-        self._seconds: deque[float] = deque(maxlen=RECENT)
-        self._speeds: deque[float] = deque(maxlen=RECENT)
+        self._progress, self._end = Progress(), None
         self._num_samples, self._num_alerts = 0, 0
         self._longest, self._num_damaged, self._num_back, self._latest_step = 0.0, 0, 0, -1
-
-    @property
-    def stop(self) -> dict | None:
-        """The stop report, if the run has made no update since."""
-        return self._last.get("stop")
 
     @property
     def waits(self) -> bool:
@@ -81,11 +71,16 @@ class Run:
         return bool(self.tail.unread or self._settings_due)
 
     def look(self, stamp: int) -> None:
-        """Looks for new reports and changed settings, without reading them."""
-        before = self.tail.exists
+        """Looks for new reports, changed settings and the lock. Reads the end of a file of which nothing was read."""
+        before = self.tail.exists, self._is_locked
         self.tail.look()
-        if before != self.tail.exists:
+        self._is_locked = is_locked(self.folder)
+        if before != (self.tail.exists, self._is_locked):
             self.stamp = stamp
+        if self._end is None and not self._progress.last and self.tail.unread:
+            self._end = Progress()
+            for report in self.tail.end():
+                self._end.add(report)
         try:
             status = os.lstat(self.folder / SETTINGS)
         except OSError:
@@ -121,23 +116,15 @@ class Run:
             self.settings = {name: values for name, values in tables.items() if isinstance(values, dict)}
         except UserError as error:
             self._settings_note = f"settings cannot be read: {error}"
-        if not self._last:
+        if not self._progress.last:
             self._health = Health(self.settings, self.name)
         return TOML_COST * self._settings_seen[1]
 
     def _add(self, report: dict[str, Any], stamp: int) -> None:
-        kind, step = kind_of(report), int(number(report.get("step", 0)) or 0)
-        values = curves_of(report)
-        previous = self._last.get(kind)
+        kind, step, values = kind_of(report), step_of(report), self._progress.add(report)
         if kind == "step":
-            self._last.pop("stop", None)
-            self._last.pop("failure", None)
             self._num_back += step < self._latest_step
             self._latest_step = step
-            self._add_speed(values, previous)
-        if kind == "eval" and "val_loss" in values:
-            if self._best is None or values["val_loss"] < self._best["val_loss"]:
-                self._best = {name: values.get(name) for name in BEST} | {"step": step}
         if kind in self.series:
             self.series[kind].add(step, {"step": float(step), **values}, stamp)
             self._longest = max(self._longest, values.get("seconds", 0.0))
@@ -145,17 +132,6 @@ class Run:
             self.samples.append({"step": step, "text": report["text"][:MAX_SAMPLE]})
             self._num_samples += 1
         self._add_alerts(kind, report)
-        if kind in KEPT:
-            texts = {name: str(report[name])[:1000] for name in TEXTS if report.get(name)}
-            self._last[kind] = {"step": step, **values, **texts}
-
-    def _add_speed(self, values: dict[str, float], previous: dict | None) -> None:
-        """Adds tokens_per_second to the values of an update, and updates the recent speed."""
-        seconds, tokens = values.get("seconds", 0.0), values.get("tokens")
-        if seconds > 0 and previous and tokens is not None and tokens > previous.get("tokens", tokens):
-            values["tokens_per_second"] = (tokens - previous["tokens"]) / seconds
-            self._speeds.append(values["tokens_per_second"])
-            self._seconds.append(seconds)
 
     def _add_alerts(self, kind: str, report: dict[str, Any]) -> None:
         """Keeps the alerts of the file, or for a run of a version that records none, those of the health checks."""
@@ -169,43 +145,27 @@ class Run:
         self._num_alerts += len(found)
 
     def summary(self) -> dict[str, Any]:
-        """The progress of the run, as values that JSON can represent. Values that are not known are None."""
-        step, evaluation = self._last.get("step", {}), self._last.get("eval", {})
-        newest = max((step, evaluation, self.stop or {}), key=lambda report: report.get("step", -1))
-        stop = self.stop or {}
-        iters, pace = self._iters(), _mean(self._seconds)
-        left = iters - newest.get("step", 0) if iters else None
-        return {
+        """The progress of the run, as values that JSON can represent. Values that are not known are None.
+
+        Until all reports were read once, the progress is that of the reports at the end of the file.
+        """
+        if not self.tail.unread:
+            self._end = None
+        progress = self._end or self._progress
+        return progress.summary(self.settings) | {
             "run": self.name,
             "stamp": self.stamp,
             "started": self.started,
             "exists": self.tail.exists,
+            "state": progress.state(self._is_locked) if self.tail.exists else "gone",
             "unread": self.tail.unread,
             "mtime": self.tail.mtime,
             "quiet_after": max(QUIET, PATIENCE * self._longest),
-            "reason": stop.get("reason", "failure" if "failure" in self._last else None),
-            "step": newest.get("step"),
-            "iters": iters,
-            "tokens": newest.get("tokens"),
-            "elapsed": newest.get("elapsed"),
-            "loss": step.get("loss"),
-            "val_loss": evaluation.get("val_loss"),
-            "best": self._best,
-            "seconds_per_step": pace,
-            "tokens_per_second": _mean(self._speeds),
-            "eta": None if self.stop or left is None or pace is None else max(left, 0) * pace,
-            "memory": stop.get("peak_memory", step.get("peak_memory")),
             "alerts": self._num_alerts,
             "samples": self._num_samples,
             "settings_stamp": self._settings_stamp,
             "notes": list(self._notes()),
         }
-
-    def _iters(self) -> int | None:
-        table = self.settings.get("train", {})
-        plan = self._last.get("plan", {})
-        iters = plan.get("iters", number(table.get("iters")))
-        return int(iters) if iters is not None and 0 < iters < MAX_ITERS else None
 
     def _notes(self) -> Iterator[str]:
         """What a reader of the curves must know about the files."""
@@ -217,9 +177,9 @@ class Run:
             yield f"{self._num_damaged:,} damaged lines of metrics.jsonl were skipped"
         if self._num_back:
             yield f"steps go back {self._num_back:,} times; more than one process may have written metrics.jsonl"
-        if error := self._last.get("save", {}).get("error"):
+        if error := self._progress.last.get("save", {}).get("error"):
             yield f"the last checkpoint was not saved: {error}"
-        if failure := self._last.get("failure"):
+        if failure := self._progress.last.get("failure"):
             yield f"the process ended with an error: {failure.get('error')}: {failure.get('message')}"
         if any(series.num_dropped for series in self.series.values()):
             yield "some fields are not shown, because there are too many"
@@ -240,7 +200,7 @@ class Run:
             raise NotEvaluated(f"{self.name}: the run was not evaluated yet")
         seconds = self.series["step"].columns()["fields"].get("seconds", [[]])[0]
         known = [value for value in seconds if value]
-        last = self._last.get("step", {})
+        last = self._progress.last.get("step", {})
         return Record(
             name=self.name,
             settings=dotted(self.settings),
@@ -263,11 +223,6 @@ class Run:
         whole = after < max(self.started, *(series.rebuilt for series in self.series.values())) or after == 0
         found = {kind: series.columns(0 if whole else after) for kind, series in self.series.items()}
         return {"run": self.name, "stamp": self.stamp, "whole": whole, "series": found}
-
-
-KEPT = ("plan", "start", "step", "eval", "save", "stop", "failure")  # reports of which the last one is kept
-TEXTS = ("reason", "error", "message")  # fields of stop, save and failure reports
-BEST = ("val_loss", "val_ppl", "val_bits_per_byte", "tokens", "elapsed")  # fields of the best evaluation
 
 
 class Runs:
@@ -325,26 +280,6 @@ class Runs:
                 waiting.append(run)
 
 
-def kind_of(report: Mapping[str, Any]) -> str:
-    """The kind of a report. Files of mlxgpt 0.1 have no field `report`."""
-    kind = report.get("report")
-    if isinstance(kind, str):
-        return kind
-    return "eval" if "val_loss" in report else "step" if "grad_norm" in report else ""
-
-
-def curves_of(report: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a report that are curves. `{"rule_lrs": {"muon": 0.02}}` gives `rule_lrs.muon`."""
-    found: dict[str, float] = {}
-    for name, value in report.items():
-        if name in NO_CURVES:
-            continue
-        for inner, part in value.items() if isinstance(value, dict) else [("", value)]:
-            if (finite := number(part)) is not None:
-                found[f"{name}.{inner}" if inner else name] = finite
-    return found
-
-
 def _run_folders(path: Path, depth: int) -> Iterator[Path]:
     """Yields `path` if it is a run, and the runs below it, in at most `depth` levels."""
     try:
@@ -370,7 +305,3 @@ def _alert(found: Mapping[str, Any]) -> dict[str, Any]:
     """An alert with the fields that the page shows. Values of another type are replaced."""
     texts = {name: str(found.get(name, ""))[:1000] for name in ("kind", "evidence", "advice")}
     return texts | {name: int(number(found.get(name)) or 0) for name in ("step", "since")}
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -38,6 +38,8 @@ def test_facts_are_those_of_the_files(records):
     assert (fast["ms_per_iter"], fast["tokens_per_second"]) == (250, 400)
     assert [record.tokens_to(2.5) for record in records] == [2000, 1000]
     assert [record.tokens_to(2.0) for record in records] == [None, 2000]
+    assert [record.seconds_to(2.5) for record in records] == [10.0, 2.5]
+    assert [record.seconds_to(2.0) for record in records] == [None, 5.0]
 
 
 def test_lines_that_are_no_reports_change_no_comparison(records, tmp_path):
@@ -85,6 +87,7 @@ def test_only_differing_settings_are_shown(records):
     assert differences(records[:1]) == {}
     rows = dict(table(records, [2.0]))
     assert rows["train.batch_size"] == ["16", "8"] and rows["tokens to 2"] == ["-", "2,000"]
+    assert rows["seconds to 2"] == ["-", "5"]
     assert rows["best loss"] == ["2.2500", "1.8000"]
 
 

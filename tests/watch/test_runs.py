@@ -9,6 +9,8 @@ import pytest
 from mutations import mutated, mutated_lines
 from reporting import evaluation, step, stop
 
+from mlx_gpt.files import FolderLock
+from mlx_gpt.run.listing import list_runs
 from mlx_gpt.train.reports import Plan, SaveReport
 from mlx_gpt.watch.compare import NotEvaluated, comparison
 from mlx_gpt.watch.metrics import MetricsFile
@@ -57,6 +59,33 @@ def test_the_progress_is_that_of_the_reports(tmp_path):
     append(run.folder, {"report": "step", "step": 11, "loss": 1.0, "tokens": 2000, "seconds": 1.0})  # resumed
     runs.refresh(ENOUGH)
     assert run.summary()["reason"] is None
+
+
+def test_names_states_and_progress_are_known_before_reports_are_read(tmp_path):
+    make_run(tmp_path / "long", 900, [stop("iters")])
+    runs = Runs([make_run(tmp_path / "a"), tmp_path / "long"])
+    runs.refresh(0)
+    early = {run.folder.name: run.summary() for run in runs}
+    assert [(early[name]["state"], early[name]["step"]) for name in ("a", "long")] == [("killed", 8), ("finished", 900)]
+    assert early["a"]["best"]["val_loss"] == 3.6 and early["a"]["unread"] > 0
+    runs.refresh(ENOUGH)
+    for run in runs:
+        late = run.summary()
+        names = ("state", "step", "tokens", "elapsed", "loss", "val_loss")
+        assert [late[name] for name in names] == [early[run.folder.name][name] for name in names]
+        assert late["unread"] == 0 and late["iters"] == 20
+
+
+def test_a_run_trains_while_its_folder_is_locked(tmp_path):
+    """As `mlxgpt runs` says it."""
+    runs, run = only(make_run(tmp_path / "a"))
+    lock, before = FolderLock(run.folder), run.stamp
+    for state in ("training", "killed"):
+        runs.refresh(ENOUGH)
+        assert run.summary()["state"] == state == list_runs(run.folder)[0].state
+        assert run.stamp > before
+        before = run.stamp
+        lock.release()
 
 
 def test_files_of_the_first_version_are_read(tmp_path):
@@ -120,7 +149,7 @@ def test_runs_are_found_deleted_and_renamed(tmp_path):
     (tmp_path / "a").rename(tmp_path / "b")
     runs.refresh(ENOUGH)
     old, new = (runs.get(str(tmp_path / name)).summary() for name in "ab")
-    assert not old["exists"] and "deleted" in old["notes"][0] and old["step"] == 8
+    assert not old["exists"] and old["state"] == "gone" and "deleted" in old["notes"][0] and old["step"] == 8
     assert new["exists"] and new["step"] == 8
     shutil.rmtree(tmp_path / "b")
     runs.refresh(ENOUGH)

@@ -31,6 +31,23 @@ def everything(tail, size=1 << 18):
     return reports
 
 
+def test_a_sparse_reader_skips_updates_that_another_one_follows(tmp_path):
+    """Whatever the size of its reads. The end of a file gives the same reports as the whole file."""
+    data = content(tmp_path, 12)
+    path = tmp_path / "whole.jsonl"
+    expected = [(line["report"], line["step"]) for line in map(json.loads, data.splitlines())]
+    pairs = zip(expected, [*expected[1:], ("", 0)], strict=True)
+    kept = [each for each, following in pairs if not each[0] == following[0] == "step"]
+    assert [(line["report"], line["step"]) for line in all_reports(path, sparse=True)] == kept
+    for size in (1, 100, 1000):
+        found = [(line["report"], line["step"]) for line in everything(Tail(path, sparse=True), size)]
+        assert [each for each in found if each in kept] == kept and set(found) <= set(expected)
+    for size in range(len(data) + 1):
+        end = [(line["report"], line["step"]) for line in Tail(path).end(size)]
+        assert end == kept[len(kept) - len(end) :]
+    assert end == kept and Tail(tmp_path / "absent").end() == []
+
+
 def test_reading_piece_by_piece_equals_reading_at_once(tmp_path):
     """For every split of the bytes into two, and for reads of every small size."""
     data = content(tmp_path, 2)

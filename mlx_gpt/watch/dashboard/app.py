@@ -43,7 +43,8 @@ def make_app(runs: Runs, access: Access, log: Callable[[str], None]) -> Guard:
     async def list_runs(request: Request) -> Response:
         after = _stamp(request)
         async with turn:
-            await asyncio.to_thread(runs.refresh, MAX_BYTES)
+            # The first answer has the names and the states, which cost little. The page asks for the rest at once.
+            await asyncio.to_thread(runs.refresh, MAX_BYTES if after else 0)
             changed = [run.summary() for run in runs if run.stamp > after]
             found = {"server": server, "stamp": runs.stamp, "now": time.time(), "unread": runs.unread}
         return _json(found | {"paths": [str(path) for path in runs.paths], "runs": changed})

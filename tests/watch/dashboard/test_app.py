@@ -49,11 +49,25 @@ class Client:
         assert response.status_code == 200, response.text
         return response.json()
 
+    def read(self):
+        """Asks for the runs twice, as the page does: the first answer comes before reports are read."""
+        return self.get("/api/runs", after=self.get("/api/runs")["stamp"])
+
+
+def test_the_first_answer_has_names_states_and_progress(tmp_path):
+    folder = make_run(tmp_path / "a")
+    client = Client(tmp_path)
+    [run] = client.get("/api/runs")["runs"]
+    named = [run[name] for name in ("run", "state", "step", "loss")]
+    assert named == [str(folder), "finished", 9, 3.2] and run["unread"] > 0
+    assert client.get("/api/points", run=str(folder))["series"]["step"]["bins"] == []
+    assert client.read()["unread"] == 0
+
 
 def test_only_changes_are_sent(tmp_path):
     make_run(tmp_path / "a")
     client = Client(tmp_path)
-    first = client.get("/api/runs")
+    first = client.read()
     assert [run["run"] for run in first["runs"]] == [str(tmp_path / "a")] and first["unread"] == 0
     assert client.get("/api/runs", after=first["stamp"])["runs"] == []
     make_run(tmp_path / "b")
@@ -67,7 +81,7 @@ def test_only_changes_are_sent(tmp_path):
 def test_settings_have_their_source(tmp_path):
     folder = make_run(tmp_path / "a")
     client = Client(tmp_path)
-    client.get("/api/runs")
+    client.read()
     settings = {s["name"]: s for s in client.get("/api/details", run=str(folder))["settings"]}
     assert settings["train.batch_size"] == {"name": "train.batch_size", "value": "5", "source": "this run"}
 
@@ -90,7 +104,7 @@ def test_the_settings_of_a_preset_name_it(tmp_path):
 def test_runs_are_compared(tmp_path):
     names = [str(make_run(tmp_path / name, loss=loss)) for name, loss in (("a", 4.0), ("b", 3.0))]
     client = Client(tmp_path)
-    client.get("/api/runs")
+    client.read()
     found = client.get("/api/compare", run=names)
     assert found["runs"] == names and dict(found["rows"])["best loss"] == ["3.6000", "2.6000"]
 
@@ -114,7 +128,7 @@ def test_a_run_that_cannot_be_compared_is_named(tmp_path):
     folder.mkdir()
     (folder / "metrics.jsonl").write_text('{"step": 1}\n')
     client = Client(tmp_path)
-    client.get("/api/runs")
+    client.read()
     response = client.request("/api/compare", run=str(folder))
     assert response.status_code == 409 and "not evaluated" in response.json()["error"]["message"]
 
@@ -156,6 +170,6 @@ def test_a_text_of_a_run_stays_text(tmp_path):
     with open(folder / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"report": "sample", "step": 9, "text": text}) + "\n")
     client = Client(tmp_path)
-    client.get("/api/runs")
+    client.read()
     [sample] = client.get("/api/details", run=str(folder))["samples"]
     assert sample["text"].endswith("</script>\u202e")

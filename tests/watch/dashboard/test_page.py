@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from importlib.resources import files
 from urllib.parse import quote
 
 import pytest
@@ -16,6 +17,7 @@ if CHROMIUM is None:
 from covering import covering  # noqa: E402
 from reporting import evaluation, step, stop  # noqa: E402
 
+from mlx_gpt.files import FolderLock  # noqa: E402
 from mlx_gpt.watch import dashboard  # noqa: E402
 from mlx_gpt.watch.metrics import MetricsFile  # noqa: E402
 from mlx_gpt.web import server  # noqa: E402
@@ -126,12 +128,12 @@ def test_everything_is_shown_without_a_click(open_page, tmp_path):
     page = open_page(tmp_path / "runs")
     row = page.locator("#progress tbody tr")
     expect(row).to_contain_text("40 / 60")
-    for text in ("training", "2.0000", "2.4000", "4k", "0:10"):
+    for text in ("killed", "2.0000", "2.4000", "4k", "0:10"):
         expect(row).to_contain_text(text)
     assert set(drawn(page)) >= {"loss", "loss, smoothed", "val_loss", "best 2.4000"}
     for title in ("Learning rate", "Gradient norm", "Speed", "H - CE", "load.*", "Bits per byte"):
         expect(chart(page, title)).to_have_count(1)
-    expect(page.locator("#alerts")).to_contain_text("plateau a, steps 30 to 40: no lower loss. stop")
+    expect(page.locator("#alerts")).to_contain_text("Loss no longer falls in a, steps 30 to 40: no lower loss. Stop")
     expect(page.locator(".card pre")).to_have_text("To be")
     expect(page.locator("#settings")).to_contain_text("train.batch_size")
     expect(page.locator("#settings tr", has_text="train.batch_size")).to_contain_text("this run")
@@ -152,6 +154,71 @@ def test_a_report_a_new_run_and_a_deleted_one_appear(open_page, tmp_path):
     expect(page.locator("#list li")).to_have_count(2)
     (folder / "metrics.jsonl").unlink()
     expect(page.locator("#alerts")).to_contain_text("was deleted")
+
+
+def test_the_state_is_that_of_the_lock(open_page, tmp_path):
+    folder = make_run(tmp_path / "a", count=0)
+    lock = FolderLock(folder)
+    page = open_page(tmp_path)
+    expect(page.locator("#list li")).to_contain_text("training")
+    expect(page.locator("#list li")).to_contain_text("first update is being compiled")
+    expect(page.locator("#status")).to_contain_text("1 training")
+    lock.release()
+    expect(page.locator("#status")).to_contain_text("0 training")
+
+
+def test_the_page_asks_for_news_every_700_milliseconds(open_page, tmp_path):
+    """By the clock of the page, which stands still between the steps of this test."""
+    folder = make_run(tmp_path / "a")
+    page = open_page(tmp_path)
+    drawn(page)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "/api/runs" in request.url else None)
+    page.clock.install(time=0)
+    page.reload()
+    expect(page.locator("#progress tbody tr")).to_contain_text("40 / 60")
+    page.clock.pause_at(1_000_000)
+    page.wait_for_load_state("networkidle")
+    for n in range(41, 46):
+        append(folder, {"report": "step", "step": n, "loss": 1.0, "tokens": 100 * n, "seconds": 0.5, "elapsed": n / 2})
+        before = len(asked)
+        with page.expect_response("**/api/runs*") as answer:
+            page.clock.run_for(700)
+        answer.value.finished()
+        expect(page.locator("#progress tbody tr")).to_contain_text(f"{n} / 60")
+        assert len(asked) == before + 1
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_the_loss_is_zoomed(open_page, tmp_path, log):
+    make_run(tmp_path / "a")
+    page = open_page(tmp_path, fragment="#x=step" + "&y=log" * log)
+    drawn(page)
+    ends = "e => e.layout.yaxis.range.map((end) => e.layout.yaxis.type === 'log' ? 10 ** end : end)"
+    plot = chart(page, "Loss").locator(".plot")
+    page.fill("#low", "2.5")
+    page.fill("#high", "3.5")
+    page.keyboard.press("Tab")
+    expect(page.locator("#whole")).to_be_visible()
+    page.wait_for_timeout(1000)  # the chart is drawn after the address has changed
+    assert plot.evaluate(ends) == pytest.approx([2.5, 3.5])
+    assert "losses=2.5%2C3.5" in page.evaluate("location.hash")
+    assert chart(page, "Gradient norm").locator(".plot").evaluate("e => e.layout?.yaxis.autorange ?? true")
+    box = plot.locator(".nsewdrag").bounding_box()
+    x = box["x"] + box["width"] / 2
+    page.mouse.move(x, box["y"] + box["height"] / 4)
+    page.mouse.down()
+    page.mouse.move(x, box["y"] + box["height"] * 3 / 4, steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(1000)
+    low, high = plot.evaluate(ends)
+    assert 2.5 < low < high < 3.5 and "range=" not in page.evaluate("location.hash")
+    page.reload()
+    drawn(page)
+    assert plot.evaluate(ends) == pytest.approx([low, high])
+    page.click("#whole")
+    assert "losses" not in page.evaluate("location.hash")
+    assert plot.evaluate("e => e.layout.yaxis.autorange")
 
 
 def test_a_link_holds_the_view(open_page, tmp_path):
@@ -283,6 +350,24 @@ def test_an_empty_folder_says_what_it_waits_for(open_page, tmp_path):
     expect(page.locator("#empty")).to_contain_text("a run appears here when its training begins")
     make_run(tmp_path / "a")
     expect(page.locator("#list li")).to_have_count(1)
+
+
+@pytest.mark.parametrize("scheme, names", covering(["light", "dark"], [["a"], ["a", "b"], []], together=1))
+def test_axe_finds_no_violation(open_page, tmp_path, scheme, names):
+    axe = files(pytest.importorskip("axe_playwright_python")) / "axe.min.js"
+    alert = {"report": "alert", "kind": "dead", "step": 40, "since": 30, "evidence": "e", "advice": "a"}
+    for name in names:
+        append(make_run(tmp_path / name), sample(30, "To be"), sample(40, "or not"), alert)
+    page = open_page(tmp_path, color_scheme=scheme)
+    if names:
+        drawn(page)
+        page.locator("#compare tr, #settings tr").first.wait_for()
+        page.locator("#settings details").evaluate("e => { e.open = true; }")
+    else:
+        page.locator("#empty").wait_for()
+    page.evaluate(axe.read_text())
+    found = page.evaluate("axe.run().then(({ violations }) => violations)")
+    assert not [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in found]
 
 
 @pytest.mark.parametrize("scheme, width", covering(["light", "dark"], [360, 768, 1440], together=1))

@@ -9,6 +9,7 @@ import { change, view } from "./view.js";
 const [place, more] = ["charts", "more"].map((id) => document.getElementById(id));
 const drawn = new Map(); // id of a chart -> { chart, lines, figure, plot, read, due, seen, cursor }
 const observer = new IntersectionObserver(onSeen, { rootMargin: "200px" });
+const MAX_LEGEND = 6; // lines
 const waiting = new Set(); // charts to draw
 let names = []; // of the runs that are shown
 let short_name = (name) => name;
@@ -92,14 +93,25 @@ function drawNow(held) {
   window.Plotly.react(held.plot, data, layout, { displayModeBar: false, responsive: true, doubleClick: false, showTips: false });
   if (!first) return;
   held.plot.on("plotly_relayout", (found) => {
-    const axis = held.plot.layout.xaxis;
-    if (found["xaxis.range[0]"] !== undefined) zoom(axis.range.map((end) => fromAxis(end, axis)));
+    const { xaxis, yaxis } = held.plot.layout;
+    const ranges = {};
+    if (found["xaxis.range[0]"] !== undefined) ranges.range = xaxis.range.map((end) => fromAxis(end, xaxis));
+    if (found["yaxis.range[0]"] !== undefined) ranges.losses = yaxis.range.map((end) => fromAxis(end, { type: yaxis.type, unit: 1 }));
+    if (Object.keys(ranges).length) zoom(ranges);
   });
-  held.plot.on("plotly_doubleclick", () => zoom(null));
+  held.plot.on("plotly_doubleclick", () => zoom(WHOLE));
 }
 
-function zoom(range) {
-  change({ range });
+/** The range of losses that the chart of the loss shows. */
+export function shownLosses() {
+  const axis = drawn.get("loss")?.plot.layout?.yaxis;
+  return axis?.range ? axis.range.map((end) => fromAxis(end, { type: axis.type, unit: 1 })) : [0, 10];
+}
+
+const WHOLE = { range: null, losses: null };
+
+function zoom(ranges) {
+  change(ranges);
   for (const held of drawn.values()) held.due = true;
   for (const held of drawn.values()) draw(held);
   onRange();
@@ -128,10 +140,21 @@ function figureOf(held, saved) {
     font: { color: ink, size: 12 }, paper_bgcolor: sheet, plot_bgcolor: sheet, showlegend: saved, hovermode: "x unified", dragmode: "zoom",
     hoverlabel: { bgcolor: sheet, font: { color: ink } }, uirevision: "kept",
     margin: { l: 56, r: 12, t: saved ? 40 : 8, b: 40 },
-    xaxis, yaxis: { ...axis, type: held.chart.id === "loss" && view.y === "log" ? "log" : "linear", autorange: true, fixedrange: true, exponentformat: largest >= 1000 ? "SI" : "e" },
+    xaxis, yaxis: { ...axis, ...valueAxis(held.chart.id === "loss"), exponentformat: largest >= 1000 ? "SI" : "e" },
   };
+  if (!saved && names.length === 1 && isNarrow(held.chart)) Object.assign(layout, { showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 11 } } });
   if (saved) layout.title = { text: plain(`${held.chart.title}, ${held.chart.unit}`.replace(/, $/, "")) };
   return { data: held.lines.flatMap((found, i) => drawLine(found, i, held, unit)), layout };
+}
+
+/** Whether a legend of the lines of one run fits above the chart. The lines of several runs look as in the list. */
+const isNarrow = ({ fields }) => fields.length > 1 && fields.length <= MAX_LEGEND;
+
+/** The type and the range of the vertical axis. Only that of the loss can be logarithmic or zoomed. */
+function valueAxis(isLoss) {
+  const log = isLoss && view.y === "log";
+  const found = { type: log ? "log" : "linear", autorange: !(isLoss && view.losses), fixedrange: !isLoss };
+  return found.autorange ? found : { ...found, range: view.losses.map((end) => toAxis(end, log, 1)) };
 }
 
 function drawLine(found, i, held, unit) {
@@ -162,7 +185,7 @@ function onKey(event, held) {
   if (step) read(held, step);
   else if (event.key === "+" || event.key === "=") scale(held, 0.5);
   else if (event.key === "-") scale(held, 2);
-  else if (event.key === "0" || event.key === "Escape") zoom(null);
+  else if (event.key === "0" || event.key === "Escape") zoom(WHOLE);
   else return;
   event.preventDefault();
 }
@@ -191,5 +214,5 @@ function scale(held, factor) {
   const [low, high] = axis.range.map(Number);
   const unit = timeUnit(held.lines)[0];
   const middle = held.cursor === null ? (low + high) / 2 : toAxis(held.cursor, view.xlog, unit);
-  zoom([middle - ((high - low) * factor) / 2, middle + ((high - low) * factor) / 2].map((end) => fromAxis(end, { type: axis.type, unit })));
+  zoom({ range: [middle - ((high - low) * factor) / 2, middle + ((high - low) * factor) / 2].map((end) => fromAxis(end, { type: axis.type, unit })) });
 }

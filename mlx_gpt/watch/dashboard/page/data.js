@@ -33,6 +33,7 @@ export async function follow(shown, changed, failed) {
   for (;;) {
     try {
       const names = await refresh();
+      if (!points.size) changed(new Set()); // the list, before the curves
       await Promise.all(shown().map((name) => load(name, names)));
       changed(names);
     } catch (error) {

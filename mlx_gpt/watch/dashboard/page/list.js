@@ -13,19 +13,25 @@ const ORDERS = {
   tokens: (a, b) => (b.tokens ?? -1) - (a.tokens ?? -1),
   alerts: (a, b) => b.alerts - a.alerts,
 };
-// StopReport.reason -> state
-const ENDS = { iters: "finished", minutes: "finished", patience: "stopped early", signal: "interrupted", diverged: "diverged", failure: "failed" };
+// state of a run, as `mlxgpt runs` names it -> what it means
+const MEANINGS = {
+  training: "a process trains it", finished: "it is finished", stopped: "a signal stopped it", diverged: "training diverged", failed: "an error ended it",
+  killed: "no process of this machine trains it, and there is no report of its end", unknown: "no report tells its state", gone: "its files are gone",
+};
 
 const list = document.getElementById("list");
 const items = new Map(); // run -> { item, text, box }
 
-/** The state of a run in a word, and in a sentence. */
-export function stateOf(run) {
-  const silence = duration(server.now - run.mtime);
-  if (!run.exists) return ["gone", "its files are gone"];
-  if (run.reason) return [ENDS[run.reason] ?? String(run.reason), `ended ${silence} ago`];
-  if (server.now - run.mtime < run.quiet_after) return ["training", `last report ${silence} ago`];
-  return ["silent", `no report for ${silence}`];
+/** What the state of a run means, and the time of its last report. */
+export function meaningOf(run) {
+  const reason = run.reason ? ` (${run.reason})` : "";
+  return `${MEANINGS[run.state] ?? run.state}${reason}; last report ${duration(server.now - run.mtime)} ago`;
+}
+
+/** How long a run that trains has been silent, in words; "" if that is usual for it. */
+export function silenceOf(run) {
+  const silence = server.now - run.mtime;
+  return run.state === "training" && silence > run.quiet_after ? `no report for ${duration(silence)}` : "";
 }
 
 /** The runs to show: those that the user chose, or the newest. */
@@ -57,15 +63,15 @@ export function drawList(shown, shorten, chosen) {
 }
 
 function itemOf(run, isShown, shorten, chosen) {
-  const [state, sentence] = stateOf(run);
-  const facts = [run.step == null ? "no update yet" : `step ${run.step.toLocaleString("en")}${run.iters ? ` of ${run.iters.toLocaleString("en")}` : ""}`];
+  const { state } = run;
+  const facts = [run.step == null ? (state === "training" ? "first update is being compiled" : "no update yet") : `step ${run.step.toLocaleString("en")}${run.iters ? ` of ${run.iters.toLocaleString("en")}` : ""}`];
   if (run.best) facts.push(`best ${loss(run.best.val_loss)}`);
   if (run.tokens) facts.push(`${short(run.tokens)} tokens`);
   if (run.unread) facts.push(`${short(run.unread)} bytes to read`);
-  const alarm = run.alerts ? `${run.alerts} alert${run.alerts > 1 ? "s" : ""}` : "";
+  const alarm = [run.alerts ? `${run.alerts} alert${run.alerts > 1 ? "s" : ""}` : "", silenceOf(run)].filter(Boolean).join(" · ");
   const key = JSON.stringify([shorten(run.run), state, facts, alarm, isShown, isShown && swatch(run.run, true).outerHTML]);
   const held = items.get(run.run) ?? add(run.run, chosen);
-  held.item.title = `${run.run}: ${sentence}`;
+  held.item.title = `${run.run}: ${meaningOf(run)}`;
   if (held.key === key) return held.item;
   held.key = key;
   held.box.checked = isShown;

@@ -1,6 +1,6 @@
 // The dashboard: connects the data, the list of runs, the charts and the panels.
 
-import { allLines, redrawCharts, showCharts } from "./charts.js";
+import { allLines, redrawCharts, showCharts, shownLosses } from "./charts.js";
 import { follow, load, points, Refused, runs, server } from "./data.js";
 import { duration, element, short, shortener } from "./format.js";
 import { connectList, drawList, shownRuns } from "./list.js";
@@ -43,7 +43,18 @@ function drawControls() {
   for (const name of ["x", "y", "smooth"]) part(name).value = view[name];
   part("xlog").checked = view.xlog;
   part("smoothed").textContent = Number(view.smooth).toFixed(2);
-  part("whole").hidden = view.range === null;
+  for (const [i, name] of ["low", "high"].entries()) {
+    // A number that is being typed is not replaced.
+    if (document.activeElement !== part(name)) part(name).value = view.losses ? Number(view.losses[i].toPrecision(4)) : "";
+  }
+  part("whole").hidden = view.range === null && view.losses === null;
+}
+
+/** The range of losses in the two fields. An empty field is the end of what the chart shows. */
+function typedLosses() {
+  const shown = shownLosses();
+  const [low, high] = ["low", "high"].map((name, i) => (part(name).value === "" ? shown[i] : Number(part(name).value)));
+  return low < high ? [low, high] : null;
 }
 
 function connect() {
@@ -54,7 +65,8 @@ function connect() {
     });
   }
   part("xlog").addEventListener("change", () => { change({ xlog: part("xlog").checked }); draw(); });
-  part("whole").addEventListener("click", () => { change({ range: null }); draw(); });
+  for (const name of ["low", "high"]) part(name).addEventListener("change", () => { change({ losses: typedLosses() }); draw(); });
+  part("whole").addEventListener("click", () => { change({ range: null, losses: null }); draw(); });
   part("data").addEventListener("click", () => saveData("runs", allLines()));
   part("controls").addEventListener("submit", (event) => event.preventDefault());
   part("access").addEventListener("submit", (event) => {
@@ -80,7 +92,7 @@ function succeed(changed) {
   answered = Date.now();
   part("fault").hidden = true;
   part("access").hidden = true;
-  const training = [...runs.values()].filter((run) => run.exists && !run.reason && server.now - run.mtime < run.quiet_after).length;
+  const training = [...runs.values()].filter((run) => run.state === "training").length;
   const status = `${runs.size} run${runs.size === 1 ? "" : "s"}, ${training} training${server.unread ? `; ${short(server.unread)} bytes still to read` : ""}`;
   if (part("status").textContent !== status) part("status").textContent = status;
   draw(changed);

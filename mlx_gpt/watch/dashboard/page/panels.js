@@ -2,10 +2,15 @@
 
 import { ask, details, runs } from "./data.js";
 import { bytes, duration, element, loss, short } from "./format.js";
-import { stateOf } from "./list.js";
+import { meaningOf, silenceOf } from "./list.js";
 import { swatch } from "./style.js";
 
-const COLUMNS = ["run", "state", "step", "", "tokens", "time", "loss", "validation", "best", "at step", "tokens/s", "memory", "ETA"];
+const COLUMNS = ["run", "state", "step", "done", "tokens", "time", "loss", "validation", "best", "at step", "tokens/s", "memory", "ETA"];
+// Kind of an alert -> its title.
+const TITLES = {
+  diverging: "Loss is diverging", stalled: "No reports", plateau: "Loss no longer falls", overfitting: "Overfitting", collapse: "Output is collapsing", repetition: "Samples repeat",
+  dead: "A part of the network does nothing", throughput: "Updates became slower", memory: "Memory is nearly full", disk: "Disk is nearly full", "out-of-memory": "Out of memory",
+};
 const MAX_ALERTS = 30; // alerts on the page
 const MAX_CARDS = 6; // runs whose samples are shown
 const chosen = new Map(); // run -> index of the sample that is shown; none is the newest
@@ -38,7 +43,7 @@ function progressRow(run, shorten) {
   const label = element("span", "", { class: "name" });
   label.append(swatch(run.run, true), shorten(run.run));
   name.append(label);
-  const [state, sentence] = stateOf(run);
+  const { state } = run;
   const bar = element("td");
   if (run.iters && run.step != null) bar.append(element("progress", "", { max: run.iters, value: Math.min(run.step, run.iters), "aria-label": "progress" }));
   const cells = [
@@ -46,7 +51,7 @@ function progressRow(run, shorten) {
     short(run.tokens), duration(run.elapsed), loss(run.loss), loss(run.val_loss), loss(run.best?.val_loss), run.best?.step?.toLocaleString("en") ?? "-",
     short(run.tokens_per_second), bytes(run.memory), state === "training" ? duration(run.eta) : "-",
   ];
-  row.append(name, element("td", state, { class: "state", "data-state": state, title: sentence }), ...cells.map((cell) => (typeof cell === "string" ? element("td", cell) : cell)));
+  row.append(name, element("td", state, { class: "state", "data-state": state, title: meaningOf(run) }), ...cells.map((cell) => (typeof cell === "string" ? element("td", cell) : cell)));
   return row;
 }
 
@@ -55,11 +60,11 @@ function drawAlerts(names, shorten) {
   const items = found.slice(0, MAX_ALERTS).map(({ name, kind, step, since, evidence, advice }) => {
     const item = element("li");
     const when = since && since !== step ? `steps ${since.toLocaleString("en")} to ${step.toLocaleString("en")}` : `step ${step.toLocaleString("en")}`;
-    item.append(element("strong", kind), ` ${shorten(name)}, ${when}: ${evidence}. ${advice}`);
+    item.append(element("strong", Object.hasOwn(TITLES, kind) ? TITLES[kind] : kind), ` in ${shorten(name)}, ${when}: ${evidence}. ${advice.charAt(0).toUpperCase()}${advice.slice(1)}`);
     return item;
   });
   for (const name of names) {
-    for (const note of runs.get(name).notes) {
+    for (const note of [silenceOf(runs.get(name)), ...runs.get(name).notes].filter(Boolean)) {
       const item = element("li", `${shorten(name)}: ${note}`, { class: "note" });
       items.push(item);
     }
@@ -114,7 +119,7 @@ async function drawComparison(names, shorten) {
     return;
   }
   const head = element("tr");
-  head.append(element("th", ""), ...found.runs.map((name) => element("th", shorten(name), { scope: "col" })));
+  head.append(element("td"), ...found.runs.map((name) => element("th", shorten(name), { scope: "col" })));
   const rows = found.rows.map(([label, cells]) => {
     const row = element("tr");
     row.append(element("th", label, { scope: "row" }), ...cells.map((cell) => element("td", cell)));
@@ -127,12 +132,16 @@ async function drawComparison(names, shorten) {
 function drawSettings(names) {
   const settings = names.length === 1 ? (details.get(names[0])?.settings ?? []) : [];
   section("settings").hidden = !settings.length;
-  const changed = settings.filter(({ source }) => source !== "default");
-  const rows = [...changed, ...settings.filter(({ source }) => source === "default")].map(({ name, value, source }) => {
-    const row = element("tr", "", { class: source === "default" ? "default" : "" });
-    row.append(element("th", name, { scope: "row" }), element("td", value), element("td", source));
-    return row;
-  });
-  section("settings").querySelector("p").textContent = `${changed.length} of ${settings.length} settings differ from the defaults; the last column is where the value comes from`;
-  section("settings").querySelector("table").replaceChildren(...rows);
+  const [changed, defaults] = section("settings").querySelectorAll("tbody");
+  const isDefault = ({ source }) => source === "default";
+  changed.replaceChildren(...settings.filter((setting) => !isDefault(setting)).map(settingRow));
+  defaults.replaceChildren(...settings.filter(isDefault).map(settingRow));
+  section("settings").querySelector("p").textContent = `${changed.children.length} of ${settings.length} settings differ from the defaults; the last column is where the value comes from`;
+  section("settings").querySelector("summary").textContent = `${defaults.children.length} settings with their defaults`;
+}
+
+function settingRow({ name, value, source }) {
+  const row = element("tr");
+  row.append(element("th", name, { scope: "row" }), element("td", value), element("td", source));
+  return row;
 }

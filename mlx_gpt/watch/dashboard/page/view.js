@@ -1,6 +1,6 @@
 // What is shown, as held by the address of the page: a link restores the view.
 
-const initial = { runs: null, x: "tokens", xlog: false, y: "linear", smooth: 0.9, sort: "newest", filter: "", range: null };
+const initial = { runs: null, x: "tokens", xlog: false, y: "linear", smooth: 0.9, sort: "newest", filter: "", range: null, losses: null };
 
 export const view = read();
 
@@ -31,9 +31,15 @@ function read() {
     else if (name === "xlog") found.xlog = value === "true";
     else if (name === "smooth" && value >= 0 && value < 1) found.smooth = Number(value);
     else if (name === "sort" || name === "filter") found[name] = value;
-    else if (name === "range" && value.split(",").every((end) => Number.isFinite(Number(end)))) found.range = value.split(",").map(Number);
+    else if (name === "range" || name === "losses") found[name] = interval(value);
   }
   return found;
+}
+
+/** "1,2.5" -> [1, 2.5]; null if it is no interval. */
+function interval(text) {
+  const ends = text.split(",").map((end) => (end.trim() ? Number(end) : NaN));
+  return ends.length === 2 && ends.every(Number.isFinite) && ends[0] < ends[1] ? ends : null;
 }
 
 function decode(text) {
