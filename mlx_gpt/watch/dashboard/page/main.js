@@ -65,7 +65,7 @@ function connect() {
     });
   }
   part("xlog").addEventListener("change", () => { change({ xlog: part("xlog").checked }); draw(); });
-  for (const name of ["low", "high"]) part(name).addEventListener("change", () => { change({ losses: typedLosses() }); draw(); });
+  for (const name of ["low", "high"]) part(name).addEventListener("input", () => { change({ losses: typedLosses() }); draw(); });
   part("whole").addEventListener("click", () => { change({ range: null, losses: null }); draw(); });
   part("data").addEventListener("click", () => saveData("runs", allLines()));
   part("controls").addEventListener("submit", (event) => event.preventDefault());
