@@ -33,7 +33,7 @@ COMMANDS = {
     ),
     "compare": (
         "mlx_gpt.cli.compare",
-        "Compare runs: settings that differ, losses, tokens needed to reach a loss, and speed.",
+        "Compare runs: settings that differ, losses, tokens and seconds to reach a loss, and speed.",
     ),
     "runs": ("mlx_gpt.cli.runs", "List runs, or delete those that are no longer needed."),
     "watch": ("mlx_gpt.cli.watch", "Show runs on a web page, while they train and afterwards."),

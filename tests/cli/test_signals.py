@@ -92,12 +92,12 @@ def test_a_background_job_hears_of_an_interrupt_and_nohup_of_no_hang_up(tmp_path
 
 @pytest.mark.parametrize("closed", [False, True])
 def test_a_second_signal_ends_at_once_even_if_the_output_is_closed(tmp_path, closed):
-    slow = ["train", "--preset=model-s", "--batch=128", "--corpus=pydocs", "--set=train.log_every=1"]
+    slow = ["train", "--preset=model-s", "--batch=96", "--corpus=pydocs", "--set=train.log_every=1"]
     with process(*slow, "--out", tmp_path / "twice", cwd=tmp_path) as running:
-        run_to(running, "start @0")
+        run_to(running, "Iter    1/")
         if closed:
             running.stdout.close()
-        time.sleep(0.3)  # the first update, which takes many seconds, has begun
+        time.sleep(0.3)  # the next update, which takes seconds, has begun
         running.send_signal(signal.SIGTERM)
         time.sleep(0.5)  # signals closer together are taken for one
         running.send_signal(signal.SIGTERM)

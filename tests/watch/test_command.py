@@ -64,10 +64,13 @@ def test_adding_an_alert_does_not_wait_for_the_command(tmp_path):
 def test_a_command_has_the_default_signals_and_a_session_of_its_own(tmp_path):
     code = "import os, signal, sys; print(*signal.pthread_sigmask(signal.SIG_BLOCK, []), os.getsid(0) == os.getpid(), "
     code += f"os.getppid() != os.getsid(0), file=open({str(tmp_path / 'found')!r}, 'w'))"
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before, threads = (
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}),
+        threading.active_count(),
+    )
     try:  # as in the thread that trains
         assert run(f"exec {sys.executable} -c {shlex.quote(code)}", tmp_path) == []
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert (tmp_path / "found").read_text().split() == ["True", "True"]
-    assert threading.active_count() < 50
+    assert threading.active_count() <= threads

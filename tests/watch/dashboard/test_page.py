@@ -128,7 +128,7 @@ def test_everything_is_shown_without_a_click(open_page, tmp_path):
     page = open_page(tmp_path / "runs")
     row = page.locator("#progress tbody tr")
     expect(row).to_contain_text("40 / 60")
-    for text in ("killed", "2.0000", "2.4000", "4k", "0:10"):
+    for text in ("killed", "2.0000", "2.4000", "4k", "0:20"):
         expect(row).to_contain_text(text)
     assert set(drawn(page)) >= {"loss", "loss, smoothed", "val_loss", "best 2.4000"}
     for title in ("Learning rate", "Gradient norm", "Speed", "H - CE", "load.*", "Bits per byte"):
