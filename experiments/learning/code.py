@@ -46,11 +46,8 @@ def measured(folder: Path) -> dict:
 
 def trained(folder: Path, command: list[str]) -> None:
     """Trains a run in a folder, or continues it there."""
-    if (folder / "checkpoint.safetensors").exists():
-        command = ["train", "--resume", str(folder)]
-    else:
-        command += ["--out", str(folder)]
-    mlxgpt(*command)
+    is_begun = (folder / "checkpoint.safetensors").exists()
+    mlxgpt(*(["train", "--resume", str(folder)] if is_begun else [*command, "--out", str(folder)]))
 
 
 def last_report(folder: Path, kind: str) -> dict:
@@ -78,7 +75,9 @@ def main() -> None:
             row = {"name": name, "seed": seed, "seconds": round(last["elapsed"])} | measured(folder)
             row |= {"last_update": {name: round(last[name], 4) for name in METRICS if name in last}}
             commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-            rows.append(row | {"commit": commit.stdout.strip(), "command": " ".join(command[:1] + command[2:])})
+            rows.append(
+                row | {"commit": commit.stdout.strip(), "command": " ".join(command).replace(f"{chosen.folder}/", "")}
+            )
             RESULT.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
             print(json.dumps(rows[-1]), flush=True)
 
