@@ -48,7 +48,8 @@ test-exports: $(BIN)/.test .venv-exports/.ready
 
 # Tests the web pages in a browser. Needs Chromium.
 test-page: $(BIN)/.test $(BIN)/.page
-	$(BIN)/python -m pytest -m slow tests/serve/page tests/watch/dashboard/test_page.py
+	$(BIN)/python -m pytest -m slow tests/serve/page
+	$(BIN)/python -m pytest -m slow tests/watch/dashboard/test_page.py
 
 bench: $(BIN)/.bench
 	$(BIN)/mlxgpt bench $(BENCH_PRESETS:%=--preset %) --corpus $(CORPUS) $(if $(QUICK),--quick)
