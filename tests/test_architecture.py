@@ -160,7 +160,7 @@ TABLE = {
     "bench/": ("config data device errors files generation lazy model optim rng run train", "mlx numpy"),
     "bench/pytorch": ("bench/case", "numpy torch"),
     "bench/report": ("", "matplotlib"),
-    "cli/": ("api bench config data device errors files generation model parse run train/reports watch", "click"),
+    "cli/": ("api bench config data device errors files generation model parse paths run train/reports watch", "click"),
     "cli/main": ("cli errors version", "click"),
     "cli/pipeline": ("cli code/settings config/presets errors files parse run", "click"),
     "cli/rl": ("cli errors run", "click"),

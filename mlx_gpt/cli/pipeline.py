@@ -20,7 +20,7 @@ from mlx_gpt.files import FolderLock, make_folder, write_atomic
 
 RUNS = ("train", "rl")  # the commands that train a run, in a folder of its own
 COMMANDS = (*RUNS, "eval-code", "eval")
-NOT_SETTINGS = ("--log=", "--alert=")  # options of these commands that a run folder does not keep
+UNSAVED = ("--log=", "--alert=")  # options of these commands that a run folder does not keep
 OWN = {"out", "resume", "fine_tune", "checkpoint", "plan", "json", "as_json"}  # options that the pipeline gives itself
 NOT_SETTINGS = (
     "plan",
@@ -63,7 +63,7 @@ class Stage:
         if self.command not in RUNS:
             return [self.command, *given, *self.options, "--json"]
         if run.is_run(own):
-            return ["train", "--resume", str(own), *(o for o in self.options if o.startswith(NOT_SETTINGS))]
+            return ["train", "--resume", str(own), *(o for o in self.options if o.startswith(UNSAVED))]
         given = ["--fine-tune", str(before)] if before and self.command == "train" else given
         return [self.command, *given, *self.options, "--out", str(own)]
 

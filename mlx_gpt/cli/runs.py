@@ -9,10 +9,10 @@ import click
 
 from mlx_gpt.cli.options import echo_json, json_option, note
 from mlx_gpt.errors import UserError
+from mlx_gpt.paths import RUNS
 from mlx_gpt.run.cleaning import delete, plan_cleaning
 from mlx_gpt.run.listing import RunFacts, list_runs
 
-RUNS = Path("runs")
 UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 FOLDER = click.argument("folder", required=False, default=RUNS, type=click.Path(path_type=Path))
 

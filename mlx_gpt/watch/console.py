@@ -33,7 +33,7 @@ STOPPED = {
     "signal": "interrupted and saved",
     "diverged": "diverged",
 }
-LARGE_SHARE = 0.2  # of the time of a run: the user is told if evaluations take more
+LARGE_SHARE = 0.2  # a note is printed if evaluations take a larger share of the time than this
 
 CHART_LINES = 6  # height of the chart of the losses
 CHART_COLUMNS = 78  # its greatest width

@@ -1,6 +1,7 @@
 """`mlxgpt rl` and `mlxgpt pipeline`: from the command line to the files, and what is refused."""
 
 import json
+import shutil
 
 import pytest
 from checkpoints import far_from_start
@@ -126,6 +127,16 @@ def test_a_pipeline_prints_its_commands(folder):
     assert done.returncode == 0 and train.endswith("--out runs/all/1-train") and "--set=model.n_embd=24" in train
     assert rl.startswith("mlxgpt rl runs/all/1-train --reward=reward.py") and rl.endswith("--out runs/all/2-rl")
     assert evaluation == "mlxgpt eval runs/all/2-rl --split=all --json" and not (folder / "runs").exists()
+
+
+def test_a_stage_that_continues_keeps_what_its_folder_does_not(folder):
+    (folder / "all.toml").write_text(STAGES.replace("iters = 3", 'iters = 3\nlog = "tensorboard"\nalert = "true"'))
+    (folder / "runs/all/1-train").mkdir(parents=True)
+    shutil.copy(folder / "model.safetensors", folder / "runs/all/1-train/checkpoint.safetensors")
+    done = mlxgpt("pipeline", "all.toml", "--plan", cwd=folder)
+    first = done.stdout.splitlines()[0]
+    assert first == "mlxgpt train --resume runs/all/1-train --log=tensorboard --alert=true"
+    shutil.rmtree(folder / "runs")
 
 
 @pytest.mark.slow
