@@ -13,13 +13,13 @@ import json
 import os
 import socket
 import struct
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from loopback import outputs
+
 ACKED = 120  # the offset of tcpi_bytes_acked, a 64-bit number, in the kernel's struct tcp_info
-TIMEOUT = 24 * 3600  # seconds for one run
 
 
 def bytes_sent() -> int:
@@ -49,22 +49,10 @@ def work(settings: dict, folder: str) -> None:
 
 def run(settings: dict, ranks: int, folder: Path) -> tuple[list[float], int]:
     """Trains with several processes. Returns the validation losses, and the most bytes that a process has sent."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(ranks)]
-    (folder / "hosts.json").write_text(json.dumps([[f"127.0.0.1:{s.getsockname()[1]}"] for s in sockets]))
-    for s in sockets:
-        s.close()
-    command = [sys.executable, __file__, "--work", json.dumps(settings), str(folder / "run")]
-    common = os.environ | {"MLX_HOSTFILE": str(folder / "hosts.json")}
-    started = [
-        subprocess.Popen(command, env=common | {"MLX_RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
-        for rank in range(ranks)
-    ]
-    outputs = [process.communicate(timeout=TIMEOUT)[0] for process in started]
-    if any(process.returncode for process in started):
-        raise SystemExit(f"a process failed: exit codes {[process.returncode for process in started]}")
+    printed = outputs([sys.executable, __file__, "--work", json.dumps(settings), str(folder / "run")], ranks)
     lines = map(json.loads, (folder / "run/metrics.jsonl").read_text().splitlines())
     losses = [line["val_loss"] for line in lines if line["report"] == "eval"]
-    return losses, max(json.loads(output.splitlines()[-1])["bytes"] for output in outputs)
+    return losses, max(json.loads(text.splitlines()[-1])["bytes"] for text in printed)
 
 
 def main() -> None:

@@ -51,6 +51,7 @@ def begin(request: Request, note: Note) -> Start:
         return _fine_tuned(request, note)
     preset = DEFAULT_PRESET if request.preset is None else request.preset
     config = resolved(preset, request.recipe, request.settings, note, request.base)
+    _note_without_effect(config, request.settings, note)
     request.note_corpus(config.data.corpus, note)
     corpus = open_text(config, note)
     tokenizer = make_tokenizer(corpus, config.data, note)
@@ -74,12 +75,16 @@ def resolved(
     """
     found = tuned.settings_for(resolve(preset, recipe, settings).model)
     config = resolve(preset, recipe, settings, (base or {}) | found)
-    for line in config.model.without_effect(network_of(settings)):
-        note(line)
     used = [f"{key}={value}" for key, value in found.items() if config.get(key) == value]
     if used:
         note(f"tuned for this device: {', '.join(used)} (MLXGPT_TUNED=off ignores these settings)")
     return config
+
+
+def _note_without_effect(config: Config, settings: dict[str, Any], note: Note) -> None:
+    """Notes those of the settings of the network that the user gave and that have no effect."""
+    for line in config.model.without_effect(network_of(settings)):
+        note(line)
 
 
 def _fine_tuned(request: Request, note: Note) -> Start:
@@ -97,6 +102,7 @@ def _fine_tuned(request: Request, note: Note) -> Start:
     if not (own_text or request.default_corpus or "data.corpus" in request.settings):
         raise UserError(f"{request.fine_tune}: names no text; give the text to train on with --corpus")
     config = resolved(None, request.recipe, own_text | request.settings | shape | own_tokenizer, note, request.base)
+    _note_without_effect(config, request.settings, note)
     request.note_corpus(config.data.corpus, note)
     corpus = open_text(config, note)
     tokenizer = tokenizer_of(request.fine_tune, checkpoint.header) or make_tokenizer(corpus, config.data, note)

@@ -51,6 +51,14 @@ def test_nothing_happens_before_the_first_report(tmp_path):
     FolderLock(tmp_path / "run").release()
 
 
+def test_a_new_run_names_the_settings_that_have_no_effect_and_that_were_asked_for(tmp_path):
+    notes: list[str] = []
+    for folder, more in (("run", {}), ("tuned", {"fine_tune": tmp_path / "run"})):
+        notes.clear()
+        list(session_in(tmp_path / folder, {"model.n_expert": 4}, notes.append, **more))
+        assert [n for n in notes if "no effect" in n] == ["model.n_expert has no effect without model.ffn=moe"]
+
+
 def test_a_session_that_is_stopped_ends_saved(tmp_path):
     session = session_in(tmp_path / "run", settings={"train.iters": 1000})
     reports = []
