@@ -4,9 +4,10 @@ MLX's Linux CPU wheel contains the reference BLAS, which is about thirty times s
 linker resolves the `cblas_sgemm` of `libmlx.so` in the global symbol scope first. If a library that exports this
 function is opened with RTLD_GLOBAL before MLX, MLX calls the function of that library instead of its own.
 
-If the system has no tuned BLAS, the OpenBLAS in NumPy's wheel is used. It exports the function under another name and
-with 64-bit sizes. A shim is therefore compiled once and stored in the user's cache: a shared library with a single C
-function `cblas_sgemm`, which calls that OpenBLAS.
+The OpenBLAS in NumPy's wheel is used if there is a C compiler. It exports the function under another name and with
+64-bit sizes. A shim is therefore compiled once and stored in the user's cache: a shared library with a single C
+function `cblas_sgemm`, which calls that OpenBLAS. Without a compiler, a tuned BLAS of the system is used. With it, the
+texts that are decoded together may differ in the last bits from those decoded alone.
 
 `MLXGPT_BLAS=off` disables all of this. `MLXGPT_BLAS=/path/to/lib.so` loads that library instead.
 """
@@ -28,6 +29,7 @@ from mlx_gpt.paths import cache_dir
 SYSTEM_LIBRARIES = (
     "libopenblas.so.0",
     "libopenblas.so",
+    "libmkl_rt.so.3",
     "libmkl_rt.so.2",
     "libmkl_rt.so",
     "libblis.so.4",
@@ -120,15 +122,15 @@ def preload() -> Blas:
                 f"MLXGPT_BLAS={requested}: no library with a working cblas_sgemm; give the path of one, or off"
             )
         return Blas(name="from MLXGPT_BLAS", fast=True, path=requested)
-    for name in SYSTEM_LIBRARIES:
-        if _open(name):
-            return Blas(name=name.partition(".")[0].removeprefix("lib"), fast=True, path=name)
     try:
         shim = _open_shim()
     except OSError:  # NumPy's folder or the cache cannot be read
         shim = None
     if shim:
         return Blas(name="OpenBLAS of NumPy", fast=True, path=str(shim))
+    for name in SYSTEM_LIBRARIES:
+        if _open(name):
+            return Blas(name=name.partition(".")[0].removeprefix("lib"), fast=True, path=name)
     return Blas(name="reference", fast=False)
 
 

@@ -48,8 +48,6 @@ def test_a_fast_blas_is_found_and_multiplies_rightly(found):
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
 def test_a_broken_cached_shim_is_built_anew(found):
     home, before = found
-    if str(home) not in before["path"]:
-        pytest.skip("this machine has a system BLAS")
     with open(before["path"], "wb") as f:
         f.write(b"not a library")
     assert json.loads(run(home).stdout) == before
