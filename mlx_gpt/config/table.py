@@ -57,7 +57,7 @@ def lookup(known: dict, name: str, kind: str, prefix: str = ""):
     """
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {prefix}{near[0]}?" if near else f"choose from {', '.join(known)}"
     raise UserError(f"unknown {kind} {prefix}{name}; {hint}")
 

@@ -100,7 +100,8 @@ class Plugin:
             ) from error
         ok = isinstance(found, dict) and found and all(isinstance(name, str) for name in found)
         if not ok or not all(isinstance(x, int | float) and math.isfinite(x) for x in found.values()):
-            raise UserError(f"{self.path}: reward() returned {str(found)[:60]!r}; return numbers by name, as a dict")
+            shown = str(found)[:60]
+            raise UserError(f"{self.path}: reward() returned {shown!r}; return finite numbers by name, as a dict")
         return {name: float(x) for name, x in found.items()}
 
 

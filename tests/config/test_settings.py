@@ -9,6 +9,7 @@ from constants import ROOT
 from mlx_gpt.config.network import NEEDS
 from mlx_gpt.config.presets import names_of, parse_set, preset_of, resolve
 from mlx_gpt.config.schema import Config, ModelConfig
+from mlx_gpt.config.table import lookup
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.model.cost import num_active_params, num_params, packed_sizes, step_bytes
 from mlx_gpt.model.gpt import shapes_of
@@ -190,6 +191,12 @@ def test_a_bad_value_is_named_with_what_is_allowed(overrides, words):
 def test_a_malformed_set_is_refused(text):
     with pytest.raises(UserError):
         parse_set(text)
+
+
+def test_an_unknown_name_is_answered_with_a_similar_one_or_with_all():
+    for name, hint in (("attentoin", "did you mean attention"), ("mamba", "choose from attention, mla")):
+        with pytest.raises(UserError, match=hint):
+            lookup({"attention": 1, "mla": 2}, name, "mixer")
 
 
 def test_unknown_presets_and_broken_files_are_refused(tmp_path):

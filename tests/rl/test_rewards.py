@@ -64,11 +64,11 @@ def test_a_plugin_is_a_function_in_a_file(tmp_path):
         ("def reward(prompt, text): return 1 / 0", "failed with ZeroDivisionError"),
         ("import sys; sys.exit(0)", "cannot be imported: SystemExit"),
         ("import sys\ndef reward(prompt, text): sys.exit(0)", "failed with SystemExit"),
-        ("def reward(prompt, text): return 1.0", "returned '1.0'; return numbers by name"),
-        ("def reward(prompt, text): return {}", "return numbers by name"),
-        ('def reward(prompt, text): return {"a": float("nan")}', "return numbers by name"),
-        ('def reward(prompt, text): return {"a": "1"}', "return numbers by name"),
-        ("def reward(prompt, text): return {1: 1.0}", "return numbers by name"),
+        ("def reward(prompt, text): return 1.0", "returned '1.0'; return finite numbers by name"),
+        ("def reward(prompt, text): return {}", "return finite numbers by name"),
+        ('def reward(prompt, text): return {"a": float("nan")}', "return finite numbers by name"),
+        ('def reward(prompt, text): return {"a": "1"}', "return finite numbers by name"),
+        ("def reward(prompt, text): return {1: 1.0}", "return finite numbers by name"),
     ],
 )
 def test_a_plugin_that_does_not_work_is_told_in_one_line(tmp_path, code, words):
