@@ -6,8 +6,8 @@ function is opened with RTLD_GLOBAL before MLX, MLX calls the function of that l
 
 The OpenBLAS in NumPy's wheel is used if there is a C compiler. It exports the function under another name and with
 64-bit sizes. A shim is therefore compiled once and stored in the user's cache: a shared library with a single C
-function `cblas_sgemm`, which calls that OpenBLAS. Without a compiler, a tuned BLAS of the system is used. Its products of
-one row may differ from those of several rows in the last bits. The server then decodes in one shape only, which is
+function `cblas_sgemm`, which calls that OpenBLAS. Without a compiler, a tuned BLAS of the system is used. Its products
+of one row may differ from those of several rows in the last bits. The server then decodes in one shape only, which is
 slower for a single reader (see generation/slots.py).
 
 `MLXGPT_BLAS=off` disables all of this. `MLXGPT_BLAS=/path/to/lib.so` loads that library instead.
