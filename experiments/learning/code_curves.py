@@ -28,7 +28,7 @@ SEEDS = (1, 2, 3)
 def read(folder: Path) -> dict[str, dict[str, list[list[float]]]]:
     """Returns {objective: {name of a value: a list for each seed, with the value of each update}}."""
     found: dict[str, dict[str, list[list[float]]]] = {}
-    for objective in OBJECTIVES:
+    for objective in [o for o in OBJECTIVES if (folder / f"{o}-3" / "metrics.jsonl").exists()]:
         runs = [read_metrics(folder / f"{objective}-{seed}" / "metrics.jsonl") for seed in SEEDS]
         updates = [[line for line in run if line["report"] == "step"] for run in runs]
         found[objective] = {name: [[round(line[name], 5) for line in run] for run in updates] for name in CHARTS}

@@ -1,0 +1,67 @@
+"""Trains llama-m and ternary-m on 5 million tokens of tiny Shakespeare, each with the rate that suits it.
+
+    python experiments/learning/ternary_long.py FOLDER [float] [ternary]
+
+The rates are those with the lowest loss in results/ternary_tuning.json. A run takes about an hour on one core. The runs
+stay in FOLDER. One that was interrupted is resumed, and one whose row is in results/ternary_long.json is not repeated.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from table import RESULTS
+
+STEPS, BATCH, SEED = 2441, 8, 1  # 5.0M tokens, in sequences of 256
+RATES = {"float": 1.5e-3, "ternary": 3e-3}
+PRESETS = {"float": "llama-m", "ternary": "ternary-m"}
+SETTINGS = {
+    "model.dropout": 0.1,
+    "optimizer.name": "muon",
+    "optimizer.schedule": "wsd",
+    "optimizer.decay_start": 0.6,
+    "optimizer.min_learning_rate": 0,
+    "optimizer.ema_decay": 0,
+    "train.save_minutes": 2,
+}
+
+
+def arguments(name: str) -> list[str]:
+    """The arguments of `mlxgpt train` for one of the networks."""
+    settings = SETTINGS | {"optimizer.learning_rate": RATES[name]}
+    found = ["--preset", PRESETS[name], "--corpus", "shakespeare", "--batch", str(BATCH), "--iters", str(STEPS)]
+    found += ["--eval-every", "610", "--seed", str(SEED)]
+    return found + [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+
+
+def main(folder: Path, names: list[str]) -> None:
+    path = RESULTS / "ternary_long.json"
+    for name in names or PRESETS:
+        rows = json.loads(path.read_text()) if path.exists() else []
+        if any(row["name"] == name for row in rows):
+            continue
+        run = folder / name
+        begun = (run / "checkpoint.safetensors").exists()
+        options = ["--resume", str(run)] if begun else [*arguments(name), "--out", str(run)]
+        subprocess.run(
+            [sys.executable, "-m", "mlx_gpt", "train", "--json", *options], stdout=subprocess.DEVNULL, check=True
+        )
+        reports = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses = [round(line["val_loss"], 4) for line in reports if line["report"] == "eval"]
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+        row = {
+            "name": name,
+            "seed": SEED,
+            "val_loss": losses[-1],
+            "val_losses": losses,
+            "tokens": reports[-1]["tokens"],
+        }
+        row |= {"seconds": round(reports[-1]["elapsed"]), "commit": commit, "arguments": " ".join(arguments(name))}
+        rows = json.loads(path.read_text()) if path.exists() else []
+        path.write_text("[\n" + ",\n".join(map(json.dumps, [*rows, row])) + "\n]\n")
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
