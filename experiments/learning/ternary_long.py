@@ -35,6 +35,23 @@ def arguments(name: str) -> list[str]:
     return found + [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
 
 
+def row_of(name: str, run: Path) -> dict:
+    """The row of a finished run."""
+    reports = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [round(line["val_loss"], 4) for line in reports if line["report"] == "eval"]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return {
+        "name": name,
+        "seed": SEED,
+        "val_loss": losses[-1],
+        "val_losses": losses,
+        "tokens": reports[-1]["tokens"],
+        "seconds": round(reports[-1]["elapsed"]),
+        "commit": commit.stdout.strip(),
+        "arguments": " ".join(arguments(name)),
+    }
+
+
 def main(folder: Path, names: list[str]) -> None:
     path = RESULTS / "ternary_long.json"
     for name in names or PRESETS:
@@ -44,23 +61,12 @@ def main(folder: Path, names: list[str]) -> None:
         run = folder / name
         begun = (run / "checkpoint.safetensors").exists()
         options = ["--resume", str(run)] if begun else [*arguments(name), "--out", str(run)]
-        subprocess.run(
-            [sys.executable, "-m", "mlx_gpt", "train", "--json", *options], stdout=subprocess.DEVNULL, check=True
-        )
-        reports = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        losses = [round(line["val_loss"], 4) for line in reports if line["report"] == "eval"]
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        row = {
-            "name": name,
-            "seed": SEED,
-            "val_loss": losses[-1],
-            "val_losses": losses,
-            "tokens": reports[-1]["tokens"],
-        }
-        row |= {"seconds": round(reports[-1]["elapsed"]), "commit": commit, "arguments": " ".join(arguments(name))}
+        command = [sys.executable, "-m", "mlx_gpt", "train", "--json", *options]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         rows = json.loads(path.read_text()) if path.exists() else []
-        path.write_text("[\n" + ",\n".join(map(json.dumps, [*rows, row])) + "\n]\n")
-        print(json.dumps(row), flush=True)
+        rows.append(row_of(name, run))
+        path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+        print(json.dumps(rows[-1]), flush=True)
 
 
 if __name__ == "__main__":
