@@ -1,0 +1,53 @@
+"""Compares networks and settings at half a million tokens of tiny Shakespeare, one factor at a time.
+
+    python experiments/learning/short_budgets.py pilots
+
+The pilots have one seed, which is not used for results.
+"""
+
+import sys
+
+from table import measure
+
+TOKENS = 499_712
+BASE = {
+    "train.batch_size": 8,
+    "train.save_minutes": 0,
+    "train.eval_every": 100_000,
+    "optimizer.min_learning_rate": 0,
+    "optimizer.ema_decay": 0,
+    "model.block_size": 128,
+    "model.dropout": 0,
+}
+EXPERTS = {"model.ffn": "moe", "model.n_expert": 8, "model.n_expert_per_token": 2, "model.ffn_dim": 192}
+PILOTS = {
+    "llama-s, 8 x 128": {},
+    "4 x 128": {"train.batch_size": 4},
+    "16 x 64": {"train.batch_size": 16, "model.block_size": 64},
+    "rate x0.5": {"optimizer.learning_rate": 1.5e-3},
+    "dropout 0.1": {"model.dropout": 0.1},
+    "decay from the start": {"optimizer.decay_start": 0.1},
+    "average of the weights": {"optimizer.ema_decay": 0.98},
+    "no weight decay": {"optimizer.weight_decay": 0},
+    "no norm weights": {"model.norm_weights": "false", "model.final_norm": "false"},
+    "hybrid": {"model.mixers": '["gated_delta","gated_delta","attention"]', "model.n_kv_head": 4},
+    "experts": EXPERTS,
+    "6 layers": {"model.n_layer": 6},
+}
+
+
+def arguments(changed: dict) -> list[str]:
+    """Returns the arguments of `mlxgpt train` for TOKENS tokens with changed settings."""
+    settings = BASE | changed
+    settings["train.iters"] = TOKENS // (settings["train.batch_size"] * settings["model.block_size"])
+    return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+
+
+if sys.argv[1:] != ["pilots"]:
+    raise SystemExit(__doc__)
+measure(
+    "short_budgets_pilots",
+    {name: arguments(changed) for name, changed in PILOTS.items()},
+    seeds=[0],
+    common=["--preset", "llama-s", "--corpus", "shakespeare"],
+)
