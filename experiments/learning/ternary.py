@@ -2,7 +2,13 @@
 
 Each run trains llama-s with a context of 128 tokens, for 700 steps of 12 sequences. The last variant trains the float
 network for half of the steps, at a constant rate, and continues with ternary weights on the same sequences.
+
+    python experiments/learning/ternary.py [tuning]
+
+With `tuning`, only the runs that choose the settings are made. They have another seed.
 """
+
+import sys
 
 from table import measure
 
@@ -42,10 +48,21 @@ measure(
         },
         "ternary, row": [*WHOLE, *ternary(model__ternary_group="row")],
         "ternary, no decay": [*WHOLE, *ternary(optimizer__weight_decay=0)],
+        "ternary, decay x3": [*WHOLE, *ternary(optimizer__weight_decay=0.3)],
+        "ternary, long cooldown": [*NETWORK, *steps(STEPS, 0.2), *ternary()],
+        "float, then ternary": [*steps(STEPS // 2, 0.2), *ternary()],
+        "float for a quarter": [*steps(STEPS * 3 // 4, 0.6 - 0.4 / 3), *ternary()],
+        "ternary, short warm-up": [*WHOLE, *ternary(optimizer__warmup_steps=5)],
     },
     seeds=[0],
     common=COMMON,
+    before={
+        "float, then ternary": [*NETWORK, *steps(STEPS // 2, 1.0)],
+        "float for a quarter": [*NETWORK, *steps(STEPS // 4, 1.0)],
+    },
 )
+if sys.argv[1:] == ["tuning"]:
+    raise SystemExit
 measure(
     "ternary",
     {
