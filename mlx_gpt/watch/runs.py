@@ -193,8 +193,7 @@ class Run:
         fields = self.series["eval"].columns()["fields"]
         names = ("step", *BEST)
         lows = [fields.get(name, 2 * [[None] * len(self.series["eval"])])[1] for name in names]
-        whole = [[int(v) if v is not None and v.is_integer() else v for v in column] for column in lows]
-        rows = [dict(zip(names, row, strict=True)) for row in zip(*whole, strict=True)]
+        rows = [_whole(dict(zip(names, row, strict=True))) for row in zip(*lows, strict=True)]
         evaluations = [row for row in rows if has_numbers(row, EVALUATION)]
         if not evaluations:
             raise NotEvaluated(f"{self.name}: the run was not evaluated yet")
@@ -205,7 +204,7 @@ class Run:
             name=self.name,
             settings=dotted(self.settings),
             evaluations=evaluations,
-            last=last if has_numbers(last, UPDATE) and last["step"] > 0 else None,
+            last=_whole(last) if has_numbers(last, UPDATE) and last["step"] > 0 else None,
             seconds=statistics.median(known) if known else None,
             curve=curve_of(self.series["step"]),
         )
@@ -299,6 +298,11 @@ def _kind(entry: os.DirEntry) -> str:
     if entry.is_file(follow_symlinks=False):
         return "file"
     return "folder" if entry.is_dir(follow_symlinks=False) else ""
+
+
+def _whole(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row in which whole numbers are integers, as in metrics.jsonl."""
+    return {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in row.items()}
 
 
 def _alert(found: Mapping[str, Any]) -> dict[str, Any]:
