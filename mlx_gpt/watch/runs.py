@@ -18,13 +18,12 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.files import is_locked
 from mlx_gpt.parse import read_toml
 from mlx_gpt.watch.compare import EVALUATION, UPDATE, NotEvaluated, Record, curve_of, dotted
+from mlx_gpt.watch.folders import METRICS, SETTINGS, find_runs
 from mlx_gpt.watch.health import Health
 from mlx_gpt.watch.progress import BEST, Progress, kind_of, step_of
 from mlx_gpt.watch.series import Series
 from mlx_gpt.watch.tail import CHUNK, Tail, has_numbers, number
 
-METRICS, SETTINGS = "metrics.jsonl", "run.toml"
-MAX_DEPTH = 3  # folders between a given folder and a run
 MAX_RUNS = 2000
 MAX_SAMPLES, MAX_SAMPLE = 100, 4000  # samples of a run that are kept, and characters of each
 MAX_ALERTS = 100
@@ -264,7 +263,7 @@ class Runs:
         """
         self.stamp += 1
         for path in self.paths:
-            for folder in _run_folders(path, MAX_DEPTH):
+            for folder in find_runs(path, marks=(METRICS,)):
                 name = os.fsencode(folder).decode("utf-8", "replace")
                 if name not in self._runs and len(self._runs) < MAX_RUNS:
                     self._runs[name] = Run(name, folder)
@@ -277,27 +276,6 @@ class Runs:
             max_bytes -= count
             if count and run.waits:
                 waiting.append(run)
-
-
-def _run_folders(path: Path, depth: int) -> Iterator[Path]:
-    """Yields `path` if it is a run, and the runs below it, in at most `depth` levels."""
-    try:
-        with os.scandir(path) as entries:
-            found = sorted((entry.name, _kind(entry)) for entry in entries)
-    except OSError:
-        return
-    if (METRICS, "file") in found:
-        yield path
-    if depth:
-        for name, kind in found:
-            if kind == "folder" and not name.startswith("."):
-                yield from _run_folders(path / name, depth - 1)
-
-
-def _kind(entry: os.DirEntry) -> str:
-    if entry.is_file(follow_symlinks=False):
-        return "file"
-    return "folder" if entry.is_dir(follow_symlinks=False) else ""
 
 
 def _whole(row: Mapping[str, Any]) -> dict[str, Any]:
