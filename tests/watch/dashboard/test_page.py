@@ -312,7 +312,8 @@ def test_a_finger_on_a_chart_scrolls_the_page(open_page, tmp_path):
         kind = "touchMove" if i else "touchStart"
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y - 10 * i}]})
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    page.wait_for_function(f"scrollY > {before}")
+    page.wait_for_timeout(500)
+    assert page.evaluate("scrollY") > before
     assert not page.evaluate("location.hash")
 
 
