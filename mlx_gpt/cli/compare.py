@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mlx_gpt.cli.options import echo_json, json_option, note
+from mlx_gpt.cli.tables import print_table
 from mlx_gpt.config.renames import old_values
 from mlx_gpt.watch.compare import NotEvaluated, Record, differences, draw, read_record, table, thresholds
 
@@ -44,11 +45,7 @@ def compare_command(runs, levels, plot, as_json):
         echo_json({"differences": differing, "runs": facts})
         return
     rows = [("", [record.name for record in records]), *table(records, levels)]
-    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(records))]
-    first = max(len(label) for label, _ in rows)
-    for label, cells in rows:
-        line = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-        click.echo(f"{label:<{first}}  {line}".rstrip())
+    print_table([(label, *cells) for label, cells in rows])
     if plot:
         click.echo(f"curves: {plot}", err=True)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mlx_gpt.cli.options import echo_json, json_option, note
+from mlx_gpt.cli.tables import print_table
 from mlx_gpt.errors import UserError
 from mlx_gpt.paths import RUNS
 from mlx_gpt.run.cleaning import delete, plan_cleaning
@@ -54,12 +55,7 @@ def list_command(folder, as_json):
         return
     now = time.time()
     titles = ("run", "state", "step", "best loss", "tokens", "time", "size", "changed", "alerts")
-    rows = [titles, *(_row(run, folder, now) for run in found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
-        cells += [cell.rjust(width) for cell, width in zip(row[2:-1], widths[2:-1], strict=True)]
-        click.echo("  ".join([*cells, row[-1]]).rstrip())
+    print_table([titles, *(_row(run, folder, now) for run in found)], left=(0, 1, len(titles) - 1))
 
 
 @runs_command.command("clean")
@@ -113,17 +109,17 @@ def _row(run: RunFacts, folder: Path, now: float) -> tuple[str, ...]:
         f"{run.tokens:,}",
         _duration(run.seconds),
         _size(run.num_bytes),
-        f"{_duration(max(now - run.changed, 0))} ago",
+        f"{_duration(max(now - run.changed, 0), units=1)} ago",
         ", ".join(run.alerts),
     )
 
 
-def _duration(seconds: float) -> str:
-    """Formats seconds with the two largest units, as 2 h 5 min."""
+def _duration(seconds: float, units: int = 2) -> str:
+    """Formats seconds with the one or two largest units, as 2 h 5 min."""
     for (name, size), (smaller, part) in zip(UNITS, UNITS[1:], strict=False):
         if seconds >= size:
             rest = int(seconds % size // part)
-            return f"{int(seconds // size)} {name}" + (f" {rest} {smaller}" if rest else "")
+            return f"{int(seconds // size)} {name}" + (f" {rest} {smaller}" if rest and units > 1 else "")
     return f"{int(seconds)} s"
 
 

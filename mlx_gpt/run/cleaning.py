@@ -11,7 +11,8 @@ from pathlib import Path
 from mlx_gpt.errors import UserError
 from mlx_gpt.files import FolderLock, abandoned, convert_os_errors
 from mlx_gpt.paths import BEST, LATEST
-from mlx_gpt.run.listing import MARKS, RunFacts
+from mlx_gpt.run.listing import RunFacts
+from mlx_gpt.watch.folders import MARKS
 
 # Files and folders that a run, an evaluation or a log writes to a run folder. Others are kept, with their folder.
 FILES = (*MARKS, "vocab.json", "tokenizer.json", "rollouts.jsonl", "reference.safetensors", "eval-code.jsonl")

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,9 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.files import is_locked
 from mlx_gpt.parse import read_toml
 from mlx_gpt.paths import BEST, LATEST
+from mlx_gpt.watch.folders import METRICS, SETTINGS, find_runs
 from mlx_gpt.watch.progress import Progress
 from mlx_gpt.watch.tail import all_reports
-
-MARKS = ("run.toml", "metrics.jsonl", LATEST, BEST)  # a folder with one of these files is a run folder
-DEPTH = 2  # levels below a folder at which its runs are: those of a pipeline are in a folder of their own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,23 +60,12 @@ def list_runs(folder: Path) -> list[RunFacts]:
     return sorted(found, key=lambda facts: facts.changed, reverse=True)
 
 
-def find_runs(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
-    """Yields the run folders: the folder itself, or those up to `depth` levels below it. Folders inside runs are not
-    searched, and neither are links."""
-    if any((folder / name).is_file() for name in MARKS):
-        yield folder
-    elif depth:
-        with contextlib.suppress(OSError):
-            for child in sorted(folder.iterdir()):
-                if child.is_dir() and not child.is_symlink():
-                    yield from find_runs(child, depth - 1)
-
-
 def read_facts(folder: Path) -> RunFacts:
     """Reads the facts of a run folder. What cannot be read is missing."""
     progress = Progress()
-    for report in all_reports(folder / "metrics.jsonl", sparse=True):
-        progress.add(report)
+    with contextlib.suppress(UserError):
+        for report in all_reports(folder / METRICS, sparse=True):
+            progress.add(report)
     found, (num_bytes, changed) = progress.summary(_settings(folder)), _files(folder)
     return RunFacts(
         folder=folder,
@@ -98,7 +84,7 @@ def read_facts(folder: Path) -> RunFacts:
 
 def _settings(folder: Path) -> dict[str, Any]:
     with contextlib.suppress(UserError):
-        return current_names(read_toml(folder / "run.toml"))
+        return current_names(read_toml(folder / SETTINGS))
     return {}
 
 

@@ -23,7 +23,8 @@ from mlx_gpt.run.start import begin
 from mlx_gpt.train.parallel import explained
 from mlx_gpt.train.reports import Alert, FailureReport, Plan, Report
 from mlx_gpt.watch.health import Health
-from mlx_gpt.watch.metrics import MetricsFile, each_line, line_of
+from mlx_gpt.watch.metrics import MetricsFile, line_of
+from mlx_gpt.watch.tail import all_reports
 
 
 class Session(Iterator[Report]):
@@ -167,7 +168,7 @@ class Session(Iterator[Report]):
         """Opens metrics.jsonl. The detectors read what an earlier process has written, and report no alert again."""
         path, first = self.folder / "metrics.jsonl", self.start.header.step
         metrics = MetricsFile(path, first, lambda line: self.note(line))  # `note` may be replaced later
-        for line in each_line(path):
+        for line in all_reports(path):
             self._health.update(line)
         self._metrics = metrics
 

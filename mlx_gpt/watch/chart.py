@@ -4,7 +4,8 @@ import math
 
 from rich.text import Text
 
-MAX_POINTS = 512  # of a series: more than a terminal has columns of dots
+from mlx_gpt.watch.series import Series
+
 SETTLED = 0.1  # the losses of this first part of the run may be above the chart, so that later ones can be told apart
 LABEL = 8  # characters to the left of the chart
 STYLES = ("cyan", "bold green")  # of the training loss, and of the validation loss
@@ -12,35 +13,16 @@ ASCII = (".", "o")
 BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # bit of the dot in each row and column of a cell
 
 
-class Series:
-    """Losses by step in a bounded memory: if there are too many, the means of two neighbours replace them.
-
-    Attributes:
-        points: Pairs of the mean step and the mean loss of some updates, in order.
-    """
-
-    def __init__(self):
-        self.points: list[tuple[float, float]] = []
-        self._width, self._pending = 1, []  # updates of a point
-
-    def add(self, step: int, loss: float) -> None:
-        """Adds a loss. One that is not finite is left out."""
-        if not math.isfinite(loss):
-            return
-        self._pending.append((step, loss))
-        if len(self._pending) == self._width:
-            self.points.append(_mean(self._pending))
-            self._pending = []
-        if len(self.points) == MAX_POINTS:
-            self.points = [_mean(self.points[i : i + 2]) for i in range(0, MAX_POINTS, 2)]
-            self._width *= 2
-
-
 class LossChart:
     """The training loss as a curve and the validation loss as points, against the step."""
 
     def __init__(self):
-        self.training, self.validation = Series(), Series()
+        self._training, self._validation = Series(), Series()
+
+    def add(self, step: int, loss: float, validation: bool = False) -> None:
+        """Adds a loss. One that is not finite is left out."""
+        if math.isfinite(loss):
+            (self._validation if validation else self._training).add(step, {"step": step, "loss": loss}, 0)
 
     def render(self, width: int, height: int, ascii_only: bool = False) -> list[Text]:
         """Draws the chart.
@@ -53,7 +35,7 @@ class LossChart:
         Returns:
             The lines; [] if there are fewer than two points.
         """
-        both = (self.training.points, self.validation.points)
+        both = tuple(series.means("step", "loss") for series in (self._training, self._validation))
         steps = [step for points in both for step, _ in points]
         if len(steps) < 2 or min(steps) == max(steps):
             return []
@@ -79,10 +61,6 @@ class LossChart:
                 line.append(*_cell(dots, column, row, ascii_only))
             lines.append(line)
         return lines
-
-
-def _mean(points: list[tuple[float, float]]) -> tuple[float, float]:
-    return sum(step for step, _ in points) / len(points), sum(loss for _, loss in points) / len(points)
 
 
 def _joined(places: list[tuple[int, int]]) -> set[tuple[int, int]]:

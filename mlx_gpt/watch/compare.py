@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_gpt.config.renames import current_names
 from mlx_gpt.errors import UserError
-from mlx_gpt.parse import open_regular, read_toml
+from mlx_gpt.parse import read_toml
 from mlx_gpt.watch.series import Series
 from mlx_gpt.watch.tail import all_reports, has_numbers, number
 
@@ -116,8 +116,6 @@ def read_record(path: Path) -> Record:
         raise NotEvaluated(
             f"{path}: no metrics.jsonl of a run is there; name a run folder, such as runs/model-l-shakespeare"
         )
-    with open_regular(folder / "metrics.jsonl"):  # raises the error of a file that cannot be read
-        pass
     evaluations, last, seconds, updates = [], None, array("d"), Series()
     for line in all_reports(folder / "metrics.jsonl"):
         if has_numbers(line, EVALUATION):
@@ -142,10 +140,7 @@ def read_record(path: Path) -> Record:
 
 def curve_of(updates: Series) -> dict[str, list[float]]:
     """The means of loss, tokens and seconds of the bins that have all of them; see Record.curve."""
-    fields = updates.columns()["fields"]
-    if not all(name in fields for name in CURVE):
-        return {}
-    rows = [row for row in zip(*(fields[name][0] for name in CURVE), strict=True) if None not in row]
+    rows = updates.means(*CURVE)
     return {name: list(values) for name, values in zip(CURVE, zip(*rows, strict=True), strict=True)} if rows else {}
 
 

@@ -104,7 +104,7 @@ class RunConsole:
                     self._seconds.append(report.seconds)
                     self._tokens.append(report.tokens - self._step.tokens)
                 self._step = report
-                self._chart.training.add(report.step, report.loss)
+                self._chart.add(report.step, report.loss)
                 if report.skipped:
                     self.note(
                         f"update {report.step} skipped: its loss or gradient is not finite ({report.skipped} in a row)",
@@ -119,7 +119,7 @@ class RunConsole:
                 )
             case EvalReport():
                 self._eval = report
-                self._chart.validation.add(report.step, report.loss)
+                self._chart.add(report.step, report.loss, validation=True)
                 mark = "  * best" if report.is_best else ""
                 averaged = f" (averaged weights; current weights {report.raw_loss:.4f})" if report.averaged else ""
                 metrics = "".join(f"{name} {text}  " for name, text in _metrics(report).items())

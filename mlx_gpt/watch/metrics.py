@@ -11,12 +11,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mlx_gpt.errors import BadFile
 from mlx_gpt.files import convert_os_errors, write_atomic
-from mlx_gpt.parse import open_regular, parse_json
 from mlx_gpt.train.reports import EvalReport, Report, kind, to_dict
-
-MAX_LINE = 1 << 20  # a longer line is not one that MetricsFile has written, in bytes
+from mlx_gpt.watch.tail import all_reports
 
 
 class MetricsFile:
@@ -36,7 +33,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, resumed_at: int = 0, warn: Callable[[str], None] = lambda text: None):
         self._warn = warn
-        write_atomic(path, (_text(line).encode() for line in each_line(path) if line.get("step", 0) <= resumed_at))
+        write_atomic(path, _kept(path, resumed_at))
         with convert_os_errors(path):
             # buffering=1 passes each line to the operating system at once, so a killed process loses no complete line.
             self._file = open(path, "a", encoding="utf-8", buffering=1)
@@ -54,27 +51,20 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Reads the lines of a file; [] if there is no file.
-
-    A line that is not a JSON object, or whose `step` is not a number, is skipped. A process that was killed while it
-    wrote can leave an incomplete line.
+    """Reads the reports of a file; [] if there is no file. See watch.tail.all_reports().
 
     Raises:
         BadFile: The path is not a regular file, or cannot be read.
     """
-    return list(each_line(path))
+    return list(all_reports(path))
 
 
-def each_line(path: Path) -> Iterator[dict]:
-    """Yields the lines that read_metrics() returns, one at a time. Raises BadFile as it does."""
-    if not path.exists():
-        return
-    with open_regular(path) as f:
-        while text := f.readline(MAX_LINE):
-            with contextlib.suppress(BadFile):
-                line = parse_json(text, str(path))
-                if isinstance(line, dict) and type(line.get("step", 0)) in (int, float):
-                    yield line
+def _kept(path: Path, last: int) -> Iterator[bytes]:
+    """The lines of the reports up to step `last`. A report with a number that JSON cannot represent is left out."""
+    for report in all_reports(path):
+        with contextlib.suppress(ValueError):
+            if report.get("step", 0) <= last:
+                yield _text(report).encode()
 
 
 def _text(line: dict) -> str:

@@ -18,13 +18,12 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.files import is_locked
 from mlx_gpt.parse import read_toml
 from mlx_gpt.watch.compare import EVALUATION, UPDATE, NotEvaluated, Record, curve_of, dotted
+from mlx_gpt.watch.folders import METRICS, SETTINGS, find_runs
 from mlx_gpt.watch.health import Health
 from mlx_gpt.watch.progress import BEST, Progress, kind_of, step_of
 from mlx_gpt.watch.series import Series
 from mlx_gpt.watch.tail import CHUNK, Tail, has_numbers, number
 
-METRICS, SETTINGS = "metrics.jsonl", "run.toml"
-MAX_DEPTH = 3  # folders between a given folder and a run
 MAX_RUNS = 2000
 MAX_SAMPLES, MAX_SAMPLE = 100, 4000  # samples of a run that are kept, and characters of each
 MAX_ALERTS = 100
@@ -193,8 +192,7 @@ class Run:
         fields = self.series["eval"].columns()["fields"]
         names = ("step", *BEST)
         lows = [fields.get(name, 2 * [[None] * len(self.series["eval"])])[1] for name in names]
-        whole = [[int(v) if v is not None and v.is_integer() else v for v in column] for column in lows]
-        rows = [dict(zip(names, row, strict=True)) for row in zip(*whole, strict=True)]
+        rows = [_whole(dict(zip(names, row, strict=True))) for row in zip(*lows, strict=True)]
         evaluations = [row for row in rows if has_numbers(row, EVALUATION)]
         if not evaluations:
             raise NotEvaluated(f"{self.name}: the run was not evaluated yet")
@@ -205,7 +203,7 @@ class Run:
             name=self.name,
             settings=dotted(self.settings),
             evaluations=evaluations,
-            last=last if has_numbers(last, UPDATE) and last["step"] > 0 else None,
+            last=_whole(last) if has_numbers(last, UPDATE) and last["step"] > 0 else None,
             seconds=statistics.median(known) if known else None,
             curve=curve_of(self.series["step"]),
         )
@@ -265,7 +263,7 @@ class Runs:
         """
         self.stamp += 1
         for path in self.paths:
-            for folder in _run_folders(path, MAX_DEPTH):
+            for folder in find_runs(path, marks=(METRICS,)):
                 name = os.fsencode(folder).decode("utf-8", "replace")
                 if name not in self._runs and len(self._runs) < MAX_RUNS:
                     self._runs[name] = Run(name, folder)
@@ -280,25 +278,9 @@ class Runs:
                 waiting.append(run)
 
 
-def _run_folders(path: Path, depth: int) -> Iterator[Path]:
-    """Yields `path` if it is a run, and the runs below it, in at most `depth` levels."""
-    try:
-        with os.scandir(path) as entries:
-            found = sorted((entry.name, _kind(entry)) for entry in entries)
-    except OSError:
-        return
-    if (METRICS, "file") in found:
-        yield path
-    if depth:
-        for name, kind in found:
-            if kind == "folder" and not name.startswith("."):
-                yield from _run_folders(path / name, depth - 1)
-
-
-def _kind(entry: os.DirEntry) -> str:
-    if entry.is_file(follow_symlinks=False):
-        return "file"
-    return "folder" if entry.is_dir(follow_symlinks=False) else ""
+def _whole(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row in which whole numbers are integers, as in metrics.jsonl."""
+    return {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in row.items()}
 
 
 def _alert(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,14 @@ class Series:
             "fields": {name: lists for name, lists in found.items() if any(v is not None for v in lists[0])},
         }
 
+    def means(self, *names: str) -> list[tuple[float, ...]]:
+        """The means of these fields in each bin that has all of them, in the order of the steps."""
+        columns = [self._columns.get(name) for name in names]
+        if None in columns:
+            return []
+        rows = (row for _, row in sorted(self._rows.items()) if all(column.count[row] for column in columns))
+        return [tuple(column.total[row] / column.count[row] for column in columns) for row in rows]
+
     def _new_row(self, step: int, stamp: int) -> int:
         while len(self._rows) >= MAX_BINS and step // self.width not in self._rows:
             self._double(stamp)

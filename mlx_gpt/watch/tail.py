@@ -17,6 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from mlx_gpt.parse import open_regular
+
 MAX_LINE = 1 << 20  # a longer line is not one that MetricsFile has written, in bytes
 MAX_STEP = 1 << 53  # larger whole numbers are not exact in JavaScript
 CHUNK = 1 << 18  # bytes that one call reads by default
@@ -179,7 +181,21 @@ def has_numbers(report: Mapping[str, Any], fields: Iterable[str]) -> bool:
 
 
 def all_reports(path: Path, sparse: bool = False) -> Iterator[dict[str, Any]]:
-    """Yields the reports that a file holds now. The last line may lack its newline. Symbolic links are followed."""
+    """Yields the reports that a file holds now; none if there is no file.
+
+    Damaged lines are skipped. The last line may lack its newline. Symbolic links are followed.
+
+    Args:
+        path: The file.
+        sparse: Whether to skip updates that another update follows directly.
+
+    Raises:
+        BadFile: The path is not a regular file, or cannot be read.
+    """
+    if not path.exists():
+        return
+    with open_regular(path):  # raises the error
+        pass
     tail = Tail(path.resolve(), sparse)
     while batch := tail.read():
         yield from batch.reports

@@ -5,14 +5,14 @@ import random
 
 import pytest
 
-from mlx_gpt.watch.chart import LABEL, MAX_POINTS, LossChart, Series
+from mlx_gpt.watch.chart import LABEL, LossChart
 
 
 def chart_of(training, validation=()):
     chart = LossChart()
-    for series, points in ((chart.training, training), (chart.validation, validation)):
+    for is_validation, points in enumerate((training, validation)):
         for step, loss in points:
-            series.add(step, loss)
+            chart.add(step, loss, bool(is_validation))
     return chart
 
 
@@ -41,13 +41,3 @@ def test_a_run_without_two_losses_has_no_chart():
     for points in ([], [(1, 3.0)], [(2, math.nan), (3, math.inf)], [(4, 1.0), (4, 2.0)]):
         assert chart_of(points).render(40, 4) == []
     assert len(chart_of([(1, 2.0), (2, 2.0)]).render(40, 4)) == 4
-
-
-def test_memory_is_bounded_and_keeps_the_mean():
-    series, losses = Series(), [random.Random(0).random() for _ in range(1 << 14)]
-    for step, loss in enumerate(losses):
-        series.add(step, loss)
-        assert len(series.points) < MAX_POINTS
-    mean = sum(loss for _, loss in series.points) / len(series.points)
-    assert mean == pytest.approx(sum(losses) / len(losses), abs=1e-3)
-    assert [step for step, _ in series.points] == sorted(step for step, _ in series.points)

@@ -59,6 +59,13 @@ def test_a_line_that_is_no_report_is_skipped_and_blocks_no_resumed_run(tmp_path,
     assert [(report["step"], report["loss"]) for report in read_metrics(path)] == [(1, 3.5), (2, 1.0)]
 
 
+def test_a_number_that_json_cannot_represent_blocks_no_resumed_run(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"report": "step", "step": 1, "loss": NaN}\n{"report": "step", "step": 1, "loss": 1e999}\n')
+    write(path, [step(2)], resumed_at=1)
+    assert [(report["step"], report["loss"]) for report in read_metrics(path)] == [(1, None), (2, 3.5)]
+
+
 def test_statistics_of_an_evaluation_are_fields_of_its_line(tmp_path):
     write(tmp_path / "m", [evaluation(1, metrics={"H": 1.5}, shares={"zeros": 0.25, "layers.0.zeros": 0.5})])
     assert (

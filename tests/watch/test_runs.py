@@ -13,8 +13,9 @@ from mlx_gpt.files import FolderLock
 from mlx_gpt.run.listing import list_runs
 from mlx_gpt.train.reports import Plan, SaveReport
 from mlx_gpt.watch.compare import NotEvaluated, comparison
+from mlx_gpt.watch.folders import MAX_DEPTH
 from mlx_gpt.watch.metrics import MetricsFile
-from mlx_gpt.watch.runs import MAX_DEPTH, Runs
+from mlx_gpt.watch.runs import Runs
 from mlx_gpt.watch.tail import CHUNK
 
 ENOUGH = 1 << 30  # bytes

@@ -45,6 +45,16 @@ def test_steps_in_any_order_and_far_apart_take_bounded_memory():
     assert series.columns()["bins"] == sorted(series.columns()["bins"])
 
 
+def test_the_means_of_a_long_run_are_few_and_keep_its_mean():
+    series, losses = Series(), [random.Random(0).random() for _ in range(1 << 14)]
+    for step, loss in enumerate(losses):
+        series.add(step, {"step": float(step), "loss": loss, **({"rare": 1.0} if step < 20 else {})}, 1)
+    means = series.means("step", "loss")
+    assert len(means) <= MAX_BINS and means == sorted(means)
+    assert sum(loss for _, loss in means) / len(means) == pytest.approx(sum(losses) / len(losses), abs=1e-3)
+    assert len(series.means("rare", "loss")) == -(-20 // series.width) and series.means("absent") == []
+
+
 def test_too_many_fields_are_dropped_and_counted():
     series = Series()
     series.add(1, {f"f{n}": 1.0 for n in range(MAX_FIELDS + 5)}, 1)

@@ -22,6 +22,7 @@ export class Compare {
   constructor(sheet, follower, onToken, onTake) {
     Object.assign(this, { sheet, follower, onTake, results: { a: null, b: null }, strips: {} });
     for (const side of SIDES) {
+      $("sameness").before(article(side));
       this.strips[side] = new Strip($(`strip-${side}`), onToken);
       $(`keep-${side}`).addEventListener("click", () => this.take(side));
       for (const name of FIELDS) $(`${name}-${side}`).addEventListener("input", () => this.keep());
@@ -143,6 +144,16 @@ export class Compare {
     this.results = { a: null, b: null, ...results };
     this.redraw();
   }
+}
+
+// The controls and the place of the text of a side.
+function article(side) {
+  const made = $("side").content.firstElementChild.cloneNode(true), name = side.toUpperCase();
+  made.setAttribute("aria-label", `Continuation ${name}`);
+  made.querySelector("h2").textContent = name;
+  made.querySelector("[data-name=keep]").textContent = `Keep ${name}`;
+  for (const element of made.querySelectorAll("[data-name]")) element.id = `${element.dataset.name}-${side}`;
+  return made;
 }
 
 function markTokens(spans, parts) {

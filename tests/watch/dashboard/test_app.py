@@ -107,6 +107,7 @@ def test_runs_are_compared(tmp_path):
     client.read()
     found = client.get("/api/compare", run=names)
     assert found["runs"] == names and dict(found["rows"])["best loss"] == ["3.6000", "2.6000"]
+    assert dict(found["rows"])["total tokens"] == ["800", "800"]
 
 
 @pytest.mark.parametrize("route", ["points", "details", "compare"])

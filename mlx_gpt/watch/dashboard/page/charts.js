@@ -10,6 +10,9 @@ const [place, more] = ["charts", "more"].map((id) => document.getElementById(id)
 const drawn = new Map(); // id of a chart -> { chart, lines, figure, plot, read, due, seen, cursor }
 const observer = new IntersectionObserver(onSeen, { rootMargin: "200px" });
 const MAX_LEGEND = 6; // lines
+const HOVER = 60; // pixels to the nearest point of a line whose value is shown
+// A finger that moves over a chart scrolls the page.
+const CAN_DRAG = window.matchMedia("(any-hover: hover)").matches;
 const waiting = new Set(); // charts to draw
 let names = []; // of the runs that are shown
 let short_name = (name) => name;
@@ -18,7 +21,7 @@ let onRange = () => {};
 /** Shows the charts of these runs. Charts whose runs are all unchanged are left as they are. */
 export function showCharts(shown, changed, shorten, rangeChanged) {
   [names, short_name, onRange] = [shown, shorten, rangeChanged];
-  const charts = chartsOf(names);
+  const charts = chartsOf(names, view.charts);
   for (const [id, held] of drawn) {
     if (charts.some((chart) => chart.id === id)) continue;
     window.Plotly?.purge(held.plot);
@@ -26,9 +29,12 @@ export function showCharts(shown, changed, shorten, rangeChanged) {
     held.figure.remove();
     drawn.delete(id);
   }
+  let [inPlace, inMore] = [0, 0];
   for (const chart of charts) {
     const held = drawn.get(chart.id) ?? add(chart);
     held.chart = chart;
+    const [parent, at] = chart.takes ? [place, inPlace++] : [more, inMore++];
+    if (parent.children[at] !== held.figure) parent.insertBefore(held.figure, parent.children[at] ?? null);
     if (changed === null || names.some((name) => changed.has(name))) held.due = true;
     draw(held);
   }
@@ -53,9 +59,8 @@ function add(chart) {
   const caption = element("figcaption");
   caption.append(element("h2", chart.title), element("span", chart.unit, { class: "unit" }), saveButtons(chart.title, () => figureOf(held, true), () => [{ chart: held.chart, lines: held.lines }]));
   figure.append(caption, held.plot, held.read);
-  figure.classList.toggle("first", chart.id === "loss");
+  figure.classList.toggle("first", Boolean(chart.wide));
   held.plot.addEventListener("keydown", (event) => onKey(event, held));
-  (chart.takes ? place : more).append(figure);
   observer.observe(held.plot);
   drawn.set(chart.id, held);
   return held;
@@ -111,7 +116,7 @@ export function shownLosses() {
 const WHOLE = { range: null, losses: null };
 
 function zoom(ranges) {
-  change(ranges);
+  change(ranges, true);
   for (const held of drawn.values()) held.due = true;
   for (const held of drawn.values()) draw(held);
   onRange();
@@ -133,11 +138,12 @@ function figureOf(held, saved) {
   const [unit, label] = timeUnit(held.lines);
   const [ink, soft, line, sheet] = ["--ink", "--soft", "--line", "--sheet"].map(variable);
   const axis = { gridcolor: line, linecolor: soft, tickcolor: soft, zeroline: false, automargin: true };
-  const xaxis = { ...axis, title: { text: label, standoff: 4 }, type: view.xlog ? "log" : "linear", autorange: !view.range, unit };
+  const xaxis = { ...axis, title: { text: label, standoff: 4 }, type: view.xlog ? "log" : "linear", autorange: !view.range, unit, hoverformat: ".4~s", unifiedhovertitle: { text: `%{x} ${label.replace("time, ", "")}` } };
   if (view.range) xaxis.range = view.range.map((end) => toAxis(end, view.xlog, unit));
   const largest = Math.max(...held.lines.map((found) => found.y.at(-1)));
   const layout = {
-    font: { color: ink, size: 12 }, paper_bgcolor: sheet, plot_bgcolor: sheet, showlegend: saved, hovermode: "x unified", dragmode: "zoom",
+    font: { color: ink, size: 12 }, paper_bgcolor: sheet, plot_bgcolor: sheet, showlegend: saved, hovermode: isCrowded() ? "closest" : "x unified",
+    hoverdistance: HOVER, dragmode: CAN_DRAG ? "zoom" : false,
     hoverlabel: { bgcolor: sheet, font: { color: ink } }, uirevision: "kept",
     margin: { l: 56, r: 12, t: saved ? 40 : 8, b: 40 },
     xaxis, yaxis: { ...axis, ...valueAxis(held.chart.id === "loss"), exponentformat: largest >= 1000 ? "SI" : "e" },
@@ -149,6 +155,9 @@ function figureOf(held, saved) {
 
 /** Whether a legend of the lines of one run fits above the chart. The lines of several runs look as in the list. */
 const isNarrow = ({ fields }) => fields.length > 1 && fields.length <= MAX_LEGEND;
+
+/** Whether the values of all runs would fill the chart. Then only the nearest point is told. */
+const isCrowded = () => names.length > (CAN_DRAG ? 8 : 3);
 
 /** The type and the range of the vertical axis. Only that of the loss can be logarithmic or zoomed. */
 function valueAxis(isLoss) {
@@ -163,8 +172,8 @@ function drawLine(found, i, held, unit) {
   const x = found.x.map((value) => value / unit);
   const word = { raw: "", smooth: ", smoothed", points: "", best: "" }[found.role];
   const name = plain(`${names.length > 1 ? `${short_name(found.run)}: ` : ""}${found.label}${word}`);
-  const base = { x, type: "scatter", name, connectgaps: false, hovertemplate: "%{y:.5~g}" };
-  if (found.role === "best") return [{ ...base, y: found.y, mode: "markers", marker: { color: colour, symbol: "star", size: 14, line: { color: variable("--sheet"), width: 1 } } }];
+  const base = { x, type: "scatter", name, connectgaps: false, hovertemplate: isCrowded() ? "%{y:.5~g} at %{x:.4~s}" : "%{y:.5~g}" };
+  if (found.role === "best") return [{ ...base, hoverinfo: "skip", hovertemplate: undefined, y: found.y, mode: "markers", marker: { color: colour, symbol: "star", size: 14, line: { color: variable("--sheet"), width: 1 } } }];
   if (found.role === "points") return [{ ...base, y: found.y, mode: "lines+markers", line: { color: colour, dash, width: 2.2 }, marker: { color: colour, size: 5 } }];
   if (found.role === "smooth") return [{ ...base, y: found.y, mode: "lines", line: { color: colour, dash, width: 1.8 } }];
   const alone = !held.lines.some((line) => line.role === "smooth" && line.run === found.run && line.label === found.label);

@@ -64,7 +64,7 @@ export function drawList(shown, shorten, chosen) {
 
 function itemOf(run, isShown, shorten, chosen) {
   const { state } = run;
-  const facts = [run.step == null ? (state === "training" ? "first update is being compiled" : "no update yet") : `step ${run.step.toLocaleString("en")}${run.iters ? ` of ${run.iters.toLocaleString("en")}` : ""}`];
+  const facts = [stepOf(run)];
   if (run.best) facts.push(`best ${loss(run.best.val_loss)}`);
   if (run.tokens) facts.push(`${short(run.tokens)} tokens`);
   if (run.unread) facts.push(`${short(run.unread)} bytes to read`);
@@ -83,10 +83,18 @@ function itemOf(run, isShown, shorten, chosen) {
   return held.item;
 }
 
+function stepOf({ step, iters, state }) {
+  if (step == null) return state === "training" ? "first update is being compiled" : "no update yet";
+  if (step === iters) return `${step.toLocaleString("en")} steps`;
+  return `step ${step.toLocaleString("en")}${iters ? ` of ${iters.toLocaleString("en")}` : ""}`;
+}
+
 function add(name, chosen) {
   const held = { item: element("li"), label: element("label"), box: element("input", "", { type: "checkbox" }) };
   held.box.addEventListener("change", () => chosen(held.box.checked ? [...shownRuns(), name] : shownRuns().filter((other) => other !== name)));
-  held.item.append(held.label);
+  const only = element("button", "only", { type: "button", class: "small quiet", "aria-label": `Show only ${name}` });
+  only.addEventListener("click", () => chosen([name]));
+  held.item.append(held.label, only);
   items.set(name, held);
   return held;
 }

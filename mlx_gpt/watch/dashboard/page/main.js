@@ -29,7 +29,7 @@ function draw(changed = null) {
 }
 
 async function choose(names) {
-  change({ runs: names });
+  change({ runs: names }, true);
   draw();
   try {
     await Promise.all(names.map((name) => load(name)));
@@ -42,6 +42,7 @@ async function choose(names) {
 function drawControls() {
   for (const name of ["x", "y", "smooth"]) part(name).value = view[name];
   part("xlog").checked = view.xlog;
+  if (document.activeElement !== part("metric")) part("metric").value = view.charts;
   part("smoothed").textContent = Number(view.smooth).toFixed(2);
   for (const [i, name] of ["low", "high"].entries()) {
     // A number that is being typed is not replaced.
@@ -64,9 +65,10 @@ function connect() {
       draw();
     });
   }
+  part("metric").addEventListener("input", () => { change({ charts: part("metric").value }); draw(); });
   part("xlog").addEventListener("change", () => { change({ xlog: part("xlog").checked }); draw(); });
   for (const name of ["low", "high"]) part(name).addEventListener("input", () => { change({ losses: typedLosses() }); draw(); });
-  part("whole").addEventListener("click", () => { change({ range: null, losses: null }); draw(); });
+  part("whole").addEventListener("click", () => { change({ range: null, losses: null }, true); draw(); });
   part("data").addEventListener("click", () => saveData("runs", allLines()));
   part("controls").addEventListener("submit", (event) => event.preventDefault());
   part("access").addEventListener("submit", (event) => {

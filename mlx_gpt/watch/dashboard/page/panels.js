@@ -1,11 +1,11 @@
 // What stands around the charts: progress, alerts, samples, comparison and settings of the runs that are shown.
 
-import { ask, details, runs } from "./data.js";
+import { ask, details, points, runs } from "./data.js";
 import { bytes, duration, element, loss, short } from "./format.js";
 import { meaningOf, silenceOf } from "./list.js";
 import { swatch } from "./style.js";
 
-const COLUMNS = ["run", "state", "step", "done", "tokens", "time", "loss", "validation", "best", "at step", "tokens/s", "memory", "ETA"];
+const COLUMNS = ["run", "state", "step", "done", "loss", "validation", "best", "at step", "ETA", "time", "tokens", "tokens/s", "memory"];
 // Kind of an alert -> its title.
 const TITLES = {
   diverging: "Loss is diverging", stalled: "No reports", plateau: "Loss no longer falls", overfitting: "Overfitting", collapse: "Output is collapsing", repetition: "Samples repeat",
@@ -14,6 +14,7 @@ const TITLES = {
 const MAX_ALERTS = 30; // alerts on the page
 const MAX_CARDS = 6; // runs whose samples are shown
 const chosen = new Map(); // run -> index of the sample that is shown; none is the newest
+let comparisons = 0; // that were asked for
 const section = (id) => document.getElementById(id);
 
 export function drawPanels(names, changed, shorten) {
@@ -48,8 +49,8 @@ function progressRow(run, shorten) {
   if (run.iters && run.step != null) bar.append(element("progress", "", { max: run.iters, value: Math.min(run.step, run.iters), "aria-label": "progress" }));
   const cells = [
     run.step == null ? "-" : `${run.step.toLocaleString("en")}${run.iters ? ` / ${run.iters.toLocaleString("en")}` : ""}`, bar,
-    short(run.tokens), duration(run.elapsed), loss(run.loss), loss(run.val_loss), loss(run.best?.val_loss), run.best?.step?.toLocaleString("en") ?? "-",
-    short(run.tokens_per_second), bytes(run.memory), state === "training" ? duration(run.eta) : "-",
+    loss(run.loss), loss(run.val_loss), loss(run.best?.val_loss), run.best?.step?.toLocaleString("en") ?? "-",
+    state === "training" ? duration(run.eta) : "-", duration(run.elapsed), short(run.tokens), short(run.tokens_per_second), bytes(run.memory),
   ];
   row.append(name, element("td", state, { class: "state", "data-state": state, title: meaningOf(run) }), ...cells.map((cell) => (typeof cell === "string" ? element("td", cell) : cell)));
   return row;
@@ -108,7 +109,8 @@ function card(name, shorten) {
 }
 
 async function drawComparison(names, shorten) {
-  const evaluated = names.filter((name) => runs.get(name).best);
+  const evaluated = names.filter((name) => points.get(name)?.series.eval.fields.val_loss);
+  const turn = ++comparisons;
   section("compare").hidden = evaluated.length < 2;
   if (evaluated.length < 2) return;
   let found;
@@ -118,6 +120,7 @@ async function drawComparison(names, shorten) {
     section("compare").hidden = true; // the next answer of the server tells what is wrong
     return;
   }
+  if (turn !== comparisons) return; // other runs are shown by now
   const head = element("tr");
   head.append(element("td"), ...found.runs.map((name) => element("th", shorten(name), { scope: "col" })));
   const rows = found.rows.map(([label, cells]) => {

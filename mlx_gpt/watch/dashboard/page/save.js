@@ -10,7 +10,7 @@ export function saveButtons(title, figure, lines) {
   const row = element("span", "", { class: "row" });
   const name = title.replaceAll(/[^\w-]+/g, "-").replaceAll(/^-|-$/g, "").toLowerCase() || "chart";
   for (const [kind, save] of Object.entries({ PNG: () => savePng(name, figure()), SVG: () => saveSvg(name, figure()), CSV: () => saveData(name, lines()) })) {
-    const button = element("button", kind, { type: "button", class: "small", "aria-label": `Save ${title} as ${kind}` });
+    const button = element("button", kind, { type: "button", class: "small quiet", "aria-label": `Save ${title} as ${kind}` });
     button.addEventListener("click", save);
     row.append(button);
   }

@@ -2,12 +2,19 @@
 
 import { points, runs } from "./data.js";
 
+const OBJECTIVE = "objective"; // the loss of a run with rewards, which is no cross-entropy
 /**
  * The charts that are always named. A field of a report that none of them takes gets a chart of its own, which it
  * shares with the fields that differ only in a number or after the first dot, such as those of each layer.
  */
 const NAMED = [
-  { id: "loss", title: "Loss", unit: "nats per token", takes: ["loss", "val_loss"] },
+  { id: "reward", title: "Reward", unit: "mean over the texts of an update", takes: ["reward", "reward.*"], wide: true },
+  { id: "loss", title: "Loss", unit: "nats per token", takes: ["loss", "val_loss"], wide: true },
+  { id: "success", title: "Success", unit: "share of the texts", takes: ["success"] },
+  { id: "distinct", title: "Different texts", unit: "share of the texts of a prompt", takes: ["distinct"] },
+  { id: "length", title: "Length", unit: "tokens per text", takes: ["length"] },
+  { id: "kl", title: "KL", unit: "divergence from the reference, nats", takes: ["kl"] },
+  { id: "objective", title: "Objective", unit: "of the rewards; it has no scale", takes: [OBJECTIVE] },
   { id: "rate", title: "Learning rate", unit: "per update", takes: ["lr", "rule_lrs.*"] },
   { id: "norm", title: "Gradient norm", unit: "L2, before clipping", takes: ["grad_norm"] },
   { id: "speed", title: "Speed", unit: "tokens per second", takes: ["tokens_per_second"] },
@@ -15,15 +22,22 @@ const NAMED = [
   { id: "gap", title: "H - CE", unit: "nats; entropy minus cross-entropy", takes: ["H-CE"] },
   { id: "entropy", title: "Entropy and cross-entropy", unit: "nats", takes: ["H", "ce"] },
   { id: "bits", title: "Bits per byte", unit: "validation", takes: ["val_bits_per_byte"] },
+  { id: "experts", title: "Experts", unit: "load, relative to an equal share", takes: ["max_load", "min_load"] },
+  { id: "idle", title: "Idle experts", unit: "share of the experts", takes: ["experts.idle"] },
+  { id: "seconds", title: "Time", unit: "seconds per update", takes: ["seconds", "seconds.*"] },
 ];
 const HIDDEN = new Set(["step", "tokens", "elapsed", "val_ppl", "best_loss"]); // axes, and what another chart shows
 const KINDS = ["step", "eval"];
 
-/** The charts for which the runs have data: { id, title, unit, fields }; fields are [kind, name] pairs. */
-export function chartsOf(names) {
+/**
+ * The charts for which the runs have data: { id, title, unit, wide, fields }; fields are [kind, name] pairs. The fields of
+ * a chart of several runs would look alike, so each gets a chart of its own. Each word of the filter must occur in the
+ * title or in a field.
+ */
+export function chartsOf(names, filter = "") {
   const found = new Map(NAMED.map((chart) => [chart.id, { ...chart, fields: [] }]));
   for (const kind of KINDS) {
-    const fields = new Set(names.flatMap((name) => Object.keys(points.get(name)?.series[kind].fields ?? {})));
+    const fields = new Set(names.flatMap((name) => [...fieldsOf(name, kind).keys()]));
     for (const field of [...fields].sort()) {
       if (HIDDEN.has(field) || (kind === "eval" && field === "seconds")) continue;
       const named = NAMED.find((chart) => chart.takes.some((taken) => taken === field || (taken.endsWith("*") && field.startsWith(taken.slice(0, -1)))));
@@ -32,7 +46,34 @@ export function chartsOf(names) {
       found.get(id).fields.push([kind, field]);
     }
   }
-  return [...found.values()].filter((chart) => chart.fields.length);
+  const charts = [...found.values()].filter((chart) => chart.fields.length);
+  const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
+  const passes = ({ title, fields }) => words.every((word) => `${title} ${fields.map(([, field]) => field).join(" ")}`.toLowerCase().includes(word));
+  return (names.length > 1 ? charts.flatMap(divided) : charts).filter(passes);
+}
+
+/** The charts of the single fields of a chart. The loss, and fields that differ in a number only, share one. */
+function divided(chart) {
+  const fields = new Set(chart.fields.map(([, field]) => field));
+  if (chart.id === "loss" || chart.id.includes("*") || fields.size === 1) return [chart];
+  return [...fields].map((field) => {
+    const part = field.split(".").slice(1).join(".") || field;
+    const wide = chart.wide && field === chart.id;
+    const title = field === chart.id ? chart.title : chart.takes ? `${chart.title}: ${part}` : field;
+    return { ...chart, id: `${chart.id}: ${field}`, title, wide, fields: chart.fields.filter(([, other]) => other === field) };
+  });
+}
+
+/** The fields of a run that are drawn: name -> [mean, lowest, highest]. */
+function fieldsOf(run, kind) {
+  const found = new Map(Object.entries(points.get(run)?.series[kind].fields ?? {}));
+  // The learning rate of the run is that of one of its rules, and would hide it.
+  if ([...found.keys()].some((name) => name.startsWith("rule_lrs."))) found.delete("lr");
+  if (found.has("reward") && found.has("loss")) {
+    found.set(OBJECTIVE, found.get("loss"));
+    found.delete("loss");
+  }
+  return found;
 }
 
 function groupOf(field) {
@@ -49,8 +90,6 @@ export function linesOf(chart, names, view) {
     for (const [kind, field] of chart.fields) {
       const line = lineOf(run, kind, field, view);
       if (!line) continue;
-      // The learning rate of a rule that is also the learning rate of the run would hide it.
-      if (field === "lr" && chart.fields.some(([, other]) => other.startsWith("rule_lrs.") && points.get(run).series[kind].fields[other])) continue;
       lines.push({ ...line, role: kind === "eval" ? "points" : "raw" });
       if (kind === "step" && field !== "lr" && !field.startsWith("rule_lrs.")) {
         lines.push({ ...line, y: smoothed(line.y, view.smooth), low: null, high: null, role: "smooth" });
@@ -65,14 +104,14 @@ export function linesOf(chart, names, view) {
 }
 
 function lineOf(run, kind, field, view) {
-  const series = points.get(run)?.series[kind];
-  const values = series?.fields[field];
-  const along = series?.fields[view.x]?.[0];
+  const fields = fieldsOf(run, kind);
+  const values = fields.get(field);
+  const along = fields.get(view.x)?.[0];
   if (!values || !along) return null;
   const kept = along.map((_, i) => i).filter((i) => along[i] != null && values[0][i] != null);
   if (!kept.length) return null;
   const [mean, low, high] = values.map((list) => kept.map((i) => list[i]));
-  return { run, label: field, x: kept.map((i) => along[i]), y: mean, low, high, steps: kept.map((i) => series.fields.step[0][i]) };
+  return { run, label: field, x: kept.map((i) => along[i]), y: mean, low, high, steps: kept.map((i) => fields.get("step")[0][i]) };
 }
 
 /** The exponential moving average with this decay rate for each point, without the bias of its start. */

@@ -1,14 +1,19 @@
 // What is shown, as held by the address of the page: a link restores the view.
 
-const initial = { runs: null, x: "tokens", xlog: false, y: "linear", smooth: 0.9, sort: "newest", filter: "", range: null, losses: null };
+const initial = { runs: null, x: "tokens", xlog: false, y: "linear", smooth: 0.9, sort: "newest", filter: "", charts: "", range: null, losses: null };
 
 export const view = read();
 
-/** Changes the view and the address. `runs` is null while the newest runs are shown. */
-export function change(values) {
+/**
+ * Changes the view and the address. `runs` is null while the newest runs are shown. The back button takes a change back
+ * that is a step of the history.
+ */
+export function change(values, isStep = false) {
   Object.assign(view, values);
   const parts = Object.entries(view).filter(([name, value]) => String(value) !== String(initial[name])).map(write);
-  history.replaceState(null, "", parts.length ? `#${parts.join("&")}` : location.pathname);
+  const address = parts.length ? `#${parts.join("&")}` : location.pathname;
+  if (isStep) history.pushState(null, "", address);
+  else history.replaceState(null, "", address);
 }
 
 export function reread() {
@@ -30,7 +35,7 @@ function read() {
     else if (name === "y" && value === "log") found.y = value;
     else if (name === "xlog") found.xlog = value === "true";
     else if (name === "smooth" && value >= 0 && value < 1) found.smooth = Number(value);
-    else if (name === "sort" || name === "filter") found[name] = value;
+    else if (["sort", "filter", "charts"].includes(name)) found[name] = value;
     else if (name === "range" || name === "losses") found[name] = interval(value);
   }
   return found;
