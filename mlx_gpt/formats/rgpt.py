@@ -32,6 +32,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mlx_gpt.checkpoint.container import read_array
 from mlx_gpt.checkpoint.store import Checkpoint, Header, Tensors, require_finite
 from mlx_gpt.config.presets import names_of, preset_network
 from mlx_gpt.config.schema import MAX_VOCAB, SHAPE_KEYS, Config, ModelConfig
@@ -39,6 +40,7 @@ from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
 from mlx_gpt.model.cost import num_params
 from mlx_gpt.model.gpt import shapes_of
+from mlx_gpt.parse import reading
 
 HEADER = struct.Struct("<8sIIIf")
 MAGIC = {"rgpt0001": b"RGPT0001", "rgpt0002": b"RGPT0002", "rgpt0003": b"RGPT0003"}
@@ -75,7 +77,7 @@ class RGPT:
 
 def _magic(path: Path) -> bytes:
     """The first 8 bytes of a file."""
-    with open(path, "rb") as f:
+    with reading(path) as f:
         return f.read(8)
 
 
@@ -94,7 +96,7 @@ def read(path: Path, known: Shape | None = None) -> Checkpoint:
             The length is checked before any tensor is read.
         UserError: The number of heads is not known, or it does not divide n_embd.
     """
-    with open(path, "rb") as f:
+    with reading(path) as f:
         length = os.fstat(f.fileno()).st_size
         magic, vocab_size, last_iter, step, best_loss = _read_header(path, f, length)
         model = _solve_shape(
@@ -268,4 +270,4 @@ def _read_tensors(f: BinaryIO, shapes: dict[str, tuple[int, ...]]) -> Tensors:
 
 
 def _read_tensor(f: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
-    return np.fromfile(f, "<f4", math.prod(shape)).reshape(shape)
+    return read_array(f, "<f4", math.prod(shape)).reshape(shape)
