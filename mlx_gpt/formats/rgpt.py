@@ -98,7 +98,7 @@ def read(path: Path, known: Shape | None = None) -> Checkpoint:
     """
     with reading(path) as f:
         length = os.fstat(f.fileno()).st_size
-        magic, vocab_size, last_iter, step, best_loss = _read_header(path, f, length)
+        magic, vocab_size, last_iter, step, best_loss = _read_header(path, f)
         model = _solve_shape(
             path, length, copies=1 if magic == b"RGPT0002" else 3, vocab_size=vocab_size, known=known or {}
         )
@@ -161,11 +161,12 @@ def has_moments(checkpoint: Checkpoint) -> bool:
     return {f"{part}.{name}" for part in "mv" for name in checkpoint.weights} <= checkpoint.optimizer.keys()
 
 
-def _read_header(path: Path, f: BinaryIO, length: int) -> tuple[bytes, int, int, int, float]:
+def _read_header(path: Path, f: BinaryIO) -> tuple[bytes, int, int, int, float]:
     """Reads and checks the first 24 bytes. Returns the magic, vocab_size, iter, step and best_loss."""
-    if length < HEADER.size:
-        raise BadFile(f"{path}: has {length} bytes, but an RGPT header has {HEADER.size}; the file is truncated")
-    magic, vocab_size, last_iter, step, best_loss = HEADER.unpack(f.read(HEADER.size))
+    head = f.read(HEADER.size)
+    if len(head) < HEADER.size:
+        raise BadFile(f"{path}: has {len(head)} bytes, but an RGPT header has {HEADER.size}; the file is truncated")
+    magic, vocab_size, last_iter, step, best_loss = HEADER.unpack(head)
     if magic not in MAGIC.values():
         raise BadFile(f"{path}: begins with {magic!r}, not with {', '.join(m.decode() for m in MAGIC.values())}")
     if not 1 <= vocab_size <= MAX_VOCAB:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlx_gpt.errors import BadFile
 from mlx_gpt.files import convert_os_errors, write_atomic
-from mlx_gpt.parse import open_regular, parse_json
+from mlx_gpt.parse import parse_json, reading
 from mlx_gpt.train.reports import EvalReport, Report, kind, to_dict
 
 MAX_LINE = 1 << 20  # a longer line is not one that MetricsFile has written, in bytes
@@ -69,7 +69,7 @@ def each_line(path: Path) -> Iterator[dict]:
     """Yields the lines that read_metrics() returns, one at a time. Raises BadFile as it does."""
     if not path.exists():
         return
-    with open_regular(path) as f:
+    with reading(path) as f:
         while text := f.readline(MAX_LINE):
             with contextlib.suppress(BadFile):
                 line = parse_json(text, str(path))

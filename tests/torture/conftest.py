@@ -5,6 +5,7 @@ MLXGPT_TORTURE_SEED is the seed of all random choices, 0 by default. At its end,
 each test has made.
 """
 
+import math
 import os
 import random
 from collections import Counter
@@ -36,10 +37,10 @@ def tally(request):
 
 @pytest.fixture(params=BOTH)
 def attempts(request, tally):
-    """A function that returns how many attempts a test makes: attempts(few, many)."""
+    """A function that returns how many attempts a test makes: attempts(few, many), or attempts(few, many, most)."""
 
-    def number(few: int, many: int) -> int:
-        count = max(1, round(many * FACTOR)) if request.param else few
+    def number(few: int, many: int, most: float = math.inf) -> int:
+        count = min(max(1, round(many * FACTOR)) if request.param else few, most)
         tally(count)
         return count
 

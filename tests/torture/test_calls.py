@@ -18,6 +18,8 @@ from mlx_gpt.files import remove_abandoned
 from mlx_gpt.train.saving import BEST, LATEST, CheckpointWriter
 
 ERRORS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES]
+# Whether the power fails too, and then whether data and names that were not synced stay on the disk.
+POWER = [None, *itertools.product([False, True], repeat=2)]
 OLD, NEW = checkpoint(0), checkpoint(1, step=8)
 
 
@@ -34,9 +36,8 @@ def assert_old_or_new(path, is_new):
     assert_same(found, NEW if is_new or found.header.step == NEW.header.step else OLD)
 
 
-@pytest.mark.parametrize("power", [None, *itertools.product([False, True], repeat=2)])
+@pytest.mark.parametrize("power", POWER)
 def test_death_at_each_call_of_a_save(path, power, tally):
-    """The process dies; or the power fails too, with and without the data and names that were not synced."""
     good = path.read_bytes()
     for disk in each_call(lambda at: Disk(path.parent, at)):
         is_saved = False
@@ -150,37 +151,42 @@ def folder(tmp_path, whole):
     return tmp_path / "run"
 
 
-def test_death_at_each_call_of_a_run(folder, whole, attempts, draw):
+@pytest.fixture(scope="module")
+def calls(whole):
+    """The number of calls of a whole run."""
+    folder = whole.with_name("counted")
+    with Disk(whole.parent) as disk:
+        assert train(folder).returncode == 0
+    return len(disk.calls)
+
+
+def test_death_at_each_call_of_a_run(folder, whole, calls, attempts, draw):
     """After the death, the power may fail too. The next process ends the run."""
-    with Disk(folder.parent) as disk:
-        train(folder)
-    calls = len(disk.calls)
-    for number in range(attempts(1, calls)):
-        shutil.rmtree(folder)
-        disk = Disk(folder.parent, draw.randrange(30, calls) if calls > number else number)
+    places = [(at, power) for at in range(calls) for power in POWER]
+    for at, power in draw.sample(places, attempts(1, calls, len(places))):
+        disk = Disk(folder.parent, at)
         _, saved = broken(folder, disk)
-        if power := draw.choice([None, *itertools.product([False, True], repeat=2)]):
+        assert disk.is_met
+        if power:
             disk.power_off(*power)
         assert not saved or newest(folder).header.step >= saved
         assert_ends_as(folder, whole)
+        shutil.rmtree(folder)
 
 
-def test_an_error_of_each_call_of_a_run(folder, whole, attempts, draw):
+def test_an_error_of_each_call_of_a_run(folder, whole, calls, attempts, draw):
     """The run goes on, or ends with one line. The next process ends it as if nothing had happened."""
-    with Disk(folder.parent) as disk:
-        train(folder)
-    calls = len(disk.calls)
-    for number in range(attempts(2, 4 * calls)):
-        for path in folder.parent.glob("run*"):
-            shutil.rmtree(path)
-        at = number % calls if calls < number else draw.randrange(calls)
-        disk = Disk(folder.parent, at, draw.choice(ERRORS), draw.random() < 0.5)
+    places = [*itertools.product(range(calls), ERRORS, [False, True])]
+    for at, number, lasting in draw.sample(places, attempts(2, 2 * calls, len(places))):
+        disk = Disk(folder.parent, at, number, lasting)
         done, saved = broken(folder, disk)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-            assert done.returncode in (2, 6) and len(errors) == 1, (number, disk.calls[at], done)
-        assert not saved or newest(folder).header.step >= saved or [*folder.parent.glob("run-rescued-*")]
-        for path in folder.parent.glob("run-rescued-*"):
+            assert done.returncode in (2, 6) and len(errors) == 1, (disk.calls[at], done)
+        rescued = [*folder.parent.glob("run-rescued-*")]
+        assert not saved or newest(rescued[0] if rescued else folder).header.step >= saved
+        for path in rescued:
             assert_same_state(newest(path).as_trained(), newest(whole).as_trained())
-        folder.mkdir(exist_ok=True)
+            shutil.rmtree(path)
         assert_ends_as(folder, whole)
+        shutil.rmtree(folder)
