@@ -15,7 +15,7 @@ import pytest
 FACTOR = float(os.environ.get("MLXGPT_TORTURE", "1"))
 SEED = int(os.environ.get("MLXGPT_TORTURE_SEED", "0"))
 COUNTS = pytest.StashKey[Counter]()
-BOTH = [pytest.param(False, id="short"), pytest.param(True, id="long", marks=pytest.mark.torture)]
+LONG = pytest.param(True, id="long", marks=pytest.mark.torture)
 
 
 @pytest.fixture
@@ -35,12 +35,24 @@ def tally(request):
     return add
 
 
-@pytest.fixture(params=BOTH)
+@pytest.fixture(params=[pytest.param(False, id="short"), LONG])
 def attempts(request, tally):
     """A function that returns how many attempts a test makes: attempts(few, many), or attempts(few, many, most)."""
 
     def number(few: int, many: int, most: float = math.inf) -> int:
         count = min(max(1, round(many * FACTOR)) if request.param else few, most)
+        tally(count)
+        return count
+
+    return number
+
+
+@pytest.fixture(params=[LONG])
+def long_attempts(request, tally):
+    """Like `attempts`, for tests that have no short form: long_attempts(many), or long_attempts(many, most)."""
+
+    def number(many: int, most: float = math.inf) -> int:
+        count = min(max(1, round(many * FACTOR)), most)
         tally(count)
         return count
 
