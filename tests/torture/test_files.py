@@ -97,10 +97,12 @@ def test_a_changed_file_is_read_or_refused_in_one_line(tmp_path, name, attempts,
 def test_a_read_that_fails_is_an_error_in_one_line(tmp_path, name, attempts, draw):
     """SHORT is no error: the read is continued."""
     target = TARGETS[name](tmp_path)
+    good = target.path.read_bytes()
     with Disk(tmp_path, reads=True) as disk:
         target.read()
     places = [(at, fault) for at in range(len(disk.calls)) for fault in (errno.EIO, SHORT, END)]
     for at, fault in draw.sample(places, attempts(3, len(places), len(places))):
+        target.path.write_bytes(good)
         try:
             with Disk(tmp_path, at, fault, reads=True):
                 target.read()
