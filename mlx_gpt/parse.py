@@ -5,6 +5,7 @@ The values that cannot be used are NaN, infinity, integers of more than 64 bits,
 of characters that UTF-8 cannot encode.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -12,7 +13,7 @@ import re
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,11 +76,8 @@ def read_bytes(path: Path) -> bytes:
         UserError: There is no such file.
         BadFile: The file is not a regular file, cannot be read, or has more than MAX_BYTES.
     """
-    with open_regular(path) as file:
-        try:
-            data = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
-        except OSError as error:
-            raise BadFile(f"{path}: not a readable file: {error.strerror}") from None
+    with reading(path) as file:
+        data = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
     return _limited(data, str(path))
 
 
@@ -93,6 +91,21 @@ def read_text(path: Path) -> str:
     name = "stdin" if str(path) == "-" else str(path)
     data = _limited(sys.stdin.buffer.read(MAX_BYTES + 1), name) if name == "stdin" else read_bytes(path)
     return _decoded(data, name, "a text file")
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """A context with a regular file that is open for reading.
+
+    Raises:
+        UserError: There is no such file.
+        BadFile: It is not a regular file, or cannot be opened, or an OSError in the context: it cannot be read.
+    """
+    with open_regular(path) as file:
+        try:
+            yield file
+        except OSError as error:
+            raise BadFile(f"{path}: not a readable file: {error.strerror}") from None
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -1,51 +1,95 @@
-"""Changes the bytes of binary files at random, and requires that a reader survives them."""
+"""Changes files at random, and requires that a reader survives each change."""
 
+import contextlib
 import random
 import resource
-import struct
+import signal
+import sys
 import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from mlx_gpt.errors import UserError
+from mutations import Mutate, mutated
 
+from mlx_gpt.errors import BadFile, UserError
 
-def mutated(good: bytes, draw: random.Random) -> bytes:
-    """A few changes of a file: flipped bits, bytes cut or repeated, numbers that are too large, the end cut."""
-    data = bytearray(good)
-    for _ in range(draw.randint(1, 4)):
-        place = draw.randrange(len(data))
-        match draw.randrange(5):
-            case 0:
-                data[place] ^= 1 << draw.randrange(8)
-            case 1:
-                del data[place : place + draw.randint(1, 40)]
-            case 2:
-                data[place:place] = data[place : place + draw.randint(1, 40)]
-            case 3:
-                layout, bits = draw.choice([("<I", 32), ("<Q", 64)])
-                value = draw.choice([0, 1, 2, 8, 9, 255, (1 << bits - 1) - 1, 1 << bits - 1, (1 << bits) - 1])
-                data[place : place + bits // 8] = struct.pack(layout, value)
-            case 4:
-                data = data[: place + 1] if draw.random() < 0.2 else data
-        if not data:
-            return b""
-    return bytes(data)
+SECONDS = 10  # of computing, for one read
+MEMORY = 96 << 20  # bytes for one read, besides twice the size of the file. A text in memory has at most 64 MiB
 
 
-def require_one_line(good: bytes, read, path, count: int) -> None:
-    """Each mutated file is read, or refused in one line, in no more memory than twice the file and 64 MiB."""
-    draw = random.Random(0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+@dataclass
+class Target:
+    """A good file, and how it is read.
+
+    Attributes:
+        path: The file.
+        read: Reads the file and uses its content.
+        mutate: Changes the bytes of the file.
+    """
+
+    path: Path
+    read: Callable[[], object]
+    mutate: Mutate = mutated
+
+
+def resident() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def require_own(error: UserError, folder: Path) -> None:
+    """Asserts that an error is one line, and that one about a file names it, or the corpus."""
+    assert isinstance(error, BadFile) <= (str(folder) in str(error) or "corpus " in str(error)), str(error)
+    assert "\n" not in str(error) and len(str(error)) < 2000, str(error)
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """A context that fails after SECONDS of computing in this process."""
+
+    def fail(*_):
+        raise AssertionError(f"computes for more than {SECONDS} s")
+
+    before = signal.signal(signal.SIGPROF, fail)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def attack(target: Target, count: int, draw: random.Random) -> None:
+    """Reads a file `count` times, each time with other changes.
+
+    Each attempt succeeds or raises a UserError of one line. It computes for at most SECONDS, and needs no more memory
+    than twice the file and MEMORY.
+    """
+    good = target.path.read_bytes()
+    target.read()
+    before = resident()
     tracemalloc.start()
     try:
-        for _ in range(count):
-            data = mutated(good, draw)
-            path.write_bytes(data)
+        for number in range(count):
+            data = target.mutate(good, draw)
+            target.path.write_bytes(data)
             tracemalloc.reset_peak()
             try:
-                read(path)
+                with bounded():
+                    target.read()
             except UserError as error:
-                assert "\n" not in str(error) and len(str(error)) < 800, str(error)
-            assert tracemalloc.get_traced_memory()[1] < 2 * len(data) + (64 << 20)
+                require_own(error, target.path.parent)
+            except BaseException as error:
+                error.add_note(f"attempt {number}: {data[:3000]!r}")
+                raise
+            assert tracemalloc.get_traced_memory()[1] < 2 * len(data) + MEMORY, (number, data[:3000])
     finally:
         tracemalloc.stop()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10  # KiB
+    assert resident() - before < 256 << 20
+
+
+def require_one_line(good: bytes, read: Callable[[Path], object], path: Path, count: int) -> None:
+    """Attacks the reader of a file with the content `good`."""
+    path.write_bytes(good)
+    attack(Target(path, lambda: read(path)), count, random.Random(0))

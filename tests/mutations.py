@@ -4,11 +4,13 @@ import copy
 import json
 import math
 import random
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
 
-NUMBERS = (0, 1, 1 << 31, 1 << 32, 1 << 63, (1 << 64) - 1)
+# Lengths, offsets and counts in files are numbers of one of these layouts.
+LAYOUTS = [("<H", 16), ("<I", 32), ("<Q", 64), (">I", 32)]
 # Bytes that mean something to a reader of JSON, TOML, HTTP or UTF-8.
 FRAGMENTS = [b"9", b"-", b"e9", b'"', b"{", b"}", b"]", b"null", b"1e999", b"NaN", b"-Infinity", b"9" * 400, b"true"]
 FRAGMENTS += [b"[" * 100, b'{"a":' * 100, b"a." * 100, b"\n", b"\r\n", b"\x00", b"\xff", b"\xc0\x80", b"\\ud800", b"\\"]
@@ -34,7 +36,9 @@ def mutated(good: bytes, draw: random.Random) -> bytes:
             case 2:
                 data[place:place] = data[place : place + draw.randint(1, 50)]
             case 3:
-                data[place : place + 8] = struct.pack("<Q", draw.choice(NUMBERS))
+                layout, bits = draw.choice(LAYOUTS)
+                number = draw.choice([0, 1, 2, 8, 9, 255, (1 << bits - 1) - 1, 1 << bits - 1, (1 << bits) - 1])
+                data[place : place + bits // 8] = struct.pack(layout, number)
             case 4:
                 data[place : place + draw.randint(0, 1)] = draw.choice(FRAGMENTS)
             case 5:
@@ -76,7 +80,17 @@ def mutated_json(good: bytes, draw: random.Random) -> bytes:
     """JSON of which a value or some bytes were changed."""
     if draw.random() < 0.3:
         return mutated(good, draw)
-    return json.dumps(mutated_value(json.loads(good), draw)).encode()
+    text = json.dumps(mutated_value(json.loads(good), draw))
+    return (_repeated_name(text, draw) if draw.random() < 0.1 else text).encode()
+
+
+def _repeated_name(text: str, draw: random.Random) -> str:
+    """JSON in which an object has its first name twice."""
+    places = list(re.finditer(r'\{("[^"\\]*": [^][{},]+)', text))
+    if not places:
+        return text
+    place = draw.choice(places)
+    return text[: place.start()] + "{" + place[1] + ", " + text[place.start() + 1 :]
 
 
 def mutated_lines(good: bytes, draw: random.Random) -> bytes:

@@ -13,11 +13,12 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from mlx_gpt.errors import BadFile
-from mlx_gpt.parse import parse_json
+from mlx_gpt.parse import parse_json, reading
 
 MAX_HEADER = 100_000_000  # bytes
 # Bytes per element of each dtype that a header may contain.
@@ -48,15 +49,16 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         The entries of the tensors by name, and the metadata.
 
     Raises:
-        BadFile: The file is not a valid safetensors file. The checks are: the header fits into the file, is a JSON
-            object and has no name twice; every dtype is one of WIDTHS; the byte length of every tensor is that of its
-            shape and dtype; the tensors follow each other without gap or overlap, up to the last byte of the file.
+        BadFile: The file cannot be read, or is not a valid safetensors file. The checks are: the header fits into the
+            file, is a JSON object and has no name twice; every dtype is one of WIDTHS; the byte length of every tensor
+            is that of its shape and dtype; the tensors follow each other without gap or overlap, up to the last byte
+            of the file.
     """
 
     def bad(what: str) -> BadFile:
         return BadFile(f"{path}: not a complete safetensors file ({what}); use an earlier checkpoint")
 
-    with open(path, "rb") as file:
+    with reading(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size < 10:  # the length of the header, 8 bytes, and the shortest header, "{}"
             raise bad(f"it has {size} bytes")
@@ -102,17 +104,28 @@ def read_tensors(path: Path, entries: dict[str, Entry]) -> dict[str, np.ndarray]
 
     Returns:
         The arrays by name, in the order of the names.
+
+    Raises:
+        BadFile: The file cannot be read, or ends before the last tensor.
     """
     tensors = {}
-    with open(path, "rb") as file:
+    with reading(path) as file:
         for name, entry in sorted(entries.items()):
             file.seek(entry.first)
-            data = np.fromfile(file, NUMPY[entry.dtype], math.prod(entry.shape))
+            data = read_array(file, NUMPY[entry.dtype], math.prod(entry.shape))
             if entry.dtype == "BF16":  # a bfloat16 is the upper 16 bits of a float32: 0x3F80 is 0x3F800000, 1.0
                 data = (data.astype("<u4") << 16).view("<f4")
             dtype = np.uint8 if entry.dtype == "U8" else np.float32
             tensors[name] = data.astype(dtype, copy=False).reshape(entry.shape)
     return tensors
+
+
+def read_array(file: BinaryIO, dtype: np.dtype | str | type, count: int) -> np.ndarray:
+    """Reads an array of `count` elements from the position of a file. Raises BadFile if the file ends before."""
+    data = np.empty(count, dtype)
+    if file.readinto(data.view("u1")) < data.nbytes:
+        raise BadFile(f"{file.name}: has become shorter while it was read; another program changes it, try again")
+    return data
 
 
 def _entry(facts, start: int) -> Entry | None:

@@ -24,7 +24,7 @@ from mlx_gpt.config.table import merge
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
 from mlx_gpt.model.gpt import GPT
-from mlx_gpt.parse import parse_json
+from mlx_gpt.parse import parse_json, reading
 
 DTYPES = {"float32": "F32", "uint8": "U8"}  # the types of weights, by their names in specs
 FORMAT, FORMAT_VERSION = "mlxgpt", 5
@@ -234,7 +234,7 @@ def load(path: Path) -> Checkpoint:
 
 def is_safetensors(path: Path) -> bool:
     """Whether the file begins like a safetensors file: 8 bytes for the length of the header, then "{"."""
-    with open(path, "rb") as f:
+    with reading(path) as f:
         return f.read(9)[8:] == b"{"
 
 

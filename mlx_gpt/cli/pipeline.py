@@ -201,7 +201,7 @@ def _carry_out(stage: Stage, folder: Path, before: Path | None) -> None:
     Raises:
         UserError: The stage was completed or begun with other options.
     """
-    done = parse.read_object(folder / STATE) if (folder / STATE).exists() else {}
+    done = _state(folder)
     known = done.get(stage.name)
     if known is not None and known.get("key") != stage.key:
         raise UserError(f"{folder / stage.name}: was made with other options; give them as they were, or another --out")
@@ -221,6 +221,15 @@ def _carry_out(stage: Stage, folder: Path, before: Path | None) -> None:
         write_atomic(folder / f"{stage.name}.json", [output])
         click.echo(output.decode(), nl=False)
     _save(folder, done | {stage.name: {"key": stage.key, "complete": True}})
+
+
+def _state(folder: Path) -> dict[str, dict[str, Any]]:
+    """Reads what is known of the stages, by their names. Raises BadFile if the file is not one of a pipeline."""
+    path = folder / STATE
+    found = parse.read_object(path) if path.exists() else {}
+    if not all(isinstance(stage, dict) for stage in found.values()):
+        raise BadFile(f"{path}: does not have an object for each stage; remove it to continue from the runs there")
+    return found
 
 
 def _save(folder: Path, state: dict[str, Any]) -> None:

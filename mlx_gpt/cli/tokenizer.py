@@ -86,6 +86,7 @@ def decode_command(idsfile, vocab, as_json):
     try:
         is_json = text.lstrip().startswith("{")
         ids = parse_json(text, str(idsfile))["ids"] if is_json else [int(word) for word in text.split()]
+        ids = list(ids)
     except (ValueError, KeyError, TypeError):
         raise BadFile(f'{idsfile}: does not contain ids; give whole numbers, or {{"ids": [...]}}') from None
     for i in ids:

@@ -17,7 +17,7 @@ from mlx_gpt.config.schema import MAX_VOCAB
 from mlx_gpt.data import tokenfile
 from mlx_gpt.data.tokenizer import Tokenizer
 from mlx_gpt.errors import BadFile, UserError
-from mlx_gpt.files import convert_os_errors
+from mlx_gpt.parse import reading
 
 SUFFIX = ".tokens"
 CHUNK = 1 << 18  # ids; an even number
@@ -134,13 +134,13 @@ def _require_ids(file: IdFile, dtype: str, vocab_size: int) -> None:
 
 def _chunks(path: Path, dtype: np.dtype, first: int, count: int) -> Iterator[np.ndarray]:
     """Yields `count` ids from byte `first` on, in arrays of at most CHUNK ids."""
-    with convert_os_errors(path), open(path, "rb") as file:
+    with reading(path) as file:
         file.seek(first)
         while count:
-            ids = np.frombuffer(file.read(min(CHUNK, count) * dtype.itemsize), dtype)
-            if not len(ids):
+            data = file.read(min(CHUNK, count) * dtype.itemsize)
+            if len(data) < min(CHUNK, count) * dtype.itemsize:
                 raise BadFile(f"{path}: became shorter while it was read; make it again")
-            yield ids
+            yield (ids := np.frombuffer(data, dtype))
             count -= len(ids)
 
 

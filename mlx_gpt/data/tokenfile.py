@@ -120,13 +120,14 @@ def read(path: Path, hashes: tuple[bytes, bytes], dtype: np.dtype, vocab_size: i
             file.seek(HEADER.size)
             checksums = np.frombuffer(index, "<u4", num_blocks, 16 * num_documents).tolist()
             highest = _highest(path, file, dtype, count, checksums)
+            ids = np.memmap(file, dtype, "r", HEADER.size, (count,))
     except OSError as error:
         raise BadFile(f"{path}: not a readable file: {error.strerror}") from None
     documents = np.frombuffer(index, "<i8", 2 * num_documents).reshape(-1, 2)
     unknown = Counter(parse_json(index[16 * num_documents + 4 * num_blocks :], str(path)))
     if documents[:, 0].sum() != count or (documents < 0).any() or highest >= vocab_size:
         raise _damaged(path, "its document lengths or ids are out of range")
-    return Encoded(np.memmap(path, dtype, "r", HEADER.size, (count,)), documents, unknown)
+    return Encoded(ids, documents, unknown)
 
 
 def identify(path: Path) -> tuple[tuple[bytes, bytes], np.dtype]:

@@ -4,11 +4,14 @@ All collectives run on one stream, and each depends on the one before it in the 
 same on all ranks. Collectives on two streams at a time add values of different arrays, without an error.
 """
 
+import contextlib
 import os
 import secrets
+import signal
 import socket
 import stat
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from mlx_gpt.train.parallel import Alone, Group, explained
 BUCKET_BYTES = 32 << 20  # arrays of one dtype are joined to pieces of about this size, and each piece is summed at once
 LOST = ("[ring]", "[jaccl]", "[nccl]", "connection to a peer")  # what messages of MLX about lost connections contain
 REASON_SECONDS = 3.0  # a lost connection of MLX is noticed at once; the heartbeat may need this long to name the rank
+
+JOIN_SECONDS = 120.0  # MLX tries to connect for about 30 s, and then waits for the connections of others
 
 NEXT_STEP = (
     "the run has ended, and its checkpoints are complete; see the messages of the other processes, and continue with "
@@ -107,7 +112,8 @@ def join() -> Group:
         return Alone()
     before = _sockets()
     try:
-        group = mx.distributed.init()
+        with _interrupted_after(JOIN_SECONDS):
+            group = mx.distributed.init()
     except RuntimeError as error:
         raise GroupFailed(f"the processes of the run cannot reach each other: {error}; check the hosts") from None
     if group.size() == 1:
@@ -116,6 +122,24 @@ def join() -> Group:
     with explained(ranks):
         ranks.start_heartbeat()
     return ranks
+
+
+@contextlib.contextmanager
+def _interrupted_after(seconds: float) -> Iterator[None]:
+    """A context whose waiting system calls fail after this time, in the main thread. Elsewhere it does nothing.
+
+    MLX waits without end for the connection of a process that has ended before. An alarm ends the wait with EINTR.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again each second: the next call may wait too
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def buckets(arrays: Sequence[mx.array], size: int = BUCKET_BYTES) -> list[list[int]]:

@@ -39,6 +39,7 @@ from mlx_gpt.errors import BadFile
 from mlx_gpt.files import write_atomic
 from mlx_gpt.formats.gguf_types import NAMES, OTHERS, TERNARY, TYPES, byte_length, decoded, decoded_ternary, encoded
 from mlx_gpt.formats.ternary import Ternary
+from mlx_gpt.parse import reading
 
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
 MAX_ALIGNMENT = 1 << 16
@@ -151,7 +152,7 @@ def _padded(data: bytes) -> bytes:
 
 def recognizes(path: Path) -> bool:
     """Whether a file begins with the magic of GGUF."""
-    with open(path, "rb") as file:
+    with reading(path) as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
@@ -170,7 +171,7 @@ def read_header(path: Path) -> tuple[Metadata, dict[str, Entry]]:
             header fits into the file; no key and no name occurs twice; the tensors follow each other, aligned, without
             gap or overlap, up to the end of the file. Nothing is allocated for a length that exceeds the file.
     """
-    with open(path, "rb") as file:
+    with reading(path) as file:
         return HeaderReader(path, file).read()
 
 

@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mlx_gpt.checkpoint.container import Entry
+from mlx_gpt.checkpoint.container import Entry, read_array
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.formats.ternary import Ternary
 
@@ -139,9 +139,9 @@ def decoded(file: BinaryIO, entry: Entry) -> np.ndarray:
     """Reads a tensor of type F32, F16, BF16 or Q8_0 at the position of the file, and converts it to float32."""
     count = math.prod(entry.shape)
     if entry.dtype == "Q8_0":
-        blocks = np.fromfile(file, Q8_0, count // 32)
+        blocks = read_array(file, Q8_0, count // 32)
         return (blocks["q"] * blocks["d"].astype(np.float32)[:, None]).reshape(entry.shape)
-    data = np.fromfile(file, {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[entry.dtype], count)
+    data = read_array(file, {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[entry.dtype], count)
     if entry.dtype == "BF16":  # a bfloat16 is the upper 16 bits of a float32
         data = (data.astype("<u4") << 16).view("<f4")
     return data.astype(np.float32, copy=False).reshape(entry.shape)
@@ -154,7 +154,7 @@ def decoded_ternary(file: BinaryIO, name: str, entry: Entry) -> Ternary:
         BadFile: A weight is not -1, 0 or 1 times the scale.
     """
     codes, (_, elements, size) = TERNARY[entry.dtype], TYPES[entry.dtype]
-    blocks = np.fromfile(file, np.uint8, entry.end - entry.first).reshape(-1, size)
+    blocks = read_array(file, np.uint8, entry.end - entry.first).reshape(-1, size)
     scales, data = (blocks[:, :2], blocks[:, 2:]) if codes.scale_first else (blocks[:, -2:], blocks[:, :-2])
     trits = codes.unpack(data).astype(np.int8) - np.int8(codes.zero)
     if trits.size and not -1 <= trits.min() <= trits.max() <= 1:

@@ -29,6 +29,7 @@ from mlx_gpt.formats.gguf_types import TERNARY, TYPES
 from mlx_gpt.formats.ternary import GROUPS, Ternary, common_group, packed_network, ternary_matrices
 from mlx_gpt.model.gpt import shapes_of
 from mlx_gpt.model.packing import as_dense
+from mlx_gpt.parse import reading
 
 # Values of general.file_type, by the type of all matrices, or of the ternary ones.
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "TQ2_0": 37, "TQ1_0": 36, "Q2_0": 41, "Q4_0": 2}
@@ -194,7 +195,7 @@ def read(path: Path) -> Checkpoint:
         header = dataclasses.replace(header, tokenizer=tokenizer.to_dict())
     _require_whole_ternary(path, entries)
     weights, matrices = {}, {}
-    with open(path, "rb") as file:
+    with reading(path) as file:
         for name, entry in entries.items():
             ours = names[name]
             if entry.dtype in TERNARY:

@@ -29,6 +29,7 @@ import numpy as np
 
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
+from mlx_gpt.parse import reading
 
 MAGIC, VERSION = 0x6D484321, 2
 HEAD = struct.Struct("<4I")
@@ -90,7 +91,7 @@ def read_units(path: Path, num_layers: int, num_streams: int) -> Units:
         raise UserError(f"{path}: no such file")
     unit = _layout(num_streams)
     expected = HEAD.size + 2 * num_layers * unit.itemsize
-    with open(path, "rb") as file:
+    with reading(path) as file:
         data = file.read(expected + 1)
     if len(data) < HEAD.size or data[:4] != struct.pack("<I", MAGIC):
         raise BadFile(f"{path}: is not an mHC file; give the one that belongs to the model")

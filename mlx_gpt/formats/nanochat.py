@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mlx_gpt.checkpoint.container import Entry
+from mlx_gpt.checkpoint.container import Entry, read_array
 from mlx_gpt.checkpoint.store import Checkpoint, Header, require_finite
 from mlx_gpt.config.schema import MAX_VOCAB, Config, ModelConfig
 from mlx_gpt.errors import BadFile, UserError
@@ -28,6 +28,7 @@ from mlx_gpt.formats.mhc import MIXES, Units, gains, ordinary, read_units, units
 from mlx_gpt.formats.ternary import Ternary, packed_network, ternary_matrices
 from mlx_gpt.model.gpt import shapes_of
 from mlx_gpt.model.packing import PACKED
+from mlx_gpt.parse import reading
 
 MAGIC = b"GUGF"
 MAX_ITEMS, MAX_BYTES = 100_000, 16 << 20  # tensors or metadata entries, and bytes of one string or array
@@ -60,7 +61,7 @@ class Nanochat:
     def recognizes(self, path: Path) -> bool:
         if not path.is_file():
             return False
-        with open(path, "rb") as file:
+        with reading(path) as file:
             return file.read(len(MAGIC)) == MAGIC
 
     def read(self, path: Path, known: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -161,7 +162,7 @@ def read(path: Path, mhc: Path | None = None) -> Checkpoint:
         BadFile: A file is corrupt, or has another network. The message names what is refused.
         UserError: The file has residual streams, and mhc is None. It has one stream, and mhc is not None.
     """
-    with open(path, "rb") as file:
+    with reading(path) as file:
         reader = _Header(path, file)
         metadata, entries = reader.read()
         model, vocab_size = _model(path, metadata, entries), _vocab_size(path, metadata, entries)
@@ -234,11 +235,11 @@ def _read_tensor(file: BinaryIO, entry: Entry, group: int) -> np.ndarray | Terna
     count = math.prod(entry.shape)
     if entry.dtype != "Q1_58":
         dtype = {"F32": "<f4", "F16": "<f2"}[entry.dtype]
-        return np.fromfile(file, dtype, count).astype(np.float32, copy=False).reshape(entry.shape)
-    codes = LANES.unpack(np.fromfile(file, np.uint8, count // 4).reshape(entry.shape[0], -1))
+        return read_array(file, dtype, count).astype(np.float32, copy=False).reshape(entry.shape)
+    codes = LANES.unpack(read_array(file, np.uint8, count // 4).reshape(entry.shape[0], -1))
     # Bit 0 says that a trit is not 0, and bit 1 that it is negative. The code 10 is therefore 0 too.
     trits = ((codes & 1) * (1 - (codes & 2).astype(np.int8))).astype(np.int8)
-    scales = np.fromfile(file, "<f4", count // group).astype(np.float32, copy=False)
+    scales = read_array(file, "<f4", count // group).astype(np.float32, copy=False)
     return Ternary(trits=trits, scales=scales.reshape(entry.shape[0], -1))
 
 

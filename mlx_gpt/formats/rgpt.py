@@ -32,6 +32,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mlx_gpt.checkpoint.container import read_array
 from mlx_gpt.checkpoint.store import Checkpoint, Header, Tensors, require_finite
 from mlx_gpt.config.presets import names_of, preset_network
 from mlx_gpt.config.schema import MAX_VOCAB, SHAPE_KEYS, Config, ModelConfig
@@ -39,6 +40,7 @@ from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
 from mlx_gpt.model.cost import num_params
 from mlx_gpt.model.gpt import shapes_of
+from mlx_gpt.parse import reading
 
 HEADER = struct.Struct("<8sIIIf")
 MAGIC = {"rgpt0001": b"RGPT0001", "rgpt0002": b"RGPT0002", "rgpt0003": b"RGPT0003"}
@@ -75,7 +77,7 @@ class RGPT:
 
 def _magic(path: Path) -> bytes:
     """The first 8 bytes of a file."""
-    with open(path, "rb") as f:
+    with reading(path) as f:
         return f.read(8)
 
 
@@ -94,9 +96,9 @@ def read(path: Path, known: Shape | None = None) -> Checkpoint:
             The length is checked before any tensor is read.
         UserError: The number of heads is not known, or it does not divide n_embd.
     """
-    with open(path, "rb") as f:
+    with reading(path) as f:
         length = os.fstat(f.fileno()).st_size
-        magic, vocab_size, last_iter, step, best_loss = _read_header(path, f, length)
+        magic, vocab_size, last_iter, step, best_loss = _read_header(path, f)
         model = _solve_shape(
             path, length, copies=1 if magic == b"RGPT0002" else 3, vocab_size=vocab_size, known=known or {}
         )
@@ -159,11 +161,12 @@ def has_moments(checkpoint: Checkpoint) -> bool:
     return {f"{part}.{name}" for part in "mv" for name in checkpoint.weights} <= checkpoint.optimizer.keys()
 
 
-def _read_header(path: Path, f: BinaryIO, length: int) -> tuple[bytes, int, int, int, float]:
+def _read_header(path: Path, f: BinaryIO) -> tuple[bytes, int, int, int, float]:
     """Reads and checks the first 24 bytes. Returns the magic, vocab_size, iter, step and best_loss."""
-    if length < HEADER.size:
-        raise BadFile(f"{path}: has {length} bytes, but an RGPT header has {HEADER.size}; the file is truncated")
-    magic, vocab_size, last_iter, step, best_loss = HEADER.unpack(f.read(HEADER.size))
+    head = f.read(HEADER.size)
+    if len(head) < HEADER.size:
+        raise BadFile(f"{path}: has {len(head)} bytes, but an RGPT header has {HEADER.size}; the file is truncated")
+    magic, vocab_size, last_iter, step, best_loss = HEADER.unpack(head)
     if magic not in MAGIC.values():
         raise BadFile(f"{path}: begins with {magic!r}, not with {', '.join(m.decode() for m in MAGIC.values())}")
     if not 1 <= vocab_size <= MAX_VOCAB:
@@ -268,4 +271,4 @@ def _read_tensors(f: BinaryIO, shapes: dict[str, tuple[int, ...]]) -> Tensors:
 
 
 def _read_tensor(f: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
-    return np.fromfile(f, "<f4", math.prod(shape)).reshape(shape)
+    return read_array(f, "<f4", math.prod(shape)).reshape(shape)

@@ -66,9 +66,9 @@ class Progress:
         seconds, tokens, previous = values.get("seconds", 0.0), values.get("tokens"), self.last.get("step", {})
         if seconds > 0 and tokens is not None and previous.get("step") == step - 1:
             new = tokens - previous.get("tokens", tokens)
-            if new > 0:
-                values["tokens_per_second"] = new / seconds
-                self._speeds.append(new / seconds)
+            if new > 0 and (speed := number(new / seconds)):
+                values["tokens_per_second"] = speed
+                self._speeds.append(speed)
                 self._seconds.append(seconds)
 
     def _add_best(self, kind: str, step: int, values: Mapping[str, float], report: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ That suffices for the progress of a run, and costs little more than reading the 
 """
 
 import json
-import math
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +20,7 @@ from mlx_gpt.parse import open_regular
 
 MAX_LINE = 1 << 20  # a longer line is not one that MetricsFile has written, in bytes
 MAX_STEP = 1 << 53  # larger whole numbers are not exact in JavaScript
+MAX_NUMBER = 1e100  # a larger number measures nothing, and sums of several could exceed the range of a float
 CHUNK = 1 << 18  # bytes that one call reads by default
 END = 1 << 15  # bytes at the end of a file that tell the state of the run
 UPDATE_START = b'{"report": "step"'  # the first bytes of an update, as MetricsFile writes it
@@ -42,9 +42,9 @@ def parse_report(line: bytes) -> dict[str, Any] | None:
 
 
 def number(value: Any) -> float | None:
-    """Converts a value of a report to a finite float. Returns None for every other value."""
+    """Converts a value of a report to a float of at most MAX_NUMBER. Returns None for every other value."""
     if type(value) is float:
-        return value if math.isfinite(value) else None
+        return value if abs(value) <= MAX_NUMBER else None
     if type(value) is int and -(1 << 64) < value < 1 << 64:
         return float(value)
     return None

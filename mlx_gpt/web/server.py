@@ -331,8 +331,7 @@ class HttpProtocol(H11Protocol):
     def _too_slow(self) -> None:
         """Ends the connection at the receive deadline.
 
-        If only a part of the request has arrived, the client gets status 408. If nothing has arrived, the connection is
-        closed.
+        A client of which a part of a request has arrived gets status 408. Otherwise, the connection is closed.
         """
         self._receiving = None
         if self.conn.trailing_data[0] or self.conn.their_state is h11.SEND_BODY:
@@ -376,7 +375,8 @@ class HttpProtocol(H11Protocol):
         then lose the response.
         """
         self._discarded, self._receiving = 0, _cancel(self._receiving)
-        self.transport.write_eof()
+        with contextlib.suppress(OSError):  # the client has reset the connection
+            self.transport.write_eof()
         self.transport.resume_reading()
         self.loop.call_later(LINGER, self.transport.close_now)
 

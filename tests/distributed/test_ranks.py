@@ -139,6 +139,22 @@ def test_processes_with_another_text_or_too_few_rows_end_with_the_reason(folder)
     assert "an update has 4 sequences, but 5 processes divide them" in found[0][2]
 
 
+HASTY = """
+from mlx_gpt.cli.main import main
+from mlx_gpt.distributed import ranks
+ranks.JOIN_SECONDS = 0.5
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_does_not_wait_without_end_for_one_that_died_before_it_connected(folder):
+    (folder / "hasty.py").write_text(HASTY)
+    with processes(2, *train("--out=run"), folder=folder, module="hasty") as started:
+        started[1].kill()
+        ends_with_8(started[0], "error: the processes of the run cannot reach each other: ", 60)
+
+
 SMALL_PIECES = """
 import functools
 from mlx_gpt.cli.main import main

@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import json
+import os
 import random
 import re
 import socket
@@ -130,6 +132,20 @@ def test_a_request_must_arrive_in_time(run, data):
         answer = everything(sock)
         assert time.monotonic() - start < 5
         assert not data or b"408" in answer.split(b"\r\n")[0] and b'"error"' in answer
+
+
+def test_a_connection_that_was_reset_before_its_error_is_sent_is_closed(run, monkeypatch, caplog):
+    """The system refuses to end its half of the connection."""
+
+    def refuse(transport):
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    monkeypatch.setattr(server._Transport, "write_eof", refuse, raising=False)
+    monkeypatch.setattr(server, "LINGER", 0.1)
+    deadlines = server.Deadlines(receive=0.2)
+    with serving(run, deadlines=deadlines) as served, connect(served, raw(GOOD)[:-1]) as sock:
+        assert everything(sock).startswith(b"HTTP/1.1 408 ")
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("cut", [1, 20])

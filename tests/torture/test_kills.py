@@ -1,8 +1,11 @@
 """Training runs that are killed at random moments, also during saves: no checkpoint and no update is lost."""
 
+import contextlib
 import itertools
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +13,7 @@ import sys
 import pytest
 from commands import mlxgpt
 from constants import ROOT, TINY
+from crew import processes
 from training import assert_same_state
 
 from mlx_gpt.checkpoint import store
@@ -121,3 +125,84 @@ def test_runs_that_are_killed_anywhere_end_as_a_run_that_is_not(tmp_path, whole,
         assert_same_state(newest(folder).as_trained(), newest(whole).as_trained())
         if not left:
             return
+
+
+# -- two processes that train together ------------------------------------------------------------------------------
+
+
+# Waits for a process that died before it connected no longer than this, so that the test is shorter.
+HASTY = """
+from mlx_gpt.cli.main import main
+from mlx_gpt.distributed import ranks
+ranks.JOIN_SECONDS = 15
+main()
+"""
+
+
+def together(folder, draw=None):
+    """Trains with two processes to the end of the run, or until one of them is killed at a random moment.
+
+    Returns:
+        The steps of the saves that were reported, and whether the run came to its end.
+    """
+    resume = ["--resume"] if newest(folder) else []
+    seconds = draw.uniform(1, 12) if draw else 300
+    (folder.parent / "hasty.py").write_text(HASTY)
+    options = [*arguments(folder, "--set=speed.lanes=1"), *resume]
+    with processes(2, *options, folder=folder.parent, module="hasty") as started:
+        victim = draw.choice(started) if draw else started[0]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            victim.wait(seconds)
+        victim.kill()
+        results = [(*process.communicate(timeout=200), process.returncode) for process in started]
+    assert all(code in (0, 8, -signal.SIGKILL) and "Traceback" not in errors for _, errors, code in results), results
+    lines = [json.loads(line) for line in results[0][0].splitlines(keepends=True) if line.endswith("\n")]
+    saved = [line["step"] for line in lines if line["report"] == "save" and not line["error"]]
+    return saved, [code for *_, code in results] == [0, 0]
+
+
+def test_two_processes_of_which_one_is_killed_end_as_two_that_are_not(tmp_path, long_attempts, draw):
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    assert together(whole)[1]
+    left = long_attempts(15)
+    while left:
+        is_done, saved = False, [0]
+        while not is_done:
+            found, is_done = together(folder, draw if left else None)
+            left -= bool(left and not is_done)
+            saved += found
+            assert max(saved) == 0 or newest(folder).header.step >= max(saved)
+        assert_same_state(newest(folder).as_trained(), newest(whole).as_trained())
+        shutil.rmtree(folder)
+
+
+# -- system calls ---------------------------------------------------------------------------------------------------
+
+# System calls that change files. strace ignores those marked with ? where the system does not have them.
+CALLS = "write,fsync,?rename,?renameat,?renameat2,?unlink,?unlinkat,?mkdir,?mkdirat,ftruncate"
+
+
+def traced(folder, *options):
+    """Trains in a process of which strace follows the main thread, which writes all files."""
+    resume = ["--resume"] if newest(folder) else []
+    command = ["strace", "-qq", "-o", str(folder.parent / "calls"), "-e", f"trace={CALLS}", *options, sys.executable]
+    command += ["-m", "mlx_gpt", *arguments(folder, *resume)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+def test_runs_of_which_each_system_call_dies_or_fails_end_as_one_that_does_not(tmp_path, whole, long_attempts, draw):
+    """The system kills the process at the call, or the call returns an error. The next process ends the run."""
+    assert traced(tmp_path / "run").returncode == 0
+    names = re.findall(r"^(\w+)\(", (tmp_path / "calls").read_text(), re.M)
+    faults = ["signal=SIGKILL", *(f"error={name}" for name in ("ENOSPC", "EDQUOT", "EIO", "EACCES"))]
+    places = [(name, n, fault) for name in set(names) for n in range(1, names.count(name) + 1) for fault in faults]
+    for name, n, fault in draw.sample(sorted(places), long_attempts(60, len(places))):
+        shutil.rmtree(tmp_path / "run")
+        done = traced(tmp_path / "run", "-e", f"inject={name}:{fault}:when={n}")
+        assert done.returncode in (0, 2, 6, -signal.SIGKILL) and "Traceback" not in done.stderr, (name, n, fault, done)
+        done = traced(tmp_path / "run")
+        assert done.returncode == 0, (name, n, fault, done)
+        assert_same_state(newest(tmp_path / "run").as_trained(), newest(whole).as_trained())
+        assert sorted(os.listdir(tmp_path / "run")) == sorted(os.listdir(whole))

@@ -1,11 +1,14 @@
 """Hostile requests: every answer has a status that is documented, and the server still answers a good request."""
 
 import json
+import os
 import random
 import re
 import socket
+import subprocess
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 
 import pytest
@@ -106,28 +109,76 @@ def text(served) -> str:
     return answer.json()["choices"][0]["text"]
 
 
-def test_hostile_requests_leave_the_server_as_it_was(served, attempts, draw):
-    expected, count = text(served), attempts(12, 1500)
-    workers, faults = 16, []
+def in_threads(work, count: int, workers: int, draw: random.Random) -> list[threading.Thread]:
+    """Starts threads that call work(number, random numbers of the thread) for each number below `count`."""
 
-    def work(worker: int) -> None:
+    def run(worker: int) -> None:
         own = random.Random(f"{seed} {worker}")
         for number in range(worker, count, workers):
-            try:
-                attack(served, own)
-            except Exception as error:
-                faults.append((number, repr(error)))
+            work(number, own)
 
     seed = draw.random()
-    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(workers)]
+    threads = [threading.Thread(target=run, args=(worker,)) for worker in range(workers)]
     for thread in threads:
         thread.start()
+    return threads
+
+
+def test_hostile_requests_leave_the_server_as_it_was(served, attempts, draw):
+    expected, faults = text(served), []
+
+    def work(number: int, own: random.Random) -> None:
+        try:
+            attack(served, own)
+        except Exception as error:
+            faults.append((number, repr(error)))
+
+    threads = in_threads(work, attempts(12, 1500), 16, draw)
     while any(thread.is_alive() for thread in threads):
         assert text(served) == expected
         time.sleep(0.3)
-    for thread in threads:
-        thread.join()
     assert not faults
     served.until_idle(30)
     assert text(served) == expected and served.metric("engine_faults") == 0
     assert not [line for line in served.lines if " 500 " in line or "Traceback" in line or not line.isprintable()]
+
+
+def resident() -> int:
+    """The resident memory of this process, which has the server and its clients, in bytes."""
+    return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(os.getpid())])) * 1024
+
+
+def test_a_full_server_answers_as_an_idle_one_and_its_memory_does_not_grow(ascii_run, attempts, draw):
+    """Half of the clients are hostile. More texts arrive than the queue takes."""
+    bodies = [GOOD | {"seed": seed, "max_tokens": 40} for seed in range(8)]
+    with serving(ascii_run, deadlines=server.Deadlines(receive=1.5, send=1), max_waiting=4) as served:
+        expected, found, faults = (
+            [served.post(json=body).json()["choices"][0]["text"] for body in bodies],
+            Counter(),
+            [],
+        )
+
+        def work(number: int, own: random.Random) -> None:
+            try:
+                if number % 2:
+                    return attack(served, own)
+                answer = served.post(json=bodies[number % 8])
+                found[answer.status_code] += 1
+                if answer.status_code == 200:
+                    assert answer.json()["choices"][0]["text"] == expected[number % 8]
+                else:
+                    assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 0, answer
+            except Exception as error:
+                faults.append((number, repr(error)))
+
+        sizes = []
+        count = attempts(16, 4000) // 2
+        for _ in range(2):
+            for thread in in_threads(work, count, 24, draw):
+                thread.join()
+            served.until_idle(30)
+            sizes.append(resident())
+        assert not faults and found[200], (faults[:5], found)
+        assert sizes[1] - sizes[0] < 32 << 20, sizes
+        assert served.metric("engine_faults") == 0
+        assert not [line for line in served.lines if " 500 " in line or "Traceback" in line]

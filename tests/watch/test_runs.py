@@ -189,6 +189,15 @@ def test_samples_are_kept_in_bounded_memory(tmp_path):
     assert run.summary()["samples"] == 300
 
 
+def test_numbers_too_large_for_sums_and_quotients_are_left_out(tmp_path):
+    """Each mean, speed and duration is finite, as JSON requires."""
+    folder, huge = make_run(tmp_path / "a"), {"report": "step", "loss": 1e308, "grad_norm": 1e308}
+    append(folder, *(huge | {"step": 9, "tokens": 10.0**n, "seconds": 5e-324} for n in (3, 90)))
+    append(folder, *(huge | {"step": n, "tokens": 1e99, "seconds": 1e308} for n in (10, 10, 11)))
+    _, run = only(folder)
+    json.dumps([run.summary(), run.points()], allow_nan=False)
+
+
 @pytest.mark.parametrize("records_alerts", [False, True])
 def test_runs_that_record_no_alerts_are_checked(tmp_path, records_alerts):
     fields = {"peak_memory": 1} if records_alerts else {}
