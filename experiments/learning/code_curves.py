@@ -3,8 +3,8 @@
     python experiments/learning/code_curves.py PICTURE.png [FOLDER]
 
 With FOLDER, the folder of the models of code.py, the curves are read from its runs and written to
-results/code_curves.json. Lines are means over the seeds, and bands go from the lowest to the highest seed. Needs
-matplotlib.
+results/code_curves.json. Lines are means over the seeds, and bands go from the lowest to the highest seed. The runs of
+rft are not drawn: with this reward, they equal those of maxrl. Needs matplotlib.
 """
 
 import json
@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 CURVES = Path(__file__).parent / "results" / "code_curves.json"
-OBJECTIVES = {"grpo": "#0072b2", "dr-grpo": "#d55e00", "gspo": "#009e73", "maxrl": "#cc79a7", "rft": "#000000"}
+OBJECTIVES = {"grpo": "#0072b2", "dr-grpo": "#d55e00", "gspo": "#009e73", "maxrl": "#000000"}
 CHARTS = {"reward": "mean reward", "distinct": "distinct texts, share", "kl": "KL to the first model, nats per token"}
 SEEDS = (1, 2, 3)
 
@@ -28,7 +28,7 @@ SEEDS = (1, 2, 3)
 def read(folder: Path) -> dict[str, dict[str, list[list[float]]]]:
     """Returns {objective: {name of a value: a list for each seed, with the value of each update}}."""
     found: dict[str, dict[str, list[list[float]]]] = {}
-    for objective in [o for o in OBJECTIVES if (folder / f"{o}-3" / "metrics.jsonl").exists()]:
+    for objective in OBJECTIVES:
         runs = [read_metrics(folder / f"{objective}-{seed}" / "metrics.jsonl") for seed in SEEDS]
         updates = [[line for line in run if line["report"] == "step"] for run in runs]
         found[objective] = {name: [[round(line[name], 5) for line in run] for run in updates] for name in CHARTS}
