@@ -8,7 +8,7 @@ import os
 import stat
 import statistics
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -252,14 +252,15 @@ class Runs:
         """The number of bytes that the last refresh left unread."""
         return sum(run.tail.unread for run in self)
 
-    def refresh(self, max_bytes: int) -> None:
+    def refresh(self, max_bytes: int, first: Container[str] = ()) -> None:
         """Finds new runs, and reads new reports.
 
-        The runs that changed last are read first. Each of them gets at most CHUNK bytes in turn, so that a long file
-        delays the others little.
+        The runs named in `first` are read before the others, and otherwise those that changed last. Each of them gets
+        at most CHUNK bytes in turn, so that a long file delays the others little.
 
         Args:
             max_bytes: Number of bytes after which no further run is read; see Run.read().
+            first: Names of the runs that are shown.
         """
         self.stamp += 1
         for path in self.paths:
@@ -269,7 +270,8 @@ class Runs:
                     self._runs[name] = Run(name, folder)
         for run in self:
             run.look(self.stamp)
-        waiting = deque(sorted((run for run in self if run.waits), key=lambda run: -run.tail.mtime))
+        order = sorted((run for run in self if run.waits), key=lambda run: (run.name not in first, -run.tail.mtime))
+        waiting = deque(order)
         while waiting and max_bytes > 0:
             run = waiting.popleft()
             count = run.read(min(CHUNK, max_bytes), self.stamp)

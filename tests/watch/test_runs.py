@@ -99,6 +99,15 @@ def test_files_of_the_first_version_are_read(tmp_path):
     assert run.record().facts()["best_loss"] == 2.0
 
 
+def test_the_runs_that_are_shown_are_read_first(tmp_path):
+    for name in "abc":
+        make_run(tmp_path / name, 900)
+    runs, shown = Runs([tmp_path]), str(tmp_path / "b")
+    runs.refresh(0)
+    runs.refresh(100_000, [shown])
+    assert [bool(len(run.series["step"])) for run in sorted(runs, key=lambda run: run.name)] == [False, True, False]
+
+
 def test_reading_in_turns_equals_reading_at_once(tmp_path):
     for name in "abc":
         make_run(tmp_path / name, 30)

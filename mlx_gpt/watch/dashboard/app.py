@@ -41,10 +41,10 @@ def make_app(runs: Runs, access: Access, log: Callable[[str], None]) -> Guard:
     turn = asyncio.Lock()  # one request at a time reads files
 
     async def list_runs(request: Request) -> Response:
-        after = _stamp(request)
+        after, shown = _stamp(request), set(request.query_params.getlist("run")[:MAX_COMPARED])
         async with turn:
             # The first answer has the names and the states, which cost little. The page asks for the rest at once.
-            await asyncio.to_thread(runs.refresh, MAX_BYTES if after else 0)
+            await asyncio.to_thread(runs.refresh, MAX_BYTES if after else 0, shown)
             changed = [run.summary() for run in runs if run.stamp > after]
             found = {"server": server, "stamp": runs.stamp, "now": time.time(), "unread": runs.unread}
         return _json(found | {"paths": [str(path) for path in runs.paths], "runs": changed})

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from importlib.resources import files
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -298,6 +299,17 @@ def test_the_history_holds_the_runs_and_the_zoom(open_page, tmp_path):
     expect(page.locator("#count")).to_have_text("2 of 2 shown")
     page.go_forward()
     expect(page.locator("#count")).to_have_text("1 of 2 shown")
+
+
+def test_many_runs_leave_room_for_the_charts(open_page, tmp_path):
+    alert = {"report": "alert", "kind": "dead", "step": 9, "since": 8, "evidence": "e", "advice": "a"}
+    names = [str(tmp_path / f"{n:02}") for n in range(30)]
+    for name in names:
+        append(make_run(Path(name), count=1), alert)
+    page = open_page(tmp_path, fragment=f"#runs={','.join(quote(name, safe='') for name in names)}")
+    expect(page.locator("#progress tbody tr")).to_have_count(30)
+    expect(page.locator("#alerts li")).to_have_count(30)
+    expect(chart(page, "Loss").locator(".plot")).to_be_in_viewport()
 
 
 def test_a_finger_on_a_chart_scrolls_the_page(open_page, tmp_path):

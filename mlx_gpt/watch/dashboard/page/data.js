@@ -1,6 +1,7 @@
 // The state of the runs, kept up to date: asks the server again and again for what has changed.
 
 const PERIOD = 700; // milliseconds between requests
+const MAX_FIRST = 50; // runs that the server reads first
 const HIDDEN_PERIOD = 10_000; // while nobody looks at the page
 
 /** name -> summary, as in /api/runs */
@@ -32,7 +33,7 @@ export async function ask(path, parameters = {}) {
 export async function follow(shown, changed, failed) {
   for (;;) {
     try {
-      const names = await refresh();
+      const names = await refresh(shown());
       if (!points.size) changed(new Set()); // the list, before the curves
       await Promise.all(shown().map((name) => load(name, names)));
       changed(names);
@@ -43,12 +44,13 @@ export async function follow(shown, changed, failed) {
   }
 }
 
-async function refresh() {
-  const found = await ask("runs", { after: server.stamp });
+/** Asks for the runs that have changed. The server reads the files of the given runs first. */
+async function refresh(shown) {
+  const found = await ask("runs", { after: server.stamp, run: server.unread ? shown.slice(0, MAX_FIRST) : [] });
   if (server.id !== null && server.id !== found.server) {
     for (const known of [runs, points, details]) known.clear();
     Object.assign(server, { id: null, stamp: 0 });
-    return refresh(); // the stamps of another server mean nothing
+    return refresh(shown); // the stamps of another server mean nothing
   }
   Object.assign(server, { id: found.server, stamp: found.stamp, now: found.now, unread: found.unread, paths: found.paths });
   for (const run of found.runs) runs.set(run.run, run);
