@@ -31,9 +31,9 @@ test: $(BIN)/.test
 test-all: $(BIN)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not torture"
 
-# Random attacks on files, processes and the server, about ten minutes. FACTOR multiplies their number, SEED draws others.
+# Random failures of files, processes and the server, about an hour. FACTOR multiplies their number, SEED draws others.
 torture: $(BIN)/.test
-	MLXGPT_TORTURE=$(FACTOR) MLXGPT_TORTURE_SEED=$(SEED) $(BIN)/python -m pytest -m torture tests/torture
+	OMP_NUM_THREADS=1 MLXGPT_TORTURE=$(FACTOR) MLXGPT_TORTURE_SEED=$(SEED) $(BIN)/python -m pytest -m torture tests/torture
 
 # The tests on the device that is there: the GPU, or with DEVICE=cpu the CPU. Tests of other devices are skipped.
 test-device: $(BIN)/.test
