@@ -7,6 +7,7 @@ Shapes: B rollouts in a batch, T tokens of a prompt and its rollout, a multiple 
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ class RolloutSource:
     ):
         self._config, self._tokenizer, self._problems = config, tokenizer, list(problems)
         self._reward, self._advantages, self._needs_success = reward, advantages, needs_success
-        self._folder, self._note = folder, note
+        self._folder, self._samples, self._note = folder, folder / SAMPLES, note
         self._leave_out()
         self._reference = reference
         self._model = GPT(config.model, tokenizer.vocab_size, speed=config.speed)
@@ -231,12 +232,18 @@ class RolloutSource:
         self.metrics |= means | seconds
 
     def _record(self, rows: list[int], texts: list[str], parts: list[Parts], advantages: np.ndarray) -> None:
-        """Appends a line for each text to SAMPLES."""
-        with open(self._folder / SAMPLES, "a", encoding="utf-8") as file:
-            for index, text, part, advantage in zip(rows, texts, parts, advantages.tolist(), strict=True):
-                problem = {"problem": self._problems[index].id, "prompt": self._problems[index].prompt}
-                line = {"batch": self._drawn, **problem, "text": text, "reward": part, "advantage": advantage}
-                file.write(json.dumps(line) + "\n")
+        """Appends a line for each text to SAMPLES. If that fails, as on a full disk, it is noted, and no further texts
+        are recorded."""
+        lines = []
+        for index, text, part, advantage in zip(rows, texts, parts, advantages.tolist(), strict=True):
+            problem = {"problem": self._problems[index].id, "prompt": self._problems[index].prompt}
+            lines.append({"batch": self._drawn, **problem, "text": text, "reward": part, "advantage": advantage})
+        try:
+            with open(self._samples, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+        except OSError as error:
+            self._samples = Path(os.devnull)
+            self._note(f"{SAMPLES} cannot be written: {error.strerror}; later texts are not recorded")
 
     def _forget_samples(self) -> None:
         """Removes the lines of batches that are drawn again from SAMPLES."""

@@ -76,6 +76,17 @@ def test_a_batch_holds_the_prompts_and_the_texts_of_the_lines_in_the_folder(tmp_
     assert 0 < source.metrics["distinct"] <= 1
 
 
+def test_texts_that_cannot_be_recorded_are_told_once_and_change_nothing(tmp_path):
+    _, model, source, first = first_batch(tmp_path)
+    other, notes = tmp_path / "other", []
+    (other / SAMPLES).mkdir(parents=True)
+    blocked = source_of(config_of("grpo"), other, share_of("a"), model.weights(), note=notes.append)
+    for step, batch in enumerate([first, source.next(1, model.weights())]):
+        found = blocked.next(step, model.weights())
+        assert all(np.array_equal(a, b) for a, b in zip(found, batch, strict=True))
+    assert notes == [f"{SAMPLES} cannot be written: Is a directory; later texts are not recorded"]
+
+
 def test_prompts_take_turns_and_each_pass_has_its_own_order(tmp_path):
     config = config_of("grpo", rl__group_size=1, rl__max_tokens=1)
     model = GPT(config.model, 13, seed=1)
