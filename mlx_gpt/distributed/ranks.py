@@ -4,6 +4,7 @@ All collectives run on one stream, and each depends on the one before it in the 
 same on all ranks. Collectives on two streams at a time add values of different arrays, without an error.
 """
 
+import contextlib
 import os
 import secrets
 import socket
@@ -15,8 +16,9 @@ from typing import Any
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_gpt.device.mlx import mx
+from mlx_gpt.distributed.elastic import VARIABLE, Hosts, Place, places
 from mlx_gpt.distributed.heartbeat import Heartbeat
-from mlx_gpt.errors import GroupFailed, UserError
+from mlx_gpt.errors import GroupChanged, GroupFailed, RankLost, UserError
 from mlx_gpt.parse import read_json
 from mlx_gpt.train.parallel import Alone, Group, explained
 
@@ -24,6 +26,7 @@ BUCKET_BYTES = 32 << 20  # arrays of one dtype are joined to pieces of about thi
 LOST = ("[ring]", "[jaccl]", "[nccl]", "connection to a peer")  # what messages of MLX about lost connections contain
 REASON_SECONDS = 3.0  # a lost connection of MLX is noticed at once; the heartbeat may need this long to name the rank
 
+CUT = "the connection to another process of the run was lost"
 NEXT_STEP = (
     "the run has ended, and its checkpoints are complete; see the messages of the other processes, and continue with "
     "--resume, with any number of processes"
@@ -36,13 +39,16 @@ class Ranks:
     Args:
         group: The group of mx.distributed.
         connections: The sockets of MLX's own connections to other ranks.
+        hosts: The addresses of the ranks; None if the backend is not ring.
 
     Attributes:
         rank, size: As in `Group`.
     """
 
-    def __init__(self, group: mx.distributed.Group, connections: Sequence[socket.socket] = ()):
-        self._group, self._connections = group, connections
+    def __init__(
+        self, group: mx.distributed.Group, connections: Sequence[socket.socket] = (), hosts: Hosts | None = None
+    ):
+        self._group, self._connections, self._hosts = group, connections, hosts
         self.rank, self.size = group.rank(), group.size()
         self._heartbeat: Heartbeat | None = None
 
@@ -68,7 +74,36 @@ class Ranks:
         if not any(part in str(error) for part in LOST):
             return None
         reason = self._heartbeat and self._heartbeat.reason(REASON_SECONDS)
-        return GroupFailed(f"{reason or 'the connection to another process of the run was lost'}; {NEXT_STEP}")
+        return RankLost(f"{reason or CUT}; {NEXT_STEP}")
+
+    def regroup(self, min_ranks: int) -> GroupChanged | None:
+        """Forms another group of the ranks that remain after a loss. Each of them must call it.
+
+        Waits until all of them have called it.
+
+        Returns:
+            What starts this process again in the other group; None if fewer than `min_ranks` remain, or if rank 0 has
+            ended.
+        """
+        self._disconnect()  # another rank may wait for this one
+        if self.rank:
+            text = self._heartbeat.place()
+            return GroupChanged("the ranks have changed", {VARIABLE: text.decode()}) if text else None
+        remaining = [0, *self._heartbeat.others()]
+        if len(remaining) < min_ranks:
+            return None
+        texts = {old: place.to_json() for old, place in places(self._hosts, remaining).items()}
+        self._heartbeat.send_places({old: texts[old].encode() for old in remaining[1:]})
+        count = f"{len(remaining)} of {self.size} processes continue from the last exchange of weights"
+        return GroupChanged(f"{self._heartbeat.reason(0) or CUT}; {count}", {VARIABLE: texts[0]})
+
+    def require_elastic(self) -> None:
+        """Raises UserError if this group cannot be formed again from fewer ranks."""
+        if self._hosts is None:
+            raise UserError(
+                "train.min_ranks needs the backend ring of mlx.launch, because its processes have a hostfile; start "
+                "them with --backend ring, or leave it out"
+            )
 
     def start_heartbeat(self) -> None:
         """Begins to watch the other ranks. If one is lost, the connections to the others are closed.
@@ -103,6 +138,13 @@ def join() -> Group:
     Raises:
         GroupFailed: The other processes cannot be reached.
     """
+    place = Place.given()
+    with place.taken() if place else contextlib.nullcontext():
+        return _joined()
+
+
+def _joined() -> Group:
+    """Joins the group that the environment describes, as `join` does."""
     if "MLX_RANK" not in os.environ or not _is_given("MLX_HOSTFILE"):
         return Alone()
     before = _sockets()
@@ -112,7 +154,11 @@ def join() -> Group:
         raise GroupFailed(f"the processes of the run cannot reach each other: {error}; check the hosts") from None
     if group.size() == 1:
         return Alone()
-    ranks = Ranks(group, [socket.socket(fileno=os.dup(number)) for number in sorted(_sockets() - before)])
+    connections = [socket.socket(fileno=os.dup(number)) for number in sorted(_sockets() - before)]
+    for number in _sockets() - before:
+        os.set_inheritable(number, False)  # they end with this program, also if it is executed again
+    path = os.environ.get("MLX_HOSTFILE")
+    ranks = Ranks(group, connections, path and read_json(Path(path)))
     with explained(ranks):
         ranks.start_heartbeat()
     return ranks

@@ -6,12 +6,13 @@ reports to the detectors of watch/health.py.
 
 import contextlib
 import dataclasses
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mlx_gpt.distributed.ranks import join
-from mlx_gpt.errors import UserError
+from mlx_gpt.errors import GroupChanged, RankLost, UserError
 from mlx_gpt.files import FolderLock, make_folder, remove_abandoned
 from mlx_gpt.run.build import make_trainer
 from mlx_gpt.run.folder import folder_of, require_new, save_config, save_tokenizer
@@ -21,9 +22,11 @@ from mlx_gpt.run.request import Note, Request, ignore
 from mlx_gpt.run.resume import located
 from mlx_gpt.run.start import begin
 from mlx_gpt.train.parallel import explained
-from mlx_gpt.train.reports import Alert, FailureReport, Plan, Report
+from mlx_gpt.train.reports import Alert, FailureReport, Plan, Report, SaveReport
 from mlx_gpt.watch.health import Health
 from mlx_gpt.watch.metrics import MetricsFile, each_line, line_of
+
+CONTINUED = "MLXGPT_CONTINUED"  # environment variable: the run folder with which a restarted process continues
 
 
 class Session(Iterator[Report]):
@@ -72,15 +75,19 @@ class Session(Iterator[Report]):
                 self.trainer = make_trainer(self.start, self.folder, self.note, self.group)
             else:
                 self._prepare(request, stack)
+            if self.group.size > 1 and self.trainer.config.train.min_ranks:
+                self.group.require_elastic()
             self._locks = stack.pop_all()
         self._metrics: MetricsFile | None = None
         self._health = Health(self.start.header.config.to_dict(), str(self.folder))
-        self._recording = threading.Lock()
+        self._recording, self._is_stopping = threading.Lock(), False
         self._reports = self._train()
 
     def _prepare(self, request: Request, stack: contextlib.ExitStack) -> None:
         """Builds the initial state and the trainer, on rank 0, and locks the folder."""
         folder = None
+        if continued := os.environ.pop(CONTINUED, None):
+            request = Request(resume=continued)
         if request.resume is not None:
             path, folder = located(request)
             request = dataclasses.replace(request, resume=str(path))  # the newest run may change from now on
@@ -104,6 +111,7 @@ class Session(Iterator[Report]):
         Continue to iterate: the run makes at most one further update, saves a checkpoint if it has made any step, and
         reports the end. An evaluation in progress is abandoned.
         """
+        self._is_stopping = True
         self.trainer.stop()
 
     def record(self, report: Report) -> list[Alert]:
@@ -179,8 +187,27 @@ class Session(Iterator[Report]):
     def _train(self) -> Iterator[Report]:
         with self._locks as stack:
             if not self.start.is_complete:
-                yield from self._recorded(stack) if self.group.rank == 0 else self.trainer.run()
+                yield from self._recorded(stack) if self.group.rank == 0 else self._trained()
             self.group.leave(True)
+
+    def _trained(self, *require_folder: Callable[[], None]) -> Iterator[Report]:
+        """Trains. Raises GroupChanged if a rank is lost and the others go on without it."""
+        report = None
+        try:
+            for report in self.trainer.run(*require_folder):
+                yield report
+        except RankLost as error:
+            raise self._change(report) or error from error
+
+    def _change(self, last: Report | None) -> GroupChanged | None:
+        """Returns what lets this process go on after a loss; None if the run ends. `last` is the last report."""
+        is_saved = isinstance(last, SaveReport) and Path(last.path).parent == self.folder and not last.error
+        min_ranks = self.trainer.config.train.min_ranks
+        if not min_ranks or self._is_stopping or not (is_saved or self.group.rank):
+            return None
+        if change := self.group.regroup(min_ranks):
+            change.environment[CONTINUED] = str(self.folder.absolute())
+        return change
 
     def _recorded(self, stack: contextlib.ExitStack) -> Iterator[Report]:
         """Trains, and records the reports in the run folder. The last line of metrics.jsonl says if the run failed."""
@@ -189,7 +216,7 @@ class Session(Iterator[Report]):
         self._open_metrics()
         stack.callback(self._close_metrics)
         try:
-            for report in self.trainer.run(self._lock.require_held):
+            for report in self._trained(self._lock.require_held):
                 alerts = self.record(report)
                 if isinstance(report, Plan):  # the plan has changed `train.iters`
                     self._update_config()
