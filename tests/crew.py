@@ -63,6 +63,9 @@ class Member:
     def leave(self, is_done):
         pass
 
+    def has_newcomers(self):
+        return False
+
 
 def together(size: int, run: Callable) -> list:
     """Returns run(group) of each rank, for the `size` ranks of a group."""

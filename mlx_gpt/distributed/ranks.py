@@ -18,7 +18,8 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.distributed.elastic import VARIABLE, Hosts, Place, places
 from mlx_gpt.distributed.heartbeat import Heartbeat
-from mlx_gpt.errors import GroupChanged, GroupFailed, RankLost, UserError
+from mlx_gpt.distributed.rendezvous import Rendezvous, free_address
+from mlx_gpt.errors import BadFile, GroupChanged, GroupFailed, RankLost, UserError
 from mlx_gpt.parse import read_json
 from mlx_gpt.train.parallel import Alone, Group, explained
 
@@ -40,17 +41,24 @@ class Ranks:
         group: The group of mx.distributed.
         connections: The sockets of MLX's own connections to other ranks.
         hosts: The addresses of the ranks; None if the backend is not ring.
+        place: The place that another group gave this process; None if it was started by the user.
 
     Attributes:
         rank, size: As in `Group`.
     """
 
     def __init__(
-        self, group: mx.distributed.Group, connections: Sequence[socket.socket] = (), hosts: Hosts | None = None
+        self,
+        group: mx.distributed.Group,
+        connections: Sequence[socket.socket] = (),
+        hosts: Hosts | None = None,
+        place: Place | None = None,
     ):
         self._group, self._connections, self._hosts = group, connections, hosts
         self.rank, self.size = group.rank(), group.size()
+        self._min_ranks, self._address = (place.min_ranks, place.address) if place else (0, "")
         self._heartbeat: Heartbeat | None = None
+        self._rendezvous: Rendezvous | None = None
 
     def sum(self, tree: Any) -> Any:
         leaves = [array for _, array in tree_flatten(tree)]
@@ -76,34 +84,40 @@ class Ranks:
         reason = self._heartbeat and self._heartbeat.reason(REASON_SECONDS)
         return RankLost(f"{reason or CUT}; {NEXT_STEP}")
 
-    def regroup(self, min_ranks: int) -> GroupChanged | None:
-        """Forms another group of the ranks that remain after a loss. Each of them must call it.
+    def allow_changes(self, min_ranks: int, max_ranks: int) -> str | None:
+        if self._hosts is None:
+            raise UserError(
+                "train.min_ranks needs the backend ring, whose processes have a hostfile; start them with --backend "
+                "ring, or leave it out"
+            )
+        self._min_ranks = min_ranks
+        if self.rank:
+            return None
+        self._address = self._address or free_address(self._hosts[0][0].rpartition(":")[0])
+        self._rendezvous = Rendezvous(self._address, max_ranks - self.size)
+        return self._address
 
-        Waits until all of them have called it.
+    def has_newcomers(self) -> bool:
+        return bool(self._rendezvous and self._rendezvous.waiting())
 
-        Returns:
-            What starts this process again in the other group; None if fewer than `min_ranks` remain, or if rank 0 has
-            ended.
-        """
+    def regroup(self) -> GroupChanged | None:
+        if not self._min_ranks:
+            return None
         self._disconnect()  # another rank may wait for this one
         if self.rank:
             text = self._heartbeat.place()
             return GroupChanged("the ranks have changed", {VARIABLE: text.decode()}) if text else None
         remaining = [0, *self._heartbeat.others()]
-        if len(remaining) < min_ranks:
+        joining = self._rendezvous.waiting() if self._rendezvous else []
+        if len(remaining) < self._min_ranks:
             return None
-        texts = {old: place.to_json() for old, place in places(self._hosts, remaining).items()}
-        self._heartbeat.send_places({old: texts[old].encode() for old in remaining[1:]})
-        count = f"{len(remaining)} of {self.size} processes continue from the last exchange of weights"
-        return GroupChanged(f"{self._heartbeat.reason(0) or CUT}; {count}", {VARIABLE: texts[0]})
-
-    def require_elastic(self) -> None:
-        """Raises UserError if this group cannot be formed again from fewer ranks."""
-        if self._hosts is None:
-            raise UserError(
-                "train.min_ranks needs the backend ring of mlx.launch, because its processes have a hostfile; start "
-                "them with --backend ring, or leave it out"
-            )
+        found = places(self._hosts, remaining, joining, self._min_ranks, self._address)
+        self._heartbeat.send_places({old: found[new].to_json().encode() for new, old in enumerate(remaining) if new})
+        if joining:
+            self._rendezvous.invite(dict(zip(joining, found[len(remaining) :], strict=True)))
+        causes = [self._heartbeat.reason(0) or CUT] * (not joining or len(remaining) < self.size)
+        causes += [f"processes that join: {len(joining)}"] * bool(joining)
+        return found[0].change(f"{'; '.join(causes)}; {len(found)} ranks continue from the last exchange of weights")
 
     def start_heartbeat(self) -> None:
         """Begins to watch the other ranks. If one is lost, the connections to the others are closed.
@@ -119,6 +133,9 @@ class Ranks:
         self._heartbeat = Heartbeat(self.rank, peers, self._disconnect)
 
     def leave(self, is_done: bool) -> None:
+        if self._rendezvous:
+            self._rendezvous.close()
+            self._rendezvous = None
         if self._heartbeat:
             self._heartbeat.close(is_done)
             self._heartbeat = None
@@ -140,28 +157,37 @@ def join() -> Group:
     """
     place = Place.given()
     with place.taken() if place else contextlib.nullcontext():
-        return _joined()
+        return _joined(place)
 
 
-def _joined() -> Group:
-    """Joins the group that the environment describes, as `join` does."""
+def _joined(place: Place | None) -> Group:
+    """Joins the group that the environment describes, as `join` does. A group of one host needs no connection."""
     if "MLX_RANK" not in os.environ or not _is_given("MLX_HOSTFILE"):
         return Alone()
-    before = _sockets()
+    path, before = os.environ.get("MLX_HOSTFILE"), _sockets()
     try:
-        group = mx.distributed.init()
-    except RuntimeError as error:
+        hosts = read_json(Path(path)) if path else None
+        group = _single() if hosts and len(hosts) == 1 else mx.distributed.init()
+    except (RuntimeError, BadFile) as error:
         raise GroupFailed(f"the processes of the run cannot reach each other: {error}; check the hosts") from None
-    if group.size() == 1:
+    if group.size() == 1 and not hosts:
         return Alone()
     connections = [socket.socket(fileno=os.dup(number)) for number in sorted(_sockets() - before)]
     for number in _sockets() - before:
         os.set_inheritable(number, False)  # they end with this program, also if it is executed again
-    path = os.environ.get("MLX_HOSTFILE")
-    ranks = Ranks(group, connections, path and read_json(Path(path)))
+    ranks = Ranks(group, connections, hosts, place)
     with explained(ranks):
         ranks.start_heartbeat()
     return ranks
+
+
+def _single() -> mx.distributed.Group:
+    """Returns a group of this process. MLX waits forever for the other ranks of a hostfile with one host."""
+    rank = os.environ.pop("MLX_RANK")
+    try:
+        return mx.distributed.init(backend="ring")
+    finally:
+        os.environ["MLX_RANK"] = rank
 
 
 def buckets(arrays: Sequence[mx.array], size: int = BUCKET_BYTES) -> list[list[int]]:

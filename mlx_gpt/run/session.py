@@ -22,7 +22,7 @@ from mlx_gpt.run.request import Note, Request, ignore
 from mlx_gpt.run.resume import located
 from mlx_gpt.run.start import begin
 from mlx_gpt.train.parallel import explained
-from mlx_gpt.train.reports import Alert, FailureReport, Plan, Report, SaveReport
+from mlx_gpt.train.reports import Alert, FailureReport, Plan, Report, SaveReport, StopReport
 from mlx_gpt.watch.health import Health
 from mlx_gpt.watch.metrics import MetricsFile, each_line, line_of
 
@@ -67,27 +67,27 @@ class Session(Iterator[Report]):
         """
         self.group = join()
         self.note = ignore if self.group.rank else note
+        continued = os.environ.pop(CONTINUED, None)
+        self.folder = Path(continued or "")
+        self._is_saved, self._is_stopping, self._joins = bool(continued), False, False
         with contextlib.ExitStack() as stack:
             stack.callback(self.group.leave, False)
-            stack.enter_context(explained(self.group))
-            if self.group.rank:
-                self.start, self.folder = received(self.group, self.note)
-                self.trainer = make_trainer(self.start, self.folder, self.note, self.group)
-            else:
-                self._prepare(request, stack)
-            if self.group.size > 1 and self.trainer.config.train.min_ranks:
-                self.group.require_elastic()
+            with self._regrouped(), explained(self.group):
+                if self.group.rank:
+                    self.start, self.folder = received(self.group, self.note)
+                    self.trainer = make_trainer(self.start, self.folder, self.note, self.group)
+                else:
+                    self._prepare(Request(resume=continued) if continued else request, stack)
+                self._allow_changes()
             self._locks = stack.pop_all()
         self._metrics: MetricsFile | None = None
         self._health = Health(self.start.header.config.to_dict(), str(self.folder))
-        self._recording, self._is_stopping = threading.Lock(), False
+        self._recording = threading.Lock()
         self._reports = self._train()
 
     def _prepare(self, request: Request, stack: contextlib.ExitStack) -> None:
         """Builds the initial state and the trainer, on rank 0, and locks the folder."""
         folder = None
-        if continued := os.environ.pop(CONTINUED, None):
-            request = Request(resume=continued)
         if request.resume is not None:
             path, folder = located(request)
             request = dataclasses.replace(request, resume=str(path))  # the newest run may change from now on
@@ -188,25 +188,39 @@ class Session(Iterator[Report]):
         with self._locks as stack:
             if not self.start.is_complete:
                 yield from self._recorded(stack) if self.group.rank == 0 else self._trained()
+                if self._joins and (change := self._change()):
+                    raise change
             self.group.leave(True)
+
+    def _allow_changes(self) -> None:
+        """With `train.min_ranks`, lets ranks be lost and processes join."""
+        train = self.trainer.config.train
+        if train.min_ranks and (address := self.group.allow_changes(train.min_ranks, train.sequences_per_step)):
+            self.note(f"further processes join with: mlxgpt train --join {address}")
 
     def _trained(self, *require_folder: Callable[[], None]) -> Iterator[Report]:
         """Trains. Raises GroupChanged if a rank is lost and the others go on without it."""
-        report = None
-        try:
+        with self._regrouped():
             for report in self.trainer.run(*require_folder):
+                if isinstance(report, SaveReport):
+                    self._is_saved = not report.error and Path(report.path).parent == self.folder
+                self._joins = isinstance(report, StopReport) and report.reason == "ranks"
                 yield report
-        except RankLost as error:
-            raise self._change(report) or error from error
 
-    def _change(self, last: Report | None) -> GroupChanged | None:
-        """Returns what lets this process go on after a loss; None if the run ends. `last` is the last report."""
-        is_saved = isinstance(last, SaveReport) and Path(last.path).parent == self.folder and not last.error
-        min_ranks = self.trainer.config.train.min_ranks
-        if not min_ranks or self._is_stopping or not (is_saved or self.group.rank):
+    @contextlib.contextmanager
+    def _regrouped(self) -> Iterator[None]:
+        """A context that converts RankLost to GroupChanged if the remaining ranks go on."""
+        try:
+            yield
+        except RankLost as error:
+            raise self._change() or error from error
+
+    def _change(self) -> GroupChanged | None:
+        """Returns what lets this process go on in a changed group; None if the run ends, or nothing could be saved."""
+        if self._is_stopping or not (self._is_saved or self.group.rank):
             return None
-        if change := self.group.regroup(min_ranks):
-            change.environment[CONTINUED] = str(self.folder.absolute())
+        if (change := self.group.regroup()) and not self.group.rank:
+            change.environment[CONTINUED] = str(self.folder)
         return change
 
     def _recorded(self, stack: contextlib.ExitStack) -> Iterator[Report]:

@@ -286,12 +286,13 @@ class Trainer:
             StopReport. A signal, a spent time budget and bad steps count on any rank.
         """
         train, header = self.config.train, self.header
-        signal, diverged, is_spent, save_due = agree(
+        signal, diverged, is_spent, save_due, joins = agree(
             self._group,
             self._signal,
             self._bad_steps >= MAX_BAD_STEPS,
             self.pace.is_spent(header, self._elapsed()),
             self._save_due(),
+            self._group.has_newcomers(),
         )
         reasons = {
             "signal": signal,
@@ -299,6 +300,7 @@ class Trainer:
             "iters": header.step >= train.iters,
             "patience": bool(train.patience) and header.bad_evals >= train.patience,
             "minutes": is_spent,
+            "ranks": joins and header.step > self._first_step,
         }
         return next((reason for reason, holds in reasons.items() if holds), None), save_due
 
