@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +112,93 @@ def test_local_steps_of_processes_resume_bit_for_bit(folder):
     with processes(2, "train", "--resume", "broken", folder=folder) as started:
         assert [code for code, *_ in ends(started)] == [0, 0]
     assert_equal(*(store.load(folder / name / "checkpoint.safetensors") for name in ("whole", "broken")))
+
+
+LOCAL = ["--set=speed.lanes=1", "--set=train.sync_every=2", "--eval-every", 4]
+
+
+def until_said(process, pattern):
+    """Reads the errors of a process until a line matches. Returns the match."""
+    return next(match for line in process.stderr if (match := re.search(pattern, line)))
+
+
+def codes_of(started):
+    found = ends(started)
+    return [code for code, *_ in found], "".join(err for *_, err in found)
+
+
+@pytest.mark.slow
+def test_ranks_that_remain_go_on_as_a_run_of_so_many_ranks_resumed_at_the_same_exchange(folder, monkeypatch):
+    """They end at the planned number of updates. No temporary file and no connection of the old group is left."""
+    monkeypatch.setenv("TMPDIR", str(folder / "temporary"))
+    (folder / "temporary").mkdir()
+    with processes(3, *train(*LOCAL, "--iters=12", "--out=run", "--set=train.min_ranks=2"), folder=folder) as started:
+        until_saved(started[0])
+        started[2].kill()
+        until_said(started[0], "^rank 2 has ended before the end of the run; 2 ranks continue from the last exchange")
+        shutil.copytree(folder / "run", folder / "copy", ignore=shutil.ignore_patterns("*.tmp-*"))
+        codes, said = codes_of(started)
+    assert codes == [0, 0, -signal.SIGKILL], said
+    assert not list((folder / "temporary").glob("mlxgpt-*")) and not list((folder / "run").glob("*.tmp-*"))
+    reports = lines(folder / "run")
+    assert [line["step"] for line in reports if line["report"] == "step"] == list(range(1, 13))
+    assert [line["error"] for line in reports if line["report"] == "failure"] == ["GroupChanged"]
+    assert (reports[-1]["reason"], reports[-1]["step"]) == ("iters", 12)
+    with processes(2, "train", "--resume", "copy", folder=folder) as resumed:
+        assert codes_of(resumed)[0] == [0, 0]
+    assert_equal(*(store.load(folder / name / "checkpoint.safetensors") for name in ("run", "copy")))
+
+
+@pytest.mark.slow
+def test_a_second_loss_leaves_one_rank_and_with_more_min_ranks_ends_the_run(folder):
+    options = train(*LOCAL, "--iters=9999", "--out=run")
+    with processes(3, *options, "--set=train.min_ranks=2", folder=folder) as started:
+        until_saved(started[0])
+        started[1].kill()
+        until_said(started[0], "^rank 1 has ended .*; 2 ranks continue")
+        until_saved(started[0])
+        started[2].kill()
+        ends_with_8(started[0], "error: rank 1 has ended before the end of the run; the run has ended")
+    resume = ["train", "--resume", "run", "--iters", lines(folder / "run")[-1]["step"] + 8, "--set=train.min_ranks=1"]
+    with processes(2, *resume, folder=folder) as started:
+        assert any("Iter" in line or "eval" in line for line in started[0].stdout)
+        started[1].kill()
+        codes, said = codes_of(started)
+    assert codes == [0, -signal.SIGKILL] and "1 ranks continue" in said
+    assert lines(folder / "run")[-1]["reason"] == "iters"
+
+
+@pytest.mark.slow
+def test_the_loss_of_rank_0_ends_the_run(folder):
+    with processes(2, *train(*LOCAL, "--iters=9999", "--out=run", "--set=train.min_ranks=1"), folder=folder) as started:
+        until_saved(started[0])
+        started[0].kill()
+        ends_with_8(started[1], "error on rank 1: rank 0 has ended before the end of the run")
+
+
+@pytest.mark.slow
+def test_a_process_that_joins_takes_its_share_as_in_a_run_resumed_with_one_rank_more(folder):
+    """A process that cannot train, because its text is another one, is lost again, and the run goes on."""
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "text.txt").write_text("another text\n" * 400)
+    options = train(*LOCAL, "--iters=40", "--out=run", "--set=train.min_ranks=1")
+    with processes(1, *options, folder=folder) as started:
+        address = until_said(started[0], "join with: mlxgpt train --join (.*)")[1]
+        started.append(process("train", "--join", address, cwd=elsewhere, env={"MLX_DISABLE_COMPILE": "1"}))
+        until_said(started[0], "^processes that join: 1; 2 ranks continue")
+        until_said(started[0], "^rank 1 has ended .*; 1 ranks continue")
+        started.append(process("train", "--join", address, cwd=folder, env={"MLX_DISABLE_COMPILE": "1"}))
+        until_said(started[0], "^processes that join: 1; 2 ranks continue")
+        shutil.copytree(folder / "run", folder / "copy")
+        codes, said = codes_of(started)
+    assert codes == [0, 4, 0] and "corpus text.txt is another text than on rank 0" in said
+    assert lines(folder / "run")[-1]["reason"] == "iters"
+    with processes(2, "train", "--resume", "copy", folder=folder) as resumed:
+        assert codes_of(resumed)[0] == [0, 0]
+    ours, theirs = (store.load(folder / name / "checkpoint.safetensors") for name in ("run", "copy"))
+    assert any("@1." in name for name in ours.optimizer)
+    assert_equal(ours, theirs)
 
 
 @pytest.mark.slow
