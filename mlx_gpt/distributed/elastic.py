@@ -26,13 +26,13 @@ class Place:
         rank: Its number.
         hosts: The addresses of all ranks.
         min_ranks: The smallest number of ranks with which the run goes on.
-        address: Where rank 0 listens for processes that join; "" on other ranks.
+        address: Where rank 0 listens for processes that join, and for the ranks that start again.
     """
 
     rank: int
     hosts: Hosts
     min_ranks: int
-    address: str = ""
+    address: str
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -72,6 +72,4 @@ def places(hosts: Hosts, remaining: list[int], joining: list[str], min_ranks: in
         min_ranks, address: As in `Place`.
     """
     kept = [hosts[rank][:1] if joining else hosts[rank] for rank in remaining] + [[a] for a in joining]
-    return [
-        Place(rank=rank, hosts=kept, min_ranks=min_ranks, address="" if rank else address) for rank in range(len(kept))
-    ]
+    return [Place(rank=rank, hosts=kept, min_ranks=min_ranks, address=address) for rank in range(len(kept))]

@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.distributed.elastic import VARIABLE, Hosts, Place, places
 from mlx_gpt.distributed.heartbeat import Heartbeat
-from mlx_gpt.distributed.rendezvous import Rendezvous, free_address
+from mlx_gpt.distributed.rendezvous import Rendezvous, free_address, meet
 from mlx_gpt.errors import BadFile, GroupChanged, GroupFailed, RankLost, UserError
 from mlx_gpt.parse import read_json
 from mlx_gpt.train.parallel import Alone, Group, explained
@@ -155,7 +155,8 @@ def join() -> Group:
     Raises:
         GroupFailed: The other processes cannot be reached.
     """
-    place = Place.given()
+    if place := Place.given():
+        place = meet(place)
     with place.taken() if place else contextlib.nullcontext():
         return _joined(place)
 

@@ -1,4 +1,7 @@
-"""Lets further processes join a group: rank 0 listens, and a newcomer waits until it gets its place.
+"""Where processes wait for a place in a group: rank 0 listens, and a newcomer connects to it.
+
+A process that wants to join waits until an exchange. The processes of a changed group, which have started again, meet
+here before MLX connects them, because MLX waits forever for one that has been lost in between.
 
 Both sides send one line of JSON: the newcomer its token and its address, rank 0 the newcomer's place or an error.
 """
@@ -8,15 +11,18 @@ import hmac
 import json
 import secrets
 import socket
+import sys
 import threading
+import time
 from collections.abc import Mapping
 
-from mlx_gpt.distributed.elastic import Place
+from mlx_gpt.distributed.elastic import Place, places
 from mlx_gpt.errors import BadFile, GroupChanged, GroupFailed, UserError
 from mlx_gpt.parse import parse_json
 
 MAX_LINE = 1 << 20  # bytes
-GREETING_SECONDS, CONNECT_SECONDS, POLL_SECONDS = 2.0, 20.0, 0.5
+GREETING_SECONDS, CONNECT_SECONDS, POLL_SECONDS = 2.0, 20.0, 0.1
+START_SECONDS = 60.0  # within which the processes of a changed group must have started again
 
 
 def free_address(host: str) -> str:
@@ -95,24 +101,74 @@ def wait_for_place(address: str) -> GroupChanged:
         UserError: The address is not one that rank 0 has shown.
         GroupFailed: There is no such group, or it takes no further process.
     """
+    place = _invited(address)
+    return place.change(f"joining as rank {place.rank} of {len(place.hosts)}")
+
+
+def meet(place: Place) -> Place:
+    """Waits until all processes of a changed group have started again.
+
+    Returns:
+        The place of this process among those that have.
+
+    Raises:
+        GroupFailed: Too few processes have, or rank 0 has not.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    if place.rank:
+        return _invited(place.address, place.hosts[place.rank][0], deadline)
+    expected = {row[0]: rank for rank, row in enumerate(place.hosts) if rank}
+    with contextlib.closing(Rendezvous(place.address, sys.maxsize)) as rendezvous:
+        while (here := expected.keys() & rendezvous.waiting()) < expected.keys() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        remaining = [0, *sorted(expected[address] for address in here)]
+        if len(remaining) < place.min_ranks:
+            raise GroupFailed(
+                f"only {len(remaining)} of {len(place.hosts)} processes have started again, but train.min_ranks is "
+                f"{place.min_ranks}; continue with --resume"
+            )
+        found = places(place.hosts, remaining, [], place.min_ranks, place.address)
+        rendezvous.invite({new.hosts[new.rank][0]: new for new in found[1:]})
+        return found[0]
+
+
+def _invited(address: str, own: str | None = None, deadline: float = 0.0) -> Place:
+    """Waits for the place that rank 0 sends.
+
+    Args:
+        address: Where rank 0 listens.
+        own: The address of this process for MLX; None for a free one.
+        deadline: Until when rank 0 may begin to listen, as time.monotonic() counts.
+    """
     host, port, token = _parts(address)
     try:
-        with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as peer:
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            own = peer.getsockname()[0]
-            with socket.create_server((own, 0)) as free:
-                port_of_mlx = free.getsockname()[1]
-            _send(peer, json.dumps({"token": token, "address": f"{own}:{port_of_mlx}"}))
+        with _connected(host, port, deadline) as peer:
+            if own is None:
+                own = free_address(peer.getsockname()[0]).rpartition(":")[0]
+            _send(peer, json.dumps({"token": token, "address": own}))
             peer.settimeout(None)
             text = peer.makefile("rb").readline(MAX_LINE).decode("utf-8", "replace")
     except OSError as error:
-        raise GroupFailed(f"--join {host}:{port}: {error}; check that the run still goes on") from None
+        raise GroupFailed(f"rank 0 at {host}:{port}: {error}; check that the run still goes on") from None
     closed = {"error": "the run has ended, or the token is wrong; copy the address that rank 0 has shown last"}
-    answer = parse_json(text, f"--join {host}:{port}") if text else closed
+    answer = parse_json(text, f"rank 0 at {host}:{port}") if text else closed
     if "error" in answer:
-        raise GroupFailed(f"--join {host}:{port}: {answer['error']}")
-    place = Place(**answer)
-    return place.change(f"joining as rank {place.rank} of {len(place.hosts)}")
+        raise GroupFailed(f"rank 0 at {host}:{port}: {answer['error']}")
+    return Place(**answer)
+
+
+def _connected(host: str, port: int, deadline: float) -> socket.socket:
+    """Connects to rank 0. Tries again until the deadline."""
+    while True:
+        try:
+            peer = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
+        except OSError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(POLL_SECONDS)
+        else:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            return peer
 
 
 def _parts(address: str) -> tuple[str, int, str]:

@@ -17,7 +17,7 @@ HOSTS = [["10.0.0.1:5000", "10.0.0.1:5001"], ["10.0.0.2:5000", "10.0.0.2:5001"],
 def test_remaining_ranks_keep_their_order_and_those_that_join_come_last():
     left = places(HOSTS, [0, 2], [], 2, "address")
     assert [(p.rank, p.hosts) for p in left] == [(0, [HOSTS[0], HOSTS[2]]), (1, [HOSTS[0], HOSTS[2]])]
-    assert [(p.min_ranks, p.address) for p in left] == [(2, "address"), (2, "")]
+    assert [(p.min_ranks, p.address) for p in left] == [(2, "address"), (2, "address")]
     joined = places(HOSTS, [0, 1], ["10.0.0.9:7000"], 1, "address")
     assert [p.rank for p in joined] == [0, 1, 2]
     assert joined[2].hosts == [["10.0.0.1:5000"], ["10.0.0.2:5000"], ["10.0.0.9:7000"]]
@@ -26,7 +26,7 @@ def test_remaining_ranks_keep_their_order_and_those_that_join_come_last():
 def test_a_place_goes_through_the_environment_and_leaves_nothing_behind(monkeypatch):
     for name in ("MLX_RANK", "MLX_HOSTFILE"):
         monkeypatch.setenv(name, "before")
-    place = Place(rank=1, hosts=HOSTS, min_ranks=2)
+    place = Place(rank=1, hosts=HOSTS, min_ranks=2, address="here")
     for name, value in place.change("a rank was lost").environment.items():
         monkeypatch.setenv(name, value)
     assert Place.is_given() and Place.given() == place
