@@ -117,7 +117,8 @@ class Ranks:
             self._rendezvous.invite(dict(zip(joining, found[len(remaining) :], strict=True)))
         causes = [self._heartbeat.reason(0) or CUT] * (not joining or len(remaining) < self.size)
         causes += [f"processes that join: {len(joining)}"] * bool(joining)
-        return found[0].change(f"{'; '.join(causes)}; {len(found)} ranks continue from the last exchange of weights")
+        count = "this process alone" if len(found) == 1 else f"{len(found)} ranks"
+        return found[0].change(f"{'; '.join(causes)}; the run continues with {count}")
 
     def start_heartbeat(self) -> None:
         """Begins to watch the other ranks. If one is lost, the connections to the others are closed.

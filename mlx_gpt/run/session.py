@@ -196,9 +196,7 @@ class Session(Iterator[Report]):
         """With `train.min_ranks`, lets ranks be lost and processes join."""
         train = self.trainer.config.train
         if train.min_ranks and (address := self.group.allow_changes(train.min_ranks, train.sequences_per_step)):
-            self.note(
-                f"{self.group.size} of at least {train.min_ranks} ranks; further processes join with: mlxgpt train --join {address}"
-            )
+            self.note(f"ranks: {self.group.size}; further processes join with: mlxgpt train --join {address}")
 
     def _trained(self, *require_folder: Callable[[], None]) -> Iterator[Report]:
         """Trains. Raises GroupChanged if a rank is lost and the others go on without it."""

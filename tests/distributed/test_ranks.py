@@ -135,7 +135,7 @@ def test_ranks_that_remain_go_on_as_a_run_of_so_many_ranks_resumed_at_the_same_e
     with processes(3, *train(*LOCAL, "--iters=12", "--out=run", "--set=train.min_ranks=2"), folder=folder) as started:
         until_saved(started[0])
         started[2].kill()
-        until_said(started[0], "^rank 2 has ended before the end of the run; 2 ranks continue from the last exchange")
+        until_said(started[0], "^rank 2 has ended before the end of the run; the run continues with 2 ranks")
         shutil.copytree(folder / "run", folder / "copy", ignore=shutil.ignore_patterns("*.tmp-*"))
         codes, said = codes_of(started)
     assert codes == [0, 0, -signal.SIGKILL], said
@@ -155,16 +155,17 @@ def test_a_second_loss_leaves_one_rank_and_with_more_min_ranks_ends_the_run(fold
     with processes(3, *options, "--set=train.min_ranks=2", folder=folder) as started:
         until_saved(started[0])
         started[1].kill()
-        until_said(started[0], "^rank 1 has ended .*; 2 ranks continue")
+        until_said(started[0], "^rank 1 has ended .*; the run continues with 2 ranks")
         assert any("resuming at" in line for line in started[0].stdout)
         started[2].kill()
-        ends_with_8(started[0], "error: rank 1 has ended before the end of the run; the run has ended")
+        code, _, said = ends([started[0]])[0]
+        assert code == 8 and "error: rank 1 has ended before the end of the run; the run has ended" in said
     resume = ["train", "--resume", "run", "--iters", lines(folder / "run")[-1]["step"] + 8, "--set=train.min_ranks=1"]
     with processes(2, *resume, folder=folder) as started:
         assert any("Iter" in line or "eval" in line for line in started[0].stdout)
         started[1].kill()
         codes, said = codes_of(started)
-    assert codes == [0, -signal.SIGKILL] and "1 ranks continue" in said
+    assert codes == [0, -signal.SIGKILL] and "the run continues with this process alone" in said
     assert lines(folder / "run")[-1]["reason"] == "iters"
 
 
@@ -186,10 +187,10 @@ def test_a_process_that_joins_takes_its_share_as_in_a_run_resumed_with_one_rank_
     with processes(1, *options, folder=folder) as started:
         address = until_said(started[0], "join with: mlxgpt train --join (.*)")[1]
         started.append(process("train", "--join", address, cwd=elsewhere, env={"MLX_DISABLE_COMPILE": "1"}))
-        until_said(started[0], "^processes that join: 1; 2 ranks continue")
-        until_said(started[0], "^rank 1 has ended .*; 1 ranks continue")
+        until_said(started[0], "^processes that join: 1; the run continues with 2 ranks")
+        until_said(started[0], "^rank 1 has ended .*; the run continues with this process alone")
         started.append(process("train", "--join", address, cwd=folder, env={"MLX_DISABLE_COMPILE": "1"}))
-        until_said(started[0], "^processes that join: 1; 2 ranks continue")
+        until_said(started[0], "^processes that join: 1; the run continues with 2 ranks")
         shutil.copytree(folder / "run", folder / "copy")
         codes, said = codes_of(started)
     assert codes == [0, 4, 0] and "corpus text.txt is another text than on rank 0" in said
