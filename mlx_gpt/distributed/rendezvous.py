@@ -101,7 +101,7 @@ def wait_for_place(address: str) -> GroupChanged:
         UserError: The address is not one that rank 0 has shown.
         GroupFailed: There is no such group, or it takes no further process.
     """
-    place = _invited(address)
+    place = _invited(address, None, time.monotonic() + CONNECT_SECONDS)
     return place.change(f"joining as rank {place.rank} of {len(place.hosts)}")
 
 
@@ -132,43 +132,39 @@ def meet(place: Place) -> Place:
         return found[0]
 
 
-def _invited(address: str, own: str | None = None, deadline: float = 0.0) -> Place:
-    """Waits for the place that rank 0 sends.
+def _invited(address: str, own: str | None, deadline: float) -> Place:
+    """Waits for the place that rank 0 sends. Before a deadline, connects again if rank 0 does not listen yet.
 
     Args:
         address: Where rank 0 listens.
         own: The address of this process for MLX; None for a free one.
-        deadline: Until when rank 0 may begin to listen, as time.monotonic() counts.
+        deadline: As time.monotonic() counts.
     """
     host, port, token = _parts(address)
-    try:
-        with _connected(host, port, deadline) as peer:
-            if own is None:
-                own = free_address(peer.getsockname()[0]).rpartition(":")[0]
-            _send(peer, json.dumps({"token": token, "address": own}))
-            peer.settimeout(None)
-            text = peer.makefile("rb").readline(MAX_LINE).decode("utf-8", "replace")
-    except OSError as error:
-        raise GroupFailed(f"rank 0 at {host}:{port}: {error}; check that the run still goes on") from None
-    closed = {"error": "the run has ended, or the token is wrong; copy the address that rank 0 has shown last"}
-    answer = parse_json(text, f"rank 0 at {host}:{port}") if text else closed
+    while not (text := _answer(host, port, token, own)):
+        if time.monotonic() >= deadline:
+            raise GroupFailed(
+                f"rank 0 does not answer at {host}:{port}: the run has ended, or the address or its token is wrong; "
+                "copy the address that rank 0 has shown last"
+            )
+        time.sleep(POLL_SECONDS)
+    answer = parse_json(text, f"rank 0 at {host}:{port}")
     if "error" in answer:
         raise GroupFailed(f"rank 0 at {host}:{port}: {answer['error']}")
     return Place(**answer)
 
 
-def _connected(host: str, port: int, deadline: float) -> socket.socket:
-    """Connects to rank 0. Tries again until the deadline."""
-    while True:
-        try:
-            peer = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
-        except OSError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(POLL_SECONDS)
-        else:
+def _answer(host: str, port: int, token: str, own: str | None) -> str:
+    """Returns the line that rank 0 sends; "" if it does not listen, or closes the connection."""
+    try:
+        with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as peer:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            return peer
+            own = own or free_address(peer.getsockname()[0]).rpartition(":")[0]
+            _send(peer, json.dumps({"token": token, "address": own}))
+            peer.settimeout(None)
+            return peer.makefile("rb").readline(MAX_LINE).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _parts(address: str) -> tuple[str, int, str]:

@@ -177,29 +177,47 @@ def test_the_loss_of_rank_0_ends_the_run(folder):
         ends_with_8(started[1], "error on rank 1: rank 0 has ended before the end of the run")
 
 
+def joining(first, cwd):
+    """Starts a process that joins the run of rank 0. Rank 0 is suspended until the other one waits."""
+    address = until_said(first, "join with: mlxgpt train --join (.*)")[1]
+    first.send_signal(signal.SIGSTOP)
+    newcomer = process("train", "--join", address, cwd=cwd, env={"MLX_DISABLE_COMPILE": "1"})
+    until_said(newcomer, "^waiting for an exchange")
+    first.send_signal(signal.SIGCONT)
+    return newcomer
+
+
 @pytest.mark.slow
 def test_a_process_that_joins_takes_its_share_as_in_a_run_resumed_with_one_rank_more(folder):
-    """A process that cannot train, because its text is another one, is lost again, and the run goes on."""
-    elsewhere = folder / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "text.txt").write_text("another text\n" * 400)
     options = train(*LOCAL, "--iters=40", "--out=run", "--set=train.min_ranks=1")
     with processes(1, *options, folder=folder) as started:
-        address = until_said(started[0], "join with: mlxgpt train --join (.*)")[1]
-        started.append(process("train", "--join", address, cwd=elsewhere, env={"MLX_DISABLE_COMPILE": "1"}))
-        until_said(started[0], "^processes that join: 1; the run continues with 2 ranks")
-        until_said(started[0], "^rank 1 has ended .*; the run continues with this process alone")
-        started.append(process("train", "--join", address, cwd=folder, env={"MLX_DISABLE_COMPILE": "1"}))
+        started.append(joining(started[0], folder))
         until_said(started[0], "^processes that join: 1; the run continues with 2 ranks")
         shutil.copytree(folder / "run", folder / "copy")
         codes, said = codes_of(started)
-    assert codes == [0, 4, 0] and "corpus text.txt is another text than on rank 0" in said
-    assert lines(folder / "run")[-1]["reason"] == "iters"
+    assert codes == [0, 0], said
+    reasons = [line["reason"] for line in lines(folder / "run") if line["report"] == "stop"]
+    assert reasons[-1] == "iters"
+    assert [line["step"] for line in lines(folder / "run") if line["report"] == "step"] == list(range(1, 41))
     with processes(2, "train", "--resume", "copy", folder=folder) as resumed:
         assert codes_of(resumed)[0] == [0, 0]
     ours, theirs = (store.load(folder / name / "checkpoint.safetensors") for name in ("run", "copy"))
     assert any("@1." in name for name in ours.optimizer)
     assert_equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_without_a_process_that_joins_with_another_text(folder):
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere/text.txt").write_text("another text\n" * 400)
+    with processes(1, *train(*LOCAL, "--iters=9999", "--out=run", "--set=train.min_ranks=1"), folder=folder) as started:
+        started.append(joining(started[0], folder / "elsewhere"))
+        until_said(started[0], "^rank 1 has ended before .*; the run continues with this process alone")
+        assert any("resuming at" in line for line in started[0].stdout)
+        until_said(started[0], "join with")
+        started[0].terminate()
+        codes, said = codes_of(started)
+    assert codes == [143, 4] and "corpus text.txt is another text than on rank 0" in said
 
 
 @pytest.mark.slow
