@@ -214,7 +214,7 @@ def test_a_run_goes_on_without_a_process_that_joins_with_another_text(folder):
         started.append(joining(started[0], folder / "elsewhere"))
         until_said(started[0], "^rank 1 has ended before .*; the run continues with this process alone")
         assert any("resuming at" in line for line in started[0].stdout)
-        until_said(started[0], "join with")
+        until_saved(started[0])
         started[0].terminate()
         codes, said = codes_of(started)
     assert codes == [143, 4] and "corpus text.txt is another text than on rank 0" in said
