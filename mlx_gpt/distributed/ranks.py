@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ class Ranks:
     def has_newcomers(self) -> bool:
         return bool(self._rendezvous and self._rendezvous.waiting())
 
-    def regroup(self) -> GroupChanged | None:
+    def regroup(self, goes_on: Callable[[], bool]) -> GroupChanged | None:
         if not self._min_ranks:
             return None
         self._disconnect()  # another rank may wait for this one
@@ -109,7 +109,7 @@ class Ranks:
             return GroupChanged("the ranks have changed", {VARIABLE: text.decode()}) if text else None
         remaining = [0, *self._heartbeat.others()]
         joining = self._rendezvous.waiting() if self._rendezvous else []
-        if len(remaining) < self._min_ranks:
+        if len(remaining) < self._min_ranks or not goes_on():
             return None
         found = places(self._hosts, remaining, joining, self._min_ranks, self._address)
         self._heartbeat.send_places({old: found[new].to_json().encode() for new, old in enumerate(remaining) if new})

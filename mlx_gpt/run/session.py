@@ -219,7 +219,7 @@ class Session(Iterator[Report]):
         """Returns what lets this process go on in a changed group; None if the run ends, or nothing could be saved."""
         if self._is_stopping or not (self._is_saved or self.group.rank):
             return None
-        if (change := self.group.regroup()) and not self.group.rank:
+        if (change := self.group.regroup(lambda: not self._is_stopping)) and not self.group.rank:
             change.environment[CONTINUED] = str(self.folder)
         return change
 

@@ -63,10 +63,13 @@ class Group(Protocol):
         """Whether processes wait to join. Only rank 0 knows them."""
         ...
 
-    def regroup(self) -> GroupChanged | None:
+    def regroup(self, goes_on: Callable[[], bool]) -> GroupChanged | None:
         """Forms a group of the ranks that are not lost and the processes that wait to join.
 
         Every rank that is not lost must call it. It waits until they have.
+
+        Args:
+            goes_on: Called on rank 0 after the wait: whether the run goes on. A signal may have arrived meanwhile.
 
         Returns:
             What starts this process again in the new group; None if rank 0 has ended or too few ranks remain.
@@ -97,7 +100,7 @@ class Alone:
     def has_newcomers(self) -> bool:
         return False
 
-    def regroup(self) -> GroupChanged | None:
+    def regroup(self, goes_on: Callable[[], bool]) -> GroupChanged | None:
         return None
 
 
