@@ -63,8 +63,14 @@ class Member:
     def leave(self, is_done):
         pass
 
+    def allow_changes(self, min_ranks, max_ranks):
+        return None
+
     def has_newcomers(self):
         return False
+
+    def regroup(self, goes_on):
+        return None
 
 
 def together(size: int, run: Callable) -> list:
