@@ -65,6 +65,23 @@ class GroupFailed(UserError):
     exit_code = 8
 
 
+class RankLost(GroupFailed):
+    """Another process of a group was lost. The others hold all that is needed to continue."""
+
+
+class GroupChanged(GroupFailed):
+    """The processes of a group have changed. This one must execute its command again.
+
+    Args:
+        message: What has changed.
+        environment: The environment variables to set for the command.
+    """
+
+    def __init__(self, message: str, environment: dict[str, str]):
+        super().__init__(message)
+        self.environment = environment
+
+
 class InternalError(RuntimeError):
     """A failure of mlxgpt itself. The message says what failed; the command line adds what to report."""
 

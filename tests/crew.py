@@ -63,6 +63,15 @@ class Member:
     def leave(self, is_done):
         pass
 
+    def allow_changes(self, min_ranks, max_ranks):
+        return None
+
+    def has_newcomers(self):
+        return False
+
+    def regroup(self, goes_on):
+        return None
+
 
 def together(size: int, run: Callable) -> list:
     """Returns run(group) of each rank, for the `size` ranks of a group."""

@@ -9,7 +9,7 @@ import warnings
 import click
 
 from mlx_gpt.cli.lazy_group import LazyGroup, PipeClosed
-from mlx_gpt.errors import InternalError, OutOfRoom, UserError, from_device
+from mlx_gpt.errors import GroupChanged, InternalError, OutOfRoom, UserError, from_device
 from mlx_gpt.version import __version__
 
 # Command -> its module, and its line in the help, which repeats the first sentence of the command's docstring.
@@ -98,6 +98,8 @@ def main() -> None:
     warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
     try:
         sys.exit(cli(standalone_mode=False))
+    except GroupChanged as change:
+        _restart(change)
     except UserError as error:
         _fail(error)
     except InternalError as error:
@@ -125,6 +127,14 @@ def main() -> None:
         if explained is None:
             raise
         _fail(explained)
+
+
+def _restart(change: GroupChanged) -> None:
+    """Executes the command of this process again, in the same process, in a group of other processes."""
+    if os.environ.get("MLX_RANK", "0") == "0":
+        click.echo(str(change), err=True)
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | change.environment)
 
 
 def _fail(error: UserError) -> None:

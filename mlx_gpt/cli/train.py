@@ -5,8 +5,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
-from mlx_gpt import run
+from mlx_gpt import distributed, run
 from mlx_gpt.cli.beside import dashboard_beside
 from mlx_gpt.cli.follow import follow
 from mlx_gpt.cli.options import (
@@ -82,8 +83,16 @@ OWN_TEXT = "train.txt"  # the corpus if no other is named and it exists in the c
 @alert_option
 @click.option("--plan", is_flag=True, help="Time a few steps, print size, memory, tokens, FLOPs and ETA, and stop.")
 @click.option("--watch", "watched", is_flag=True, help="Show the run on a web page too, as mlxgpt watch does.")
+@click.option(
+    "--join",
+    "address",
+    metavar="HOST:PORT:TOKEN",
+    help="Wait until the run at this address takes this process, which gets all settings from there.",
+)
 @json_option
-def train_command(updates, preset, recipe, out, resume, fine_tune, sets, logs, alert, plan, watched, as_json, **flags):
+def train_command(
+    updates, preset, recipe, out, resume, fine_tune, sets, logs, alert, plan, watched, address, as_json, **flags
+):
     """Train a model; by default model-l on Python's help topics.
 
     ITERS is the total number of updates, the same as --iters. If no corpus is named, ./train.txt is the corpus if it
@@ -98,6 +107,8 @@ def train_command(updates, preset, recipe, out, resume, fine_tune, sets, logs, a
 
     Ctrl-C ends the run after the current update and saves it. A second Ctrl-C ends it at once.
     """
+    if address and not distributed.Place.is_given():
+        _join(address)
     if watched and plan:
         raise UserError("--plan makes no update that --watch could show; give one of them")
     if watched:
@@ -105,6 +116,16 @@ def train_command(updates, preset, recipe, out, resume, fine_tune, sets, logs, a
     channels = Channels(logs=logs, alert=alert)
     request = request_of(updates, preset, recipe, out, resume, fine_tune, sets, **flags)
     carry_out(request, plan, as_json, channels, watched)
+
+
+def _join(address: str) -> None:
+    """Waits until a run takes this process. Raises GroupChanged then, which starts the command again as a rank."""
+    context = click.get_current_context()
+    for name in context.params:
+        if name != "address" and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise UserError(f"--join takes all settings from the run, also {name}; leave out all other options")
+    note(f"waiting for an exchange of the run at {address.rpartition(':')[0]}")
+    raise distributed.wait_for_place(address)
 
 
 def request_of(updates, preset, recipe, out, resume, fine_tune, sets, **flags) -> run.Request:

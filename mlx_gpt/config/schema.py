@@ -43,6 +43,12 @@ class TrainConfig(Table):
         low=0,
         high=1 << 20,
     )
+    min_ranks: int = setting(
+        0,
+        "with sync_every, the run goes on after a loss of processes if at least this number remains; 0 ends it",
+        low=0,
+        high=1 << 16,
+    )
     objective: str = setting("cross-entropy", "training loss")
     balance_weight: float = setting(
         0.01, "weight of the loss that balances the loads of experts, if model.ffn is moe", low=0.0, high=1e3
@@ -68,6 +74,11 @@ class TrainConfig(Table):
 
     def __post_init__(self):
         Table.__post_init__(self)
+        if self.min_ranks and not self.sync_every:
+            raise UserError(
+                f"train.min_ranks={self.min_ranks} needs train.sync_every above 0, because a run goes on from an "
+                "exchange of weights; give train.sync_every, such as 50"
+            )
         for name in ("eval_every", "sample_every"):
             value = getattr(self, name)
             if self.sync_every and value > 0 and value % self.sync_every:

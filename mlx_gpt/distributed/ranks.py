@@ -11,15 +11,17 @@ import signal
 import socket
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_gpt.device.mlx import mx
+from mlx_gpt.distributed.elastic import VARIABLE, Hosts, Place, places
 from mlx_gpt.distributed.heartbeat import Heartbeat
-from mlx_gpt.errors import GroupFailed, UserError
+from mlx_gpt.distributed.rendezvous import Rendezvous, free_address, meet
+from mlx_gpt.errors import BadFile, GroupChanged, GroupFailed, RankLost, UserError
 from mlx_gpt.parse import read_json
 from mlx_gpt.train.parallel import Alone, Group, explained
 
@@ -29,6 +31,7 @@ REASON_SECONDS = 3.0  # a lost connection of MLX is noticed at once; the heartbe
 
 JOIN_SECONDS = 120.0  # MLX tries to connect for about 30 s, and then waits for the connections of others
 
+CUT = "the connection to another process of the run was lost"
 NEXT_STEP = (
     "the run has ended, and its checkpoints are complete; see the messages of the other processes, and continue with "
     "--resume, with any number of processes"
@@ -41,15 +44,25 @@ class Ranks:
     Args:
         group: The group of mx.distributed.
         connections: The sockets of MLX's own connections to other ranks.
+        hosts: The addresses of the ranks; None if the backend is not ring.
+        place: The place that another group gave this process; None if it was started by the user.
 
     Attributes:
         rank, size: As in `Group`.
     """
 
-    def __init__(self, group: mx.distributed.Group, connections: Sequence[socket.socket] = ()):
-        self._group, self._connections = group, connections
+    def __init__(
+        self,
+        group: mx.distributed.Group,
+        connections: Sequence[socket.socket] = (),
+        hosts: Hosts | None = None,
+        place: Place | None = None,
+    ):
+        self._group, self._connections, self._hosts = group, connections, hosts
         self.rank, self.size = group.rank(), group.size()
+        self._min_ranks, self._address = (place.min_ranks, place.address) if place else (0, "")
         self._heartbeat: Heartbeat | None = None
+        self._rendezvous: Rendezvous | None = None
 
     def sum(self, tree: Any) -> Any:
         leaves = [array for _, array in tree_flatten(tree)]
@@ -73,7 +86,43 @@ class Ranks:
         if not any(part in str(error) for part in LOST):
             return None
         reason = self._heartbeat and self._heartbeat.reason(REASON_SECONDS)
-        return GroupFailed(f"{reason or 'the connection to another process of the run was lost'}; {NEXT_STEP}")
+        return RankLost(f"{reason or CUT}; {NEXT_STEP}")
+
+    def allow_changes(self, min_ranks: int, max_ranks: int) -> str | None:
+        if self._hosts is None:
+            raise UserError(
+                "train.min_ranks needs the backend ring, whose processes have a hostfile; start them with --backend "
+                "ring, or leave it out"
+            )
+        self._min_ranks = min_ranks
+        if self.rank:
+            return None
+        self._address = self._address or free_address(self._hosts[0][0].rpartition(":")[0])
+        self._rendezvous = Rendezvous(self._address, max_ranks - self.size)
+        return self._address
+
+    def has_newcomers(self) -> bool:
+        return bool(self._rendezvous and self._rendezvous.waiting())
+
+    def regroup(self, goes_on: Callable[[], bool]) -> GroupChanged | None:
+        if not self._min_ranks:
+            return None
+        self._disconnect()  # another rank may wait for this one
+        if self.rank:
+            text = self._heartbeat.place()
+            return GroupChanged("the ranks have changed", {VARIABLE: text.decode()}) if text else None
+        remaining = [0, *self._heartbeat.others()]
+        joining = self._rendezvous.waiting() if self._rendezvous else []
+        if len(remaining) < self._min_ranks or not goes_on():
+            return None
+        found = places(self._hosts, remaining, joining, self._min_ranks, self._address)
+        self._heartbeat.send_places({old: found[new].to_json().encode() for new, old in enumerate(remaining) if new})
+        if joining:
+            self._rendezvous.invite(dict(zip(joining, found[len(remaining) :], strict=True)))
+        causes = [self._heartbeat.reason(0) or CUT] * (not joining or len(remaining) < self.size)
+        causes += [f"processes that join: {len(joining)}"] * bool(joining)
+        count = "this process alone" if len(found) == 1 else f"{len(found)} ranks"
+        return found[0].change(f"{'; '.join(causes)}; the run continues with {count}")
 
     def start_heartbeat(self) -> None:
         """Begins to watch the other ranks. If one is lost, the connections to the others are closed.
@@ -89,6 +138,9 @@ class Ranks:
         self._heartbeat = Heartbeat(self.rank, peers, self._disconnect)
 
     def leave(self, is_done: bool) -> None:
+        if self._rendezvous:
+            self._rendezvous.close()
+            self._rendezvous = None
         if self._heartbeat:
             self._heartbeat.close(is_done)
             self._heartbeat = None
@@ -108,17 +160,29 @@ def join() -> Group:
     Raises:
         GroupFailed: The other processes cannot be reached.
     """
+    if place := Place.given():
+        place = meet(place)
+    with place.taken() if place else contextlib.nullcontext():
+        return _joined(place)
+
+
+def _joined(place: Place | None) -> Group:
+    """Joins the group that the environment describes, as `join` does. A group of one host needs no connection."""
     if "MLX_RANK" not in os.environ or not _is_given("MLX_HOSTFILE"):
         return Alone()
-    before = _sockets()
+    path, before = os.environ.get("MLX_HOSTFILE"), _sockets()
     try:
+        hosts = read_json(Path(path)) if path else None
         with _interrupted_after(JOIN_SECONDS):
-            group = mx.distributed.init()
-    except RuntimeError as error:
+            group = _single() if hosts and len(hosts) == 1 else mx.distributed.init()
+    except (RuntimeError, BadFile) as error:
         raise GroupFailed(f"the processes of the run cannot reach each other: {error}; check the hosts") from None
-    if group.size() == 1:
+    if group.size() == 1 and not hosts:
         return Alone()
-    ranks = Ranks(group, [socket.socket(fileno=os.dup(number)) for number in sorted(_sockets() - before)])
+    connections = [socket.socket(fileno=os.dup(number)) for number in sorted(_sockets() - before)]
+    for number in _sockets() - before:
+        os.set_inheritable(number, False)  # they end with this program, also if it is executed again
+    ranks = Ranks(group, connections, hosts, place)
     with explained(ranks):
         ranks.start_heartbeat()
     return ranks
@@ -140,6 +204,15 @@ def _interrupted_after(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def _single() -> mx.distributed.Group:
+    """Returns a group of this process. MLX waits forever for the other ranks of a hostfile with one host."""
+    rank = os.environ.pop("MLX_RANK")
+    try:
+        return mx.distributed.init(backend="ring")
+    finally:
+        os.environ["MLX_RANK"] = rank
 
 
 def buckets(arrays: Sequence[mx.array], size: int = BUCKET_BYTES) -> list[list[int]]:

@@ -6,12 +6,13 @@ reports to the detectors of watch/health.py.
 
 import contextlib
 import dataclasses
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mlx_gpt.distributed.ranks import join
-from mlx_gpt.errors import UserError
+from mlx_gpt.errors import GroupChanged, RankLost, UserError
 from mlx_gpt.files import FolderLock, make_folder, remove_abandoned
 from mlx_gpt.run.build import make_trainer
 from mlx_gpt.run.folder import folder_of, require_new, save_config, save_tokenizer
@@ -21,10 +22,12 @@ from mlx_gpt.run.request import Note, Request, ignore
 from mlx_gpt.run.resume import located
 from mlx_gpt.run.start import begin
 from mlx_gpt.train.parallel import explained
-from mlx_gpt.train.reports import Alert, FailureReport, Plan, Report
+from mlx_gpt.train.reports import Alert, FailureReport, Plan, Report, SaveReport, StopReport
 from mlx_gpt.watch.health import Health
 from mlx_gpt.watch.metrics import MetricsFile, line_of
 from mlx_gpt.watch.tail import all_reports
+
+CONTINUED = "MLXGPT_CONTINUED"  # environment variable: the run folder with which a restarted process continues
 
 
 class Session(Iterator[Report]):
@@ -65,14 +68,18 @@ class Session(Iterator[Report]):
         """
         self.group = join()
         self.note = ignore if self.group.rank else note
+        continued = os.environ.pop(CONTINUED, None)
+        self.folder = Path(continued or "")
+        self._is_saved, self._is_stopping, self._joins = bool(continued), False, False
         with contextlib.ExitStack() as stack:
             stack.callback(self.group.leave, False)
-            stack.enter_context(explained(self.group))
-            if self.group.rank:
-                self.start, self.folder = received(self.group, self.note)
-                self.trainer = make_trainer(self.start, self.folder, self.note, self.group)
-            else:
-                self._prepare(request, stack)
+            with self._regrouped(), explained(self.group):
+                if self.group.rank:
+                    self.start, self.folder = received(self.group, self.note)
+                    self.trainer = make_trainer(self.start, self.folder, self.note, self.group)
+                else:
+                    self._prepare(Request(resume=continued) if continued else request, stack)
+                self._allow_changes()
             self._locks = stack.pop_all()
         self._metrics: MetricsFile | None = None
         self._health = Health(self.start.header.config.to_dict(), str(self.folder))
@@ -105,6 +112,7 @@ class Session(Iterator[Report]):
         Continue to iterate: the run makes at most one further update, saves a checkpoint if it has made any step, and
         reports the end. An evaluation in progress is abandoned.
         """
+        self._is_stopping = True
         self.trainer.stop()
 
     def record(self, report: Report) -> list[Alert]:
@@ -180,8 +188,41 @@ class Session(Iterator[Report]):
     def _train(self) -> Iterator[Report]:
         with self._locks as stack:
             if not self.start.is_complete:
-                yield from self._recorded(stack) if self.group.rank == 0 else self.trainer.run()
+                yield from self._recorded(stack) if self.group.rank == 0 else self._trained()
+                if self._joins and (change := self._change()):
+                    raise change
             self.group.leave(True)
+
+    def _allow_changes(self) -> None:
+        """With `train.min_ranks`, lets ranks be lost and processes join."""
+        train = self.trainer.config.train
+        if train.min_ranks and (address := self.group.allow_changes(train.min_ranks, train.sequences_per_step)):
+            self.note(f"ranks: {self.group.size}; further processes join with: mlxgpt train --join {address}")
+
+    def _trained(self, *require_folder: Callable[[], None]) -> Iterator[Report]:
+        """Trains. Raises GroupChanged if a rank is lost and the others go on without it."""
+        with self._regrouped():
+            for report in self.trainer.run(*require_folder):
+                if isinstance(report, SaveReport):
+                    self._is_saved = not report.error and Path(report.path).parent == self.folder
+                self._joins = isinstance(report, StopReport) and report.reason == "ranks"
+                yield report
+
+    @contextlib.contextmanager
+    def _regrouped(self) -> Iterator[None]:
+        """A context that converts RankLost to GroupChanged if the remaining ranks go on."""
+        try:
+            yield
+        except RankLost as error:
+            raise self._change() or error from error
+
+    def _change(self) -> GroupChanged | None:
+        """Returns what lets this process go on in a changed group; None if the run ends, or nothing could be saved."""
+        if self._is_stopping or not (self._is_saved or self.group.rank):
+            return None
+        if (change := self.group.regroup(lambda: not self._is_stopping)) and not self.group.rank:
+            change.environment[CONTINUED] = str(self.folder)
+        return change
 
     def _recorded(self, stack: contextlib.ExitStack) -> Iterator[Report]:
         """Trains, and records the reports in the run folder. The last line of metrics.jsonl says if the run failed."""
@@ -190,7 +231,7 @@ class Session(Iterator[Report]):
         self._open_metrics()
         stack.callback(self._close_metrics)
         try:
-            for report in self.trainer.run(self._lock.require_held):
+            for report in self._trained(self._lock.require_held):
                 alerts = self.record(report)
                 if isinstance(report, Plan):  # the plan has changed `train.iters`
                     self._update_config()

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from mlx.utils import tree_map
 
 from mlx_gpt.device.mlx import mx
-from mlx_gpt.errors import GroupFailed, UserError
+from mlx_gpt.errors import GroupChanged, GroupFailed, UserError
 
 Arrays = dict[str, mx.array]
 
@@ -48,6 +48,34 @@ class Group(Protocol):
         """Leaves the group. If not `is_done`, the other ranks take this process for lost, and end the run."""
         ...
 
+    def allow_changes(self, min_ranks: int, max_ranks: int) -> str | None:
+        """Lets ranks be lost, as long as `min_ranks` remain, and processes join, up to `max_ranks`.
+
+        Returns:
+            The address at which processes join, on rank 0.
+
+        Raises:
+            UserError: The connections of this group do not allow changes.
+        """
+        ...
+
+    def has_newcomers(self) -> bool:
+        """Whether processes wait to join. Only rank 0 knows them."""
+        ...
+
+    def regroup(self, goes_on: Callable[[], bool]) -> GroupChanged | None:
+        """Forms a group of the ranks that are not lost and the processes that wait to join.
+
+        Every rank that is not lost must call it. It waits until they have.
+
+        Args:
+            goes_on: Called on rank 0 after the wait: whether the run goes on. A signal may have arrived meanwhile.
+
+        Returns:
+            What starts this process again in the new group; None if rank 0 has ended or too few ranks remain.
+        """
+        ...
+
 
 class Alone:
     """A group of one process."""
@@ -66,6 +94,15 @@ class Alone:
     def leave(self, is_done: bool) -> None:
         """Does nothing."""
 
+    def allow_changes(self, min_ranks: int, max_ranks: int) -> str | None:
+        return None
+
+    def has_newcomers(self) -> bool:
+        return False
+
+    def regroup(self, goes_on: Callable[[], bool]) -> GroupChanged | None:
+        return None
+
 
 class Local:
     """A rank whose sums are its own values: for steps in which the ranks do not communicate.
@@ -77,6 +114,7 @@ class Local:
     def __init__(self, group: Group):
         self.rank, self.size = group.rank, group.size
         self.gather, self.failure, self.leave = group.gather, group.failure, group.leave
+        self.allow_changes, self.has_newcomers, self.regroup = group.allow_changes, group.has_newcomers, group.regroup
 
     def sum(self, tree: Any) -> Any:
         return tree

@@ -224,7 +224,8 @@ class StopReport:
     Attributes:
         step: Number of finished steps of the run.
         reason: "iters" (all updates made), "minutes" (time budget spent), "patience" (too many evaluations without a
-            new lowest loss), "signal" (stopped on request) or "diverged".
+            new lowest loss), "signal" (stopped on request), "diverged" or "ranks" (all processes start again, with
+            others that join).
         tokens: Number of training tokens read since the run's start, padding included.
         steps: Number of steps made by this process.
         seconds: Training time of this process.

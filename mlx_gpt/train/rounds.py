@@ -60,6 +60,10 @@ class Rounds(Protocol):
         """Returns the training state at the end of a round. Its weights and their average are equal on all ranks."""
         ...
 
+    def own(self) -> Tensors:
+        """Returns what a checkpoint of the last exchange holds besides rank 0's state and those of other ranks."""
+        ...
+
     def tensors(self, state: dict[str, Any]) -> Tensors:
         """Returns what a checkpoint holds besides rank 0's state. Every rank must call it, with its optimizer state."""
         ...
@@ -79,6 +83,9 @@ class EachStep:
 
     def exchange(self, state):
         return state
+
+    def own(self):
+        return {}
 
     def tensors(self, state):
         return {}
@@ -110,17 +117,20 @@ class LocalSteps:
         own, optimizer = share(self._group, rows), state["optimizer"]
         shared = {"weights": state["weights"]} | {part: optimizer[part] for part in {AVERAGE} & optimizer.keys()}
         means = self._group.sum(tree_map(lambda a: a * ((own.stop - own.start) / rows), shared))
-        rate, momentum, weights = settings.outer_learning_rate, settings.outer_momentum, {}
+        rate, momentum, weights, moved = settings.outer_learning_rate, settings.outer_momentum, {}, {}
         for name, mean in means.pop("weights").items():
             difference = self._start[name] - mean
-            self._momentum[name] = momentum * self._momentum[name] + difference
-            weights[name] = self._start[name] - rate * (difference + momentum * self._momentum[name])
-        mx.eval(weights, means, self._momentum)
-        self._start = weights
+            moved[name] = momentum * self._momentum[name] + difference
+            weights[name] = self._start[name] - rate * (difference + momentum * moved[name])
+        mx.eval(weights, means, moved)
+        self._start, self._momentum = weights, moved  # not before: if a rank is lost, eval raises
         return {"weights": weights, "optimizer": optimizer | means}
 
+    def own(self):
+        return {f"{OUTER}.{name}": np.array(a) for name, a in self._momentum.items()}
+
     def tensors(self, state):
-        found = {f"{OUTER}.{name}": np.array(a) for name, a in self._momentum.items()}
+        found = self.own()
         parts = {part: a for part, a in state.items() if isinstance(a, dict) and part != AVERAGE}
         for rank in range(1, self._group.size):
             for name, array in tree_flatten(of_rank(self._group, rank, parts)):

@@ -90,6 +90,7 @@ class Trainer:
         }
         self._step = make_step(model, optimizer, objective, source.gather, self._rounds.inner, self.config)
         self.pipeline, self.pace = Pipeline(), Pace(validation.num_windows)
+        self._exchanged: Snapshot | None = None
         self._skipped = self._bad_steps = 0
         self._signal = False
         self._last_sample = self._last_comparison = header.step
@@ -178,7 +179,9 @@ class Trainer:
     # -- the step ------------------------------------------------------------------------------------------------
 
     def _round(self) -> Iterator[StepReport]:
-        """Makes the steps of a round."""
+        """Makes the steps of a round. With `train.min_ranks`, rank 0 keeps the state at its start."""
+        if self.config.train.min_ranks and not self._group.rank:
+            self._exchanged = self.snapshot()
         end = self._rounds.end(self.header.step, self.config.train.iters)
         while self.header.step < end:
             self._submit()
@@ -233,19 +236,21 @@ class Trainer:
             yield self._read()
 
     def _rescue(self) -> Iterator[SaveReport]:
-        """Saves the last step that is known to be complete, after an error of the device.
+        """Saves the last step that is known to be complete, after an error of the device or the loss of a rank.
 
-        The arrays of later steps may hold anything. Saves nothing if the complete state cannot be read either, or if
-        the step may be in the middle of a round, in which the ranks have different weights.
+        The arrays of later steps may hold anything. Saves nothing if the complete state cannot be read either. A step
+        may be in the middle of a round, in which the ranks have different weights; then the state at the start of the
+        round is saved, if it was kept.
         """
-        if self.config.train.sync_every:
-            return
-        if complete := self.pipeline.abandon():
+        complete = self.pipeline.abandon()
+        if self.config.train.sync_every and (complete := self._exchanged):
+            self.header = complete.header
+        if complete and not self._group.rank:
             header, self.state = complete
             self._advance(step=header.step, tokens=header.tokens)
             self.source.seek(header.source)
             with contextlib.suppress(RuntimeError):
-                yield from self._save_last()
+                yield from self._writer.save_last(self.snapshot().checkpoint(tensors=self._rounds.own()))
 
     # -- plans, evaluations, samples, saves, the end ---------------------------------------------------------------
 
@@ -281,12 +286,13 @@ class Trainer:
             StopReport. A signal, a spent time budget and bad steps count on any rank.
         """
         train, header = self.config.train, self.header
-        signal, diverged, is_spent, save_due = agree(
+        signal, diverged, is_spent, save_due, joins = agree(
             self._group,
             self._signal,
             self._bad_steps >= MAX_BAD_STEPS,
             self.pace.is_spent(header, self._elapsed()),
             self._save_due(),
+            self._group.has_newcomers(),
         )
         reasons = {
             "signal": signal,
@@ -294,6 +300,7 @@ class Trainer:
             "iters": header.step >= train.iters,
             "patience": bool(train.patience) and header.bad_evals >= train.patience,
             "minutes": is_spent,
+            "ranks": joins and header.step > self._first_step,
         }
         return next((reason for reason, holds in reasons.items() if holds), None), save_due
 

@@ -32,6 +32,7 @@ STOPPED = {
     "patience": "stopped early for lack of a lower validation loss",
     "signal": "interrupted and saved",
     "diverged": "diverged",
+    "ranks": "starting again with more processes",
 }
 LARGE_SHARE = 0.2  # a note is printed if evaluations take a larger share of the time than this
 

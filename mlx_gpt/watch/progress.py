@@ -10,7 +10,7 @@ from typing import Any
 from mlx_gpt.watch.tail import number
 
 # StopReport.reason -> the state of the run.
-STATES = {"iters": "finished", "minutes": "finished", "patience": "finished", "signal": "stopped"}
+STATES = {"iters": "finished", "minutes": "finished", "patience": "finished", "signal": "stopped", "ranks": "stopped"}
 STATES |= {"diverged": "diverged"}
 BEGINS = ("start", "plan", "step")  # reports that are only made before the end of a process
 KEPT = ("plan", "start", "step", "eval", "save", "stop", "failure")  # reports of which the last one is kept

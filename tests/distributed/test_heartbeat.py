@@ -78,6 +78,29 @@ def test_a_rank_that_leaves_is_lost_unless_it_is_done(watched, is_done):
     assert ranks[1].lost.is_set() != is_done
 
 
+def test_the_ranks_that_remain_get_places_and_one_that_is_lost_meanwhile_gets_none(watched):
+    """Rank 0 waits for all that are not lost. Each of these waits until rank 0 sends its place."""
+    peers = connections(4)
+    ranks = [watched(rank, peers[rank]) for rank in range(3)]
+    peers[3][0].close()
+    assert all(rank.lost.wait(10) for rank in ranks)
+    found = []
+    waiting = threading.Thread(target=lambda: found.append(ranks[1].heart.place()))
+    waiting.start()
+    ranks[2].heart.close(is_done=False)
+    assert ranks[0].heart.others() == [1]
+    ranks[0].heart.send_places({1: b"a place"})
+    waiting.join()
+    assert found == [b"a place"]
+
+
+def test_a_rank_gets_no_place_if_rank_0_ends(watched):
+    first, second = connections(2)
+    ranks = [watched(0, first), watched(1, second)]
+    ranks[0].heart.close(is_done=False)
+    assert ranks[1].heart.place() == b""
+
+
 def test_a_rank_that_does_not_connect_is_named(monkeypatch):
     monkeypatch.setattr(heartbeat, "CONNECT_SECONDS", 0.1)
     with pytest.raises(GroupFailed, match="rank 1 did not connect to rank 0"):

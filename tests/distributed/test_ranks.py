@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +112,113 @@ def test_local_steps_of_processes_resume_bit_for_bit(folder):
     with processes(2, "train", "--resume", "broken", folder=folder) as started:
         assert [code for code, *_ in ends(started)] == [0, 0]
     assert_equal(*(store.load(folder / name / "checkpoint.safetensors") for name in ("whole", "broken")))
+
+
+LOCAL = ["--set=speed.lanes=1", "--set=train.sync_every=2", "--eval-every", 4]
+
+
+def until_said(process, pattern):
+    """Reads the errors of a process until a line matches. Returns the match."""
+    return next(match for line in process.stderr if (match := re.search(pattern, line)))
+
+
+def codes_of(started):
+    found = ends(started)
+    return [code for code, *_ in found], "".join(err for *_, err in found)
+
+
+@pytest.mark.slow
+def test_ranks_that_remain_go_on_as_a_run_of_so_many_ranks_resumed_at_the_same_exchange(folder, monkeypatch):
+    """They end at the planned number of updates. No temporary file is left."""
+    monkeypatch.setenv("TMPDIR", str(folder / "temporary"))
+    (folder / "temporary").mkdir()
+    options = [*LOCAL[:2], "--iters=12", "--eval-every=12", "--set=train.log_every=1", "--set=train.min_ranks=2"]
+    with processes(3, *train(*options, "--out=run"), folder=folder) as started:
+        assert any("Iter    3" in line for line in started[0].stdout)  # nothing is saved until then
+        started[2].kill()
+        until_said(started[0], "^rank 2 has ended before the end of the run; the run continues with 2 ranks")
+        shutil.copytree(folder / "run", folder / "copy", ignore=shutil.ignore_patterns("*.tmp-*"))
+        codes, said = codes_of(started)
+    assert codes == [0, 0, -signal.SIGKILL], said
+    assert not list((folder / "temporary").glob("mlxgpt-*")) and not list((folder / "run").glob("*.tmp-*"))
+    reports = lines(folder / "run")
+    assert [line["step"] for line in reports if line["report"] == "step"] == list(range(1, 13))
+    assert [line["error"] for line in reports if line["report"] == "failure"] == ["GroupChanged"]
+    assert (reports[-1]["reason"], reports[-1]["step"]) == ("iters", 12)
+    with processes(2, "train", "--resume", "copy", folder=folder) as resumed:
+        assert codes_of(resumed)[0] == [0, 0]
+    assert_equal(*(store.load(folder / name / "checkpoint.safetensors") for name in ("run", "copy")))
+
+
+@pytest.mark.slow
+def test_a_second_loss_leaves_one_rank_and_with_more_min_ranks_ends_the_run(folder):
+    options = train(*LOCAL, "--iters=9999", "--out=run")
+    with processes(3, *options, "--set=train.min_ranks=2", folder=folder) as started:
+        until_saved(started[0])
+        started[1].kill()
+        until_said(started[0], "^rank 1 has ended .*; the run continues with 2 ranks")
+        assert any("resuming at" in line for line in started[0].stdout)
+        started[2].kill()
+        code, _, said = ends([started[0]])[0]
+        assert code == 8 and "error: rank 1 has ended before the end of the run; the run has ended" in said
+    resume = ["train", "--resume", "run", "--iters", lines(folder / "run")[-1]["step"] + 8, "--set=train.min_ranks=1"]
+    with processes(2, *resume, folder=folder) as started:
+        assert any("Iter" in line or "eval" in line for line in started[0].stdout)
+        started[1].kill()
+        codes, said = codes_of(started)
+    assert codes == [0, -signal.SIGKILL] and "the run continues with this process alone" in said
+    assert lines(folder / "run")[-1]["reason"] == "iters"
+
+
+@pytest.mark.slow
+def test_the_loss_of_rank_0_ends_the_run(folder):
+    with processes(2, *train(*LOCAL, "--iters=9999", "--out=run", "--set=train.min_ranks=1"), folder=folder) as started:
+        until_saved(started[0])
+        started[0].kill()
+        ends_with_8(started[1], "error on rank 1: rank 0 has ended before the end of the run")
+
+
+def joining(first, cwd):
+    """Starts a process that joins the run of rank 0. Rank 0 is suspended until the other one waits."""
+    address = until_said(first, "join with: mlxgpt train --join (.*)")[1]
+    first.send_signal(signal.SIGSTOP)
+    newcomer = process("train", "--join", address, cwd=cwd, env={"MLX_DISABLE_COMPILE": "1"})
+    until_said(newcomer, "^waiting for an exchange")
+    first.send_signal(signal.SIGCONT)
+    return newcomer
+
+
+@pytest.mark.slow
+def test_a_process_that_joins_takes_its_share_as_in_a_run_resumed_with_one_rank_more(folder):
+    options = train(*LOCAL, "--iters=40", "--out=run", "--set=train.min_ranks=1")
+    with processes(1, *options, folder=folder) as started:
+        started.append(joining(started[0], folder))
+        until_said(started[0], "^processes that join: 1; the run continues with 2 ranks")
+        shutil.copytree(folder / "run", folder / "copy")
+        codes, said = codes_of(started)
+    assert codes == [0, 0], said
+    reasons = [line["reason"] for line in lines(folder / "run") if line["report"] == "stop"]
+    assert reasons[-1] == "iters"
+    assert [line["step"] for line in lines(folder / "run") if line["report"] == "step"] == list(range(1, 41))
+    with processes(2, "train", "--resume", "copy", folder=folder) as resumed:
+        assert codes_of(resumed)[0] == [0, 0]
+    ours, theirs = (store.load(folder / name / "checkpoint.safetensors") for name in ("run", "copy"))
+    assert any("@1." in name for name in ours.optimizer)
+    assert_equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_without_a_process_that_joins_with_another_text(folder):
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere/text.txt").write_text("another text\n" * 400)
+    with processes(1, *train(*LOCAL, "--iters=9999", "--out=run", "--set=train.min_ranks=1"), folder=folder) as started:
+        started.append(joining(started[0], folder / "elsewhere"))
+        until_said(started[0], "^rank 1 has ended before .*; the run continues with this process alone")
+        assert any("resuming at" in line for line in started[0].stdout)
+        until_saved(started[0])
+        started[0].terminate()
+        codes, said = codes_of(started)
+    assert codes == [143, 4] and "is another text than on rank 0" in said
 
 
 @pytest.mark.slow
