@@ -51,15 +51,17 @@ measure(
         "ternary, decay x3": [*WHOLE, *ternary(optimizer__weight_decay=0.3)],
         "ternary, long cooldown": [*NETWORK, *steps(STEPS, 0.2), *ternary()],
         "float, then ternary": [*steps(STEPS // 2, 0.2), *ternary()],
-        "float for a quarter": [*steps(STEPS * 3 // 4, 0.6 - 0.4 / 3), *ternary()],
-        "ternary, short warm-up": [*WHOLE, *ternary(optimizer__warmup_steps=5)],
+        "float, long cooldown": [*NETWORK, *steps(STEPS, 0.2)],
+        "float, long cooldown, rate x0.5": [
+            *NETWORK,
+            *steps(STEPS, 0.2),
+            *settings(optimizer__learning_rate=RATE * 0.5),
+        ],
+        "ternary, decay from the start": [*NETWORK, *steps(STEPS, 0.03), *ternary()],
     },
     seeds=[0],
     common=COMMON,
-    before={
-        "float, then ternary": [*NETWORK, *steps(STEPS // 2, 1.0)],
-        "float for a quarter": [*NETWORK, *steps(STEPS // 4, 1.0)],
-    },
+    before={"float, then ternary": [*NETWORK, *steps(STEPS // 2, 1.0)]},
 )
 if sys.argv[1:] == ["tuning"]:
     raise SystemExit
