@@ -124,8 +124,7 @@ def _join(address: str) -> None:
     for name in context.params:
         if name != "address" and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise UserError(f"--join takes all settings from the run, also {name}; leave out all other options")
-    note(f"waiting for an exchange of the run at {address.rpartition(':')[0]}")
-    raise distributed.wait_for_place(address)
+    raise distributed.wait_for_place(address, note)
 
 
 def request_of(updates, preset, recipe, out, resume, fine_tune, sets, **flags) -> run.Request:

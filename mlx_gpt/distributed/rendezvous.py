@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from mlx_gpt.distributed.elastic import Place, places
 from mlx_gpt.errors import BadFile, GroupChanged, GroupFailed, UserError
@@ -94,13 +94,19 @@ class Rendezvous:
         return is_known
 
 
-def wait_for_place(address: str) -> GroupChanged:
+def wait_for_place(address: str, note: Callable[[str], None]) -> GroupChanged:
     """Waits until the group at an address takes this process. Returns what starts it as a rank of the group.
+
+    Args:
+        address: The address and the token that rank 0 has shown.
+        note: Called with one line before the wait.
 
     Raises:
         UserError: The address is not one that rank 0 has shown.
         GroupFailed: There is no such group, or it takes no further process.
     """
+    host, port, _ = _parts(address)
+    note(f"waiting for an exchange of the run at {host}:{port}")
     place = _invited(address, None, time.monotonic() + CONNECT_SECONDS)
     return place.change(f"joining as rank {place.rank} of {len(place.hosts)}")
 
@@ -170,7 +176,7 @@ def _answer(host: str, port: int, token: str, own: str | None) -> str:
 def _parts(address: str) -> tuple[str, int, str]:
     host, _, rest = address.partition(":")
     port, _, token = rest.partition(":")
-    if not (host and port.isdecimal() and token):
+    if not (host and port.isdecimal() and int(port) < 1 << 16 and token):
         raise UserError(f"--join {address!r} is not HOST:PORT:TOKEN; copy the address that rank 0 has shown")
     return host, int(port), token
 

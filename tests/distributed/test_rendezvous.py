@@ -11,6 +11,7 @@ from mlx_gpt.distributed import rendezvous
 from mlx_gpt.distributed.elastic import Place, places
 from mlx_gpt.distributed.rendezvous import Rendezvous, free_address, meet, wait_for_place
 from mlx_gpt.errors import GroupFailed, UserError
+from mlx_gpt.run.request import ignore
 
 
 @pytest.fixture
@@ -41,11 +42,11 @@ def until(holds):
 def test_a_newcomer_gets_its_place_and_one_too_many_is_refused(listening):
     address, open_one = listening
     found = []
-    waiting = threading.Thread(target=lambda: found.append(wait_for_place(address)))
+    waiting = threading.Thread(target=lambda: found.append(wait_for_place(address, ignore)))
     waiting.start()
     until(open_one.waiting)
     with pytest.raises(GroupFailed, match="there are no more"):
-        wait_for_place(address)
+        wait_for_place(address, ignore)
     [newcomer] = open_one.waiting()
     place = Place(rank=1, hosts=[["127.0.0.1:5000"], [newcomer]], min_ranks=1, address=address)
     open_one.invite({newcomer: place})
@@ -91,11 +92,11 @@ def test_strangers_do_not_wait_and_newcomers_that_are_gone_do_not_either(listeni
 def test_an_address_that_is_wrong_is_named(listening, monkeypatch):
     monkeypatch.setattr(rendezvous, "CONNECT_SECONDS", 0.2)
     address, open_one = listening
-    for wrong in ("", "127.0.0.1", "127.0.0.1:5000", ":1:t", "127.0.0.1:x:t"):
+    for wrong in ("", "127.0.0.1", "127.0.0.1:5000", ":1:t", "127.0.0.1:x:t", "127.0.0.1:65536:t"):
         with pytest.raises(UserError, match="is not HOST:PORT:TOKEN"):
-            wait_for_place(wrong)
+            wait_for_place(wrong, ignore)
     with pytest.raises(GroupFailed, match="does not answer at 127.0.0.1:[0-9]+: .* its token is wrong"):
-        wait_for_place(address + "0")
+        wait_for_place(address + "0", ignore)
     open_one.close()
     with pytest.raises(GroupFailed, match="does not answer at 127.0.0.1:[0-9]+: the run has ended"):
-        wait_for_place(address)
+        wait_for_place(address, ignore)
