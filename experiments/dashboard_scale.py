@@ -1,9 +1,10 @@
-"""Measures the dashboard with many runs: time to the first paint, memory of the reader, and bytes read.
+"""Measures the dashboard with many runs: time to the first paint and of a report, memory of the reader, bytes read.
 
     python experiments/dashboard_scale.py [--runs 200] [--steps 1000000] [--folder DIR]
 
 Makes a folder with this many runs of 600 steps, one of them with many more, serves it, and opens it in Chromium twice:
-when the server has just started, and when it has read everything. Needs playwright and Chromium.
+when the server has just started, and when it has read everything. Then adds reports to a run, and measures how long
+each takes to appear. Needs playwright and Chromium.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import os
 import random
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -75,6 +77,31 @@ def visit(browser, address: str) -> dict:
     return {"first paint": found["paint"], "list of runs": rows, "first chart": found["now"]}
 
 
+def delays(browser, address: str, metrics: Path) -> list[float]:
+    """Adds updates to a run, and returns the seconds that the step of each takes to appear on the page."""
+    page, found = browser.new_page(), []
+    page.goto(address)
+    page.locator(".js-plotly-plot").first.wait_for(timeout=60_000)
+    for n in range(20):
+        step = 3_000_000 + n
+        line = {
+            "report": "step",
+            "step": step,
+            "loss": 1.3,
+            "tokens": step * 4096,
+            "seconds": 0.4,
+            "elapsed": step * 0.4,
+        }
+        start = time.perf_counter()
+        with open(metrics, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        page.wait_for_function("text => document.body.innerText.includes(text)", arg=f"{step:,}", polling=20)
+        found.append(time.perf_counter() - start)
+        time.sleep(random.uniform(0.2, 0.8))
+    page.close()
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=200)
@@ -108,6 +135,8 @@ def main() -> None:
             for _ in range(10):
                 httpx.get(f"{address}/api/runs", params={"after": 1 << 40})
             print(f"bytes read by ten requests without news: {bytes_read(server.pid) - read:,}")
+            seconds = delays(browser, address, runs / "run-001" / "metrics.jsonl")
+            print(f"a report appears after {statistics.median(seconds):.2f} s (median), {max(seconds):.2f} s at most")
         finally:
             server.terminate()
             browser.close()
