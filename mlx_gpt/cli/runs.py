@@ -93,8 +93,9 @@ def clean_command(folder, keep, older, checkpoints, yes, as_json):
         return
     for deletion in deletions:
         try:
-            if not delete(deletion) and deletion.whole:
-                note(f"{deletion.run.folder}: has other files, which are kept")
+            is_empty = delete(deletion)
+            rest = "; its other files are kept" if deletion.whole and not is_empty else ""
+            note(f"{deletion.run.folder}: deleted{'' if deletion.whole else ' what is not needed'}{rest}")
         except UserError as error:
             note(f"not deleted: {error}")
 

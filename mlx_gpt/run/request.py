@@ -28,6 +28,7 @@ class Request:
         default_corpus: The corpus if neither settings, preset, recipe nor checkpoint name one; () for `data.corpus`'s
             default.
         defaults: Settings that replace the defaults, by dotted name.
+        with_rewards: Whether only a run that learns from rewards may be resumed.
 
     Raises:
         UserError: Both `resume` and `fine_tune` are given.
@@ -41,6 +42,7 @@ class Request:
     fine_tune: Path | None = None
     default_corpus: tuple[str, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)
+    with_rewards: bool = False
 
     def __post_init__(self):
         if self.resume is not None and self.fine_tune:

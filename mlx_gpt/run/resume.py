@@ -21,6 +21,7 @@ from mlx_gpt.run.folder import is_run, newest_run
 from mlx_gpt.run.imported import has_settings, settings_for
 from mlx_gpt.run.loading import TOKENIZER_KEYS, read_checkpoint, require_trainable, require_vocab, tokenizer_of
 from mlx_gpt.run.request import NEWEST, Note, Request, network_of
+from mlx_gpt.train.objectives import ROLLOUT_OBJECTIVES
 from mlx_gpt.train.saving import BEST, LATEST
 
 
@@ -33,7 +34,8 @@ def resumed(request: Request, note: Note) -> Start:
 
     Raises:
         Mismatch: The checkpoint has another network or number of ids than the request.
-        ResumeRefused: The checkpoint has another tokenizer, text or `data.val_fraction` than the request.
+        ResumeRefused: The checkpoint has another tokenizer, text or `data.val_fraction` than the request, or the run
+            does not learn from rewards and the request is for one that does.
         BadFile: The checkpoint is corrupt.
         UserError: There is no such run, or a setting or a path is wrong.
     """
@@ -41,6 +43,11 @@ def resumed(request: Request, note: Note) -> Start:
     checkpoint = _newest_valid(source, request, note) if _is_run_folder(source) else _read(source, request)
     checkpoint = checkpoint.as_trained()  # best.safetensors may hold the average of the weights in their place
     header = checkpoint.header
+    if request.with_rewards and header.config.train.objective not in ROLLOUT_OBJECTIVES:
+        raise ResumeRefused(
+            f"{source}: was trained on text; continue it with mlxgpt train --resume {source}, or train its model with "
+            f"rewards in a new run with mlxgpt rl {source}"
+        )
     config = _resumed_config(checkpoint, request, note)
     corpus = _open_corpus(header, config, request, note)
     tokenizer = _checked_tokenizer(source, checkpoint, config, corpus, note)

@@ -52,7 +52,9 @@ def rl_request(
             "train --fine-tune"
         )
     defaults = {} if resume else RL_DEFAULTS
-    return Request(settings=settings, out=out, resume=resume, fine_tune=checkpoint, defaults=defaults)
+    return Request(
+        settings=settings, out=out, resume=resume, fine_tune=checkpoint, defaults=defaults, with_rewards=True
+    )
 
 
 def require_rewards(request: Request) -> None:

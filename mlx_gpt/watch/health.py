@@ -42,7 +42,7 @@ ENDS = ("stop", "failure")
 class Health:
     """Reads the reports of a run in order, and returns an alert when something begins to be wrong.
 
-    The same thing is reported once. It is reported again if it was gone in between.
+    The same thing is reported once. It is reported again if it was gone in between, or if it begins after a resume.
 
     Args:
         settings: The settings of the run as nested dictionaries, such as {"train": {"iters": 500}}; may be empty.
@@ -125,6 +125,8 @@ class _Watched:
         self._quiet = detector.clear  # reports since the last finding
 
     def update(self, kind: str, report: Mapping[str, Any]) -> Alert | None:
+        if kind == "start":  # a process that resumes the run begins anew
+            self._quiet = self.detector.clear
         found = self.detector(kind, report)
         if found is None:
             self._quiet += 1

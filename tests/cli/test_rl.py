@@ -73,6 +73,7 @@ def test_a_plan_writes_nothing(folder):
         (("model.safetensors", "--kl", "1", "--set", "rl.kl_weight=2"), "are the same; give one of them"),
         (("model.safetensors", "--resume", "run"), "give one of them"),
         (("--resume", "nowhere"), "nowhere"),
+        (("--resume", "model.safetensors"), "model.safetensors: was trained on text"),
     ],
 )
 def test_wrong_requests_are_refused_in_one_line(folder, arguments, words):

@@ -150,6 +150,15 @@ def test_texts_of_a_prompt_that_are_all_alike_are_told_once():
     assert len(alerts([line | {"distinct": 0.5} for line in lines], settings | {"rl": {"group_size": 2}})) == 1
 
 
+def test_a_resumed_run_may_diverge_again():
+    """Also soon after the first time, and if it had not become quiet in between."""
+    explodes = [*made_up(steps=350, loss=lambda n, x: x * (1 if n < 300 else 3))]
+    again = [*made_up(seed=1, steps=450, loss=lambda n, x: x * (1 if n < 400 else 3))]
+    resumed = [{"report": "start", "step": 350, "start_loss": 1.6}, *(line for line in again if line["step"] > 350)]
+    found = [alert.kind for alert in alerts([*explodes, *resumed])]
+    assert found.count("diverging") == 2
+
+
 def test_a_loss_of_rewards_cannot_diverge():
     noise = random.Random(0)
     lines = [

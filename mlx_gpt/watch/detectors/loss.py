@@ -42,6 +42,8 @@ class Diverging:
     def __call__(self, kind: str, line: Line) -> Finding | None:
         if kind == "start":
             self._start = self._start or number(line, "start_loss")
+            self._found, self._high = None, 0  # the settings may have changed
+            self._steps.clear()
         if kind != "step":
             # The first evaluation after an update saves the best checkpoint so far.
             self._saved = self._saved or (kind == "eval" and line["step"] > 0)
