@@ -281,7 +281,7 @@ def _send(folder: Path, repo: str, private: bool, names: list[str]) -> None:
     try:
         from huggingface_hub import HfApi
     except ImportError:
-        raise UserError("sending needs huggingface_hub; install it with: pip install 'mlxgpt[hub]'") from None
+        raise UserError("sending needs huggingface_hub; install it with: pip install -e '.[hub]'") from None
     try:
         HfApi().create_repo(repo, private=private, exist_ok=True)
         HfApi().upload_folder(repo_id=repo, folder_path=folder, allow_patterns=names)

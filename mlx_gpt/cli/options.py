@@ -57,6 +57,9 @@ log_option = click.option(
 alert_option = click.option(
     "--alert", metavar="CMD", help="Run a command for each alert, with the alert as JSON on its standard input."
 )
+watch_option = click.option(
+    "--watch", "watched", is_flag=True, help="Show the run on a web page too, as mlxgpt watch does."
+)
 vocab_option = click.option("--vocab", metavar="FILE", help="A vocab.json or tokenizer.json that encodes the text.")
 
 

@@ -14,9 +14,10 @@ from mlx_gpt.cli.options import (
     note,
     set_option,
     settings_from,
+    watch_option,
 )
 from mlx_gpt.cli.outputs import Channels
-from mlx_gpt.cli.train import carry_out
+from mlx_gpt.cli.train import carry_out, require_watchable
 from mlx_gpt.errors import UserError
 from mlx_gpt.run.request import NEWEST
 from mlx_gpt.run.rl import rl_request
@@ -61,9 +62,10 @@ FLAGS = {
 @set_option
 @log_option
 @alert_option
+@watch_option
 @click.option("--plan", is_flag=True, help="Draw one batch, time a few steps, print memory and ETA, and stop.")
 @json_option
-def rl_command(checkpoint, out, resume, sets, logs, alert, plan, as_json, execute, **flags):
+def rl_command(checkpoint, out, resume, sets, logs, alert, watched, plan, as_json, execute, **flags):
     """Train CHECKPOINT with rewards of the texts that it writes.
 
     By default, CHECKPOINT is the best checkpoint of the newest run, and its texts are Python functions that are
@@ -75,13 +77,14 @@ def rl_command(checkpoint, out, resume, sets, logs, alert, plan, as_json, execut
 
     The folder of the run gets rollouts.jsonl, with every text and its reward, beside the files of mlxgpt train.
     """
+    require_watchable(watched, plan)
     channels = Channels(logs=logs, alert=alert)
     if not resume:
         checkpoint = checkpoint or run.newest_checkpoint()
     request = request_of(checkpoint, out, resume, sets, execute, **flags)
     if not resume:
         note(f"training {checkpoint} with the objective {request.settings.get('train.objective', 'grpo')}")
-    carry_out(request, plan, as_json, channels)
+    carry_out(request, plan, as_json, channels, watched)
 
 
 def request_of(checkpoint, out, resume, sets, execute, **flags) -> run.Request:

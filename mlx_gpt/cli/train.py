@@ -22,6 +22,7 @@ from mlx_gpt.cli.options import (
     set_option,
     settings_from,
     vocab_option,
+    watch_option,
 )
 from mlx_gpt.cli.outputs import Channels
 from mlx_gpt.cli.plan import print_plan
@@ -82,7 +83,7 @@ OWN_TEXT = "train.txt"  # the corpus if no other is named and it exists in the c
 @log_option
 @alert_option
 @click.option("--plan", is_flag=True, help="Time a few steps, print size, memory, tokens, FLOPs and ETA, and stop.")
-@click.option("--watch", "watched", is_flag=True, help="Show the run on a web page too, as mlxgpt watch does.")
+@watch_option
 @click.option(
     "--join",
     "address",
@@ -109,13 +110,18 @@ def train_command(
     """
     if address and not distributed.Place.is_given():
         _join(address)
+    require_watchable(watched, plan)
+    channels = Channels(logs=logs, alert=alert)
+    request = request_of(updates, preset, recipe, out, resume, fine_tune, sets, **flags)
+    carry_out(request, plan, as_json, channels, watched)
+
+
+def require_watchable(watched: bool, plan: bool) -> None:
+    """Raises UserError if --watch was given, and nothing could be shown, or the dashboard is not installed."""
     if watched and plan:
         raise UserError("--plan makes no update that --watch could show; give one of them")
     if watched:
         require_dashboard()
-    channels = Channels(logs=logs, alert=alert)
-    request = request_of(updates, preset, recipe, out, resume, fine_tune, sets, **flags)
-    carry_out(request, plan, as_json, channels, watched)
 
 
 def _join(address: str) -> None:
@@ -141,7 +147,7 @@ def request_of(updates, preset, recipe, out, resume, fine_tune, sets, **flags) -
     )
 
 
-def carry_out(request: run.Request, plan: bool, as_json: bool, channels: Channels, watched: bool = False) -> None:
+def carry_out(request: run.Request, plan: bool, as_json: bool, channels: Channels, watched: bool) -> None:
     """Trains as requested, and ends the process with the exit code; or prints the plan of the run.
 
     Args:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from mlx_gpt.errors import GroupChanged
+from mlx_gpt.parse import parse_json
 
 VARIABLE = "MLXGPT_PLACE"
 Hosts = list[list[str]]  # the addresses of each rank, as in the hostfiles of MLX
@@ -46,7 +47,7 @@ class Place:
     def given(cls) -> Self | None:
         """Returns the place that the environment gives this process, and removes it there; None if it gives none."""
         text = os.environ.pop(VARIABLE, None)
-        return cls(**json.loads(text)) if text else None
+        return cls(**parse_json(text, VARIABLE)) if text else None
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:

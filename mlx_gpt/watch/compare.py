@@ -257,7 +257,7 @@ def draw(path: Path, records: Sequence[Record], marks: Sequence[tuple[str, Seque
     try:
         import matplotlib
     except ImportError:
-        raise UserError("pictures need matplotlib; install it with: pip install 'mlxgpt[plot]'") from None
+        raise UserError("pictures need matplotlib; install it with: pip install -e '.[plot]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.ticker import EngFormatter, NullFormatter

@@ -92,7 +92,7 @@ def test_a_log_gets_the_reports_and_a_failing_alert_command_changes_nothing(tmp_
 def test_a_log_that_is_not_installed_is_told_before_anything_begins(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     done = mlxgpt(*ill("--log=wandb"), cwd=tmp_path)
-    assert done.returncode == 2 and "pip install 'mlxgpt[wandb]'" in done.stderr and not (tmp_path / "ill").exists()
+    assert done.returncode == 2 and "pip install -e '.[wandb]'" in done.stderr and not (tmp_path / "ill").exists()
 
 
 def test_samples_are_recorded(tmp_path):

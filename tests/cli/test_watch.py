@@ -65,6 +65,7 @@ def test_without_the_extra_one_line_names_it(tmp_path, monkeypatch):
         (["watch", ".", "--host", "0.0.0.0"], "set an API key"),
         (["watch", ".", "--host", ""], "--host is empty"),
         (["train", "--plan", "--watch"], "give one of them"),
+        (["rl", "model.safetensors", "--plan", "--watch"], "give one of them"),
     ],
 )
 def test_what_cannot_be_watched_is_refused_in_one_line(tmp_path, arguments, words):

@@ -30,7 +30,7 @@ def require_sinks(names: tuple[str, ...]) -> None:
         try:
             import_module(package)
         except ImportError:
-            raise UserError(f"--log {name} needs {package}; install it with: pip install 'mlxgpt[{name}]'") from None
+            raise UserError(f"--log {name} needs {package}; install it with: pip install -e '.[{name}]'") from None
 
 
 class GuardedSink:

@@ -26,6 +26,7 @@ const NAMED = [
   { id: "idle", title: "Idle experts", unit: "share of the experts", takes: ["experts.idle"] },
   { id: "seconds", title: "Time", unit: "seconds per update", takes: ["seconds", "seconds.*"] },
 ];
+const PARTS = 20; // an average covers about 1 / PARTS of a curve at most
 const HIDDEN = new Set(["step", "tokens", "elapsed", "val_ppl", "best_loss"]); // axes, and what another chart shows
 const KINDS = ["step", "eval"];
 
@@ -91,8 +92,9 @@ export function linesOf(chart, names, view) {
       const line = lineOf(run, kind, field, view);
       if (!line) continue;
       lines.push({ ...line, role: kind === "eval" ? "points" : "raw" });
-      if (kind === "step" && field !== "lr" && !field.startsWith("rule_lrs.")) {
-        lines.push({ ...line, y: smoothed(line.y, view.smooth), low: null, high: null, role: "smooth" });
+      if (kind === "step" && field !== "lr" && field !== "peak_memory" && !field.startsWith("rule_lrs.")) {
+        const decay = Math.min(view.smooth, Math.max(1 - PARTS / line.y.length, 0));
+        lines.push({ ...line, y: smoothed(line.y, decay), low: null, high: null, role: "smooth" });
       }
     }
     const best = runs.get(run)?.best;
