@@ -119,6 +119,10 @@ def test_one_bad_batch_or_one_slow_update_is_no_alert():
     assert alerts(made_up(**once)) == []
 
 
+def test_a_validation_loss_that_rises_while_the_training_loss_hardly_falls_is_not_overfitting():
+    assert alerts(made_up(val_loss=overfitted, loss=lambda n, x: 2 - 1e-5 * n)) == []
+
+
 def test_a_plateau_at_the_end_of_a_run_is_its_end():
     lines = list(made_up(val_loss=lambda n, x: max(x, 1.6)))
     assert [alert.kind for alert in alerts(lines)] == ["plateau"]

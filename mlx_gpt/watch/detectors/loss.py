@@ -154,7 +154,7 @@ class Overfitting:
         if len(self._later) < RISING or any(loss < RISE * best for _, loss, _ in self._later):
             return None
         _, loss, train = self._later[-1]
-        if train >= before:
+        if RISE * train > before:  # a run whose training loss hardly falls has another cause
             return None
         return Finding(
             since=step,
