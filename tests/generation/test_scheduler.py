@@ -302,7 +302,7 @@ def test_nothing_is_left_after_500_cancels_at_random_moments(client):
     client.until(lambda: client.scheduler.in_flight == 0)
     client.write(client.job())
     assert (client.scheduler.num_active, client.scheduler.num_waiting) == (0, 0)
-    assert mx.get_active_memory() <= before + 10_000
+    client.until(lambda: mx.get_active_memory() <= before + 10_000)  # the thread may still hold its last step
 
 
 @pytest.mark.parametrize("place", ["read", "step"])

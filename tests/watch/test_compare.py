@@ -128,7 +128,7 @@ def test_what_is_no_run_is_named(records, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"curves\.gif: pictures are \.png, \.svg, \.pdf"):
         draw(tmp_path / "curves.gif", records)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match=r"mlxgpt\[plot\]"):
+    with pytest.raises(UserError, match=r"'\.\[plot\]'"):
         draw(tmp_path / "curves.png", records)
 
 

@@ -145,7 +145,7 @@ def test_a_log_that_fails_is_off_after_one_line(fails, tmp_path, monkeypatch):
 
 def test_a_log_that_is_missing_or_unknown_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"--log wandb needs wandb; install it with: pip install 'mlxgpt\[wandb\]'"):
+    with pytest.raises(UserError, match=r"--log wandb needs wandb; install it with: pip install -e '\.\[wandb\]'"):
         require_sinks(("wandb",))
     with pytest.raises(UserError, match="--log aim: there is no such log; choose from tensorboard, wandb, trackio"):
         require_sinks(("aim",))
