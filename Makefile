@@ -31,7 +31,7 @@ test: $(BIN)/.test
 test-all: $(BIN)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not torture"
 
-# Random failures of files, processes and the server, about an hour. FACTOR multiplies their number, SEED draws others.
+# Random failures of files, processes and the server. FACTOR multiplies their number, SEED draws others.
 torture: $(BIN)/.test
 	OMP_NUM_THREADS=1 MLXGPT_TORTURE=$(FACTOR) MLXGPT_TORTURE_SEED=$(SEED) $(BIN)/python -m pytest -m torture tests/torture
 

@@ -22,13 +22,8 @@ RUNS = ("train", "rl")  # the commands that train a run, in a folder of its own
 COMMANDS = (*RUNS, "eval-code", "eval")
 UNSAVED = ("--log=", "--alert=")  # options of these commands that a run folder does not keep
 OWN = {"out", "resume", "fine_tune", "checkpoint", "plan", "json", "as_json"}  # options that the pipeline gives itself
-NOT_SETTINGS = (
-    "plan",
-    "as_json",
-    "logs",
-    "alert",
-    "watched",
-)  # parameters of commands that change nothing of what is trained
+# Parameters of commands that change nothing of what is trained.
+NOT_SETTINGS = ("plan", "as_json", "logs", "alert", "watched")
 STATE = "pipeline.json"
 
 

@@ -93,8 +93,8 @@ def clean_command(folder, keep, older, checkpoints, yes, as_json):
         return
     for deletion in deletions:
         try:
-            is_empty = delete(deletion)
-            rest = "; its other files are kept" if deletion.whole and not is_empty else ""
+            is_gone = delete(deletion)
+            rest = "; its other files are kept" if deletion.whole and not is_gone else ""
             note(f"{deletion.run.folder}: deleted{'' if deletion.whole else ' what is not needed'}{rest}")
         except UserError as error:
             note(f"not deleted: {error}")

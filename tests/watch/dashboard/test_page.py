@@ -263,7 +263,7 @@ def test_runs_are_compared_filtered_and_sorted(open_page, tmp_path):
 
 
 def test_rewards_have_charts_of_their_own(open_page, tmp_path):
-    """The loss of a run with rewards is no cross-entropy. The parts of a reward are told apart in several runs."""
+    """The chart "Loss" of a run with rewards has no training loss. With several runs, each part has a chart."""
     for name in ("a", "b"):
         reports = [step(n, metrics={"reward": n / 9, "reward.length": 0.1, "kl": 0.1}) for n in range(41, 50)]
         make_run(tmp_path / name, 0, reports=[*reports, evaluation(49)])

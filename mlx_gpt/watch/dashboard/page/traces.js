@@ -2,7 +2,7 @@
 
 import { points, runs } from "./data.js";
 
-const OBJECTIVE = "objective"; // the loss of a run with rewards, which is no cross-entropy
+const OBJECTIVE = "objective"; // the name for the loss of a run with rewards: it is not a cross-entropy
 /**
  * The charts that are always named. A field of a report that none of them takes gets a chart of its own, which it
  * shares with the fields that differ only in a number or after the first dot, such as those of each layer.
