@@ -14,25 +14,26 @@ BASE = {
     "train.batch_size": 8,
     "train.save_minutes": 0,
     "train.eval_every": 100_000,
-    "optimizer.min_learning_rate": 0,
+    "optimizer.decay_start": 0.1,
     "optimizer.ema_decay": 0,
     "model.block_size": 128,
     "model.dropout": 0,
 }
+DELTA = {"model.mixers": '["gated_delta","gated_delta","attention"]', "model.n_kv_head": 4}
 EXPERTS = {"model.ffn": "moe", "model.n_expert": 8, "model.n_expert_per_token": 2, "model.ffn_dim": 192}
+WIDE = {"model.n_layer": 6, "model.ffn_dim": 768}
 PILOTS = {
     "llama-s, 8 x 128": {},
     "4 x 128": {"train.batch_size": 4},
-    "16 x 64": {"train.batch_size": 16, "model.block_size": 64},
-    "rate x0.5": {"optimizer.learning_rate": 1.5e-3},
-    "dropout 0.1": {"model.dropout": 0.1},
-    "decay from the start": {"optimizer.decay_start": 0.1},
-    "average of the weights": {"optimizer.ema_decay": 0.98},
-    "no weight decay": {"optimizer.weight_decay": 0},
-    "no norm weights": {"model.norm_weights": "false", "model.final_norm": "false"},
-    "hybrid": {"model.mixers": '["gated_delta","gated_delta","attention"]', "model.n_kv_head": 4},
+    "hybrid": DELTA,
     "experts": EXPERTS,
     "6 layers": {"model.n_layer": 6},
+    "llama-m, 4 x 128": WIDE | {"train.batch_size": 4},
+    "hybrid, experts, 4 x 128": DELTA | EXPERTS | {"train.batch_size": 4},
+    "4 x 128, rate x0.5": {"train.batch_size": 4, "optimizer.learning_rate": 1.5e-3},
+    "decay after 0.4": {"optimizer.decay_start": 0.4},
+    "no weight decay": {"optimizer.weight_decay": 0},
+    "no norm weights": {"model.norm_weights": "false", "model.final_norm": "false"},
 }
 
 

@@ -314,14 +314,14 @@ class HttpProtocol(H11Protocol):
             self._receiving = self.loop.call_later(self._deadlines.receive, self._too_slow)
         if not self._half_closed:
             return
-        if self.cycle.response_complete or self.cycle.more_body:
-            self.transport.close()
+        if self.cycle.response_complete or self.cycle.more_body:  # the rest of the next request cannot arrive
+            self.cycle.disconnected = True
+            self.transport.close_now()
         else:
             self._probe()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._receiving, self._sending = _cancel(self._receiving), _cancel(self._sending)
-        self._probing = _cancel(self._probing)
+        self._receiving, self._sending, self._probing = map(_cancel, (self._receiving, self._sending, self._probing))
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:

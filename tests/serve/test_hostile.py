@@ -103,6 +103,19 @@ def test_a_client_that_closes_its_half_too_early_is_gone(served):
     served.until_idle(seconds=3)
 
 
+@pytest.mark.parametrize("head", ["PUT /v1/completions", "POST /v1/completions"])
+def test_the_second_request_of_a_client_that_closes_its_half_too_early_is_gone(served, head, monkeypatch, caplog):
+    """Nothing is sent after the end of the first response, which is complete."""
+    monkeypatch.setattr(server, "PROBE_EVERY", 0.01)
+    body = json.dumps({"prompt": "a", "max_tokens": 200, "temperature": 0}).encode()
+    with connect(served, raw(body) + raw(GOOD, head)[:-1]) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        answer = everything(sock)
+    assert b'"finish_reason":"length"' in answer and b" 405 " not in answer
+    served.until_idle(seconds=3)
+    assert not caplog.records
+
+
 def test_nothing_is_left_after_500_clients_that_went(served):
     draw = random.Random(3)
 
