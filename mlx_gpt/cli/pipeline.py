@@ -21,7 +21,8 @@ from mlx_gpt.files import FolderLock, make_folder, write_atomic
 RUNS = ("train", "rl")  # the commands that train a run, in a folder of its own
 COMMANDS = (*RUNS, "eval-code", "eval")
 UNSAVED = ("--log=", "--alert=")  # options of these commands that a run folder does not keep
-OWN = {"out", "resume", "fine_tune", "checkpoint", "plan", "json", "as_json"}  # options that the pipeline gives itself
+# Options that the pipeline gives itself, or that make the command no stage.
+NOT_ALLOWED = {"out", "resume", "fine_tune", "checkpoint", "plan", "json", "as_json", "join", "address"}
 # Parameters of commands that change nothing of what is trained.
 NOT_SETTINGS = ("plan", "as_json", "logs", "alert", "watched")
 STATE = "pipeline.json"
@@ -129,8 +130,8 @@ def _stage(path: Path, number: int, row: dict[str, Any]) -> Stage:
         raise UserError(f"{place}: {command} needs a model; begin with a stage whose command is train")
     options = []
     for name, value in row.items():
-        if name.replace("-", "_") in OWN:
-            raise UserError(f"{place}: {name} is given by the pipeline itself; leave it out")
+        if name.replace("-", "_") in NOT_ALLOWED:
+            raise UserError(f"{place}: {name} cannot be given for a stage; leave it out")
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, dict | list):
                 raise UserError(f"{place}: {name}={one!r} is not allowed; give text, a number, true or a list")

@@ -127,9 +127,10 @@ def require_watchable(watched: bool, plan: bool) -> None:
 def _join(address: str) -> None:
     """Waits until a run takes this process. Raises GroupChanged then, which starts the command again as a rank."""
     context = click.get_current_context()
-    for name in context.params:
-        if name != "address" and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            raise UserError(f"--join takes all settings from the run, also {name}; leave out all other options")
+    for given in context.command.params:
+        if given.name != "address" and context.get_parameter_source(given.name) is not ParameterSource.DEFAULT:
+            shown = "ITERS" if isinstance(given, click.Argument) else given.opts[0]
+            raise UserError(f"--join takes all settings from the run, also {shown}; leave out all other options")
     raise distributed.wait_for_place(address, note)
 
 

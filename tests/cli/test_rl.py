@@ -183,8 +183,9 @@ def test_a_pipeline_continues_where_it_stopped(folder):
             STAGES + "\n[[stage]]\ncommand = 'eval-code'\nproblems = 'no.jsonl'",
             "stage 4: problems no.jsonl: a file has",
         ),
-        (STAGES.replace("iters = 3", "out = 'x'"), "stage 1: out is given by the pipeline itself"),
-        (STAGES.replace("iters = 3", "resume = true"), "stage 1: resume is given by the pipeline itself"),
+        (STAGES.replace("iters = 3", "out = 'x'"), "stage 1: out cannot be given for a stage"),
+        (STAGES.replace("iters = 3", "join = 'localhost:1:x'"), "stage 1: join cannot be given for a stage"),
+        (STAGES.replace("iters = 3", "resume = true"), "stage 1: resume cannot be given for a stage"),
         ("[[stage]\n", "all.toml"),
     ],
 )
