@@ -118,12 +118,12 @@ class OptimizerConfig(Table):
     warmup_steps: int = setting(20, "updates of linear warm-up, from a tenth of the peak rate", low=0, high=1 << 31)
     decay_start: float = setting(0.6, "fraction of the run after which cosine and wsd decay", low=0.0, high=1.0)
     outer_learning_rate: float = setting(
-        0.7,
+        1.0,
         "learning rate of the update with the average of the processes, if train.sync_every is given",
         low=0.0,
         high=10.0,
     )
-    outer_momentum: float = setting(0.9, "Nesterov momentum of that update", low=0.0, high=0.999999)
+    outer_momentum: float = setting(0.0, "Nesterov momentum of that update", low=0.0, high=0.999999)
     max_lr_cuts: int = setting(
         0, "times that the peak rate is reduced, instead of stopping, when patience runs out", low=0, high=100
     )

@@ -114,7 +114,8 @@ def test_local_steps_of_processes_resume_bit_for_bit(folder):
     assert_equal(*(store.load(folder / name / "checkpoint.safetensors") for name in ("whole", "broken")))
 
 
-LOCAL = ["--set=speed.lanes=1", "--set=train.sync_every=2", "--eval-every", 4]
+OUTER = ["--set=optimizer.outer_learning_rate=0.7", "--set=optimizer.outer_momentum=0.9"]
+LOCAL = ["--set=speed.lanes=1", "--set=train.sync_every=2", *OUTER, "--eval-every", 4]
 
 
 def until_said(process, pattern):

@@ -19,6 +19,8 @@ from mlx_gpt.train.rounds import make_rounds
 from mlx_gpt.train.saving import LATEST
 from mlx_gpt.train.step import make_step
 
+OUTER = {"optimizer.outer_learning_rate": 0.7, "optimizer.outer_momentum": 0.9}  # those of arXiv:2311.08105
+
 
 def weights_after(config, group, steps=5):
     """Makes updates by plain gradient descent, and returns the weights."""
@@ -64,8 +66,8 @@ def test_the_outer_update_is_that_of_nesterov_momentum():
 
     Moving averages of the weights are replaced by their mean.
     """
-    config = resolve(overrides={"train.sync_every": 2, "train.eval_every": 2})
-    rate, momentum = config.optimizer.outer_learning_rate, config.optimizer.outer_momentum
+    rate, momentum = OUTER.values()
+    config = resolve(overrides={"train.sync_every": 2, "train.eval_every": 2} | OUTER)
 
     def run(group):
         rounds, w = make_rounds(group, config), {"w": mx.array([1.0, 2.0])}
@@ -91,7 +93,7 @@ def test_the_outer_update_is_that_of_nesterov_momentum():
 @pytest.fixture
 def local(tiny_config):
     changes = {"train.sync_every": 2, "train.iters": 8, "train.eval_every": 4, "optimizer.warmup_steps": 2}
-    changes |= {"optimizer.ema_decay": 0.9}
+    changes |= {"optimizer.ema_decay": 0.9} | OUTER
     return tiny_config.replace(changes)
 
 
