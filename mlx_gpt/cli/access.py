@@ -100,12 +100,14 @@ def _key(path: Path | None, key: str | None) -> str | None:
 
     Raises:
         BadFile: The file cannot be read, or its first line is empty or has more than MAX_KEY characters.
-        UserError: The key is empty, or has spaces or characters that an HTTP header cannot hold.
+        UserError: There is no such file, or the key is empty, or has spaces or characters that an HTTP header cannot hold.
     """
     if path:
         try:
             with path.open() as file:
                 key, mode = file.readline(MAX_KEY + 1).strip(), os.fstat(file.fileno()).st_mode
+        except FileNotFoundError:
+            raise UserError(f"--api-key-file {path}: no such file; write the key into a text file") from None
         except (OSError, UnicodeDecodeError) as error:
             raise BadFile(
                 f"--api-key-file {path}: {getattr(error, 'strerror', None) or 'not text'}; give a text file"
