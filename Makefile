@@ -10,6 +10,7 @@ DEVICE  ?= gpu
 WORKERS ?= 2
 FACTOR  ?= 1
 SEED    ?= 0
+ONLY    ?=
 
 BIN := .venv/bin
 # The default preset is model-l on macOS, where MLX uses the GPU. Elsewhere it is model-s, because a CPU makes more
@@ -31,9 +32,11 @@ test: $(BIN)/.test
 test-all: $(BIN)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not torture"
 
-# Random failures of files, processes and the server. FACTOR multiplies their number, SEED draws others.
+# Random failures of files, processes and the server. FACTOR multiplies their number, SEED draws others, and ONLY selects
+# tests by a part of their names.
 torture: $(BIN)/.test
-	OMP_NUM_THREADS=1 MLXGPT_TORTURE=$(FACTOR) MLXGPT_TORTURE_SEED=$(SEED) $(BIN)/python -m pytest -m torture tests/torture
+	OMP_NUM_THREADS=1 MLXGPT_TORTURE=$(FACTOR) MLXGPT_TORTURE_SEED=$(SEED) \
+		$(BIN)/python -m pytest -m torture tests/torture $(if $(ONLY),-k "$(ONLY)")
 
 # The tests on the device that is there: the GPU, or with DEVICE=cpu the CPU. Tests of other devices are skipped.
 test-device: $(BIN)/.test

@@ -191,18 +191,35 @@ def traced(folder, *options):
     return subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
-def test_runs_of_which_each_system_call_dies_or_fails_end_as_one_that_does_not(tmp_path, whole, long_attempts, draw):
-    """The system kills the process at the call, or the call returns an error. The next process ends the run."""
-    assert traced(tmp_path / "run").returncode == 0
-    names = re.findall(r"^(\w+)\(", (tmp_path / "calls").read_text(), re.M)
-    faults = ["signal=SIGKILL", *(f"error={name}" for name in ("ENOSPC", "EDQUOT", "EIO", "EACCES"))]
+def broken(folder, whole, faults, attempts, draw):
+    """Breaks runs at system calls, ends them in the next process, and compares them with a run that nothing breaks.
+
+    Args:
+        folder: An empty folder.
+        whole: The folder of a run that nothing interrupts.
+        faults: What strace does at a call.
+        attempts: A function of the most attempts that there are. It returns how many are made.
+        draw: Random numbers.
+    """
+    assert traced(folder / "run").returncode == 0
+    names = re.findall(r"^(\w+)\(", (folder / "calls").read_text(), re.M)
     places = [(name, n, fault) for name in set(names) for n in range(1, names.count(name) + 1) for fault in faults]
-    for name, n, fault in draw.sample(sorted(places), long_attempts(60, len(places))):
-        shutil.rmtree(tmp_path / "run")
-        done = traced(tmp_path / "run", "-e", f"inject={name}:{fault}:when={n}")
+    for name, n, fault in draw.sample(sorted(places), attempts(len(places))):
+        shutil.rmtree(folder / "run")
+        done = traced(folder / "run", "-e", f"inject={name}:{fault}:when={n}")
         assert done.returncode in (0, 2, 6, -signal.SIGKILL) and "Traceback" not in done.stderr, (name, n, fault, done)
-        done = traced(tmp_path / "run")
+        done = traced(folder / "run")
         assert done.returncode == 0, (name, n, fault, done)
-        assert_same_state(newest(tmp_path / "run").as_trained(), newest(whole).as_trained())
-        assert sorted(os.listdir(tmp_path / "run")) == sorted(os.listdir(whole))
+        assert_same_state(newest(folder / "run").as_trained(), newest(whole).as_trained())
+        assert sorted(os.listdir(folder / "run")) == sorted(os.listdir(whole))
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+def test_runs_that_die_at_a_system_call_end_as_one_that_does_not(tmp_path, whole, long_attempts, draw):
+    broken(tmp_path, whole, ["signal=SIGKILL"], lambda most: long_attempts(20, most), draw)
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+def test_runs_of_which_a_system_call_fails_end_as_one_of_which_none_does(tmp_path, whole, long_attempts, draw):
+    errors = [f"error={name}" for name in ("ENOSPC", "EDQUOT", "EIO", "EACCES")]
+    broken(tmp_path, whole, errors, lambda most: long_attempts(40, most), draw)
