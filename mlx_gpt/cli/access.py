@@ -100,7 +100,8 @@ def _key(path: Path | None, key: str | None) -> str | None:
 
     Raises:
         BadFile: The file cannot be read, or its first line is empty or has more than MAX_KEY characters.
-        UserError: There is no such file, or the key is empty, or has spaces or characters that an HTTP header cannot hold.
+        UserError: There is no such file, or the key is empty, or it has spaces or characters that an HTTP header cannot
+            hold.
     """
     if path:
         try:
