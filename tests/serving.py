@@ -2,11 +2,15 @@
 
 import contextlib
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
 import httpx
+from constants import ROOT
 
 from mlx_gpt.serve import Served as Model
 from mlx_gpt.serve import serve
@@ -89,6 +93,38 @@ class Served:
 
     def post(self, path="/v1/completions", json=None, **options):
         return httpx.post(self.url + path, json=json, timeout=30, **options)
+
+
+class ServedByCommand(Served):
+    """`mlxgpt serve` in a process of its own. The file `log` in the folder of the checkpoint has what it prints.
+
+    Args:
+        checkpoint: The file that is served.
+        options: Options of the command.
+    """
+
+    def __init__(self, checkpoint, *options):
+        self._options, self.log = {}, checkpoint.parent / "log"
+        command = [sys.executable, "-m", "mlx_gpt", "serve", str(checkpoint), "--port", "0", *map(str, options)]
+        with self.log.open("w") as log:
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT)
+        self.url = re.search(r"http://[\d.:]+", self._process.stdout.readline())[0]
+        self.port = int(self.url.rpartition(":")[2])
+
+    @property
+    def lines(self):
+        """The lines of its log so far."""
+        return self.log.read_text().splitlines()
+
+    def resident(self):
+        """Returns the resident memory of the process in bytes."""
+        return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(self._process.pid)])) * 1024
+
+    def stop(self):
+        """Interrupts the process and waits until it has ended."""
+        self._process.send_signal(signal.SIGINT)
+        self._process.communicate(timeout=20)
+        assert self._process.returncode == 130
 
 
 @contextlib.contextmanager
