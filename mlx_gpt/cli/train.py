@@ -108,7 +108,7 @@ def train_command(
 
     Ctrl-C ends the run after the current update and saves it. A second Ctrl-C ends it at once.
     """
-    if address and not distributed.Place.is_given():
+    if address is not None and not distributed.Place.is_given():
         _join(address)
     require_watchable(watched, plan)
     channels = Channels(logs=logs, alert=alert)

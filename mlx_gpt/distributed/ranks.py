@@ -6,34 +6,36 @@ same on all ranks. Collectives on two streams at a time add values of different 
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_gpt.device.mlx import mx
+from mlx_gpt.distributed import environment
 from mlx_gpt.distributed.elastic import VARIABLE, Hosts, Place, places
 from mlx_gpt.distributed.heartbeat import Heartbeat
 from mlx_gpt.distributed.rendezvous import Rendezvous, free_address, meet
-from mlx_gpt.errors import BadFile, GroupChanged, GroupFailed, RankLost, UserError
-from mlx_gpt.parse import read_json
+from mlx_gpt.errors import GroupChanged, GroupFailed, RankLost, UserError
 from mlx_gpt.train.parallel import Alone, Group, explained
 
 BUCKET_BYTES = 32 << 20  # arrays of one dtype are joined to pieces of about this size, and each piece is summed at once
 LOST = ("[ring]", "[jaccl]", "[nccl]", "connection to a peer")  # what messages of MLX about lost connections contain
+PATIENCE_SECONDS = 5.0  # the wait for other ranks after which rank 0 says that it waits
 REASON_SECONDS = 3.0  # a lost connection of MLX is noticed at once; the heartbeat may need this long to name the rank
 
 JOIN_SECONDS = 120.0  # MLX tries to connect for about 30 s, and then waits for the connections of others
 
 CUT = "the connection to another process of the run was lost"
 NEXT_STEP = (
-    "the run has ended, and its checkpoints are complete; see the messages of the other processes, and continue with "
+    "the run has ended; see the messages of the other processes, and if it has saved a checkpoint, continue with "
     "--resume, with any number of processes"
 )
 
@@ -130,7 +132,7 @@ class Ranks:
         Raises:
             GroupFailed: A rank cannot be reached.
         """
-        host = address_of_first()
+        host = environment.address_of_first()
         hub = socket.create_server((host, 0)) if self.rank == 0 else None
         token = secrets.randbits(32)
         port, token = self.gather(hub.getsockname()[1] if hub else 0, token)[0]
@@ -154,29 +156,40 @@ class Ranks:
                 pass  # the other side has closed it
 
 
-def join() -> Group:
+def join(note: Callable[[str], None] = lambda line: None) -> Group:
     """Joins the group of processes that `mlx.launch` has started with this one; Alone if it has started none.
 
+    Args:
+        note: Called with one line on rank 0 if other ranks do not connect soon. May be called in another thread.
+
     Raises:
+        UserError: The environment describes no group.
+        BadFile: The hostfile is not a list of addresses.
         GroupFailed: The other processes cannot be reached.
     """
     if place := Place.given():
         place = meet(place)
     with place.taken() if place else contextlib.nullcontext():
-        return _joined(place)
+        return _joined(place, note) if environment.is_rank() else Alone()
 
 
-def _joined(place: Place | None) -> Group:
+def _joined(place: Place | None, note: Callable[[str], None]) -> Group:
     """Joins the group that the environment describes, as `join` does. A group of one host needs no connection."""
-    if "MLX_RANK" not in os.environ or not _is_given("MLX_HOSTFILE"):
-        return Alone()
-    path, before = os.environ.get("MLX_HOSTFILE"), _sockets()
+    hosts, before, start = environment.hosts(), _sockets(), time.monotonic()
+    waits = threading.Timer(PATIENCE_SECONDS, note, [f"waiting for other ranks, for at most {JOIN_SECONDS:g} s"])
+    waits.daemon = True
+    if os.environ[environment.RANK] == "0":
+        waits.start()
     try:
-        hosts = read_json(Path(path)) if path else None
         with _interrupted_after(JOIN_SECONDS):
             group = _single() if hosts and len(hosts) == 1 else mx.distributed.init()
-    except (RuntimeError, BadFile) as error:
-        raise GroupFailed(f"the processes of the run cannot reach each other: {error}; check the hosts") from None
+    except RuntimeError as error:
+        reason = re.sub(r"error: (\d+)", lambda found: os.strerror(int(found[1])), str(error))
+        if time.monotonic() - start >= JOIN_SECONDS:
+            reason = f"a rank has not connected within {JOIN_SECONDS:g} s; start all ranks within 30 s"
+        raise GroupFailed(f"the processes of the run cannot reach each other: {reason}; check the hosts") from None
+    finally:
+        waits.cancel()
     if group.size() == 1 and not hosts:
         return Alone()
     connections = [socket.socket(fileno=os.dup(number)) for number in sorted(_sockets() - before)]
@@ -232,20 +245,6 @@ def buckets(arrays: Sequence[mx.array], size: int = BUCKET_BYTES) -> list[list[i
                 found[-1].append(i)
                 filled += a.nbytes
     return found
-
-
-def address_of_first() -> str:
-    """Returns the IP address of rank 0, which `mlx.launch` has put into the environment."""
-    if path := os.environ.get("MLX_HOSTFILE"):
-        return read_json(Path(path))[0][0].rpartition(":")[0]
-    coordinator = os.environ.get("MLX_JACCL_COORDINATOR", "").rpartition(":")[0]
-    return coordinator or os.environ["NCCL_HOST_IP"]
-
-
-def _is_given(name: str) -> bool:
-    """Whether the file that an environment variable names has content. `mlx.launch -n 1` makes an empty one."""
-    path = os.environ.get(name)
-    return path is None or os.path.getsize(path) > 1
 
 
 def _sockets() -> set[int]:

@@ -145,12 +145,19 @@ def _source(start: Start, model: GPT, windows: Windows, folder: Path, note: Note
 
 
 def require_rows(config: Config, processes: int) -> None:
-    """Raises UserError unless each process gets a sequence of every update, from a source that can be divided."""
-    rows, objective = config.train.sequences_per_step, config.train.objective
+    """Raises UserError unless the settings fit the number of processes.
+
+    Each process gets a sequence of every update, from a source that can be divided.
+    """
+    rows, objective, min_ranks = config.train.sequences_per_step, config.train.objective, config.train.min_ranks
     if rows < processes:
         raise UserError(
             f"train.batch_size={config.train.batch_size}: an update has {rows} sequences, but {processes} processes "
             f"divide them; give at least {processes} with --batch, or start fewer processes"
+        )
+    if processes > 1 and min_ranks > processes:
+        raise UserError(
+            f"train.min_ranks={min_ranks}: the run has {processes} processes; give at most {processes}, or start more"
         )
     if processes > 1 and objective in ROLLOUT_OBJECTIVES:
         raise UserError(f"train.objective={objective} trains in one process, not in {processes}; start one process")

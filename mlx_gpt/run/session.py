@@ -66,7 +66,7 @@ class Session(Iterator[Report]):
             OutOfRoom: A training step does not fit into memory.
             ResumeRefused: The checkpoint to resume does not match the request, or another process trains in the folder.
         """
-        self.group = join()
+        self.group = join(note)
         self.note = ignore if self.group.rank else note
         continued = os.environ.pop(CONTINUED, None)
         self.folder = Path(continued or "")

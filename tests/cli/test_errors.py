@@ -49,6 +49,7 @@ SILLY = [
     ("train 5 --iters 6", 2, "5 --iters 6 one of them"),
     ("train 5 --set train.iters=6", 2, "train.iters twice"),
     ("train 5 6", 2, "unexpected 6"),
+    ("train --join=", 2, "--join '' HOST:PORT:TOKEN"),
     ("train --join localhost", 2, "--join 'localhost' HOST:PORT:TOKEN"),
     ("train --join a:1:b --set model.n_head=3", 2, "--join also --set leave out"),
     ("train --join a:1:b 100", 2, "--join also ITERS leave out"),

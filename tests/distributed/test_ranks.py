@@ -262,7 +262,7 @@ def test_a_process_does_not_wait_without_end_for_one_that_died_before_it_connect
     (folder / "hasty.py").write_text(HASTY)
     with processes(2, *train("--out=run"), folder=folder, module="hasty") as started:
         started[1].kill()
-        ends_with_8(started[0], "error: the processes of the run cannot reach each other: ", 60)
+        ends_with_8(started[0], "error: the processes of the run cannot reach each other: a rank has not connected", 60)
 
 
 SMALL_PIECES = """
