@@ -26,6 +26,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from mlx_gpt.errors import UserError
+from mlx_gpt.web.connection import Connection, Transport
 from mlx_gpt.web.errors import HEADERS, ApiError
 
 GRACE = 4.0  # seconds that work in flight has to end after the first signal
@@ -223,27 +224,6 @@ class Server(uvicorn.Server):
                     await asyncio.sleep(0.02)
 
 
-class Connection(h11.Connection):
-    """h11's connection, which also refuses a request that gives the length of its body twice.
-
-    RFC 9112, section 6.3, allows to refuse such a request. A proxy and the server could use different lengths, and a
-    part of the body would then be read as a request of its own (request smuggling).
-
-    Attributes:
-        fault: The reason of the refusal; None before.
-    """
-
-    fault: str | None = None
-
-    def next_event(self):
-        event = super().next_event()
-        if isinstance(event, h11.Request):
-            if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
-                self.fault = "the request has both Content-Length and Transfer-Encoding; send one of them"
-                raise h11.RemoteProtocolError(self.fault)
-        return event
-
-
 class HttpProtocol(H11Protocol):
     """HTTP/1.1 with deadlines for slow senders and slow readers, a limit on connections, and errors as JSON."""
 
@@ -259,7 +239,7 @@ class HttpProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self.transport = _Transport(transport, self._close)
+        self.transport = Transport(transport, self._close)
         # pause_writing() is called as soon as the socket accepts no more bytes, and begins the send deadline.
         transport.set_write_buffer_limits(high=0)
         if len(self.connections) > MAX_CONNECTIONS:
@@ -379,19 +359,6 @@ class HttpProtocol(H11Protocol):
             self.transport.write_eof()
         self.transport.resume_reading()
         self.loop.call_later(LINGER, self.transport.close_now)
-
-
-class _Transport:
-    """A transport whose close() is replaced by `close`. The original method is `close_now`.
-
-    uvicorn closes connections in several places. All of them call close() of the transport.
-    """
-
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]):
-        self._transport, self.close, self.close_now = transport, close, transport.close
-
-    def __getattr__(self, name: str) -> typing.Any:
-        return getattr(self._transport, name)
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:

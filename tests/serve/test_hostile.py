@@ -19,7 +19,7 @@ from serving import complete, connect, everything, raw, serving
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.generation.slots import Slots
 from mlx_gpt.serve import fields
-from mlx_gpt.web import server
+from mlx_gpt.web import connection, server
 from mlx_gpt.web.guard import Access
 
 GOOD = b'{"prompt": "a", "max_tokens": 1}'
@@ -116,6 +116,16 @@ def test_the_second_request_of_a_client_that_closes_its_half_too_early_is_gone(s
     assert not caplog.records
 
 
+def test_a_client_that_expects_100_and_sends_no_chunks_is_refused_once(served, caplog):
+    """Its body has arrived before the application asks for it."""
+    headers = ["Transfer-Encoding: chunked", "Expect: 100-continue"]
+    with connect(served, raw(b"no chunks\r\n", headers=headers)) as sock:
+        answer = everything(sock)
+    assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1") == 1
+    served.until_idle()  # the request has come to its end
+    assert not caplog.records
+
+
 def test_nothing_is_left_after_500_clients_that_went(served):
     draw = random.Random(3)
 
@@ -153,7 +163,7 @@ def test_a_connection_that_was_reset_before_its_error_is_sent_is_closed(run, mon
     def refuse(transport):
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
 
-    monkeypatch.setattr(server._Transport, "write_eof", refuse, raising=False)
+    monkeypatch.setattr(connection.Transport, "write_eof", refuse)
     monkeypatch.setattr(server, "LINGER", 0.1)
     deadlines = server.Deadlines(receive=0.2)
     with serving(run, deadlines=deadlines) as served, connect(served, raw(GOOD)[:-1]) as sock:
