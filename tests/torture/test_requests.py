@@ -32,7 +32,7 @@ BODIES = [
 
 @pytest.fixture(scope="module")
 def served(ascii_run):
-    deadlines = server.Deadlines(receive=0.3, send=0.5)
+    deadlines = server.Deadlines(receive=1, send=0.5)
     with serving(ascii_run, limits=Limits(max_tokens=64), deadlines=deadlines, max_waiting=64) as served:
         yield served
 
