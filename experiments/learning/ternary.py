@@ -46,6 +46,7 @@ measure(
             for factor in (1, 0.5, 2)
             for name, arguments in TWINS.items()
         },
+        "ternary, norms": [*WHOLE, *ternary(model__ternary_norm="true")],
         "ternary, row": [*WHOLE, *ternary(model__ternary_group="row")],
         "ternary, no decay": [*WHOLE, *ternary(optimizer__weight_decay=0)],
         "ternary, decay x3": [*WHOLE, *ternary(optimizer__weight_decay=0.3)],
@@ -70,6 +71,7 @@ measure(
     {
         **TWINS,
         "128": [*WHOLE, *ternary(model__ternary_group="128")],
+        "norms": [*WHOLE, *ternary(model__ternary_norm="true")],
         "int8": [*WHOLE, *ternary(model__ternary_activations="int8")],
         # The rate decays in the last 40% of all steps. The network is that of the checkpoint.
         "float, then ternary": [*steps(STEPS // 2, 0.2), *ternary()],
