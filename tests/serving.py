@@ -121,10 +121,10 @@ class ServedByCommand(Served):
         return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(self._process.pid)])) * 1024
 
     def stop(self):
-        """Interrupts the process and waits until it has ended."""
-        self._process.send_signal(signal.SIGINT)
-        self._process.communicate(timeout=20)
-        assert self._process.returncode == 130
+        """Ends the process by a signal and waits until it has ended."""
+        self._process.terminate()
+        self._process.communicate(timeout=60)
+        assert self._process.returncode == -signal.SIGTERM
 
 
 @contextlib.contextmanager
