@@ -1,0 +1,35 @@
+"""Trains the networks that reached the lowest losses at short budgets of tiny Shakespeare, each with three seeds.
+
+    python experiments/learning/records.py [TOKENS ...]
+
+The settings were chosen with short_budgets.py, on another seed.
+"""
+
+import sys
+
+from table import measure
+
+BUDGETS = [500_000, 1_000_000]
+BATCH, BLOCK = 4, 128  # sequences of an update, tokens of a sequence
+SETTINGS = {
+    "train.batch_size": BATCH,
+    "train.save_minutes": 0,
+    "train.eval_every": 100_000,
+    "optimizer.decay_start": 0.1,
+    "optimizer.ema_decay": 0,
+    "model.block_size": BLOCK,
+    "model.dropout": 0,
+}
+
+measure(
+    "records",
+    {
+        f"llama-s, {tokens:,} tokens": ["--iters", str(tokens // (BATCH * BLOCK))]
+        for tokens in map(int, sys.argv[1:] or BUDGETS)
+    },
+    seeds=[1, 2, 3],
+    common=[
+        *("--preset", "llama-s", "--corpus", "shakespeare"),
+        *(part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")),
+    ],
+)
