@@ -29,6 +29,10 @@ class BadFile(UserError):
     exit_code = 3
 
 
+class Unreadable(BadFile):
+    """A file that the system failed to read. Its content may be valid."""
+
+
 class Mismatch(UserError):
     """A checkpoint whose network or vocabulary differs from the arguments."""
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mlx_gpt.errors import BadFile, UserError
+from mlx_gpt.errors import BadFile, Unreadable, UserError
 
 MAX_BYTES = 64 << 20  # largest file
 MAX_DEPTH = 64  # largest number of lists and objects around a value
@@ -99,13 +99,14 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 
     Raises:
         UserError: There is no such file.
-        BadFile: It is not a regular file, or cannot be opened, or an OSError in the context: it cannot be read.
+        BadFile: It is not a regular file.
+        Unreadable: It cannot be opened, or an OSError in the context: it cannot be read.
     """
     with open_regular(path) as file:
         try:
             yield file
         except OSError as error:
-            raise BadFile(f"{path}: not a readable file: {error.strerror}") from None
+            raise Unreadable(f"{path}: not a readable file: {error.strerror}") from None
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -113,7 +114,8 @@ def open_regular(path: Path) -> BinaryIO:
 
     Raises:
         UserError: There is no such file.
-        BadFile: It is not a regular file, or cannot be opened.
+        BadFile: It is not a regular file.
+        Unreadable: It cannot be opened.
     """
     try:
         if not path.exists():
@@ -122,7 +124,7 @@ def open_regular(path: Path) -> BinaryIO:
             raise BadFile(f"{path}: not a readable file; it is a folder, a device or another special file")
         return open(path, "rb")
     except OSError as error:
-        raise BadFile(f"{path}: not a readable file: {error.strerror}") from None
+        raise Unreadable(f"{path}: not a readable file: {error.strerror}") from None
 
 
 def _limited(data: bytes, name: str) -> bytes:

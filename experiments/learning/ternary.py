@@ -80,3 +80,16 @@ measure(
     common=COMMON,
     before={"float, then ternary": [*NETWORK, *steps(STEPS // 2, 1.0)]},
 )
+STDLIB = ["--preset", "llama-s", "--bpe", "1000", *settings(model__block_size=128, model__dropout=0), *steps(500, 0.2)]
+measure(
+    "ternary_stdlib",
+    {
+        "float": STDLIB,
+        "ternary": [*STDLIB, *ternary()],
+        "norms": [*STDLIB, *ternary(model__ternary_norm="true")],
+        "int8": [*STDLIB, *ternary(model__ternary_activations="int8")],
+        "128": [*STDLIB, *ternary(model__ternary_group="128")],
+    },
+    seeds=[1, 2, 3],
+    common=["--corpus", "stdlib", *COMMON[2:]],
+)

@@ -1,9 +1,10 @@
-"""Trains llama-m and ternary-m on 5 million tokens of tiny Shakespeare, each with the rate that suits it.
+"""Trains llama-m and ternary-m on 5 million tokens of tiny Shakespeare.
 
-    python experiments/learning/ternary_long.py FOLDER [float] [ternary]
+    python experiments/learning/ternary_long.py FOLDER [float] [norms] [ternary]
 
-The rates are those with the lowest loss in results/ternary_tuning.json. A run takes about an hour on one core. The runs
-stay in FOLDER. One that was interrupted is resumed, and one whose row is in results/ternary_long.json is not repeated.
+The rate and its decay are those with the lowest loss in results/ternary_tuning.json, for float32 and for ternary
+weights. A run takes about an hour on one core. The runs stay in FOLDER. One that was interrupted is resumed, and one
+whose row is in results/ternary_long.json is not repeated.
 """
 
 import json
@@ -14,13 +15,17 @@ from pathlib import Path
 from table import RESULTS
 
 STEPS, BATCH, SEED = 2441, 8, 1  # 5.0M tokens, in sequences of 256
-RATES = {"float": 1.5e-3, "ternary": 3e-3}
-PRESETS = {"float": "llama-m", "ternary": "ternary-m"}
+VARIANTS = {
+    "float": ["--preset", "llama-m"],
+    "norms": ["--preset", "ternary-m", "--set", "model.ternary_norm=true"],
+    "ternary": ["--preset", "ternary-m"],
+}
 SETTINGS = {
     "model.dropout": 0.1,
     "optimizer.name": "muon",
     "optimizer.schedule": "wsd",
-    "optimizer.decay_start": 0.6,
+    "optimizer.learning_rate": 3e-3,
+    "optimizer.decay_start": 0.2,
     "optimizer.min_learning_rate": 0,
     "optimizer.ema_decay": 0,
     "train.save_minutes": 2,
@@ -29,10 +34,9 @@ SETTINGS = {
 
 def arguments(name: str) -> list[str]:
     """The arguments of `mlxgpt train` for one of the networks."""
-    settings = SETTINGS | {"optimizer.learning_rate": RATES[name]}
-    found = ["--preset", PRESETS[name], "--corpus", "shakespeare", "--batch", str(BATCH), "--iters", str(STEPS)]
+    found = [*VARIANTS[name], "--corpus", "shakespeare", "--batch", str(BATCH), "--iters", str(STEPS)]
     found += ["--eval-every", "610", "--seed", str(SEED)]
-    return found + [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    return found + [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
 
 
 def row_of(name: str, run: Path) -> dict:
@@ -54,7 +58,7 @@ def row_of(name: str, run: Path) -> dict:
 
 def main(folder: Path, names: list[str]) -> None:
     path = RESULTS / "ternary_long.json"
-    for name in names or PRESETS:
+    for name in names or VARIANTS:
         rows = json.loads(path.read_text()) if path.exists() else []
         if any(row["name"] == name for row in rows):
             continue

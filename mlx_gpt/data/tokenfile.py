@@ -48,7 +48,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from mlx_gpt.errors import BadFile
+from mlx_gpt.errors import BadFile, Unreadable
 from mlx_gpt.files import convert_os_errors, sync, write_atomic
 from mlx_gpt.parse import parse_json
 
@@ -122,7 +122,7 @@ def read(path: Path, hashes: tuple[bytes, bytes], dtype: np.dtype, vocab_size: i
             highest = _highest(path, file, dtype, count, checksums)
             ids = np.memmap(file, dtype, "r", HEADER.size, (count,))
     except OSError as error:
-        raise BadFile(f"{path}: not a readable file: {error.strerror}") from None
+        raise Unreadable(f"{path}: not a readable file: {error.strerror}") from None
     documents = np.frombuffer(index, "<i8", 2 * num_documents).reshape(-1, 2)
     unknown = Counter(parse_json(index[16 * num_documents + 4 * num_blocks :], str(path)))
     if documents[:, 0].sum() != count or (documents < 0).any() or highest >= vocab_size:
@@ -140,7 +140,7 @@ def identify(path: Path) -> tuple[tuple[bytes, bytes], np.dtype]:
         with open(path, "rb") as file:
             magic, version, width, _, _, text, tokenizer, _ = HEADER.unpack(_head(path, file))
     except OSError as error:
-        raise BadFile(f"{path}: not a readable file: {error.strerror}") from None
+        raise Unreadable(f"{path}: not a readable file: {error.strerror}") from None
     if (magic, version) != (MAGIC, VERSION) or width not in (1, 2, 4):
         raise BadFile(f"{path}: not a token file of this version; make one with mlxgpt corpus import")
     return (text, tokenizer), np.dtype(f"<u{width}")

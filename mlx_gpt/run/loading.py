@@ -15,7 +15,7 @@ from mlx_gpt.data.corpus import open_corpus
 from mlx_gpt.data.tokenizer import CharTokenizer, Tokenizer
 from mlx_gpt.data.vocabularies import open_vocab, tokenizer_from_dict
 from mlx_gpt.device.mlx import mx
-from mlx_gpt.errors import BadFile, Mismatch, OutOfRoom, UserError
+from mlx_gpt.errors import BadFile, Mismatch, OutOfRoom, Unreadable, UserError
 from mlx_gpt.formats import nanochat
 from mlx_gpt.formats.huggingface import folder as huggingface
 from mlx_gpt.model.cost import context_bytes
@@ -101,6 +101,7 @@ def read_checkpoint(
 
     Raises:
         BadFile: The file is corrupt, or of an unknown format.
+        Unreadable: The system failed to read the file.
         Mismatch: The checkpoint's network differs from `preset` or `network`.
         UserError: There is no such file or preset, or the number of heads is not known.
     """
@@ -109,7 +110,7 @@ def read_checkpoint(
     try:
         checkpoint = nanochat.read(path, mhc) if mhc else formats.format_of(path).read(path, wanted)
     except OSError as error:
-        raise BadFile(f"{path}: {error.strerror}") from None
+        raise Unreadable(f"{path}: {error.strerror}") from None
     own = checkpoint.header.config.model.architecture()
     if own | wanted != own:
         raise Mismatch(

@@ -12,7 +12,7 @@ from mlx_gpt.config.table import merge, nest
 from mlx_gpt.data.corpus import Corpus
 from mlx_gpt.data.encoding import make_tokenizer
 from mlx_gpt.data.tokenizer import Tokenizer
-from mlx_gpt.errors import BadFile, ResumeRefused, UserError
+from mlx_gpt.errors import BadFile, ResumeRefused, Unreadable, UserError
 from mlx_gpt.formats.huggingface.folder import is_folder
 from mlx_gpt.model.gpt import roles_of
 from mlx_gpt.optim.optimizers import Optimizer
@@ -126,12 +126,15 @@ def _newest_valid(folder: Path, request: Request, note: Note) -> Checkpoint:
 
     Raises:
         BadFile: Every checkpoint in the folder is corrupt.
+        Unreadable: The system failed to read a checkpoint, which may have the most steps.
     """
     found, broken = [], []
     for path in (folder / LATEST, folder / BEST):
         if path.exists():
             try:
                 found.append(_read(path, request))
+            except Unreadable as error:
+                raise Unreadable(f"{error}; try again; if the error remains, move this file elsewhere") from None
             except BadFile as error:
                 broken.append((path, error))
     if not found:

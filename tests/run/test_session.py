@@ -1,6 +1,8 @@
 """A session of training: it locks its folder, ends saved when asked to, and leaves a complete run alone."""
 
 import contextlib
+import errno
+import itertools
 import json
 import os
 import shutil
@@ -10,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from constants import TINY
+from faults import Disk
 
 from mlx_gpt.checkpoint import store
 from mlx_gpt.config.presets import resolve
-from mlx_gpt.errors import OutOfRoom, ResumeRefused, UserError
+from mlx_gpt.errors import OutOfRoom, ResumeRefused, Unreadable, UserError
 from mlx_gpt.files import FolderLock
 from mlx_gpt.run import folder as folders
 from mlx_gpt.run.folder import folder_of
@@ -112,6 +115,24 @@ def test_a_run_that_is_still_training_is_refused_before_its_checkpoints_are_read
     lock.release()
     with contextlib.closing(session_in(run, {"train.iters": 8}, resume=str(run))) as session:
         assert session.start.header.step == 6 and (run / f"{BEST}.corrupt-1").exists()
+
+
+def test_a_checkpoint_that_the_system_fails_to_read_is_not_set_aside(tmp_path):
+    """It may be valid, and have more steps than the other one."""
+    run = tmp_path / "run"
+    list(session_in(run))
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    refused = 0
+    for at in itertools.count():
+        with Disk(run, at, errno.EIO, reads=True) as disk:
+            try:
+                begin(Request(resume=str(run)), ignore)
+            except Unreadable:
+                refused += 1
+        assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+        if not disk.is_met:
+            break
+    assert refused >= 4
 
 
 KILLED = """
