@@ -73,7 +73,7 @@ class Record:
             - best_loss (nats per token), best_ppl, best_bits_per_byte, best_step and best_tokens: the evaluation with
               the lowest validation loss.
               A value that its line does not hold is missing.
-            - tokens and seconds: totals at the last update. `seconds` includes the evaluations.
+            - tokens and seconds: totals at the end. `seconds` includes the evaluations.
             - ms_per_iter and tokens_per_second: the speed of the median update, without evaluations. Missing if the
               record has no updates.
         """
@@ -86,7 +86,7 @@ class Record:
             "best_step": best["step"],
             "best_tokens": best["tokens"],
             "tokens": last["tokens"],
-            "seconds": last["elapsed"],
+            "seconds": max(last["elapsed"], self.evaluations[-1]["elapsed"]),
         }
         if self.last and self.seconds:
             facts["ms_per_iter"] = self.seconds * 1000
