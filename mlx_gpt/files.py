@@ -16,6 +16,24 @@ from mlx_gpt.errors import OutOfRoom, ResumeRefused, UserError
 TEST_SECONDS = 0.05  # more than is_locked() holds a lock
 
 
+def require_destination(src: Path, dst: Path, force: bool) -> None:
+    """Raises UserError unless a file may be written.
+
+    Args:
+        src: The file that is read.
+        dst: The file to write. It must not be src or a folder, and its folder must exist.
+        force: Whether dst may exist.
+    """
+    if dst.is_dir():
+        raise UserError(f"{dst}: is a folder; name a file in it, such as {dst / 'model.gguf'}")
+    if not dst.parent.is_dir():
+        raise UserError(f"{dst}: there is no folder {dst.parent}; create it")
+    if dst.exists() and src.exists() and dst.samefile(src):
+        raise UserError(f"{dst}: is the file that is read; name another file to write")
+    if dst.exists() and not force:
+        raise UserError(f"{dst}: already exists; name another file, or overwrite it with --force")
+
+
 def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
     """Writes a file that is complete or, after a failure or a crash, unchanged.
 

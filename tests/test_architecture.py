@@ -154,7 +154,7 @@ TABLE = {
     "api/training": ("errors run", ""),
     "api/evaluation": ("data device/report errors generation run train/evaluate", ""),
     "api/coding": ("code data device/report errors generation model rl/sandbox run", "numpy"),
-    "api/conversion": ("checkpoint errors formats model/packing run", ""),
+    "api/conversion": ("checkpoint errors files formats model/packing run", ""),
     "api/exporting": (
         "api/evaluation checkpoint/store errors files formats model/packing run watch",
         "huggingface_hub",

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from mlx_gpt.checkpoint.store import Checkpoint
 from mlx_gpt.errors import UserError
+from mlx_gpt.files import require_destination
 from mlx_gpt.formats import FORMATS, format_of
 from mlx_gpt.formats.nanochat import write as write_nanochat
 from mlx_gpt.formats.rgpt import has_moments
-from mlx_gpt.model.packing import as_packed
+from mlx_gpt.model.packing import PACKED, as_packed
 from mlx_gpt.run.imported import with_recipe
-from mlx_gpt.run.loading import read_checkpoint, sizes_of, with_text
+from mlx_gpt.run.loading import checkpoint_in, read_checkpoint, sizes_of, with_text
 from mlx_gpt.run.request import Note, ignore
 
 FILES = {name: row for name, row in FORMATS.items() if not row.is_folder}
@@ -59,12 +60,12 @@ def convert(
     src, dst = Path(src), Path(dst)
     if format not in (None, *FILES):
         raise UserError(f"format={format!r} is not allowed; choose from {', '.join(FILES)}")
-    _require_destination(src, dst, force)
+    require_destination(checkpoint_in(src), dst, force)
     mhc_in, mhc_out = _streams(src, dst, mhc, format, force)
     checkpoint = read_checkpoint(src, preset, sizes_of(n_embd, n_head, n_layer, block_size), mhc_in)
     format = format or _format_for(dst, checkpoint)
     if packed:
-        checkpoint = _packed(checkpoint, format)
+        checkpoint = _packed(src, checkpoint, format)
     if format == "safetensors" and not checkpoint.header.config.model.extensions():  # randyGPT's network
         checkpoint = with_recipe(checkpoint, note)
     checkpoint = with_text(src, checkpoint, corpus, vocab)
@@ -95,25 +96,19 @@ def _tell_what_is_missing(dst: Path, format: str, tokenizer: dict | None, note: 
         note(f"{dst} does not contain the vocabulary; it is in the run folder, vocab.json in randyGPT's format")
 
 
-def _require_destination(src: Path, dst: Path, force: bool) -> None:
-    """Raises UserError if dst cannot be written: it is a folder or src, or it exists and `force` is not given."""
-    if dst.is_dir():
-        raise UserError(f"{dst}: is a folder; name a file in it")
-    if dst.exists() and src.exists() and dst.samefile(src):
-        raise UserError(f"{dst}: is the file that is read; name another file to write")
-    if dst.exists() and not force:
-        raise UserError(f"{dst}: already exists; name another file, or overwrite it with --force")
-
-
-def _packed(checkpoint: Checkpoint, format: str) -> Checkpoint:
+def _packed(src: Path, checkpoint: Checkpoint, format: str) -> Checkpoint:
     """Returns the checkpoint with packed matrices and without the optimizer's state.
 
     Raises:
-        UserError: The network has no ternary layers, a width cannot be packed, or the format is not safetensors.
+        UserError: The network has no ternary layers, is packed already, or has a width that cannot be packed, or the
+            format is not safetensors.
     """
     if format != "safetensors":
         raise UserError(f"--packed is for safetensors files, not for {format}; name a file such as small.safetensors")
     header = checkpoint.header
+    if header.config.model.linear != "ternary":
+        reason = "is packed already" if header.config.model.linear == PACKED else "has no ternary layers"
+        raise UserError(f"--packed: {src} {reason}; leave out --packed")
     model, weights = as_packed(header.config.model, checkpoint.weights)
     config = dataclasses.replace(header.config, model=model)
     return Checkpoint(header=dataclasses.replace(header, config=config, averaged=False), weights=weights, optimizer={})
@@ -138,7 +133,5 @@ def _streams(
         return mhc, None
     if format != "nanochat":
         raise UserError(f"--mhc {mhc} is for nanochat files, and neither {src} nor the file to write is one")
-    _require_destination(src, mhc, force)
-    if not mhc.parent.is_dir():
-        raise UserError(f"--mhc {mhc}: there is no folder {mhc.parent}; create it")
+    require_destination(src, mhc, force)
     return None, mhc

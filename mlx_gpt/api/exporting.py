@@ -9,7 +9,7 @@ from pathlib import Path
 from mlx_gpt.api.evaluation import evaluate
 from mlx_gpt.checkpoint.store import Checkpoint, Header, Tensors
 from mlx_gpt.errors import UserError
-from mlx_gpt.files import make_folder
+from mlx_gpt.files import make_folder, require_destination
 from mlx_gpt.formats import FORMATS
 from mlx_gpt.formats.huggingface.card import card
 from mlx_gpt.formats.huggingface.folder import FILES, TARGETS, names_of, require_whole, write_folder
@@ -19,7 +19,7 @@ from mlx_gpt.formats.huggingface.quantize import quantize as quantize_weights
 from mlx_gpt.formats.huggingface.weights import write_weights
 from mlx_gpt.formats.llama_gguf import write as write_gguf
 from mlx_gpt.model.packing import as_dense
-from mlx_gpt.run.loading import read_checkpoint, to_run, tokenizer_of
+from mlx_gpt.run.loading import checkpoint_in, read_checkpoint, to_run, tokenizer_of
 from mlx_gpt.run.request import Note, ignore
 from mlx_gpt.watch.compare import draw, read_record
 from mlx_gpt.watch.metrics import read_metrics
@@ -91,7 +91,7 @@ def export(
     """
     src, dst = Path(src), Path(dst)
     target = target or ("gguf" if dst.suffix == ".gguf" else "huggingface")
-    _require_arguments(dst, target, quantize, packed, gguf_type, license, force)
+    _require_arguments(checkpoint_in(src), dst, target, quantize, packed, gguf_type, license, force)
     checkpoint = _to_export(src, target)
     facts = _differences(checkpoint.header, target, packed)
     if target == "gguf":
@@ -125,7 +125,7 @@ def _to_export(src: Path, target: str) -> Checkpoint:
 def _write_gguf(dst: Path, checkpoint: Checkpoint, gguf_type: str | None, facts: list[str], note: Note) -> list[Path]:
     for fact in facts:
         note(fact)
-    write_gguf(dst, checkpoint, gguf_type)
+    note(f"the matrices have the GGUF type {write_gguf(dst, checkpoint, gguf_type)}")
     return [dst]
 
 
@@ -144,7 +144,14 @@ def _dense(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _require_arguments(
-    dst: Path, target: str, quantize: int | None, packed: bool, gguf_type: str | None, license: str, force: bool
+    src: Path,
+    dst: Path,
+    target: str,
+    quantize: int | None,
+    packed: bool,
+    gguf_type: str | None,
+    license: str,
+    force: bool,
 ) -> None:
     if target not in (*TARGETS, "gguf"):
         raise UserError(f"target={target!r} is not allowed; choose from {', '.join(TARGETS)}, gguf")
@@ -156,19 +163,17 @@ def _require_arguments(
         instead = "--gguf-type Q8_0" if target == "gguf" else "--to mlx-lm"
         raise UserError(f"--quantize {quantize} is only supported for mlx-lm, not for {target}; give {instead}")
     if packed and target == "gguf":
-        raise UserError("--packed is for folders; a GGUF file of a ternary network is packed unless --gguf-type is F32")
+        raise UserError(f"--packed is for folders, and {dst} is a GGUF file; leave it out, or choose a --gguf-type")
     if packed and quantize:
         raise UserError(f"--packed and --quantize {quantize} exclude each other; give one of them")
     if gguf_type and target != "gguf":
         raise UserError(f"--gguf-type {gguf_type} is for GGUF files, not for {target}; name a file such as model.gguf")
     if target == "gguf":
-        if dst.is_dir():
-            raise UserError(f"{dst}: is a folder; name a file in it, such as {dst / 'model.gguf'}")
-        if dst.exists() and not force:
-            raise UserError(f"{dst}: already exists; name another file, or overwrite it with --force")
-        return
+        return require_destination(src, dst, force)
     if dst.exists() and not dst.is_dir():
         raise UserError(f"{dst}: is a file; name a folder")
+    if dst.is_dir() and src.exists() and dst.samefile(src):
+        raise UserError(f"{dst}: is the folder that is read; name another folder to write")
     if dst.is_dir() and any(dst.iterdir()) and not force:
         raise UserError(f"{dst}: is not empty; name another folder, or write into it with --force")
 

@@ -39,7 +39,7 @@ TARGETS = {
 )
 @click.option(
     "--gguf-type",
-    type=click.Choice(["F32", "F16", "Q8_0", "TQ2_0", "TQ1_0", "Q2_0", "Q4_0"]),
+    type=click.Choice(["F32", "F16", "Q8_0", "TQ2_0", "TQ1_0", "Q2_0", "Q4_0"], case_sensitive=False),
     help="Type of the matrices in a GGUF file. The last four are for ternary networks, which they hold exactly.  "
     "[default: F32, which is exact; for ternary networks the first of TQ2_0, Q2_0, Q4_0 and F32 that is possible]",
 )
@@ -66,7 +66,14 @@ def export_command(checkpoint, destination, target, bits, packed, gguf_type, lic
     """
     if destination is None:
         if given := [
-            name for name, value in (("--to", target), ("--quantize", bits), ("--gguf-type", gguf_type)) if value
+            name
+            for name, value in (
+                ("--to", target),
+                ("--quantize", bits),
+                ("--packed", packed),
+                ("--gguf-type", gguf_type),
+            )
+            if value
         ]:
             raise UserError(f"{given[0]} needs a destination; name a folder, or a file such as model.gguf")
         _list_targets(checkpoint)

@@ -81,8 +81,8 @@ class GGUF:
         return None
 
 
-def write(path: Path, checkpoint: Checkpoint, file_type: str | None = None) -> None:
-    """Writes a checkpoint as a GGUF file.
+def write(path: Path, checkpoint: Checkpoint, file_type: str | None = None) -> str:
+    """Writes a checkpoint as a GGUF file, and returns the type of its matrices.
 
     Args:
         path: The file to write or replace.
@@ -124,6 +124,7 @@ def write(path: Path, checkpoint: Checkpoint, file_type: str | None = None) -> N
         for name, tensor in tensors.items()
     }
     gguf.write(path, _metadata(header, file_type), tensors, types)
+    return file_type
 
 
 def _misfit(model: ModelConfig, kind: str) -> str | None:

@@ -74,15 +74,15 @@ class Nanochat:
         model = config.model
         if model.residual == "mhc":  # its streams are in a file of their own
             model = dataclasses.replace(model, residual="add")
-        others = llama.refuses(
-            dataclasses.replace(model, linear="ternary") if model.linear == PACKED else model, SETTINGS
-        )
-        if not others and model.ternary_group not in GROUPS:
-            others = f"model.ternary_group={model.ternary_group} instead of 64 or 128"
+        model = dataclasses.replace(model, linear="ternary") if model.linear == PACKED else model
+        others = [reason] if (reason := llama.refuses(model, SETTINGS)) else []
+        if model.ternary_group not in GROUPS:
+            others.append(f"model.ternary_group={model.ternary_group} instead of 64 or 128")
+        inexact = [name for name in REALS if float(str(np.float32(getattr(model, name)))) != getattr(model, name)]
+        others += [f"model.{name}={getattr(model, name)} instead of a float32" for name in inexact]
         if not others:
-            inexact = [name for name in REALS if float(str(np.float32(getattr(model, name)))) != getattr(model, name)]
-            others = ", ".join(f"model.{name}={getattr(model, name)} instead of a float32" for name in inexact)
-        return f"nanochat holds only Llama's ternary network, not {others}" if others else None
+            return None
+        return f"nanochat holds only Llama's ternary network, not {', '.join(others)}; train a network that has these"
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -250,7 +250,10 @@ def _model(path: Path, metadata: Metadata, entries: dict[str, Entry]) -> ModelCo
         raise BadFile(f"{path}: has the architecture {found!r}; only 'nanochat-ternary' is read")
     for key, value in metadata.items():
         name = key.removeprefix(KEY)
-        if name == key or name in COUNTS or name in REALS or name in OTHERS or (np.ndim(value) == 0 and value == 0):
+        if key in GROUP_KEYS or key.startswith("general."):
+            continue
+        is_zero = np.ndim(value) == 0 and value == 0
+        if name != key and (name in COUNTS or name in REALS or name in OTHERS or is_zero):
             continue
         what = next((what for part, what in REFUSED.items() if part in name), "unknown")
         raise BadFile(f"{path}: {key}={str(value)[:60]} is not supported ({what}); give another model")

@@ -89,7 +89,7 @@ def make_trainer(start: Start, folder: Path, note: Note, group: Group | None = N
     config, tokenizer, group = start.header.config, start.tokenizer, group or Alone()
     if config.model.linear == PACKED:
         raise UserError(
-            f"model.linear={PACKED} cannot be trained, because its matrices have no float32 weights; give a checkpoint "
+            f"model.linear={PACKED} cannot be trained, because its matrices have no float32 weights; train a network "
             "with model.linear=ternary"
         )
     set_variables(config.speed)  # first: MLX reads these environment variables once, when the device is first used

@@ -215,8 +215,8 @@ def require_trainable(path: str | Path, checkpoint: Checkpoint) -> None:
     """Raises Mismatch if the matrices of a checkpoint are packed: there are no float32 weights to train."""
     if checkpoint.header.config.model.linear == PACKED:
         raise Mismatch(
-            f"{path}: is packed, so it can only be used for inference; to train, give the checkpoint that it was "
-            "converted from"
+            f"{path}: is packed, so it can only be used for inference; train the checkpoint that it was converted "
+            "from, or a new network with model.linear=ternary"
         )
 
 

@@ -120,7 +120,7 @@ SILLY = [
     ("eval --corpus absent.txt", 2, "absent.txt"),
     ("inspect text.txt", 3, "text.txt neither"),
     (f"convert {RUN}/best.safetensors text.txt", 2, "text.txt already --force"),
-    (f"convert {RUN}/best.safetensors absent/x.bin", 2, "absent/x.bin No such"),
+    (f"convert {RUN}/best.safetensors absent/x.bin", 2, "absent/x.bin no folder absent; create"),
     (f"convert {RUN}/best.safetensors {RUN}/best.safetensors --force", 2, "best.safetensors the file that is read"),
     (f"convert {RUN}/best.safetensors folder --force", 2, "folder name a file in it"),
     (f"convert {RUN}/best.safetensors x.bin --format rgpt0004", 2, "rgpt0004"),

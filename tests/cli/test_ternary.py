@@ -93,16 +93,16 @@ def test_the_plan_tells_the_sizes_of_the_packed_weights(home):
         (
             ["train", "--resume", "small.safetensors"],
             4,
-            "small.safetensors: is packed, .* to train, give the checkpoint",
+            "small.safetensors: is packed, .* train the checkpoint that it was converted from",
         ),
-        (["train", "--fine-tune", "small.safetensors"], 4, "small.safetensors: is packed, .* give the checkpoint"),
+        (["train", "--fine-tune", "small.safetensors"], 4, "small.safetensors: is packed, .* train the checkpoint"),
         (
             ["train", "--fine-tune=small.safetensors", "--set=model.linear=ternary"],
             4,
-            "is packed, .* give the checkpoint",
+            "is packed, .* train the checkpoint",
         ),
         (["convert", "small.safetensors", "a.bin"], 2, 'rgpt0002 holds only .*model.linear="ternary-packed"'),
-        (["convert", "small.safetensors", "a.bin"], 2, 'rgpt0002 holds only .*model.linear="ternary-packed"'),
+        (["convert", "run", "run/best.safetensors", "--force"], 2, "run/best.safetensors: is the file that is read"),
         (
             ["convert", "run", "a.bin", "--packed"],
             2,
@@ -111,7 +111,7 @@ def test_the_plan_tells_the_sizes_of_the_packed_weights(home):
         (
             ["convert", "small.safetensors", "b.safetensors", "--packed"],
             2,
-            "only .* model.linear=ternary can be packed",
+            "small.safetensors is packed already; leave out --packed",
         ),
     ],
 )

@@ -134,7 +134,10 @@ CHANGES = [
     ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_type 'linear' is not supported"),
     ({"vocab_size": None}, "vocab_size None is not allowed"),
     ({"rope_parameters": [1]}, "rope_parameters .* is not a JSON object"),
-    ({"quantization_config": {"quant_method": "bitnet"}}, "quantization_config .* is not supported"),
+    (
+        {"quantization_config": {"quant_method": "bitnet"}},
+        "quantized weights cannot be read; export without --quantize and --packed",
+    ),
     ({"hidden_size": None}, "'hidden_size' is missing"),
     ({"hidden_size": "64"}, "model.n_embd='64'"),
     ({"num_key_value_heads": 3}, "model.n_kv_head=3 does not divide"),
@@ -242,7 +245,7 @@ def test_export_alone_lists_what_is_possible_and_why_the_rest_is_not(saved, tmp_
 
 
 def test_a_gguf_file_is_written_by_its_name(saved, tmp_path):
-    for name, more in (("a.gguf", ()), ("b", ("--to", "gguf", "--gguf-type", "F16"))):
+    for name, more in (("a.gguf", ()), ("b", ("--to", "gguf", "--gguf-type", "f16"))):
         export(saved, tmp_path / name, *more)
         assert (tmp_path / name).read_bytes()[:4] == b"GGUF"
     assert (tmp_path / "b").stat().st_size < 0.75 * (tmp_path / "a.gguf").stat().st_size
@@ -257,12 +260,20 @@ def test_a_gguf_file_is_written_by_its_name(saved, tmp_path):
         (("c.gguf", "--gguf-type", "Q4_0"), "Q4_0 holds only ternary matrices"),
         (("--gguf-type", "F16"), "--gguf-type needs a destination"),
         (("",), "the destination is the current folder"),
-        (("c.gguf", "--packed"), "a GGUF file of a ternary network is packed"),
+        (("c.gguf", "--packed"), "--packed is for folders, and c.gguf is a GGUF file"),
+        (("--packed",), "--packed needs a destination"),
+        (("no/c.gguf",), "no/c.gguf: there is no folder no; create it"),
         (("folder", "--packed"), "--packed is for ternary networks, but this one has model.linear=dense"),
     ):
         done = mlxgpt("export", saved, *arguments, cwd=tmp_path)
         assert done.returncode == 2 and words in done.stderr, done.stderr
-    assert {p.name for p in tmp_path.iterdir()} == {"a.gguf", "b"}
+    before = (tmp_path / "a.gguf").read_bytes()
+    done = mlxgpt("export", "a.gguf", "a.gguf", "--gguf-type", "F16", "--force", cwd=tmp_path)
+    assert done.returncode == 2 and "a.gguf: is the file that is read" in done.stderr
+    done = mlxgpt("export", "a.gguf", "again.gguf", cwd=tmp_path)
+    assert done.returncode == 0 and "the matrices have the GGUF type F32" in done.stderr
+    assert (tmp_path / "again.gguf").read_bytes() == before == (tmp_path / "a.gguf").read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {"a.gguf", "again.gguf", "b"}
 
 
 @pytest.mark.parametrize("name", ["folder", "model.gguf"])

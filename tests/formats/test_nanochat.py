@@ -196,6 +196,7 @@ REFUSED = [
     ({"nanochat.loop.loop_count": (U32, 4)}, "loop.loop_count=4 is not supported .loops"),
     ({"nanochat.wavefield.ratio_pct": (U32, 50)}, "wavefield.ratio_pct=50 is not supported .wavefield"),
     ({"nanochat.new_key": (U32, 1)}, "nanochat.new_key=1 is not supported .unknown"),
+    ({"nanoChat.max_seq_len": (U32, 16)}, "nanoChat.max_seq_len=16 is not supported .unknown"),
     ({"nanochat.group_size": (U32, 32)}, "group_size is 32; only 64 and 128 are supported"),
     ({"nanochat.group_size": (STRING, "64")}, "group_size is 64; only"),
     ({"nanochat.weight_tied": (STRING, "yes")}, "weight_tied says otherwise than its tensors"),
@@ -466,6 +467,10 @@ def test_the_file_has_the_bytes_of_the_specification(saved, tmp_path):
         ({"ternary_activations": "float"}, 'model.ternary_activations="float" instead of "int8"'),
         ({"norm_eps": 1e-5}, "model.norm_eps=1e-05 instead of 1e-06"),
         ({"rope_theta": 12345.678901}, "model.rope_theta=12345.678901 instead of a float32"),
+        (
+            {"linear": "dense", "ternary_group": "row"},
+            'model.linear="dense" instead of "ternary", model.ternary_group=row instead of 64 or 128; train a network',
+        ),
     ],
 )
 def test_a_network_that_the_format_cannot_hold_is_refused(tmp_path, settings, words):

@@ -31,6 +31,7 @@ from mlx_gpt.parse import read_bytes, read_object
 TARGETS = ("huggingface", "mlx-lm")
 # The two kinds of folders. A network gets the first one that does not refuse it.
 LAYOUTS: tuple[Any, ...] = (stock, coded)
+QUANTIZED = {"quantization", "quantization_config"}  # keys of config.json
 # The names of all files that an export to either target writes.
 FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
@@ -77,6 +78,8 @@ class Folder:
     def refuses(self, config: Config) -> str | None:
         if layout_of(config.model):
             return None
+        if config.model.ternary_norm:
+            return "no other program supports model.ternary_norm=true; keep the safetensors file"
         return (
             f"{self.name} has no code for {coded.refuses(config.model)}, and only Llama's network needs none, but this "
             f"one has {stock.refuses(config.model)}; keep the safetensors file"
@@ -221,7 +224,7 @@ def require_whole(folder: Path) -> None:
         BadFile: A file is corrupt.
         UserError: A file is missing.
     """
-    if not {"quantization", "quantization_config"} & read_object(folder / "config.json").keys():
+    if not QUANTIZED & read_object(folder / "config.json").keys():
         read_folder(folder)
     read_header(folder / "model.safetensors")
     open_vocab(folder / "tokenizer.json")
@@ -244,7 +247,7 @@ def read_folder(folder: Path) -> Checkpoint:
     if not layout:
         known = ", ".join(name for layout in LAYOUTS for name in layout.MODEL_TYPES)
         raise BadFile(f"{folder / 'config.json'}: model_type {str(kind)[:60]!r} is not supported, only {known}")
-    if "quantization" in facts:
+    if QUANTIZED & facts.keys():
         raise BadFile(f"{folder}: quantized weights cannot be read; export without --quantize and --packed")
     try:
         model = layout.model_of(facts)
