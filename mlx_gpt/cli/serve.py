@@ -89,6 +89,7 @@ def serve_command(
     if name is not None and len(paths) > 1:
         raise UserError(f"--name {name!r} names one checkpoint, but {len(paths)} are given; leave it out")
     ids = [name] if name is not None else model_ids(paths)
+    device.return_freed_memory()
     runs = [_load(path, preset, corpus, vocab, sizes_from(sets)) for path in paths]
     _require_memory([loaded.config.model for loaded in runs], streams)
     limits = Limits(

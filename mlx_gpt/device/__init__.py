@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = attach(
         "mlx": "mlx",
         "can_compile": "mlx",
         "peak_memory": "mlx",
+        "return_freed_memory": "memory",
         "device_report": "report",
         "matmul_rate": "report",
         "numpy_matmul_rate": "report",
