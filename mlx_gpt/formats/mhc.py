@@ -87,8 +87,6 @@ def read_units(path: Path, num_layers: int, num_streams: int) -> Units:
         UserError: There is no such file.
         BadFile: The file is corrupt, or is for another number of layers or streams.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
     unit = _layout(num_streams)
     expected = HEAD.size + 2 * num_layers * unit.itemsize
     with reading(path) as file:
