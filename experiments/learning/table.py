@@ -3,15 +3,20 @@
 The row of a finished run is written to results/TABLE.json. A run whose row exists is not repeated.
 """
 
+import contextlib
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def settings(values: dict) -> list[str]:
+    """Returns the arguments of `mlxgpt train` for settings by dotted name."""
+    return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
 
 
 def measure(
@@ -20,6 +25,7 @@ def measure(
     seeds: list[int],
     common: list[str],
     before: dict[str, list[str]] | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Trains each variant with each seed, unless the table has that row, and prints the table.
 
@@ -30,64 +36,73 @@ def measure(
         common: Arguments of `mlxgpt train` that all variants share.
         before: {name of a variant: arguments of a run that is trained first}. The variant's run is fine-tuned from the
             last checkpoint of that run, and its row counts the tokens and the seconds of both.
+        folder: Where the runs stay, so that one that was interrupted is resumed. None for a temporary folder.
     """
     path = RESULTS / f"{table}.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
     for name, arguments in variants.items():
         first = (before or {}).get(name)
         for seed in seeds:
-            if not any((row["name"], row["seed"]) == (name, seed) for row in rows):
+            if not any((row["name"], row["seed"]) == (name, seed) for row in rows_of(path)):
                 shared = [*common, "--seed", str(seed)]
-                row = train([*shared, *arguments], [*shared, *first] if first else None)
-                rows.append({"name": name, "seed": seed} | row)
+                with contextlib.ExitStack() as stack:
+                    kept = folder and folder / f"{name}-{seed}".replace(" ", "-").replace(",", "")
+                    out = kept or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                    row = train([*shared, *arguments], [*shared, *first] if first else None, out)
+                rows = [*rows_of(path), {"name": name, "seed": seed} | row]  # other processes may have added rows
                 path.parent.mkdir(exist_ok=True)
                 path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
                 print(summary(rows, name), flush=True)
+    rows = rows_of(path)
     print("\n".join(["", *(summary(rows, name) for name in variants)]))
 
 
-def train(arguments: list[str], before: list[str] | None = None) -> dict:
+def rows_of(path: Path) -> list[dict]:
+    """The rows of a table; none if there is no such file."""
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def train(arguments: list[str], before: list[str] | None, folder: Path) -> dict:
     """Trains once and returns the values of a row.
 
     With `before`, the arguments of another run, that run is trained first, and this one is fine-tuned from it.
 
     `val_loss` is the validation loss of the last evaluation, `best_loss` the lowest one, and `train_loss` the mean
-    training loss of the last 20 steps.
+    training loss of the last 20 steps. `seconds` is the time of training and evaluation.
 
     Raises:
         subprocess.CalledProcessError: The command failed.
     """
-    start, tokens = time.perf_counter(), 0
-    with tempfile.TemporaryDirectory() as folder:
-        fine_tune = []
-        if before:
-            tokens = run(f"{folder}/before", before)[-1]["tokens"]
-            fine_tune = ["--fine-tune", f"{folder}/before/checkpoint.safetensors"]
-        reports = run(f"{folder}/run", [*arguments, *fine_tune])
-    seconds = time.perf_counter() - start
+    tokens, seconds, fine_tune = 0, 0.0, []
+    if before:
+        end = run(folder / "before", before)[-1]
+        tokens, seconds = end["tokens"], end["elapsed"]
+        fine_tune = ["--fine-tune", str(folder / "before/checkpoint.safetensors")]
+    reports = run(folder / "run", [*arguments, *fine_tune])
     evaluations = [r for r in reports if r["report"] == "eval"]
     steps = [r["loss"] for r in reports if r["report"] == "step"]
-    best = min(evaluations, key=lambda r: r["loss"])
+    best = min(evaluations, key=lambda r: r["val_loss"])
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return {
-        "val_loss": round(evaluations[-1]["loss"], 4),
-        "best_loss": round(best["loss"], 4),
+        "val_loss": round(evaluations[-1]["val_loss"], 4),
+        "bits_per_byte": round(evaluations[-1]["val_bits_per_byte"], 4),
+        "best_loss": round(best["val_loss"], 4),
         "best_tokens": tokens + best["tokens"],
         "train_loss": round(statistics.mean(steps[-20:]), 4),
         "tokens": tokens + reports[-1]["tokens"],
-        "seconds": round(seconds, 1),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
+        "seconds": round(seconds + reports[-1]["elapsed"], 1),
+        "commit": commit.stdout.strip(),
         "arguments": " ".join(arguments),
         **({"before": " ".join(before)} if before else {}),
     }
 
 
-def run(folder: str, arguments: list[str]) -> list[dict]:
-    """Runs `mlxgpt train` with these arguments and returns its reports."""
-    command = [sys.executable, "-m", "mlx_gpt", "train", "--json", "--out", folder, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+def run(folder: Path, arguments: list[str]) -> list[dict]:
+    """Trains in a folder, or continues what was begun there, and returns the reports."""
+    begun = (folder / "checkpoint.safetensors").exists()
+    options = ["--resume", str(folder)] if begun else [*arguments, "--out", str(folder)]
+    command = [sys.executable, "-m", "mlx_gpt", "train", "--json", *options]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def summary(rows: list[dict], name: str) -> str:
