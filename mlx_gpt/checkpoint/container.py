@@ -1,4 +1,4 @@
-"""A strict reader of safetensors files. The header is checked in full before any tensor is read.
+"""Safetensors files: a writer, and a strict reader that checks the whole header before it reads a tensor.
 
 A safetensors file consists of the length of its header (u64, little-endian), the header (JSON) and the tensors' bytes.
 The header maps each tensor's name to {"dtype", "shape", "data_offsets"}, and "__metadata__" to a map of strings. The
@@ -9,6 +9,7 @@ header {"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}, and the 8 bytes o
 {"x": Entry(dtype="F32", shape=(2,), first=62, end=70)} and no metadata.
 """
 
+import json
 import math
 import os
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import safetensors.numpy
 
 from mlx_gpt.errors import BadFile
 from mlx_gpt.parse import parse_json, reading
@@ -93,6 +95,19 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     if end != size:
         raise bad(f"its tensors end at byte {end}, and the file at byte {size}")
     return entries, metadata
+
+
+def serialized(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> list[bytes | memoryview]:
+    """Returns the content of a file, in parts. Equal arguments give equal bytes.
+
+    The library writes the metadata in a random order. Here they are in the order of `metadata`.
+    """
+    data = memoryview(safetensors.numpy.save(tensors, metadata))
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = parse_json(bytes(data[8:end]), "header")
+    text = json.dumps(header | {"__metadata__": metadata}, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # aligns the tensors
+    return [len(text).to_bytes(8, "little") + text, data[end:]]
 
 
 def read_tensors(path: Path, entries: dict[str, Entry]) -> dict[str, np.ndarray]:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import numpy as np
-import safetensors.numpy
 
-from mlx_gpt.checkpoint.container import Entry, read_header, read_tensors
+from mlx_gpt.checkpoint.container import Entry, read_header, read_tensors, serialized
 from mlx_gpt.config.schema import MAX_VOCAB, Config
 from mlx_gpt.config.table import merge
 from mlx_gpt.errors import BadFile, UserError
@@ -213,7 +212,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "header": header,
         "sha256": digest(header, tensors),
     }
-    write_atomic(path, [safetensors.numpy.save(tensors, metadata)])
+    write_atomic(path, serialized(tensors, metadata))
 
 
 def load(path: Path) -> Checkpoint:

@@ -41,6 +41,14 @@ def test_tensors_of_any_layout_are_saved(tmp_path):
         np.testing.assert_array_equal(tensor, saved.weights[name])
 
 
+def test_equal_checkpoints_are_equal_files(saved):
+    """The library alone orders the metadata at random."""
+    before = saved.read_bytes()
+    for _ in range(20):
+        store.save(saved, checkpoint())
+        assert saved.read_bytes() == before
+
+
 def test_any_reader_of_safetensors_sees_the_weights(saved):
     tensors = safetensors.numpy.load_file(saved)
     assert np.array_equal(tensors["layers.0.attn.wq.weight"], checkpoint().weights["layers.0.attn.wq.weight"])
