@@ -1,0 +1,27 @@
+"""Trains llama-m on eight million tokens of tiny Shakespeare, for the lowest loss without a limit of tokens.
+
+    python experiments/learning/long_records.py FOLDER [SEED ...]
+
+A run takes about two hours on one core. The runs stay in FOLDER, and one that was interrupted is resumed. The rate and
+its decay are those of ternary_long.py. The dropout is higher than there, because the text is read more often.
+"""
+
+import sys
+from pathlib import Path
+
+from table import measure, settings
+
+SETTINGS = {
+    "model.dropout": 0.15,
+    "optimizer.learning_rate": 3e-3,
+    "optimizer.decay_start": 0.2,
+    "optimizer.ema_decay": 0,
+    "train.save_minutes": 2,
+}
+measure(
+    "long_records",
+    {"llama-m, 8M tokens": ["--batch", "8", "--iters", "3906", "--eval-every", "651"]},
+    seeds=[int(seed) for seed in sys.argv[2:]] or [1, 2, 3],
+    common=["--preset", "llama-m", "--corpus", "shakespeare", *settings(SETTINGS)],
+    folder=Path(sys.argv[1]),
+)
