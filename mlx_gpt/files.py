@@ -25,7 +25,7 @@ def require_destination(src: Path, dst: Path, force: bool) -> None:
         force: Whether dst may exist.
     """
     if dst.is_dir():
-        raise UserError(f"{dst}: is a folder; name a file in it, such as {dst / 'model.gguf'}")
+        raise UserError(f"{dst}: is a folder; name a file in it")
     if not dst.parent.is_dir():
         raise UserError(f"{dst}: there is no folder {dst.parent}; create it")
     if dst.exists() and src.exists() and dst.samefile(src):

@@ -19,6 +19,7 @@ from mlx_gpt.formats.huggingface.quantize import quantize as quantize_weights
 from mlx_gpt.formats.huggingface.weights import write_weights
 from mlx_gpt.formats.llama_gguf import write as write_gguf
 from mlx_gpt.model.packing import as_dense
+from mlx_gpt.run.folder import is_run
 from mlx_gpt.run.loading import checkpoint_in, read_checkpoint, to_run, tokenizer_of
 from mlx_gpt.run.request import Note, ignore
 from mlx_gpt.watch.compare import draw, read_record
@@ -174,6 +175,8 @@ def _require_arguments(
         raise UserError(f"{dst}: is a file; name a folder")
     if dst.is_dir() and src.exists() and dst.samefile(src):
         raise UserError(f"{dst}: is the folder that is read; name another folder to write")
+    if is_run(dst):
+        raise UserError(f"{dst}: is a run folder; name another folder to write")
     if dst.is_dir() and any(dst.iterdir()) and not force:
         raise UserError(f"{dst}: is not empty; name another folder, or write into it with --force")
 

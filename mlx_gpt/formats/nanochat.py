@@ -82,7 +82,7 @@ class Nanochat:
         others += [f"model.{name}={getattr(model, name)} instead of a float32" for name in inexact]
         if not others:
             return None
-        return f"nanochat holds only Llama's ternary network, not {', '.join(others)}; train a network that has these"
+        return f"nanochat holds only Llama's ternary network, not {', '.join(others)}; give another model"
 
 
 # -- writing --------------------------------------------------------------------------------------------------------

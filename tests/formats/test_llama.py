@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 
 import numpy as np
@@ -270,10 +271,15 @@ def test_a_gguf_file_is_written_by_its_name(saved, tmp_path):
     before = (tmp_path / "a.gguf").read_bytes()
     done = mlxgpt("export", "a.gguf", "a.gguf", "--gguf-type", "F16", "--force", cwd=tmp_path)
     assert done.returncode == 2 and "a.gguf: is the file that is read" in done.stderr
+    (tmp_path / "run").mkdir()
+    shutil.copy(saved, tmp_path / "run/best.safetensors")
+    done = mlxgpt("export", "run", "run", "--force", cwd=tmp_path)
+    assert done.returncode == 2 and "run: is a run folder; name another folder" in done.stderr
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["best.safetensors"]
     done = mlxgpt("export", "a.gguf", "again.gguf", cwd=tmp_path)
     assert done.returncode == 0 and "the matrices have the GGUF type F32" in done.stderr
     assert (tmp_path / "again.gguf").read_bytes() == before == (tmp_path / "a.gguf").read_bytes()
-    assert {p.name for p in tmp_path.iterdir()} == {"a.gguf", "again.gguf", "b"}
+    assert {p.name for p in tmp_path.iterdir()} == {"a.gguf", "again.gguf", "b", "run"}
 
 
 @pytest.mark.parametrize("name", ["folder", "model.gguf"])

@@ -469,7 +469,7 @@ def test_the_file_has_the_bytes_of_the_specification(saved, tmp_path):
         ({"rope_theta": 12345.678901}, "model.rope_theta=12345.678901 instead of a float32"),
         (
             {"linear": "dense", "ternary_group": "row"},
-            'model.linear="dense" instead of "ternary", model.ternary_group=row instead of 64 or 128; train a network',
+            'model.linear="dense" instead of "ternary", model.ternary_group=row instead of 64 or 128; give another',
         ),
     ],
 )
