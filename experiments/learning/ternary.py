@@ -3,21 +3,29 @@
 Each run trains llama-s with a context of 128 tokens, for 700 steps of 12 sequences. The last variant trains the float
 network for half of the steps, at a constant rate, and continues with ternary weights on the same sequences.
 
-    python experiments/learning/ternary.py [tuning]
+    python experiments/learning/ternary.py [tuning] [shakespeare] [stdlib]
 
-With `tuning`, only the runs that choose the settings are made. They have another seed.
+The runs of `tuning` choose the settings. They have another seed. Those of `stdlib` train on 1,000 byte pairs of
+Python's standard library, for 400 steps.
 """
 
 import sys
 
-from table import measure
+import table
 
 STEPS, RATE = 700, 3e-3  # RATE is the default learning rate
+CHOSEN = sys.argv[1:] or ["tuning", "shakespeare", "stdlib"]
 
 
 def settings(**values) -> list[str]:
     """Returns the arguments of `mlxgpt train` for settings; `model__linear` stands for `model.linear`."""
-    return [part for key, value in values.items() for part in ("--set", f"{key.replace('__', '.')}={value}")]
+    return table.settings({key.replace("__", "."): value for key, value in values.items()})
+
+
+def measure(group: str, name: str, *arguments, **options) -> None:
+    """Measures the table `name` if the group of runs is chosen."""
+    if group in CHOSEN:
+        table.measure(name, *arguments, **options)
 
 
 def steps(count: int, decay_start: float) -> list[str]:
@@ -39,6 +47,7 @@ COMMON = [
     *settings(train__save_minutes=0),
 ]
 measure(
+    "tuning",
     "ternary_tuning",
     {
         **{
@@ -64,9 +73,8 @@ measure(
     common=COMMON,
     before={"float, then ternary": [*NETWORK, *steps(STEPS // 2, 1.0)]},
 )
-if sys.argv[1:] == ["tuning"]:
-    raise SystemExit
 measure(
+    "shakespeare",
     "ternary",
     {
         **TWINS,
@@ -80,8 +88,9 @@ measure(
     common=COMMON,
     before={"float, then ternary": [*NETWORK, *steps(STEPS // 2, 1.0)]},
 )
-STDLIB = ["--preset", "llama-s", "--bpe", "1000", *settings(model__block_size=128, model__dropout=0), *steps(500, 0.2)]
+STDLIB = ["--preset", "llama-s", "--bpe", "1000", *settings(model__block_size=128, model__dropout=0), *steps(400, 0.2)]
 measure(
+    "stdlib",
     "ternary_stdlib",
     {
         "float": STDLIB,
