@@ -60,7 +60,8 @@ def convert(
     src, dst = Path(src), Path(dst)
     if format not in (None, *FILES):
         raise UserError(f"format={format!r} is not allowed; choose from {', '.join(FILES)}")
-    require_destination(checkpoint_in(src), dst, force)
+    src = checkpoint_in(src)
+    require_destination(src, dst, force)
     mhc_in, mhc_out = _streams(src, dst, mhc, format, force)
     checkpoint = read_checkpoint(src, preset, sizes_of(n_embd, n_head, n_layer, block_size), mhc_in)
     format = format or _format_for(dst, checkpoint)

@@ -104,6 +104,11 @@ def test_the_plan_tells_the_sizes_of_the_packed_weights(home):
         (["convert", "small.safetensors", "a.bin"], 2, 'rgpt0002 holds only .*model.linear="ternary-packed"'),
         (["convert", "run", "run/best.safetensors", "--force"], 2, "run/best.safetensors: is the file that is read"),
         (
+            ["convert", "run", "a.gguf", "--format", "nanochat", "--mhc", "run/best.safetensors", "--force"],
+            2,
+            "--mhc run/best.safetensors is the file to read or to write, too",
+        ),
+        (
             ["convert", "run", "a.bin", "--packed"],
             2,
             "--packed is for safetensors files, not for rgpt0002; name a file",
