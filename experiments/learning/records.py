@@ -7,7 +7,7 @@ The settings were chosen with short_budgets.py, on another seed.
 
 import sys
 
-from table import measure
+from table import measure, settings
 
 BUDGETS = [500_000, 1_000_000]
 BATCH, BLOCK = 4, 128  # sequences of an update, tokens of a sequence
@@ -30,6 +30,6 @@ measure(
     seeds=[1, 2, 3],
     common=[
         *("--preset", "llama-s", "--corpus", "shakespeare"),
-        *(part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")),
+        *settings(SETTINGS),
     ],
 )

@@ -7,7 +7,7 @@ The pilots have one seed, which is not used for results.
 
 import sys
 
-from table import measure
+from table import measure, settings
 
 TOKENS = 499_712
 BASE = {
@@ -39,9 +39,9 @@ PILOTS = {
 
 def arguments(changed: dict) -> list[str]:
     """Returns the arguments of `mlxgpt train` for TOKENS tokens with changed settings."""
-    settings = BASE | changed
-    settings["train.iters"] = TOKENS // (settings["train.batch_size"] * settings["model.block_size"])
-    return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    values = BASE | changed
+    values["train.iters"] = TOKENS // (values["train.batch_size"] * values["model.block_size"])
+    return settings(values)
 
 
 if sys.argv[1:] != ["pilots"]:
