@@ -31,6 +31,7 @@ PILOTS = {
     "llama-m, 4 x 128": WIDE | {"train.batch_size": 4},
     "hybrid, experts, 4 x 128": DELTA | EXPERTS | {"train.batch_size": 4},
     "4 x 128, rate x0.5": {"train.batch_size": 4, "optimizer.learning_rate": 1.5e-3},
+    "4 x 128, NorMuon": {"train.batch_size": 4, "optimizer.name": "normuon"},
     "decay after 0.4": {"optimizer.decay_start": 0.4},
     "no weight decay": {"optimizer.weight_decay": 0},
     "no norm weights": {"model.norm_weights": "false", "model.final_norm": "false"},

@@ -100,9 +100,9 @@ class OptimizerConfig(Table):
 
     name: str = setting(
         "muon",
-        "optimizer; muon is AdamW, and muon-lion is Lion, outside the blocks' matrices; Lion needs rates about "
-        "ten times lower",
-        choices=("adamw", "muon", "lion", "muon-lion"),
+        "optimizer; muon and normuon are AdamW, and muon-lion is Lion, outside the blocks' matrices; Lion needs rates "
+        "about ten times lower",
+        choices=("adamw", "muon", "normuon", "lion", "muon-lion"),
     )
     learning_rate: float = setting(3e-3, "peak learning rate", low=0.0, high=10.0)
     muon_lr_scale: float = setting(
@@ -132,7 +132,10 @@ class OptimizerConfig(Table):
         0.9, "decay rate of AdamW's first moment; interpolation factor of lion", low=0.0, high=0.999999
     )
     beta2: float = setting(
-        0.99, "decay rate of AdamW's second moment; decay rate of lion's momentum", low=0.0, high=0.999999
+        0.99,
+        "decay rate of the second moments of AdamW and normuon; decay rate of lion's momentum",
+        low=0.0,
+        high=0.999999,
     )
     momentum: float = setting(0.95, "decay rate of muon's momentum", low=0.0, high=0.999999)
     eps: float = setting(1e-8, "added to the square root of AdamW's second moment", low=0.0, high=1.0)

@@ -1,9 +1,10 @@
-"""AdamW, Muon and Lion as pure functions of explicit state, and an exponential moving average of the weights.
+"""AdamW, Muon, NorMuon and Lion as pure functions of explicit state, and an exponential moving average of the weights.
 
 An optimizer applies an update rule to each weight, chosen by the weight's role (`model/specs.py`). Its state is a
 dictionary: "num_updates" is the number of updates, () int32. The other entries, called parts, are dictionaries of
-arrays by weight name, each of the weight's shape: "m" (the first moment or momentum), "v" (the second moment) and "ema"
-(the moving average of the weights). A part exists only if a rule or the settings need it.
+arrays by weight name: "m" (the first moment or momentum), "v" (the second moment) and "ema" (the moving average of the
+weights) have the weight's shape, and "rows" (NorMuon's second moment) has one number for each of its rows. A part
+exists only if a rule or the settings need it.
 
 Every rule is a dataclass with a method `update(weights, grads, state, lr, divide) -> (new weights, new parts)`, where
 state["num_updates"] includes the current update, and `lr` is the rule's learning rate, () float32. `divide` is that of
@@ -72,12 +73,38 @@ class Muon:
         momentum, decay = self.config.momentum, self.decay
         m = {name: momentum * state["m"][name] + (1 - momentum) * grads[name] for name in weights}
         nesterov = {name: momentum * m[name] + (1 - momentum) * grads[name] for name in weights}
-        directions = divide(orthogonal, nesterov)
+        directions, parts = self.directions(divide(orthogonal, nesterov), state)
         new_weights = {}
         for name, w in weights.items():
             rows, columns = w.shape[-2:]
             new_weights[name] = w * (1 - lr * decay) - lr * math.sqrt(max(1, rows / columns)) * directions[name]
-        return new_weights, {"m": m}
+        return new_weights, {"m": m} | parts
+
+    def directions(self, made: Weights, state: State) -> tuple[Weights, State]:
+        """Returns the directions of the update for nearly orthogonal matrices, and further new parts."""
+        return made, {}
+
+
+@dataclass(frozen=True, slots=True)
+class NorMuon(Muon):
+    """NorMuon (arXiv:2510.05491): Muon whose directions have rows of about the same size.
+
+    NorMuon divides each row of a direction by the square root of a moving average of its mean square, with the decay
+    rate beta2. It then scales the matrix back to the Frobenius norm that it had, so that Muon's rates fit it too. The
+    average needs no bias correction, because a factor that all rows share has no effect.
+    """
+
+    parts: ClassVar = ("m", "rows")
+
+    def directions(self, made: Weights, state: State) -> tuple[Weights, State]:
+        beta2, eps = self.config.beta2, self.config.eps
+        directions, new_rows = {}, {}
+        for name, x in made.items():
+            rows = beta2 * state["rows"][name] + (1 - beta2) * mx.square(x).mean(-1, keepdims=True)
+            even = x / (mx.sqrt(rows) + eps)
+            directions[name] = even * (_frobenius(x) / (_frobenius(even) + 1e-7))
+            new_rows[name] = rows
+        return directions, {"rows": new_rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +130,7 @@ class Lion:
 RULES = {
     "adamw": dict.fromkeys(ROLES, AdamW),
     "muon": dict.fromkeys(ROLES, AdamW) | {"matrix": Muon, "matrices": Muon},
+    "normuon": dict.fromkeys(ROLES, AdamW) | {"matrix": NorMuon, "matrices": NorMuon},
     "lion": dict.fromkeys(ROLES, Lion),
     "muon-lion": dict.fromkeys(ROLES, Lion) | {"matrix": Muon, "matrices": Muon},
 }
@@ -145,7 +173,7 @@ class Optimizer:
         state: State = {COUNT: mx.array(0, dtype=mx.int32)}
         for group in self.groups:
             for part in group.rule.parts:
-                state.setdefault(part, {}).update({name: mx.zeros_like(weights[name]) for name in group.names})
+                state.setdefault(part, {}).update({name: _zeros(part, weights[name]) for name in group.names})
         if self.config.ema_decay:
             state[EMA] = dict(weights)
         return state
@@ -253,12 +281,22 @@ def _newton_schulz(x: mx.array) -> mx.array:
     Each step maps every singular value s of x to 3.4445 s - 4.7750 s^3 + 2.0315 s^5 and keeps the singular vectors. The
     iteration needs s <= 1 at first, so x is divided by its Frobenius norm, which is at least its largest s.
     """
-    x = x / (mx.sqrt(mx.square(x).sum((-2, -1), keepdims=True)) + 1e-7)
+    x = x / (_frobenius(x) + 1e-7)
     for _ in range(5):
         a = x @ x.swapaxes(-1, -2)
         b = -4.7750 * a + 2.0315 * (a @ a)
         x = 3.4445 * x + b @ x
     return x
+
+
+def _frobenius(x: mx.array) -> mx.array:
+    """Returns the Frobenius norm of each matrix of x (..., rows, columns), (..., 1, 1)."""
+    return mx.sqrt(mx.square(x).sum((-2, -1), keepdims=True))
+
+
+def _zeros(part: str, weight: mx.array) -> mx.array:
+    """Returns the initial array of a part: a zero for each element of the weight, or for each row in "rows"."""
+    return mx.zeros_like(weight[..., :1] if part == "rows" else weight)
 
 
 def _average_decay(decay: float, step: mx.array) -> mx.array:

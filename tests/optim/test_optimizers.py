@@ -98,7 +98,7 @@ def lion_reference(c, t, w, g, lr, state):
     return w - lr * (direction + c.weight_decay * w)
 
 
-def muon_reference(c, t, w, g, lr, state):
+def muon_reference(c, t, w, g, lr, state, changed=lambda direction: direction):
     """The polynomial on the singular values, by a decomposition in place of matrix products."""
     m = state["m"] = c.momentum * state.get("m", 0) + (1 - c.momentum) * g
     u, s, vt = np.linalg.svd(c.momentum * m + (1 - c.momentum) * g, full_matrices=False)
@@ -106,7 +106,18 @@ def muon_reference(c, t, w, g, lr, state):
     for _ in range(5):
         s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
     lr = lr * c.muon_lr_scale
-    return w * (1 - lr * c.weight_decay) - lr * max(1, w.shape[0] / w.shape[1]) ** 0.5 * (u * s) @ vt
+    return w * (1 - lr * c.weight_decay) - lr * max(1, w.shape[0] / w.shape[1]) ** 0.5 * changed((u * s) @ vt)
+
+
+def normuon_reference(c, t, w, g, lr, state):
+    """Algorithm 1 of arXiv:2510.05491 with a bias correction, and the norm of the direction in place of its 0.2."""
+
+    def even(o):
+        rows = state["rows"] = c.beta2 * state.get("rows", 0) + (1 - c.beta2) * (o**2).mean(1)
+        scaled = o / np.sqrt(rows / (1 - c.beta2**t))[:, None]
+        return scaled * np.linalg.norm(o) / np.linalg.norm(scaled)
+
+    return muon_reference(c, t, w, g, lr, state, even)
 
 
 def is_matrix_of_a_block(name):
@@ -117,6 +128,7 @@ REFERENCES = {
     "adamw": lambda name: adamw_reference,
     "lion": lambda name: lion_reference,
     "muon": lambda name: muon_reference if is_matrix_of_a_block(name) else adamw_reference,
+    "normuon": lambda name: normuon_reference if is_matrix_of_a_block(name) else adamw_reference,
     "muon-lion": lambda name: muon_reference if is_matrix_of_a_block(name) else lion_reference,
 }
 
@@ -161,9 +173,10 @@ def test_muons_direction_is_nearly_orthogonal_and_blind_to_scale(shape):
         np.testing.assert_allclose(direction, found[1], atol=2e-3)
 
 
-def test_a_matrix_without_gradient_stays_where_decay_leaves_it():
+@pytest.mark.parametrize("name", ["muon", "normuon"])
+def test_a_matrix_without_gradient_stays_where_decay_leaves_it(name):
     """Exactly zero gradients, as of positions never read, are no division by zero."""
-    config, w = OptimizerConfig(name="muon", weight_decay=0.5), {"layers.0.attn.wq.weight": mx.ones((4, 4))}
+    config, w = OptimizerConfig(name=name, weight_decay=0.5), {"layers.0.attn.wq.weight": mx.ones((4, 4))}
     optimizer = Optimizer(config, dict.fromkeys(w, "matrix"))
     new, _ = optimizer.update(w, {k: mx.zeros((4, 4)) for k in w}, optimizer.init(w), mx.array(3e-3))
     np.testing.assert_allclose(new["layers.0.attn.wq.weight"], 1 - 0.02 * 0.5, rtol=1e-6)
