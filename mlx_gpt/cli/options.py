@@ -1,6 +1,7 @@
 """Options that several commands share, and their conversion to settings."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ from mlx_gpt.run.request import network_of, settings_of
 # Option -> the setting that it changes. Every other setting can be changed with --set.
 FLAGS = {
     "iters": "train.iters",
+    "tokens": "train.tokens",
     "minutes": "train.minutes",
     "batch": "train.batch_size",
     "accum": "train.grad_accum_steps",
@@ -26,6 +28,8 @@ FLAGS = {
     "corpus": "data.corpus",
     "vocab": "data.vocab",
 }
+UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}  # letters that may follow a number
+MAX_COUNT = 10**15
 
 set_option = click.option(
     "--set",
@@ -113,6 +117,26 @@ def folder_option(context, parameter, value: str | None) -> Path | None:
     if value == "":
         raise UserError(f"{parameter.opts[0]} is empty; name a folder")
     return Path(value) if value else None
+
+
+def count_option(context, parameter, value: str | None) -> int | None:
+    """A click callback that converts a number such as 500000, 500_000, 5e5 or 0.5M to an integer.
+
+    Raises UserError if the text is not a whole number from 1 to MAX_COUNT.
+    """
+    if value is None:
+        return None
+    factor = UNITS.get(value[-1:].upper())
+    try:
+        number = Decimal(value[:-1] if factor else value) * (factor or 1)
+        if 1 <= number <= MAX_COUNT and number == int(number):
+            return int(number)
+    except ArithmeticError:  # the text is not a number, or is NaN
+        pass
+    raise UserError(
+        f"{parameter.opts[0]} {value!r} is not allowed; give a whole number from 1 to {MAX_COUNT}, such as 500000, 5e5 "
+        "or 0.5M"
+    )
 
 
 def echo_json(data) -> None:

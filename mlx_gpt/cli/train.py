@@ -13,6 +13,7 @@ from mlx_gpt.cli.follow import follow
 from mlx_gpt.cli.options import (
     alert_option,
     corpus_option,
+    count_option,
     folder_option,
     heads_option,
     json_option,
@@ -69,7 +70,17 @@ OWN_TEXT = "train.txt"  # the corpus if no other is named and it exists in the c
     help="Start a new run with the weights and the tokenizer of a checkpoint.",
 )
 @click.option("--iters", type=int, help="Total number of updates, counted from the run's start.")
-@click.option("--minutes", type=float, help="Time limit in minutes, to which the schedule is fitted; 0: no limit.")
+@click.option(
+    "--tokens",
+    metavar="N",
+    callback=count_option,
+    help="Length of the run in tokens, such as 500_000, 5e5 or 0.5M. For a new run, batch, dropout and decay follow.",
+)
+@click.option(
+    "--minutes",
+    type=float,
+    help="Time limit in minutes; 0: none. For a new run without --iters, batch, dropout and decay follow.",
+)
 @click.option("--batch", type=int, help="Sequences per micro-batch.")
 @click.option("--accum", type=int, help="Micro-batches per update.")
 @click.option("--lr", type=float, help="Peak learning rate.")

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from mlx_gpt.config.budget import iters_of
 from mlx_gpt.config.renames import MUON_RATE, MUON_REPLACED, RENAMED, current_names
 from mlx_gpt.config.schema import TABLES, Config, ModelConfig, require_settings
 from mlx_gpt.config.table import allowed, lookup, merge, nest
@@ -34,19 +35,43 @@ def resolve(
         UserError: A name is unknown, a value is not allowed, or a file does not exist.
         BadFile: A file is not valid TOML.
     """
-    return Config.from_dict(layered(preset, recipe, overrides, base))
+    config = Config.from_dict(layered(preset, recipe, overrides, base))
+    tokens = config.train.tokens
+    return config.replace({"train.iters": iters_of(config, tokens)}) if tokens else config
 
 
 def layered(
     preset: str | None, recipe: str | None, overrides: dict[str, Any] | None, base: dict[str, Any] | None
 ) -> dict[str, dict[str, Any]]:
-    """The same as `resolve`, as nested dictionaries of only the settings that an argument gives."""
-    tables = nest(base or {})
-    if preset is not None:
-        tables = merge(tables, load_toml("presets", preset))
-    if recipe is not None:
-        tables = merge(tables, load_toml("presets/recipes", recipe))
-    return merge(tables, current_names(nest(overrides or {})))
+    """The same as `resolve`, as nested dictionaries of only the settings that an argument gives.
+
+    A number of updates replaces the length in tokens of an argument above it.
+    """
+    tables: dict[str, dict[str, Any]] = {}
+    for layer in (nest(base or {}), *_files(preset, recipe), current_names(nest(overrides or {}))):
+        if "iters" in layer.get("train", {}):
+            tables = merge(tables, {"train": {"tokens": 0}})
+        tables = merge(tables, layer)
+    return tables
+
+
+def given_names(preset: str | None, recipe: str | None, overrides: dict[str, Any], tokens: int) -> set[str]:
+    """Returns the dotted names of the settings that the arguments give for a run of `tokens` tokens.
+
+    The settings of a preset that names a length in tokens are for that length only.
+    """
+    in_preset, in_recipe = _files(preset, recipe)
+    of_other_length = in_preset.get("train", {}).get("tokens", tokens) != tokens
+    layers = [{} if of_other_length else in_preset, in_recipe, current_names(nest(overrides))]
+    return {f"{table}.{name}" for layer in layers for table, values in layer.items() for name in values}
+
+
+def _files(preset: str | None, recipe: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The content of a preset and of a recipe."""
+    return (
+        {} if preset is None else load_toml("presets", preset),
+        {} if recipe is None else load_toml("presets/recipes", recipe),
+    )
 
 
 def parse_set(text: str) -> tuple[str, Any]:

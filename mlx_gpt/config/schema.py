@@ -31,6 +31,9 @@ class TrainConfig(Table):
     iters: int = setting(
         2000, "total number of updates, counted from the start of the run", low=1, high=UNTIL_TIME_IS_UP
     )
+    tokens: int = setting(
+        0, "length of the run in tokens, from which iters follows; 0: iters is the length", low=0, high=10**15
+    )
     minutes: float = setting(
         0.0, "time limit in minutes; iters is reduced to the updates that fit; 0 is no limit", low=0.0, high=1e6
     )

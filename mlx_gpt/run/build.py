@@ -10,6 +10,7 @@ from mlx_gpt.data.corpus import Corpus, open_corpus
 from mlx_gpt.data.encoding import encode
 from mlx_gpt.data.fim import FillInTheMiddle
 from mlx_gpt.data.tokenizer import Tokenizer
+from mlx_gpt.data.tokens import Tokens
 from mlx_gpt.data.windows import Windows
 from mlx_gpt.device.lanes import divide, lanes
 from mlx_gpt.device.mlx import DTYPES, mx, set_variables
@@ -43,6 +44,7 @@ class Start:
         corpus: The text.
         tokenizer: The tokenizer of the text.
         folder: The run folder in which the run continues; None for a new folder.
+        tokens: The encoded text; None if it has not been encoded yet.
     """
 
     header: Header
@@ -51,6 +53,7 @@ class Start:
     corpus: Corpus
     tokenizer: Tokenizer
     folder: Path | None
+    tokens: Tokens | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -187,7 +190,7 @@ def require_memory(config: Config, vocab_size: int, processes: int = 1) -> None:
 def _windows(start: Start, note: Note) -> tuple[Windows, Windows]:
     """Encodes the text. Returns the windows of its training split and of its validation split."""
     data, block_size = start.header.config.data, start.header.config.model.block_size
-    tokens = encode(start.corpus, start.tokenizer, note, data.unknown == "refuse")
+    tokens = start.tokens or encode(start.corpus, start.tokenizer, note, data.unknown == "refuse")
     on_device = tokens.fits(data.device_mb)
     train, val = tokens.split(data.val_fraction)
     if len(train) <= block_size or len(val) < 2:

@@ -68,18 +68,23 @@ def ignore(line: str) -> None:
 def settings_of(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Collects pairs of a dotted name and a value into a dictionary.
 
-    If `train.minutes` is given without `train.iters`, sets `train.iters` to UNTIL_TIME_IS_UP, its upper limit, so that
-    only the time budget ends the run.
+    If `train.minutes` is given without `train.iters` and `train.tokens`, sets `train.iters` to UNTIL_TIME_IS_UP, its
+    upper limit, so that only the time budget ends the run.
 
     Raises:
-        UserError: A name occurs twice.
+        UserError: A name occurs twice, or both `train.iters` and `train.tokens` are given.
     """
     settings: dict[str, Any] = {}
     for key, value in given:
         if key in settings:
             raise UserError(f"{key} is given twice, as {settings[key]} and {value}; give it once")
         settings[key] = value
-    if settings.get("train.minutes"):
+    if settings.get("train.tokens") and "train.iters" in settings:
+        raise UserError(
+            f"train.iters={settings['train.iters']} and train.tokens={settings['train.tokens']} both give the length "
+            "of the run; give one of them"
+        )
+    if settings.get("train.minutes") and not settings.get("train.tokens"):
         settings.setdefault("train.iters", UNTIL_TIME_IS_UP)
     return settings
 

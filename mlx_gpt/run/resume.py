@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from mlx_gpt.checkpoint.store import Checkpoint, Header
+from mlx_gpt.config.budget import iters_of
 from mlx_gpt.config.presets import load_toml
 from mlx_gpt.config.schema import UNTIL_TIME_IS_UP, Config
 from mlx_gpt.config.table import merge, nest
@@ -23,6 +24,9 @@ from mlx_gpt.run.loading import TOKENIZER_KEYS, read_checkpoint, require_trainab
 from mlx_gpt.run.request import NEWEST, Note, Request, network_of
 from mlx_gpt.train.objectives import ROLLOUT_OBJECTIVES
 from mlx_gpt.train.saving import BEST, LATEST
+
+# Settings on which the number of updates of a length in tokens depends.
+BATCH = {"train.tokens", "train.batch_size", "train.grad_accum_steps", "model.block_size"}
 
 
 def resumed(request: Request, note: Note) -> Start:
@@ -48,7 +52,7 @@ def resumed(request: Request, note: Note) -> Start:
             f"{source}: was trained on text; continue it with mlxgpt train --resume {source}, or train its model with "
             f"rewards in a new run with mlxgpt rl {source}"
         )
-    config = _resumed_config(checkpoint, request, note)
+    config = _with_length(_resumed_config(checkpoint, request, note), header, request)
     corpus = _open_corpus(header, config, request, note)
     tokenizer = _checked_tokenizer(source, checkpoint, config, corpus, note)
     if folder is None:
@@ -64,7 +68,7 @@ def resumed(request: Request, note: Note) -> Start:
         corpus=corpus.fingerprint,
         division=corpus.division,
         # With a new length or time budget, the trainer fits the length to the time budget again, if there is one.
-        planned=header.planned and not {"train.iters", "train.minutes"} & request.settings.keys(),
+        planned=header.planned and not {"train.iters", "train.minutes", "train.tokens"} & request.settings.keys(),
         # New moments are zero, so their bias correction, which depends on this count, starts again too.
         num_updates=header.num_updates if has_moments else 0,
         # An RGPT file may hold NaN. No loss is lower than NaN, so no evaluation would be a new best.
@@ -178,6 +182,19 @@ def _resumed_config(checkpoint: Checkpoint, request: Request, note: Note) -> Con
             f"data.val_fraction is {new.data.val_fraction}, but the checkpoint has {old.data.val_fraction}; another "
             "split would validate on text that was trained on, leave out data.val_fraction"
         )
+    return config
+
+
+def _with_length(config: Config, header: Header, request: Request) -> Config:
+    """Returns the settings with the number of updates that a length in tokens means.
+
+    A number of updates or minutes in the request replaces a length in tokens.
+    """
+    if "train.iters" in request.settings:
+        return config.replace({"train.tokens": 0})
+    if config.train.tokens and BATCH & request.settings.keys():
+        left = config.train.tokens - header.tokens
+        return config.replace({"train.iters": header.step + (iters_of(config, left) if left > 0 else 0)})
     return config
 
 

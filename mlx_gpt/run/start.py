@@ -13,6 +13,7 @@ from mlx_gpt.errors import Mismatch, ResumeRefused, UserError
 from mlx_gpt.model.gpt import shapes_of
 from mlx_gpt.model.packing import is_ternary
 from mlx_gpt.run import tuned
+from mlx_gpt.run.budget import with_budget
 from mlx_gpt.run.build import Start, open_text
 from mlx_gpt.run.loading import (
     read_checkpoint,
@@ -55,7 +56,7 @@ def begin(request: Request, note: Note) -> Start:
     request.note_corpus(config.data.corpus, note)
     corpus = open_text(config, note)
     tokenizer = make_tokenizer(corpus, config.data, note)
-    return Start(
+    start = Start(
         header=_new_header(config, corpus, tokenizer),
         weights=None,
         optimizer=None,
@@ -63,6 +64,7 @@ def begin(request: Request, note: Note) -> Start:
         tokenizer=tokenizer,
         folder=None,
     )
+    return with_budget(start, preset, request, note)
 
 
 def resolved(

@@ -57,6 +57,15 @@ SILLY = [
     ("train --set data.bpe_rule=words", 2, "bpe_rule='words' lines randygpt"),
     ("train --iters 5 --set train.iters=6", 2, "train.iters twice"),
     ("train --minutes -1", 2, "train.minutes=-1"),
+    ("train --tokens 5 --iters 5", 2, "train.iters=5 train.tokens=5 one of them"),
+    ("train 5 --set train.tokens=5", 2, "train.iters=5 train.tokens=5 one of them"),
+    ("train --tokens 5 --set train.tokens=5", 2, "train.tokens twice"),
+    *(
+        (f"train --tokens {n}", 2, f"--tokens '{n}' 500000 5e5 0.5M")
+        for n in ("0", "-5", "M", "0.5", "nan", "1e99999999")
+    ),
+    ("train --tokens 1e15 --batch 1", 2, "train.tokens=1000000000000000 fewer --batch"),
+    ("train --set train.tokens=-1", 2, "train.tokens=-1 from 0"),
     ("train --lr -1", 2, "learning_rate=-1"),
     ("train --lr 0", 2, "learning_rate=0"),
     ("train --lr nan", 2, "learning_rate=nan"),
@@ -173,7 +182,7 @@ SILLY = [
     ("compare text.txt", 2, "metrics.jsonl"),
     (f"compare {RUN} --at low", 2, "--at low"),
     (f"compare {RUN} --plot curves.gif", 2, "curves.gif .png .svg"),
-    ("train --set optimizer.name=sgd", 2, "sgd adamw muon lion"),
+    ("train --set optimizer.name=sgd", 2, "sgd adamw muon normuon lion"),
     ("train --set optimizer.schedule=step", 2, "step cosine linear wsd"),
     ("train --set optimizer.ema_decay=1", 2, "ema_decay=1 0.999999"),
     ("train 10 --lr 1e-3 --lr 1e-4", 2, "--lr is given twice; give it once"),
