@@ -1,0 +1,90 @@
+"""Measures which settings fit the length of a run. The constants of mlx_gpt/config/budget.py are fitted to the results.
+
+    python experiments/learning/budgets.py [fit] [dropout] [test]
+
+The runs of `fit` change one setting at a time, at three lengths. Those of `dropout` read a small part of the text many
+times.
+`test` compares the settings that `--tokens` chooses with their neighbours, at a length that the fit has not seen. After
+the runs, the script prints the size of an update with the lowest loss for each length of `fit`.
+"""
+
+import math
+import statistics
+import sys
+
+from table import RESULTS, measure, rows_of, settings
+
+LENGTHS, LEFT_OUT, BLOCK = (125_000, 250_000, 500_000), 1_000_000, 128
+UPDATES = {125_000: (1, 2, 4), 250_000: (2, 4, 8), 500_000: (2, 4, 8)}  # sequences of an update; the second is the base
+BASE = {"optimizer.decay_start": 0.1, "model.dropout": 0, "train.eval_every": 100_000}
+CHANGES = {
+    "rate x0.5": {"optimizer.learning_rate": 1.5e-3},
+    "rate x2": {"optimizer.learning_rate": 6e-3},
+    "decay from 0.4": {"optimizer.decay_start": 0.4},
+}
+COMMON = [*("--preset", "llama-s", "--corpus", "shakespeare"), *settings({"train.save_minutes": 0})]
+COMMON += settings({"optimizer.ema_decay": 0, "model.block_size": BLOCK, "train.sample_every": 0})
+
+
+def arguments(tokens: int, sequences: int, changes: dict) -> list[str]:
+    """Returns the arguments for a run of this many tokens, with changes of BASE."""
+    return ["--tokens", str(tokens), "--batch", str(sequences), *settings(BASE | changes)]
+
+
+def fit_variants() -> dict[str, list[str]]:
+    """Returns the arguments of each run of `fit`: other updates, and changes with updates of the second size."""
+    sizes = {named(n, k): arguments(n, k, {}) for n in LENGTHS for k in UPDATES[n]}
+    changed = {
+        f"{named(n, UPDATES[n][1])}, {name}": arguments(n, UPDATES[n][1], change)
+        for n in LENGTHS
+        for name, change in CHANGES.items()
+    }
+    return sizes | changed
+
+
+def named(tokens: int, sequences: int) -> str:
+    """Names a run with the settings of BASE."""
+    return f"{tokens:,} tokens, {sequences} sequences"
+
+
+def dropout_variants() -> dict[str, list[str]]:
+    """Returns the arguments of each run of `dropout`: 500,000 tokens of a tenth or a quarter of the text."""
+    found = {}
+    for part in (0.1, 0.25):
+        for rate in (0.0, 0.1, 0.2):
+            changes = {"model.dropout": rate, "data.val_fraction": 1 - part, "train.eval_windows": 400}
+            found[f"{part:g} of the text, dropout {rate:g}"] = arguments(500_000, 4, changes)
+    return found
+
+
+def test_variants() -> dict[str, list[str]]:
+    """Returns the arguments of each run of `test`."""
+    chosen = ["--tokens", str(LEFT_OUT), "--eval-every", "100000"]
+    return {
+        "chosen": chosen,
+        **{f"{k} sequences": [*chosen, "--batch", str(k)] for k in (3, 12)},
+        **{name: [*chosen, *settings(change)] for name, change in CHANGES.items()},
+        "dropout 0.1": [*chosen, *settings({"model.dropout": 0.1})],
+    }
+
+
+def best_update(tokens: int, rows: list[dict]) -> float:
+    """Returns the tokens of an update with the lowest loss: that of a parabola in the logarithm of the size."""
+    sizes = UPDATES[tokens]
+    low, middle, high = (
+        statistics.mean(row["val_loss"] for row in rows if row["name"] == named(tokens, k)) for k in sizes
+    )
+    shift = 0.5 * (low - high) / (low - 2 * middle + high)
+    return sizes[1] * BLOCK * 2 ** min(max(shift, -1), 1)
+
+
+GROUPS = {"fit": (fit_variants, [11, 12]), "dropout": (dropout_variants, [11, 12]), "test": (test_variants, [21, 22])}
+for group in sys.argv[1:] or GROUPS:
+    variants, seeds = GROUPS[group]
+    measure(f"budgets_{group}", variants(), seeds, COMMON)
+rows = rows_of(RESULTS / "budgets_fit.json")
+if all(any(row["name"] == name for row in rows) for name in fit_variants()):
+    sizes = {tokens: best_update(tokens, rows) for tokens in LENGTHS}
+    power, start = statistics.linear_regression(*([math.log(n) for n in values] for values in (sizes, sizes.values())))
+    print({tokens: round(size) for tokens, size in sizes.items()})
+    print(f"tokens of an update: {math.exp(start + power * math.log(500_000)):.0f} x (tokens / 500,000)^{power:.2f}")

@@ -1,0 +1,125 @@
+"""Compares what single changes of training are worth, at half a million tokens of tiny Shakespeare.
+
+    python experiments/learning/factors.py [GROUP ...]
+
+The groups are the keys of GROUPS. Each run trains llama-s on updates of 4 sequences of 128 tokens, with one change,
+except that `shape` changes the network and keeps about its number of parameters. A run takes three to five minutes on
+one core. The rates of AdamW and Lion are the best of three on seed 0 (`rates`).
+"""
+
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from table import measure, settings
+
+import mlx_gpt
+from mlx_gpt.checkpoint import store
+from mlx_gpt.data.corpus import open_corpus
+
+BASE = {
+    "model.block_size": 128,
+    "model.dropout": 0,
+    "train.batch_size": 4,
+    "train.save_minutes": 0,
+    "train.eval_every": 100_000,
+    "train.sample_every": 0,
+    "optimizer.decay_start": 0.1,
+    "optimizer.ema_decay": 0,
+}
+UPDATES = 976
+COMMON = ["--preset", "llama-s", "--iters", str(UPDATES)]
+OUTPUTS = ("attn.wo.weight", "mlp.fc2.weight")  # matrices that write to the residual stream
+RATES = {"adamw": (1e-3, 2e-3, 4e-3), "lion": (1e-4, 2e-4, 4e-4)}
+
+
+def initial(folder: Path, name: str, of_outputs: float, of_others: float) -> list[str]:
+    """Returns the arguments for the initial weights of seed 0, with those of the blocks' matrices scaled."""
+    session = mlx_gpt.train("llama-s", "shakespeare", settings=BASE | {"train.seed": 0}, out=folder / f"{name} weights")
+    start = session.trainer.snapshot().checkpoint()
+    session.close()
+    weights = {
+        key: w * (of_outputs if key.endswith(OUTPUTS) else of_others)
+        if key.startswith("layers.") and w.ndim == 2
+        else w
+        for key, w in start.weights.items()
+    }
+    path = folder / f"{name}.safetensors"
+    store.save(path, dataclasses.replace(start, weights=weights))
+    return ["--fine-tune", str(path)]
+
+
+def rates(folder: Path) -> dict[str, list[str]]:
+    return {
+        f"{name}, rate {rate:g}": settings({"optimizer.name": name, "optimizer.learning_rate": rate})
+        for name, each in RATES.items()
+        for rate in each
+    }
+
+
+def optimizers(folder: Path) -> dict[str, list[str]]:
+    lion = {"optimizer.learning_rate": 2e-4}
+    changes = {
+        "muon": {},
+        "normuon": {},
+        "adamw": {"optimizer.learning_rate": 2e-3},
+        "lion": lion,
+        "muon-lion": lion | {"optimizer.muon_lr_scale": 100},
+    }
+    return {name: settings({"optimizer.name": name} | more) for name, more in changes.items()}
+
+
+def values(key: str, *each: float) -> Callable[[Path], dict[str, list[str]]]:
+    """Returns the variants with other values of a setting of the optimizer."""
+    return lambda folder: {f"{key} {value:g}": settings({f"optimizer.{key}": value}) for value in each}
+
+
+def shapes(folder: Path) -> dict[str, list[str]]:
+    """Returns networks of about 1.8M parameters, from one wide layer to twelve narrow ones."""
+    found = {}
+    for layers, width in ((1, 448), (2, 320), (6, 192), (12, 128)):
+        shape = {"n_layer": layers, "n_embd": width, "n_head": width // 64, "n_kv_head": 1, "ffn_dim": 2 * width}
+        found[f"{layers} x {width}"] = settings({f"model.{key}": value for key, value in shape.items()})
+    return found
+
+
+def passes(folder: Path) -> dict[str, list[str]]:
+    """Returns variants that read as many tokens of less text. The validation split is the same text."""
+    [text] = open_corpus(("shakespeare",)).documents
+    border, found = round(0.9 * len(text)), {}
+    for part in (1, 0.5, 0.25, 0.1):
+        path = folder / f"part-{part:g}.txt"
+        path.write_text(text[: round(part * border)] + text[border:])
+        share = (len(text) - border) / (round(part * border) + len(text) - border)
+        found[f"{part:g} of the text"] = ["--corpus", str(path), *settings({"data.val_fraction": share})]
+    return found
+
+
+def initials(folder: Path) -> dict[str, list[str]]:
+    """Returns variants with scaled initial weights. All seeds begin with the same ones."""
+    return {
+        "initial weights as they are": initial(folder, "same", 1, 1),
+        "outputs from zero": initial(folder, "zero", 0, 1),
+        "twice as large": initial(folder, "twice", 2, 2),
+        "half as large": initial(folder, "half", 0.5, 0.5),
+    }
+
+
+# Name of a group -> a function that returns the arguments of its variants, which may use files in a folder.
+GROUPS = {
+    "rates": rates,
+    "optimizer": optimizers,
+    "average": values("ema_decay", 0.98, 0.995),
+    "decay": values("decay_start", 0.4, 0.7),
+    "weight decay": values("weight_decay", 0, 0.3),
+    "shape": shapes,
+    "passes": passes,
+    "initial": initials,
+}
+with tempfile.TemporaryDirectory() as made:
+    for group in sys.argv[1:] or GROUPS:
+        seeds = [0] if group == "rates" else [1, 2, 3]
+        corpus = [] if group == "passes" else ["--corpus", "shakespeare"]
+        measure("factors", GROUPS[group](Path(made)), seeds, [*COMMON, *corpus, *settings(BASE)])

@@ -1,0 +1,24 @@
+"""Compares the presets of about 4.8M parameters on code: 2.5 million byte pairs of Python's standard library.
+
+    python experiments/learning/networks.py FOLDER [PRESET ...]
+
+A run takes between half an hour and two hours on one core. The runs stay in FOLDER, and one that was interrupted is
+resumed. All of them have the settings that `--tokens` chooses.
+"""
+
+import sys
+from pathlib import Path
+
+from table import measure, settings
+
+PRESETS = ["model-l", "model-l-modern", "llama-m", "hybrid-m", "ternary-m", "experts-m"]
+measure(
+    "networks",
+    {preset: ["--preset", preset] for preset in sys.argv[2:] or PRESETS},
+    seeds=[1],
+    common=[
+        *("--corpus", "stdlib", "--bpe", "1000", "--tokens", "2.5M", "--sample-every", "0"),
+        *settings({"train.save_minutes": 2}),
+    ],
+    folder=Path(sys.argv[1]),
+)
