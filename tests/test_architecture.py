@@ -64,7 +64,7 @@ TABLE = {
     "model/mixers/": ("config device/mlx model/linear model/norm model/positions model/specs model/state", ""),
     "model/ffn/": ("config device/mlx model/linear model/specs", ""),
     "optim/": ("config/schema device model/specs", ""),
-    "checkpoint/": ("config errors files model/gpt parse", "numpy"),
+    "checkpoint/": ("config errors files model/gpt model/specs parse", "numpy"),
     "checkpoint/container": ("errors parse", "numpy safetensors"),
     "train/": ("", ""),
     "train/reports": ("", ""),

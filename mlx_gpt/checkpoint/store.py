@@ -23,6 +23,7 @@ from mlx_gpt.config.table import merge
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.files import write_atomic
 from mlx_gpt.model.gpt import GPT
+from mlx_gpt.model.specs import state_shape
 from mlx_gpt.parse import parse_json, reading
 
 DTYPES = {"float32": "F32", "uint8": "U8"}  # the types of weights, by their names in specs
@@ -288,7 +289,7 @@ def _require_layout(path: Path, header: Header, entries: dict[str, Entry]) -> No
     """Raises BadFile unless the tensors are those of the header's network.
 
     Every weight must be there with its shape and its type, and every ema.<weight> if the header says that the weights
-    are averaged. Every other tensor must be a float32 optimizer tensor with the shape of its weight.
+    are averaged. Every other tensor must be a float32 optimizer tensor with the shape that its part has.
     """
     try:
         expected = GPT.specs(header.config.model, header.vocab_size)
@@ -299,12 +300,14 @@ def _require_layout(path: Path, header: Header, entries: dict[str, Entry]) -> No
         raise BadFile(f"{path}: {name} is missing")
     for name, found in entries.items():
         is_state = name.startswith(OPTIMIZER)
-        weight = expected.get(name.removeprefix(OPTIMIZER).partition(".")[2] if is_state else name)
+        part, _, of_weight = name.removeprefix(OPTIMIZER).partition(".")
+        weight = expected.get(of_weight if is_state else name)
         if not weight:
             raise BadFile(f"{path}: {name} does not belong to this model")
         dtype = "F32" if is_state else DTYPES[weight.dtype]
-        if found.shape != weight.shape or found.dtype != dtype:
-            raise BadFile(f"{path}: {name} is {found.dtype} {found.shape}, expected {dtype} {weight.shape}")
+        shape = state_shape(part, weight.shape) if is_state else weight.shape
+        if found.shape != shape or found.dtype != dtype:
+            raise BadFile(f"{path}: {name} is {found.dtype} {found.shape}, expected {dtype} {shape}")
 
 
 def digest(header: str, tensors: Tensors) -> str:

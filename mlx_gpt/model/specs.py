@@ -94,6 +94,12 @@ class Weight:
 
 
 Specs = dict[str, Weight]
+ROWS = "rows"  # the part of an optimizer's state with one number for each row of a weight
+
+
+def state_shape(part: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of a part of an optimizer's state, for a weight of shape `shape`."""
+    return (*shape[:-1], 1) if part == ROWS else shape
 
 
 def prefixed(name: str, specs: Specs) -> Specs:

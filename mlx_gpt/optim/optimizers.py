@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from mlx_gpt.config.schema import OptimizerConfig
 from mlx_gpt.device.lanes import lanes
 from mlx_gpt.device.mlx import mx
-from mlx_gpt.model.specs import ROLES
+from mlx_gpt.model.specs import ROLES, ROWS, state_shape
 from mlx_gpt.optim.schedules import learning_rate
 
 Weights = dict[str, mx.array]
@@ -94,17 +94,17 @@ class NorMuon(Muon):
     average needs no bias correction, because a factor that all rows share has no effect.
     """
 
-    parts: ClassVar = ("m", "rows")
+    parts: ClassVar = ("m", ROWS)
 
     def directions(self, made: Weights, state: State) -> tuple[Weights, State]:
         beta2, eps = self.config.beta2, self.config.eps
         directions, new_rows = {}, {}
         for name, x in made.items():
-            rows = beta2 * state["rows"][name] + (1 - beta2) * mx.square(x).mean(-1, keepdims=True)
+            rows = beta2 * state[ROWS][name] + (1 - beta2) * mx.square(x).mean(-1, keepdims=True)
             even = x / (mx.sqrt(rows) + eps)
             directions[name] = even * (_frobenius(x) / (_frobenius(even) + 1e-7))
             new_rows[name] = rows
-        return directions, {"rows": new_rows}
+        return directions, {ROWS: new_rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,8 @@ class Optimizer:
         state: State = {COUNT: mx.array(0, dtype=mx.int32)}
         for group in self.groups:
             for part in group.rule.parts:
-                state.setdefault(part, {}).update({name: _zeros(part, weights[name]) for name in group.names})
+                zeros = {name: mx.zeros(state_shape(part, weights[name].shape)) for name in group.names}
+                state.setdefault(part, {}).update(zeros)
         if self.config.ema_decay:
             state[EMA] = dict(weights)
         return state
@@ -292,11 +293,6 @@ def _newton_schulz(x: mx.array) -> mx.array:
 def _frobenius(x: mx.array) -> mx.array:
     """Returns the Frobenius norm of each matrix of x (..., rows, columns), (..., 1, 1)."""
     return mx.sqrt(mx.square(x).sum((-2, -1), keepdims=True))
-
-
-def _zeros(part: str, weight: mx.array) -> mx.array:
-    """Returns the initial array of a part: a zero for each element of the weight, or for each row in "rows"."""
-    return mx.zeros_like(weight[..., :1] if part == "rows" else weight)
 
 
 def _average_decay(decay: float, step: mx.array) -> mx.array:
