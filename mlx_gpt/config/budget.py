@@ -1,6 +1,6 @@
 """Settings that follow from the length of a run: its batch, dropout, learning-rate decay and evaluations.
 
-The constants were fitted to runs of tiny Shakespeare, see docs/learning.md.
+The constants come from runs of tiny Shakespeare, see docs/training.md.
 """
 
 import math

@@ -38,7 +38,8 @@ def with_budget(start: Start, preset: str, request: Request, note: Note) -> Star
     began = time.perf_counter()
     tokens = _tokens_in_time(start) if timed else config.train.tokens
     train, val = start.tokens.split(config.data.val_fraction)
-    budget = Budget(tokens=tokens, train_tokens=len(train), val_tokens=len(val))
+    # A split may be empty. make_trainer() then says that the text is too short.
+    budget = Budget(tokens=tokens, train_tokens=max(1, len(train)), val_tokens=max(1, len(val)))
     given = given_names(preset, request.recipe, request.base | request.settings, tokens)
     config = fitted(config, given, budget)
     if not timed:

@@ -82,6 +82,14 @@ def test_updates_and_minutes_replace_the_tokens_of_a_resumed_run(run):
         assert config.train.tokens == 0 and config.train.iters >= 900
 
 
+@pytest.mark.parametrize("text", ["a", "ab\n" * 5])
+def test_a_text_that_is_too_short_is_refused(tmp_path, text):
+    (tmp_path / "text.txt").write_text(text)
+    settings = TINY | {"train.tokens": 500, "data.corpus": (str(tmp_path / "text.txt"),)}
+    with pytest.raises(UserError, match="give a longer text"):
+        Session(Request(settings=settings_of(settings.items()), out=tmp_path / "run"), ignore)
+
+
 def test_tokens_and_updates_together_are_refused():
     with pytest.raises(UserError, match="both give the length"):
         settings_of([("train.tokens", 5), ("train.iters", 5)])
