@@ -88,7 +88,8 @@ measure(
     common=COMMON,
     before={"float, then ternary": [*NETWORK, *steps(STEPS // 2, 1.0)]},
 )
-STDLIB = ["--preset", "llama-s", "--bpe", "1000", *settings(model__block_size=128, model__dropout=0), *steps(400, 0.2)]
+PAIRS = ["--bpe", "1000", *NETWORK]
+STDLIB = [*PAIRS, *steps(400, 0.2)]
 measure(
     "stdlib",
     "ternary_stdlib",
@@ -98,7 +99,10 @@ measure(
         "norms": [*STDLIB, *ternary(model__ternary_norm="true")],
         "int8": [*STDLIB, *ternary(model__ternary_activations="int8")],
         "128": [*STDLIB, *ternary(model__ternary_group="128")],
+        # The rate decays in the second half of all steps.
+        "float, then ternary": [*steps(200, 0.03), *ternary()],
     },
     seeds=[1, 2, 3],
     common=["--corpus", "stdlib", *COMMON[2:]],
+    before={"float, then ternary": [*PAIRS, *steps(200, 1.0)]},
 )
