@@ -12,6 +12,7 @@ from mlx_gpt.errors import UserError
 
 # Tokens of an update: UPDATE_TOKENS in a run of RUN_TOKENS tokens, and proportional to a power of its tokens in others.
 RUN_TOKENS, UPDATE_TOKENS, UPDATE_POWER = 500_000, 512, 0.55
+CRITICAL = 5  # the critical size of an update (arXiv:1812.06162), as a multiple of these tokens
 MICRO_BATCH_TOKENS = 16_384  # a larger update is divided into micro-batches, so that its memory stays the same
 # Dropout of a run that reads its text DROPOUT_PASSES times, and how much it grows with the logarithm of the passes.
 DROPOUT_PASSES, DROPOUT, DROPOUT_GROWTH, MAX_DROPOUT = 5, 0.1, 0.0675, 0.3
@@ -27,16 +28,42 @@ class Budget:
     Attributes:
         tokens: Tokens that the run trains on.
         train_tokens, val_tokens: Tokens of the two splits of the text.
+        overhead: See UpdateTime; 0 if the time of the run is not limited.
     """
 
     tokens: int
     train_tokens: int
     val_tokens: int
+    overhead: float = 0.0
 
     @property
     def passes(self) -> float:
         """How often the run reads the training split."""
         return self.tokens / self.train_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateTime:
+    """The time of an update: `fixed` seconds, and `per_token` seconds for each of its tokens.
+
+    Attributes:
+        overhead: The tokens that take as long as the fixed part of an update.
+    """
+
+    fixed: float
+    per_token: float
+
+    @property
+    def overhead(self) -> float:
+        return self.fixed / self.per_token
+
+    def tokens_in(self, seconds: float, update: int | None) -> int:
+        """Returns the tokens of a run of this time, with updates of `update` tokens, or None for the size that fits."""
+        tokens = seconds / self.per_token
+        for _ in range(10):  # the size that fits depends on the tokens, and the tokens on the size
+            size = update or _update_tokens(tokens, self.overhead)
+            tokens = seconds / (self.fixed / size + self.per_token)
+        return max(1, int(tokens))
 
 
 def fitted(config: Config, given: set[str], budget: Budget) -> Config:
@@ -56,8 +83,8 @@ def fitted(config: Config, given: set[str], budget: Budget) -> Config:
         "optimizer.decay_start": DECAY_START,
         "optimizer.ema_decay": 0.0,
     }
-    if not given & {"train.batch_size", "train.grad_accum_steps"}:
-        chosen |= _batch(budget.tokens, config.model.block_size)
+    if not update_of(config, given):
+        chosen |= _batch(_update_tokens(budget.tokens, budget.overhead), config.model.block_size)
     config = config.replace({key: value for key, value in chosen.items() if key not in given})
     if "train.eval_every" in given:
         return config
@@ -70,7 +97,7 @@ def iters_of(config: Config, tokens: int) -> int:
     Raises:
         UserError: These are too many updates.
     """
-    iters = max(1, tokens // (config.train.sequences_per_step * config.model.block_size))
+    iters = max(1, tokens // _tokens_per_update(config))
     if iters >= UNTIL_TIME_IS_UP:
         raise UserError(
             f"train.tokens={tokens} are {iters:,} updates of {config.train.sequences_per_step} sequences; give fewer "
@@ -79,9 +106,28 @@ def iters_of(config: Config, tokens: int) -> int:
     return iters
 
 
-def _batch(tokens: int, block_size: int) -> dict[str, int]:
-    """The sequences of a micro-batch, and the micro-batches of an update."""
+def update_of(config: Config, given: set[str]) -> int | None:
+    """Returns the tokens of an update if a given setting determines them, or None."""
+    return _tokens_per_update(config) if given & {"train.batch_size", "train.grad_accum_steps"} else None
+
+
+def _tokens_per_update(config: Config) -> int:
+    return config.train.sequences_per_step * config.model.block_size
+
+
+def _update_tokens(tokens: float, overhead: float) -> float:
+    """The tokens of an update, in a run of `tokens`.
+
+    If the time of the run is limited, larger updates make better use of the fixed part of their time. With a critical
+    size C, an update of B tokens makes progress in proportion to B / (B + C), in a time in proportion to B + overhead.
+    The progress in a given time is largest for B = sqrt(C * overhead).
+    """
     update = UPDATE_TOKENS * (tokens / RUN_TOKENS) ** UPDATE_POWER
+    return max(update, math.sqrt(CRITICAL * update * overhead))
+
+
+def _batch(update: float, block_size: int) -> dict[str, int]:
+    """The sequences of a micro-batch, and the micro-batches of an update of `update` tokens."""
     sequences = max(1, round(update / block_size))
     accum = math.ceil(sequences * block_size / MICRO_BATCH_TOKENS)
     return {"train.batch_size": math.ceil(sequences / accum), "train.grad_accum_steps": accum}

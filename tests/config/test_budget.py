@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from mlx_gpt.config.budget import Budget, fitted, iters_of
+from mlx_gpt.config.budget import Budget, UpdateTime, fitted, iters_of, update_of
 from mlx_gpt.config.presets import given_names, names_of, resolve
 from mlx_gpt.config.schema import Config
 from mlx_gpt.errors import UserError
@@ -72,6 +72,28 @@ def test_a_given_setting_keeps_its_value(name, value):
 def test_an_update_keeps_its_size_if_a_part_of_it_is_given():
     assert chosen(10**9, **{"train.batch_size": 7}).train.sequences_per_step == 7
     assert chosen(10**9, **{"train.grad_accum_steps": 3}).train.sequences_per_step == 3 * 16
+
+
+@pytest.mark.parametrize("fixed", [0.0, 0.01, 1.0, 100.0])
+def test_a_run_of_limited_time_takes_this_time(fixed):
+    time = UpdateTime(fixed=fixed, per_token=1e-4)
+    for seconds in (60.0, 3600.0, 86400.0):
+        for update in (512, 8192, None):
+            tokens = time.tokens_in(seconds, update)
+            limited = Budget(tokens=tokens, train_tokens=10**9, val_tokens=10**5, overhead=time.overhead)
+            config = fitted(Config(), set(), limited)
+            size = update or update_of(config, {"train.batch_size"})
+            if tokens > 20 * size:  # with few updates, or few sequences in one, rounding changes the time
+                assert tokens / size * (fixed + 1e-4 * size) == pytest.approx(seconds, rel=0.2 if size < 4096 else 0.03)
+
+
+def test_slow_updates_are_larger_ones():
+    sizes = [
+        fitted(Config(), set(), Budget(tokens=10**6, train_tokens=10**9, val_tokens=10**5, overhead=n)).train
+        for n in (0, 100, 10**4, 10**6)
+    ]
+    rows = [train.sequences_per_step for train in sizes]
+    assert rows == sorted(rows) and rows[0] == chosen(10**6).train.sequences_per_step < rows[-2] < rows[-1]
 
 
 def test_only_the_named_settings_are_chosen():
