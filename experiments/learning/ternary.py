@@ -14,7 +14,10 @@ import sys
 import table
 
 STEPS, RATE = 700, 3e-3  # RATE is the default learning rate
-CHOSEN = sys.argv[1:] or ["tuning", "shakespeare", "stdlib"]
+GROUPS = ["tuning", "shakespeare", "stdlib"]
+CHOSEN = sys.argv[1:] or GROUPS
+if set(CHOSEN) - set(GROUPS):
+    raise SystemExit(f"{' '.join(CHOSEN)}: choose from {', '.join(GROUPS)}")
 
 
 def settings(**values) -> list[str]:
