@@ -3,9 +3,8 @@
     python experiments/learning/budgets.py [fit] [dropout] [test]
 
 The runs of `fit` change one setting at a time, at three lengths. Those of `dropout` read a small part of the text many
-times.
-`test` compares the settings that `--tokens` chooses with their neighbours, at a length that the fit has not seen. After
-the runs, the script prints the size of an update with the lowest loss for each length of `fit`.
+times. `test` compares the settings that `--tokens` chooses with their neighbours, at a length that the fit has not
+seen. After the runs, the script prints the size of an update with the lowest loss for each length of `fit`.
 """
 
 import math
@@ -74,7 +73,8 @@ def best_update(tokens: int, rows: list[dict]) -> float:
     low, middle, high = (
         statistics.mean(row["val_loss"] for row in rows if row["name"] == named(tokens, k)) for k in sizes
     )
-    shift = 0.5 * (low - high) / (low - 2 * middle + high)
+    bend = low - 2 * middle + high
+    shift = 0.5 * (low - high) / bend if bend > 0 else 0
     return sizes[1] * BLOCK * 2 ** min(max(shift, -1), 1)
 
 

@@ -7,16 +7,18 @@ except that `shape` changes the network and keeps about its number of parameters
 one core. The rates of AdamW and Lion are the best of three on seed 0 (`rates`).
 """
 
-import dataclasses
+import contextlib
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from table import measure, settings
 
 import mlx_gpt
 from mlx_gpt.checkpoint import store
+from mlx_gpt.checkpoint.store import Checkpoint
 from mlx_gpt.data.corpus import open_corpus
 
 BASE = {
@@ -30,36 +32,25 @@ BASE = {
     "optimizer.ema_decay": 0,
 }
 UPDATES = 976
-COMMON = ["--preset", "llama-s", "--iters", str(UPDATES)]
 OUTPUTS = ("attn.wo.weight", "mlp.fc2.weight")  # matrices that write to the residual stream
 RATES = {"adamw": (1e-3, 2e-3, 4e-3), "lion": (1e-4, 2e-4, 4e-4)}
+Variants = dict[str, list[str]]
 
 
-def initial(folder: Path, name: str, of_outputs: float, of_others: float) -> list[str]:
-    """Returns the arguments for the initial weights of seed 0, with those of the blocks' matrices scaled."""
-    session = mlx_gpt.train("llama-s", "shakespeare", settings=BASE | {"train.seed": 0}, out=folder / f"{name} weights")
-    start = session.trainer.snapshot().checkpoint()
-    session.close()
-    weights = {
-        key: w * (of_outputs if key.endswith(OUTPUTS) else of_others)
-        if key.startswith("layers.") and w.ndim == 2
-        else w
-        for key, w in start.weights.items()
-    }
-    path = folder / f"{name}.safetensors"
-    store.save(path, dataclasses.replace(start, weights=weights))
-    return ["--fine-tune", str(path)]
+def changed(changes: dict, *more: str, corpus: str = "shakespeare") -> list[str]:
+    """Returns the arguments of a run with changes of BASE, and further arguments."""
+    return ["--corpus", corpus, *settings(BASE | changes), *more]
 
 
-def rates(folder: Path) -> dict[str, list[str]]:
+def rates(folder: Path) -> Variants:
     return {
-        f"{name}, rate {rate:g}": settings({"optimizer.name": name, "optimizer.learning_rate": rate})
+        f"{name}, rate {rate:g}": changed({"optimizer.name": name, "optimizer.learning_rate": rate})
         for name, each in RATES.items()
         for rate in each
     }
 
 
-def optimizers(folder: Path) -> dict[str, list[str]]:
+def optimizers(folder: Path) -> Variants:
     lion = {"optimizer.learning_rate": 2e-4}
     changes = {
         "muon": {},
@@ -68,24 +59,24 @@ def optimizers(folder: Path) -> dict[str, list[str]]:
         "lion": lion,
         "muon-lion": lion | {"optimizer.muon_lr_scale": 100},
     }
-    return {name: settings({"optimizer.name": name} | more) for name, more in changes.items()}
+    return {name: changed({"optimizer.name": name} | more) for name, more in changes.items()}
 
 
-def values(key: str, *each: float) -> Callable[[Path], dict[str, list[str]]]:
-    """Returns the variants with other values of a setting of the optimizer."""
-    return lambda folder: {f"{key} {value:g}": settings({f"optimizer.{key}": value}) for value in each}
+def values(key: str, *each: float) -> Callable[[Path], Variants]:
+    """Returns the group with other values of a setting of the optimizer."""
+    return lambda folder: {f"{key} {value:g}": changed({f"optimizer.{key}": value}) for value in each}
 
 
-def shapes(folder: Path) -> dict[str, list[str]]:
+def shapes(folder: Path) -> Variants:
     """Returns networks of about 1.8M parameters, from one wide layer to twelve narrow ones."""
     found = {}
     for layers, width in ((1, 448), (2, 320), (6, 192), (12, 128)):
         shape = {"n_layer": layers, "n_embd": width, "n_head": width // 64, "n_kv_head": 1, "ffn_dim": 2 * width}
-        found[f"{layers} x {width}"] = settings({f"model.{key}": value for key, value in shape.items()})
+        found[f"{layers} x {width}"] = changed({f"model.{key}": value for key, value in shape.items()})
     return found
 
 
-def passes(folder: Path) -> dict[str, list[str]]:
+def passes(folder: Path) -> Variants:
     """Returns variants that read as many tokens of less text. The validation split is the same text."""
     [text] = open_corpus(("shakespeare",)).documents
     border, found = round(0.9 * len(text)), {}
@@ -93,18 +84,31 @@ def passes(folder: Path) -> dict[str, list[str]]:
         path = folder / f"part-{part:g}.txt"
         path.write_text(text[: round(part * border)] + text[border:])
         share = (len(text) - border) / (round(part * border) + len(text) - border)
-        found[f"{part:g} of the text"] = ["--corpus", str(path), *settings({"data.val_fraction": share})]
+        found[f"{part:g} of the text"] = changed({"data.val_fraction": share}, corpus=str(path))
     return found
 
 
-def initials(folder: Path) -> dict[str, list[str]]:
+def initials(folder: Path) -> Variants:
     """Returns variants with scaled initial weights. All seeds begin with the same ones."""
+    scales = {"as they are": (1, 1), "outputs zero": (0, 1), "twice as large": (2, 2), "half as large": (0.5, 0.5)}
     return {
-        "initial weights as they are": initial(folder, "same", 1, 1),
-        "outputs from zero": initial(folder, "zero", 0, 1),
-        "twice as large": initial(folder, "twice", 2, 2),
-        "half as large": initial(folder, "half", 0.5, 0.5),
+        f"initial weights {name}": changed({}, "--fine-tune", str(initial(folder / f"{name}.safetensors", *scale)))
+        for name, scale in scales.items()
     }
+
+
+def initial(path: Path, of_outputs: float, of_others: float) -> Path:
+    """Writes the initial weights of seed 0, with those of the blocks' matrices scaled, and returns the path."""
+    start = mlx_gpt.train("llama-s", "shakespeare", settings=BASE | {"train.seed": 0}, out=path.with_suffix(""))
+    with contextlib.closing(start) as session:
+        weights, header = session.run.model.weights(), session.run.header
+    for name, w in weights.items():
+        if name.startswith("layers.") and w.ndim == 2:
+            weights[name] = w * (of_outputs if name.endswith(OUTPUTS) else of_others)
+    store.save(
+        path, Checkpoint(header=header, weights={name: np.array(w) for name, w in weights.items()}, optimizer={})
+    )
+    return path
 
 
 # Name of a group -> a function that returns the arguments of its variants, which may use files in a folder.
@@ -121,5 +125,4 @@ GROUPS = {
 with tempfile.TemporaryDirectory() as made:
     for group in sys.argv[1:] or GROUPS:
         seeds = [0] if group == "rates" else [1, 2, 3]
-        corpus = [] if group == "passes" else ["--corpus", "shakespeare"]
-        measure("factors", GROUPS[group](Path(made)), seeds, [*COMMON, *corpus, *settings(BASE)])
+        measure("factors", GROUPS[group](Path(made)), seeds, ["--preset", "llama-s", "--iters", str(UPDATES)])

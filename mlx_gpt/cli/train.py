@@ -74,12 +74,13 @@ OWN_TEXT = "train.txt"  # the corpus if no other is named and it exists in the c
     "--tokens",
     metavar="N",
     callback=count_option,
-    help="Length of the run in tokens, such as 500_000, 5e5 or 0.5M. For a new run, batch, dropout and decay follow.",
+    help="Length of the run in tokens, such as 500_000, 5e5 or 0.5M. In a new run, batch, dropout, decay and "
+    "evaluations follow from it; not with --fine-tune.",
 )
 @click.option(
     "--minutes",
     type=float,
-    help="Time limit in minutes; 0: none. For a new run without --iters, batch, dropout and decay follow.",
+    help="Time limit in minutes; 0: none. In a new run without --iters, the same settings follow from it.",
 )
 @click.option("--batch", type=int, help="Sequences per micro-batch.")
 @click.option("--accum", type=int, help="Micro-batches per update.")
@@ -178,7 +179,7 @@ def carry_out(request: run.Request, plan: bool, as_json: bool, channels: Channel
         folder, header = start.folder or request.resume, start.header
         tell(
             f"{folder}: already at iteration {header.step} of {header.config.train.iters}, nothing to do; raise "
-            "--iters to train further"
+            "--iters or --tokens to train further"
         )
     elif plan:
         print_plan(run.plan(start, note), as_json)

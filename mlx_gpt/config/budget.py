@@ -4,6 +4,7 @@ The constants come from runs of tiny Shakespeare, see docs/training.md.
 """
 
 import math
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,19 @@ from mlx_gpt.errors import UserError
 
 # Tokens of an update: UPDATE_TOKENS in a run of RUN_TOKENS tokens, and proportional to a power of its tokens in others.
 RUN_TOKENS, UPDATE_TOKENS, UPDATE_POWER = 500_000, 512, 0.55
-CRITICAL = 5  # the critical size of an update (arXiv:1812.06162), as a multiple of these tokens
+# The critical size of an update is this multiple of those tokens. Above this size, further tokens in an update save few
+# updates (arXiv:1812.06162).
+CRITICAL = 5
 MICRO_BATCH_TOKENS = 16_384  # a larger update is divided into micro-batches, so that its memory stays the same
 # Dropout of a run that reads its text DROPOUT_PASSES times, and how much it grows with the logarithm of the passes.
 DROPOUT_PASSES, DROPOUT, DROPOUT_GROWTH, MAX_DROPOUT = 5, 0.1, 0.0675, 0.3
 DECAY_START = 0.1  # the learning rate decreases from this share of the run on
 MOST_EVALUATIONS, EVALUATION_SHARE = 20, 0.2  # evaluations of a run, and about the share of its time that they may take
 EVALUATION_COST = 1 / 3  # time of a token in an evaluation, as a multiple of that in training
+
+BATCH = {"train.batch_size", "train.grad_accum_steps"}
+# The settings that follow from the length of a run.
+CHOSEN = BATCH | {"model.dropout", "optimizer.decay_start", "optimizer.ema_decay", "train.eval_every"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +36,14 @@ class Budget:
         tokens: Tokens that the run trains on.
         train_tokens, val_tokens: Tokens of the two splits of the text.
         overhead: See UpdateTime; 0 if the time of the run is not limited.
+        processes: The number of processes, each of which needs a sequence of an update.
     """
 
     tokens: int
     train_tokens: int
     val_tokens: int
     overhead: float = 0.0
-
-    @property
-    def passes(self) -> float:
-        """How often the run reads the training split."""
-        return self.tokens / self.train_tokens
+    processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,63 +64,68 @@ class UpdateTime:
     def tokens_in(self, seconds: float, update: int | None) -> int:
         """Returns the tokens of a run of this time, with updates of `update` tokens, or None for the size that fits."""
         tokens = seconds / self.per_token
-        for _ in range(10):  # the size that fits depends on the tokens, and the tokens on the size
+        for _ in range(10):  # the size that fits follows from the tokens, and the tokens from the size: this converges
             size = update or _update_tokens(tokens, self.overhead)
             tokens = seconds / (self.fixed / size + self.per_token)
         return max(1, int(tokens))
 
 
-def fitted(config: Config, given: set[str], budget: Budget) -> Config:
-    """Returns the settings with those chosen that fit a budget and that nobody gave.
+def fitted(config: Config, given: Set[str], budget: Budget) -> Config:
+    """Returns the settings with those of CHOSEN that are not given set to values that fit a budget.
 
-    Chosen are `train.batch_size` and `train.grad_accum_steps` (unless one of them is given), `model.dropout`,
-    `optimizer.decay_start`, `optimizer.ema_decay` (none, because the decay has the same effect), and, from the
-    resulting number of updates, `train.eval_every`.
+    If a part of BATCH is given, the other part keeps its value too. `optimizer.ema_decay` becomes 0, because the decay
+    of the learning rate has the same effect as an average.
 
     Args:
         config: The settings of the run.
         given: Dotted names of the settings that keep their values.
         budget: The budget.
     """
-    chosen: dict[str, Any] = {
-        "model.dropout": _dropout(budget.passes),
+    values: dict[str, Any] = {
+        "model.dropout": _dropout(budget.tokens / budget.train_tokens),
         "optimizer.decay_start": DECAY_START,
         "optimizer.ema_decay": 0.0,
     }
-    if not update_of(config, given):
-        chosen |= _batch(_update_tokens(budget.tokens, budget.overhead), config.model.block_size)
-    config = config.replace({key: value for key, value in chosen.items() if key not in given})
-    if "train.eval_every" in given:
-        return config
-    return config.replace({"train.eval_every": _eval_every(iters_of(config, budget.tokens), budget)})
+    if not given & BATCH:
+        values |= _batch(budget, config.model.block_size)
+    config = config.replace({key: value for key, value in values.items() if key not in given})
+    if "train.eval_every" not in given:
+        config = config.replace({"train.eval_every": _eval_every(config, budget)})
+    return config
 
 
 def iters_of(config: Config, tokens: int) -> int:
-    """Returns the number of updates with at most this number of tokens, but at least 1.
+    """Returns the number of updates with at most this number of tokens. It may be 0."""
+    return tokens // tokens_per_update(config)
+
+
+def with_iters(config: Config) -> Config:
+    """Returns the settings of a new run with the number of updates that `train.tokens` means, which is at least 1.
+
+    Without `train.tokens`, the settings stay as they are.
 
     Raises:
         UserError: These are too many updates.
     """
-    iters = max(1, tokens // _tokens_per_update(config))
+    tokens = config.train.tokens
+    if not tokens:
+        return config
+    iters = max(1, iters_of(config, tokens))
     if iters >= UNTIL_TIME_IS_UP:
         raise UserError(
             f"train.tokens={tokens} are {iters:,} updates of {config.train.sequences_per_step} sequences; give fewer "
             "tokens, or larger updates with --batch"
         )
-    return iters
+    return config.replace({"train.iters": iters})
 
 
-def update_of(config: Config, given: set[str]) -> int | None:
-    """Returns the tokens of an update if a given setting determines them, or None."""
-    return _tokens_per_update(config) if given & {"train.batch_size", "train.grad_accum_steps"} else None
-
-
-def _tokens_per_update(config: Config) -> int:
+def tokens_per_update(config: Config) -> int:
+    """Returns the tokens of an update."""
     return config.train.sequences_per_step * config.model.block_size
 
 
 def _update_tokens(tokens: float, overhead: float) -> float:
-    """The tokens of an update, in a run of `tokens`.
+    """The tokens of an update that fit a run of `tokens`.
 
     If the time of the run is limited, larger updates make better use of the fixed part of their time. With a critical
     size C, an update of B tokens makes progress in proportion to B / (B + C), in a time in proportion to B + overhead.
@@ -126,20 +135,25 @@ def _update_tokens(tokens: float, overhead: float) -> float:
     return max(update, math.sqrt(CRITICAL * update * overhead))
 
 
-def _batch(update: float, block_size: int) -> dict[str, int]:
-    """The sequences of a micro-batch, and the micro-batches of an update of `update` tokens."""
-    sequences = max(1, round(update / block_size))
-    accum = math.ceil(sequences * block_size / MICRO_BATCH_TOKENS)
+def _batch(budget: Budget, block_size: int) -> dict[str, int]:
+    """The sequences of a micro-batch, and the micro-batches of an update."""
+    update = _update_tokens(budget.tokens, budget.overhead)
+    sequences = max(budget.processes, round(update / block_size))
+    accum = math.ceil(sequences / max(1, MICRO_BATCH_TOKENS // block_size))
     return {"train.batch_size": math.ceil(sequences / accum), "train.grad_accum_steps": accum}
 
 
 def _dropout(passes: float) -> float:
-    """The dropout of a run, a multiple of 0.05."""
+    """The dropout of a run that reads its text `passes` times, a multiple of 0.05."""
     dropout = DROPOUT + DROPOUT_GROWTH * math.log(passes / DROPOUT_PASSES)
     return round(min(max(dropout, 0.0), MAX_DROPOUT) * 20) / 20
 
 
-def _eval_every(iters: int, budget: Budget) -> int:
-    """The updates between evaluations, the last of which is at the end of the run."""
-    affordable = EVALUATION_SHARE * budget.tokens / (EVALUATION_COST * budget.val_tokens)
-    return math.ceil(iters / min(max(1, int(affordable)), MOST_EVALUATIONS))
+def _eval_every(config: Config, budget: Budget) -> int:
+    """The updates between evaluations, the last of which is at the end of the run. A multiple of `train.sync_every`."""
+    train = config.train
+    read = min(budget.val_tokens, train.eval_windows * config.model.block_size or budget.val_tokens)
+    cost = EVALUATION_COST * read * (2 if config.optimizer.ema_decay else 1)
+    evaluations = min(max(1, int(EVALUATION_SHARE * budget.tokens / cost)), MOST_EVALUATIONS)
+    every = math.ceil(max(1, iters_of(config, budget.tokens)) / evaluations)
+    return math.ceil(every / (train.sync_every or 1)) * (train.sync_every or 1)

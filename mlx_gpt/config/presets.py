@@ -8,7 +8,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mlx_gpt.config.budget import iters_of
 from mlx_gpt.config.renames import MUON_RATE, MUON_REPLACED, RENAMED, current_names
 from mlx_gpt.config.schema import TABLES, Config, ModelConfig, require_settings
 from mlx_gpt.config.table import allowed, lookup, merge, nest
@@ -35,34 +34,41 @@ def resolve(
         UserError: A name is unknown, a value is not allowed, or a file does not exist.
         BadFile: A file is not valid TOML.
     """
-    config = Config.from_dict(layered(preset, recipe, overrides, base))
-    tokens = config.train.tokens
-    return config.replace({"train.iters": iters_of(config, tokens)}) if tokens else config
+    return Config.from_dict(layered(preset, recipe, overrides, base))
 
 
 def layered(
     preset: str | None, recipe: str | None, overrides: dict[str, Any] | None, base: dict[str, Any] | None
 ) -> dict[str, dict[str, Any]]:
-    """The same as `resolve`, as nested dictionaries of only the settings that an argument gives.
-
-    A number of updates replaces the length in tokens of an argument above it.
-    """
+    """The same as `resolve`, as nested dictionaries of only the settings that an argument gives."""
     tables: dict[str, dict[str, Any]] = {}
     for layer in (nest(base or {}), *_files(preset, recipe), current_names(nest(overrides or {}))):
-        if "iters" in layer.get("train", {}):
-            tables = merge(tables, {"train": {"tokens": 0}})
-        tables = merge(tables, layer)
+        tables = over(tables, layer)
     return tables
 
 
-def given_names(preset: str | None, recipe: str | None, overrides: dict[str, Any], tokens: int) -> set[str]:
-    """Returns the dotted names of the settings that the arguments give for a run of `tokens` tokens.
+def over(tables: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    """Returns `tables` with the settings of `layer` added or replaced, both nested dictionaries.
 
-    The settings of a preset that names a length in tokens are for that length only.
+    A number of updates in `layer` replaces a length in tokens.
+    """
+    if "iters" in layer.get("train", {}):
+        tables = merge(tables, {"train": {"tokens": 0}})
+    return merge(tables, layer)
+
+
+def given_names(preset: str | None, recipe: str | None, overrides: dict[str, Any], tokens: int) -> set[str]:
+    """Returns the dotted names of the settings that the arguments give for a run.
+
+    Those of a preset with a length in tokens count only in a run of this length.
+
+    Args:
+        preset, recipe, overrides: As for `resolve`.
+        tokens: The length of the run in tokens; 0 if it has another length.
     """
     in_preset, in_recipe = _files(preset, recipe)
-    of_other_length = in_preset.get("train", {}).get("tokens", tokens) != tokens
-    layers = [{} if of_other_length else in_preset, in_recipe, current_names(nest(overrides))]
+    own = in_preset.get("train", {}).get("tokens")
+    layers = [in_preset if own in (None, 0, tokens) else {}, in_recipe, current_names(nest(overrides))]
     return {f"{table}.{name}" for layer in layers for table, values in layer.items() for name in values}
 
 

@@ -140,8 +140,10 @@ class OptimizerConfig(Table):
         low=0.0,
         high=0.999999,
     )
-    momentum: float = setting(0.95, "decay rate of muon's momentum", low=0.0, high=0.999999)
-    eps: float = setting(1e-8, "added to the square root of AdamW's second moment", low=0.0, high=1.0)
+    momentum: float = setting(0.95, "decay rate of the momentum of muon and normuon", low=0.0, high=0.999999)
+    eps: float = setting(
+        1e-8, "added to the square roots of the second moments of AdamW and normuon", low=0.0, high=1.0
+    )
     weight_decay: float = setting(
         0.1, "decoupled weight decay of all weights, except gates and similar small parameters", low=0.0, high=10.0
     )

@@ -5,7 +5,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from mlx_gpt.config.budget import Budget, UpdateTime, fitted, iters_of, update_of
+from mlx_gpt.config.budget import (
+    BATCH,
+    CHOSEN,
+    MICRO_BATCH_TOKENS,
+    Budget,
+    UpdateTime,
+    fitted,
+    tokens_per_update,
+    with_iters,
+)
 from mlx_gpt.config.presets import given_names
 from mlx_gpt.config.schema import UNTIL_TIME_IS_UP, Config
 from mlx_gpt.data.encoding import encode
@@ -18,57 +27,74 @@ BATCHES = (1, 4, 16, 64)  # sequences of the updates that are timed
 TIMED_SHARE = 0.01  # after an update that takes longer than this share of the time limit, no larger one is timed
 
 
-def with_budget(start: Start, preset: str, request: Request, note: Note) -> Start:
+def with_budget(start: Start, preset: str, request: Request, processes: int, note: Note) -> Start:
     """Returns the initial state of a new run with settings that fit its length, see config/budget.py.
 
     The length is `train.tokens`. If only `train.minutes` ends the run, the length is the number of tokens that fit into
-    this time. It is measured by a few steps, whose time is a part of it. A run whose length is a number of updates
+    this time. It is measured by a few updates, whose time is a part of it. A run whose length is a number of updates
     keeps all settings.
 
     Args:
         start: The initial state. Its header has the settings of the request.
         preset: Name or path of the preset.
         request: The request. The settings that it gives, and those of its recipe, stay as they are.
+        processes: The number of processes that train together. Only this one is timed.
         note: Called with one line that names the settings that were chosen.
+
+    Raises:
+        UserError: `train.tokens` means too many updates.
+        OutOfRoom: An update of one sequence does not fit into memory.
     """
     config = start.header.config
-    timed = bool(config.train.minutes) and config.train.iters == UNTIL_TIME_IS_UP
-    if not (config.train.tokens or timed):
-        return start
-    start = dataclasses.replace(
-        start, tokens=encode(start.corpus, start.tokenizer, note, config.data.unknown == "refuse")
-    )
     given = given_names(preset, request.recipe, request.base | request.settings, config.train.tokens)
-    began = time.perf_counter()
-    measured = _update_time(start) if timed else None
-    tokens = (
-        measured.tokens_in(config.train.minutes * 60, update_of(config, given)) if measured else config.train.tokens
-    )
-    train, val = start.tokens.split(config.data.val_fraction)
+    is_timed = bool(config.train.minutes) and config.train.iters == UNTIL_TIME_IS_UP
+    if not (config.train.tokens or is_timed) or given >= CHOSEN:
+        return _with(start, with_iters(config))
+    tokens = encode(start.corpus, start.tokenizer, note, config.data.unknown == "refuse")
+    start = dataclasses.replace(start, tokens=tokens)
+    train, val = tokens.split(config.data.val_fraction)
     # A split may be empty. make_trainer() then says that the text is too short.
     budget = Budget(
-        tokens=tokens,
+        tokens=config.train.tokens,
         train_tokens=max(1, len(train)),
         val_tokens=max(1, len(val)),
-        overhead=measured.overhead if measured else 0.0,
+        processes=processes,
     )
-    config = fitted(config, given, budget)
-    if not timed:
-        config = config.replace({"train.iters": iters_of(config, tokens)})
-    if line := _described(start.header.config, config):
-        note(f"{'about ' if timed else ''}{tokens:,} tokens, {budget.passes:.1f} passes over the text: {line}")
-    elapsed = time.perf_counter() - began if timed else 0.0
+    if not is_timed:
+        return _with(start, with_iters(_chosen(config, given, budget, note)))
+    began = time.perf_counter()
+    measured = _update_time(start)
+    update = tokens_per_update(config) if given & BATCH else None
+    length = measured.tokens_in(60 * config.train.minutes, update)
+    budget = dataclasses.replace(budget, tokens=length, overhead=measured.overhead)
+    config = _chosen(config, given, budget, lambda line: note(f"about {line}"))
+    return _with(start, config, time.perf_counter() - began)
+
+
+def _with(start: Start, config: Config, elapsed: float = 0.0) -> Start:
+    """Returns the initial state with other settings, and seconds that are spent already."""
     return dataclasses.replace(start, header=dataclasses.replace(start.header, config=config, elapsed=elapsed))
 
 
-def _update_time(start: Start) -> UpdateTime:
-    """Measures updates of BATCHES, until one takes twice as long as the first.
+def _chosen(config: Config, given: set[str], budget: Budget, note: Note) -> Config:
+    """Returns the settings that fit a budget, and names those that were chosen."""
+    config = fitted(config, given, budget)
+    names = sorted(CHOSEN - given - (BATCH if given & BATCH else set()))
+    passes = budget.tokens / budget.train_tokens
+    note(
+        f"{float(f'{budget.tokens:.3g}'):,.0f} tokens, {passes:.1f} passes over the text: "
+        + ", ".join(f"{name}={config.get(name)}" for name in names)
+    )
+    return config
 
-    Raises:
-        OutOfRoom: An update of one sequence does not fit into memory.
-    """
-    limit, seconds = TIMED_SHARE * 60 * start.header.config.train.minutes, {}
+
+def _update_time(start: Start) -> UpdateTime:
+    """Measures updates of BATCHES, until one takes twice as long as the first."""
+    config = start.header.config
+    block_size, limit, seconds = config.model.block_size, TIMED_SHARE * 60 * config.train.minutes, {}
     for sequences in BATCHES:
+        if sequences > 1 and sequences * block_size > MICRO_BATCH_TOKENS:
+            break
         try:
             seconds[sequences] = _seconds(start, sequences)
         except OutOfRoom:
@@ -77,27 +103,24 @@ def _update_time(start: Start) -> UpdateTime:
             break
         if seconds[sequences] >= 2 * seconds[1] or seconds[sequences] > limit:
             break
+    return _line(seconds, block_size)
+
+
+def _line(seconds: dict[int, float], block_size: int) -> UpdateTime:
+    """The line through the seconds of updates of one sequence, and of the largest measured number.
+
+    With one measurement, all of its time is that of the sequence. A further sequence takes at least a tenth of the mean
+    time of one.
+    """
     most = max(seconds)
-    more = (seconds[most] - seconds[1]) / max(1, most - 1)  # for each further sequence
-    per_sequence = max(more, 0.1 * seconds[most] / most) if most > 1 else seconds[1]
-    block_size = start.header.config.model.block_size
-    return UpdateTime(fixed=max(0.0, seconds[1] - per_sequence), per_token=per_sequence / block_size)
+    if most == 1:
+        return UpdateTime(fixed=0.0, per_token=seconds[1] / block_size)
+    further = max((seconds[most] - seconds[1]) / (most - 1), 0.1 * seconds[most] / most)
+    return UpdateTime(fixed=max(0.0, seconds[1] - further), per_token=further / block_size)
 
 
 def _seconds(start: Start, sequences: int) -> float:
     """Measures the seconds of an update with a number of sequences."""
     config = start.header.config.replace({"train.batch_size": sequences, "train.grad_accum_steps": 1})
-    start = dataclasses.replace(start, header=dataclasses.replace(start.header, config=config))
     with tempfile.TemporaryDirectory() as folder:
-        return min(make_trainer(start, Path(folder), ignore).time_steps(TIMED_STEPS))
-
-
-def _described(before: Config, after: Config) -> str:
-    """Names the settings that differ, other than the number of updates."""
-    old = before.to_dict()
-    return ", ".join(
-        f"{table}.{name}={value}"
-        for table, values in after.to_dict().items()
-        for name, value in values.items()
-        if value != old[table][name] and name != "iters"
-    )
+        return min(make_trainer(_with(start, config), Path(folder), ignore).time_steps(TIMED_STEPS))

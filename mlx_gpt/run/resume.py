@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 
 from mlx_gpt.checkpoint.store import Checkpoint, Header
-from mlx_gpt.config.budget import iters_of
-from mlx_gpt.config.presets import load_toml
+from mlx_gpt.config.budget import iters_of, tokens_per_update
+from mlx_gpt.config.presets import load_toml, over
 from mlx_gpt.config.schema import UNTIL_TIME_IS_UP, Config
 from mlx_gpt.config.table import merge, nest
 from mlx_gpt.data.corpus import Corpus
@@ -24,9 +24,6 @@ from mlx_gpt.run.loading import TOKENIZER_KEYS, read_checkpoint, require_trainab
 from mlx_gpt.run.request import NEWEST, Note, Request, network_of
 from mlx_gpt.train.objectives import ROLLOUT_OBJECTIVES
 from mlx_gpt.train.saving import BEST, LATEST
-
-# Settings on which the number of updates of a length in tokens depends.
-BATCH = {"train.tokens", "train.batch_size", "train.grad_accum_steps", "model.block_size"}
 
 
 def resumed(request: Request, note: Note) -> Start:
@@ -68,7 +65,9 @@ def resumed(request: Request, note: Note) -> Start:
         corpus=corpus.fingerprint,
         division=corpus.division,
         # With a new length or time budget, the trainer fits the length to the time budget again, if there is one.
-        planned=header.planned and not {"train.iters", "train.minutes", "train.tokens"} & request.settings.keys(),
+        planned=header.planned
+        and not {"train.iters", "train.minutes", "train.tokens"} & request.settings.keys()
+        and config.train.iters == header.config.train.iters,
         # New moments are zero, so their bias correction, which depends on this count, starts again too.
         num_updates=header.num_updates if has_moments else 0,
         # An RGPT file may hold NaN. No loss is lower than NaN, so no evaluation would be a new best.
@@ -168,8 +167,8 @@ def _resumed_config(checkpoint: Checkpoint, request: Request, note: Note) -> Con
     if request.recipe:
         # A recipe may set data.bpe_rule. The existing vocabulary keeps the rule that it was trained by.
         rule = {"data": {"bpe_rule": header.config.data.bpe_rule}}
-        tables = merge(merge(tables, load_toml("presets/recipes", request.recipe)), rule)
-    config = Config.from_dict(merge(tables, nest(request.settings)))
+        tables = merge(over(tables, load_toml("presets/recipes", request.recipe)), rule)
+    config = Config.from_dict(over(tables, nest(request.settings)))
     old, new = header.config, config
     for key in TOKENIZER_KEYS:
         if getattr(old.data, key) != getattr(new.data, key):
@@ -186,16 +185,18 @@ def _resumed_config(checkpoint: Checkpoint, request: Request, note: Note) -> Con
 
 
 def _with_length(config: Config, header: Header, request: Request) -> Config:
-    """Returns the settings with the number of updates that a length in tokens means.
+    """Returns the settings of a resumed run with the number of updates that a length in tokens means.
 
-    A number of updates or minutes in the request replaces a length in tokens.
+    A length that the request gives replaces a time limit, unless it gives a time limit too.
     """
-    if "train.iters" in request.settings:
-        return config.replace({"train.tokens": 0})
-    if config.train.tokens and BATCH & request.settings.keys():
-        left = config.train.tokens - header.tokens
-        return config.replace({"train.iters": header.step + (iters_of(config, left) if left > 0 else 0)})
-    return config
+    settings, old = request.settings, header.config
+    if settings.keys() & {"train.iters", "train.tokens"} and "train.minutes" not in settings:
+        config = config.replace({"train.minutes": 0.0})
+    is_same = (config.train.tokens, tokens_per_update(config)) == (old.train.tokens, tokens_per_update(old))
+    if is_same or not config.train.tokens:
+        return config
+    left = max(0, config.train.tokens - header.tokens)
+    return config.replace({"train.iters": max(1, header.step + iters_of(config, left))})
 
 
 def _open_corpus(header: Header, config: Config, request: Request, note: Note) -> Corpus:

@@ -94,7 +94,7 @@ class Session(Iterator[Report]):
             request = dataclasses.replace(request, resume=str(path))  # the newest run may change from now on
         if folder:
             self._lock_until_closed(folder, stack)
-        self.start = begin(request, self.note)
+        self.start = begin(request, self.note, self.group.size)
         self.folder = folder_of(request, self.start)
         send(self.group, self.start, self.folder)
         self.trainer = make_trainer(self.start, self.folder, self.note, self.group)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from mlx_gpt.checkpoint.store import Checkpoint, Header
+from mlx_gpt.config.budget import with_iters
 from mlx_gpt.config.presets import resolve
 from mlx_gpt.config.schema import Config
 from mlx_gpt.data.corpus import Corpus
@@ -30,12 +31,13 @@ DEFAULT_PRESET = "model-l"
 ADAPTABLE = ("block_size", "rope_scale", "linear", "ternary_group", "ternary_activations", "ternary_norm")
 
 
-def begin(request: Request, note: Note) -> Start:
+def begin(request: Request, note: Note, processes: int = 1) -> Start:
     """Returns the initial state of the requested run. Opens its corpus, and makes or loads its tokenizer.
 
     Args:
         request: The request.
         note: Called with one line for each thing the user should know.
+        processes: The number of processes that train together.
 
     Raises:
         ResumeRefused: The checkpoint to resume does not match the request.
@@ -64,7 +66,7 @@ def begin(request: Request, note: Note) -> Start:
         tokenizer=tokenizer,
         folder=None,
     )
-    return with_budget(start, preset, request, note)
+    return with_budget(start, preset, request, processes, note)
 
 
 def resolved(
@@ -103,7 +105,8 @@ def _fine_tuned(request: Request, note: Note) -> Start:
     own_tokenizer = tokenizer_settings(checkpoint.header, request.settings)
     if not (own_text or request.default_corpus or "data.corpus" in request.settings):
         raise UserError(f"{request.fine_tune}: names no text; give the text to train on with --corpus")
-    config = resolved(None, request.recipe, own_text | request.settings | shape | own_tokenizer, note, request.base)
+    settings = own_text | request.settings | shape | own_tokenizer
+    config = with_iters(resolved(None, request.recipe, settings, note, request.base))
     _note_without_effect(config, request.settings, note)
     request.note_corpus(config.data.corpus, note)
     corpus = open_text(config, note)

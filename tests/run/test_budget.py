@@ -1,28 +1,48 @@
 """The length of a new run in tokens or minutes, and that of a resumed one."""
 
+import dataclasses
+
 import pytest
 from constants import TINY
 
+from mlx_gpt.checkpoint import store
+from mlx_gpt.config.budget import CHOSEN
 from mlx_gpt.config.presets import resolve
-from mlx_gpt.errors import UserError
+from mlx_gpt.errors import OutOfRoom, UserError
+from mlx_gpt.run import budget
 from mlx_gpt.run.request import Request, ignore, settings_of
+from mlx_gpt.run.rl import rl_request
 from mlx_gpt.run.session import Session
 from mlx_gpt.run.start import begin
-from mlx_gpt.train.reports import StopReport
+from mlx_gpt.train.reports import StepReport, StopReport
+
+BLOCK = TINY["model.block_size"]
 
 
-def config_of(settings, note=ignore):
-    return begin(Request(settings=settings_of((TINY | settings).items())), note).header.config
+def started(settings, note=ignore, processes=1, **more):
+    return begin(Request(settings=settings_of((TINY | settings).items()), **more), note, processes)
+
+
+def config_of(settings, note=ignore, **more):
+    return started(settings, note, **more).header.config
+
+
+def trained(folder, settings, **more):
+    settings = {"train.eval_windows": 2, "train.sample_every": 0} | settings
+    session = Session(Request(settings=settings_of(settings.items()), out=folder, **more), ignore)
+    return session, list(session)
 
 
 def test_a_length_in_tokens_chooses_settings_and_says_which():
     notes = []
     config = config_of({"train.tokens": 5000, "optimizer.decay_start": 0.5}, notes.append)
-    tokens_per_step = config.train.sequences_per_step * config.model.block_size
-    assert 5000 - tokens_per_step < config.train.iters * tokens_per_step <= 5000
+    step = config.train.sequences_per_step * BLOCK
+    assert 5000 - step < config.train.iters * step <= 5000
     assert config.optimizer.decay_start == 0.5
     [line] = [text for text in notes if text.startswith("5,000 tokens")]
-    assert f"train.batch_size={config.train.batch_size}" in line and "decay_start" not in line and "iters" not in line
+    for name in CHOSEN - {"optimizer.decay_start"}:
+        assert f"{name}={config.get(name)}" in line
+    assert "decay_start" not in line
 
 
 def test_a_length_in_updates_chooses_nothing():
@@ -30,56 +50,157 @@ def test_a_length_in_updates_chooses_nothing():
     assert config_of(given, notes.append) == resolve("model-l", None, TINY | given) and not notes
 
 
+def test_a_recipe_with_updates_chooses_nothing():
+    assert config_of({}, recipe="randygpt") == resolve("model-l", "randygpt", TINY)
+
+
+def test_a_recipe_keeps_its_settings_at_another_length():
+    config, own = config_of({"train.tokens": 50_000}, recipe="randygpt"), resolve("model-l", "randygpt", TINY)
+    assert config.train.iters == 50_000 // (64 * BLOCK)
+    assert config.optimizer == dataclasses.replace(own.optimizer) and config.train.batch_size == own.train.batch_size
+
+
+def test_a_preset_that_gives_all_settings_keeps_them(tmp_path):
+    _, _ = trained(tmp_path / "run", TINY | {"train.iters": 2, "train.batch_size": 5})
+    for length in ({"train.tokens": 20_000}, {"train.minutes": 1.0}):
+        notes, preset = [], str(tmp_path / "run/run.toml")
+        config = config_of(length, notes.append, preset=preset)
+        assert not notes and config.train.batch_size == 5
+        assert config.optimizer == resolve(preset).optimizer
+
+
 def test_a_time_limit_chooses_settings_by_the_measured_pace():
     notes = []
-    start = begin(Request(settings=settings_of((TINY | {"train.minutes": 0.02}).items())), notes.append)
+    start = started({"train.minutes": 0.02}, notes.append)
     [line] = [text for text in notes if " passes over the text: " in text]
     assert line.startswith("about ") and "train.batch_size=" in line
     assert start.header.config.optimizer.decay_start == 0.1
     assert start.header.elapsed > 0 and start.header.config.train.tokens == 0
 
 
+@pytest.mark.parametrize("minutes", [1e-6, 1e6])
+def test_any_time_limit_has_settings(minutes):
+    config = config_of({"train.minutes": minutes, "train.batch_size": 1, "train.grad_accum_steps": 1})
+    assert config.train.batch_size == 1 and config.train.eval_every >= 1
+
+
 def test_the_time_that_the_measurement_takes_is_a_part_of_the_limit(tmp_path):
-    request = Request(settings=settings_of((TINY | {"train.minutes": 0.01}).items()), out=tmp_path / "run")
-    session = Session(request, ignore)
+    session, reports = trained(tmp_path / "run", TINY | {"train.minutes": 0.01})
     measured = session.start.header.elapsed
     assert measured > 0
-    *_, last = session
-    assert isinstance(last, StopReport) and last.elapsed > measured
+    assert isinstance(reports[-1], StopReport) and reports[-1].elapsed > measured
+
+
+@pytest.mark.parametrize(
+    "seconds, timed, overhead",
+    [
+        ({1: 1.0, 4: 4.0}, [1, 4], 0),
+        ({1: 1.0, 4: 2.5}, [1, 4], 1),
+        ({1: 1.0, 4: 1.0, 16: 1.0, 64: 1.63}, [1, 4, 16, 64], 99),
+        ({1: 1.0, 4: 1.0, 16: 1.0, 64: 64.0}, [1, 4, 16, 64], 0),
+        ({1: 1.0, 4: OutOfRoom("")}, [1, 4], 0),
+        ({1: 1.0, 4: 1.9, 16: OutOfRoom("")}, [1, 4, 16], 7 / 3),
+        ({1: 100.0}, [1], 0),
+        ({1: 1.0, 4: 0.5}, [1, 4, 16], 2 / 3),  # 16 take 10 s
+    ],
+)
+def test_the_time_of_an_update_is_measured_with_few_sequences_first(monkeypatch, seconds, timed, overhead):
+    """`overhead` is in sequences."""
+    asked = []
+
+    def measured(start, sequences):
+        asked.append(sequences)
+        if isinstance(found := seconds.get(sequences, 10.0), OutOfRoom):
+            raise found
+        return found
+
+    monkeypatch.setattr(budget, "_seconds", measured)
+    found = budget._update_time(started({"train.minutes": 60.0, "train.iters": 1}))
+    assert asked == timed
+    assert found.overhead / BLOCK == pytest.approx(overhead, abs=1e-6) and found.per_token > 0
+
+
+def test_a_sequence_that_does_not_fit_into_memory_is_an_error(monkeypatch):
+    def refused(start, sequences):
+        raise OutOfRoom("too large")
+
+    monkeypatch.setattr(budget, "_seconds", refused)
+    with pytest.raises(OutOfRoom):
+        started({"train.minutes": 1.0})
+
+
+def test_every_process_gets_a_sequence():
+    for processes in (1, 3):
+        assert config_of({"train.tokens": 500}, processes=processes).train.sequences_per_step == processes
+
+
+def test_fine_tuning_takes_only_the_length(tmp_path):
+    trained(tmp_path / "run", TINY | {"train.iters": 2})
+    request = Request(fine_tune=tmp_path / "run/checkpoint.safetensors", settings={"train.tokens": 10_000})
+    config = begin(request, ignore).header.config
+    assert config.train.iters == 10_000 // (16 * BLOCK) and config.optimizer.decay_start == 0.6
+
+
+def test_rewards_have_no_length_in_tokens(tmp_path):
+    with pytest.raises(UserError, match="--iters"):
+        rl_request({"train.tokens": 5}, checkpoint=tmp_path)
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A run of 3,000 tokens in updates of 4 sequences of 8 tokens."""
-    settings = TINY | {"train.tokens": 3000, "train.batch_size": 4, "train.eval_windows": 2, "train.sample_every": 0}
-    list(Session(Request(settings=settings_of(settings.items()), out=tmp_path / "run"), ignore))
+    """A run of 3,000 tokens in updates of 4 sequences."""
+    trained(tmp_path / "run", TINY | {"train.tokens": 3000, "train.batch_size": 4})
     return tmp_path / "run"
 
 
-def resumed(run, **settings):
+def resumed(run, recipe=None, **settings):
     given = {name.replace("__", "."): value for name, value in settings.items()}
-    return begin(Request(resume=str(run), settings=settings_of(given.items())), ignore)
+    return begin(Request(resume=str(run), recipe=recipe, settings=settings_of(given.items())), ignore)
+
+
+@pytest.mark.parametrize("same", [{}, {"train__tokens": 3000}, {"train__batch_size": 4}, {"train__tokens": 100}])
+def test_a_resumed_run_that_has_its_length_is_complete(run, same):
+    start = resumed(run, **same)
+    assert start.is_complete and start.header.tokens == start.header.step * 4 * BLOCK <= 3000
 
 
 def test_a_resumed_run_counts_the_tokens_that_it_was_trained_on(run):
     start = resumed(run)
-    block = start.header.config.model.block_size
-    assert start.is_complete and start.header.tokens == start.header.step * 4 * block <= 3000
-    longer = resumed(run, train__tokens=6000).header.config
-    assert 6000 - 4 * block < longer.train.iters * 4 * block <= 6000 and not longer.train.minutes
-    larger = resumed(run, train__tokens=6000, train__batch_size=8).header.config
-    assert larger.train.iters == start.header.step + (6000 - start.header.tokens) // (8 * block)
-    assert larger.optimizer == start.header.config.optimizer
-
-
-def test_a_resumed_run_with_fewer_tokens_than_it_has_is_complete(run):
-    assert resumed(run, train__tokens=100).is_complete
+    for batch, more in ((4, {}), (8, {"train__batch_size": 8})):
+        config = resumed(run, train__tokens=6000, **more).header.config
+        assert config.train.iters == start.header.step + (6000 - start.header.tokens) // (batch * BLOCK)
+        assert config.optimizer == start.header.config.optimizer
+    _, reports = trained(None, {"train.tokens": 6000}, resume=str(run))
+    assert 6000 - 4 * BLOCK < [r.tokens for r in reports if isinstance(r, StepReport)][-1] <= 6000
 
 
 def test_updates_and_minutes_replace_the_tokens_of_a_resumed_run(run):
     for settings in ({"train__iters": 900}, {"train__minutes": 1.0}):
         config = resumed(run, **settings).header.config
         assert config.train.tokens == 0 and config.train.iters >= 900
+
+
+def test_the_length_of_a_recipe_replaces_that_of_a_resumed_run(run, tmp_path):
+    (tmp_path / "updates.toml").write_text("[train]\niters = 320\n")
+    (tmp_path / "tokens.toml").write_text("[train]\ntokens = 6000\n")
+    assert resumed(run, str(tmp_path / "updates.toml")).header.config.train.tokens == 0
+    start = resumed(run, str(tmp_path / "tokens.toml"))
+    assert start.header.config.train.iters == 3000 // (4 * BLOCK) + (6000 - start.header.tokens) // (4 * BLOCK)
+
+
+def test_a_length_replaces_the_time_limit_of_a_resumed_run(tmp_path):
+    trained(tmp_path / "run", TINY | {"train.minutes": 0.01})
+    steps = store.load(tmp_path / "run/checkpoint.safetensors").header.step
+    for length in ({"train__tokens": 10**6}, {"train__iters": steps + 100}):
+        config = resumed(tmp_path / "run", **length).header.config
+        assert config.train.minutes == 0 and config.train.iters > steps
+    assert resumed(tmp_path / "run", train__tokens=10**6, train__minutes=2.0).header.config.train.minutes == 2
+
+
+def test_another_batch_plans_the_time_limit_again(tmp_path):
+    trained(tmp_path / "run", TINY | {"train.minutes": 0.02, "train.tokens": 10**6, "train.batch_size": 2})
+    assert resumed(tmp_path / "run").header.planned
+    assert not resumed(tmp_path / "run", train__batch_size=3).header.planned
 
 
 @pytest.mark.parametrize("text", ["a", "ab\n" * 5])
