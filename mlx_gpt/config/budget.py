@@ -22,6 +22,7 @@ DROPOUT_PASSES, DROPOUT, DROPOUT_GROWTH, MAX_DROPOUT = 5, 0.1, 0.0675, 0.3
 DECAY_START = 0.1  # the learning rate decreases from this share of the run on
 MOST_EVALUATIONS, EVALUATION_SHARE = 20, 0.2  # evaluations of a run, and about the share of its time that they may take
 EVALUATION_COST = 1 / 3  # time of a token in an evaluation, as a multiple of that in training
+MOST_ITERS = 1 << 30  # updates between evaluations, at most
 
 BATCH = {"train.batch_size", "train.grad_accum_steps"}
 # The settings that follow from the length of a run.
@@ -70,11 +71,15 @@ class UpdateTime:
         return max(1, int(tokens))
 
 
-def fitted(config: Config, given: Set[str], budget: Budget) -> Config:
-    """Returns the settings with those of CHOSEN that are not given set to values that fit a budget.
+def chosen_names(given: Set[str]) -> set[str]:
+    """Returns the names of the settings that follow from the length of a run if those in `given` keep their values."""
+    return CHOSEN - given - (BATCH if given & BATCH else set())
 
-    If a part of BATCH is given, the other part keeps its value too. `optimizer.ema_decay` becomes 0, because the decay
-    of the learning rate has the same effect as an average.
+
+def fitted(config: Config, given: Set[str], budget: Budget) -> Config:
+    """Returns the settings with those of chosen_names() set to values that fit a budget.
+
+    `optimizer.ema_decay` becomes 0, because the decay of the learning rate has the same effect as an average.
 
     Args:
         config: The settings of the run.
@@ -86,12 +91,10 @@ def fitted(config: Config, given: Set[str], budget: Budget) -> Config:
         "optimizer.decay_start": DECAY_START,
         "optimizer.ema_decay": 0.0,
     }
-    if not given & BATCH:
-        values |= _batch(budget, config.model.block_size)
-    config = config.replace({key: value for key, value in values.items() if key not in given})
-    if "train.eval_every" not in given:
-        config = config.replace({"train.eval_every": _eval_every(config, budget)})
-    return config
+    values |= _batch(budget, config.model.block_size)
+    names = chosen_names(given)
+    config = config.replace({name: value for name, value in values.items() if name in names})
+    return config.replace({"train.eval_every": _eval_every(config, budget)}) if "train.eval_every" in names else config
 
 
 def iters_of(config: Config, tokens: int) -> int:
@@ -155,5 +158,6 @@ def _eval_every(config: Config, budget: Budget) -> int:
     read = min(budget.val_tokens, train.eval_windows * config.model.block_size or budget.val_tokens)
     cost = EVALUATION_COST * read * (2 if config.optimizer.ema_decay else 1)
     evaluations = min(max(1, int(EVALUATION_SHARE * budget.tokens / cost)), MOST_EVALUATIONS)
-    every = math.ceil(max(1, iters_of(config, budget.tokens)) / evaluations)
+    iters = min(max(1, iters_of(config, budget.tokens)), MOST_ITERS)
+    every = math.ceil(iters / evaluations)
     return math.ceil(every / (train.sync_every or 1)) * (train.sync_every or 1)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from mlx_gpt.config.budget import (
     BATCH,
-    CHOSEN,
     MICRO_BATCH_TOKENS,
     Budget,
     UpdateTime,
+    chosen_names,
     fitted,
     tokens_per_update,
     with_iters,
@@ -48,7 +48,7 @@ def with_budget(start: Start, preset: str, request: Request, processes: int, not
     config = start.header.config
     given = given_names(preset, request.recipe, request.base | request.settings, config.train.tokens)
     is_timed = bool(config.train.minutes) and config.train.iters == UNTIL_TIME_IS_UP
-    if not (config.train.tokens or is_timed) or given >= CHOSEN:
+    if not (config.train.tokens or is_timed) or not chosen_names(given):
         return _with(start, with_iters(config))
     tokens = encode(start.corpus, start.tokenizer, note, config.data.unknown == "refuse")
     start = dataclasses.replace(start, tokens=tokens)
@@ -61,13 +61,16 @@ def with_budget(start: Start, preset: str, request: Request, processes: int, not
         processes=processes,
     )
     if not is_timed:
-        return _with(start, with_iters(_chosen(config, given, budget, note)))
+        config = with_iters(fitted(config, given, budget))
+        note(_described(config, given, budget))
+        return _with(start, config)
     began = time.perf_counter()
     measured = _update_time(start)
     update = tokens_per_update(config) if given & BATCH else None
     length = measured.tokens_in(60 * config.train.minutes, update)
     budget = dataclasses.replace(budget, tokens=length, overhead=measured.overhead)
-    config = _chosen(config, given, budget, lambda line: note(f"about {line}"))
+    config = fitted(config, given, budget)
+    note(f"about {_described(config, given, budget)}")
     return _with(start, config, time.perf_counter() - began)
 
 
@@ -76,16 +79,11 @@ def _with(start: Start, config: Config, elapsed: float = 0.0) -> Start:
     return dataclasses.replace(start, header=dataclasses.replace(start.header, config=config, elapsed=elapsed))
 
 
-def _chosen(config: Config, given: set[str], budget: Budget, note: Note) -> Config:
-    """Returns the settings that fit a budget, and names those that were chosen."""
-    config = fitted(config, given, budget)
-    names = sorted(CHOSEN - given - (BATCH if given & BATCH else set()))
+def _described(config: Config, given: set[str], budget: Budget) -> str:
+    """Describes the length of the run, and names the settings that follow from it."""
+    values = ", ".join(f"{name}={config.get(name)}" for name in sorted(chosen_names(given)))
     passes = budget.tokens / budget.train_tokens
-    note(
-        f"{float(f'{budget.tokens:.3g}'):,.0f} tokens, {passes:.1f} passes over the text: "
-        + ", ".join(f"{name}={config.get(name)}" for name in names)
-    )
-    return config
+    return f"{float(f'{budget.tokens:.3g}'):,.0f} tokens, {passes:.1f} passes over the text: {values}"
 
 
 def _update_time(start: Start) -> UpdateTime:

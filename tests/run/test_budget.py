@@ -198,7 +198,7 @@ def test_a_length_replaces_the_time_limit_of_a_resumed_run(tmp_path):
 
 
 def test_another_batch_plans_the_time_limit_again(tmp_path):
-    trained(tmp_path / "run", TINY | {"train.minutes": 0.02, "train.tokens": 10**6, "train.batch_size": 2})
+    trained(tmp_path / "run", TINY | {"train.minutes": 0.06, "train.tokens": 10**7, "train.batch_size": 2})
     assert resumed(tmp_path / "run").header.planned
     assert not resumed(tmp_path / "run", train__batch_size=3).header.planned
 
