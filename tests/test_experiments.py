@@ -14,10 +14,11 @@ FOLDER = ROOT / "experiments/learning"
 SCRIPTS = {path.name: [] for path in sorted(FOLDER.glob("*.py"))} | {
     "long_records.py": ["folder"],
     "networks.py": ["folder"],
+    "pairs.py": ["folder", "large"],
     "short_budgets.py": ["pilots"],
     "ternary_long.py": ["folder"],
 }
-for name in ("code.py", "code_curves.py", "pairs.py", "table.py"):
+for name in ("code.py", "code_curves.py", "table.py"):
     del SCRIPTS[name]
 
 
