@@ -42,6 +42,7 @@ TABLE = {
     "config/schema": ("config/network config/renames config/table errors", ""),
     "config/budget": ("config/schema errors", ""),
     "config/presets": ("config/budget config/renames config/schema config/table errors parse paths", ""),
+    "config/law": ("config/budget config/presets config/schema", ""),
     "device/": ("lazy", ""),
     "device/blas": ("errors paths", ""),
     "device/jit": ("paths", ""),
@@ -142,7 +143,7 @@ TABLE = {
     ),
     "run/request": ("config/schema errors", ""),
     "run/rl": ("config/presets errors rl/prompts rl/rewards run/request train/objectives", ""),
-    "run/planning": ("device/mlx model/cost run train/objectives", ""),
+    "run/planning": ("checkpoint/store config device/mlx model/cost run train/objectives train/trainer", ""),
     "run/tuned": ("config device errors files parse paths", ""),
     "run/session": (
         "distributed/ranks errors files run train/parallel train/reports watch/health watch/metrics watch/tail",

@@ -20,13 +20,19 @@ SETTINGS = {
     "model.block_size": BLOCK,
     "model.dropout": 0,
 }
+NORMUON = {"optimizer.name": "normuon", "optimizer.newton_schulz": "polar"}
+
+
+def variants(tokens: int) -> dict[str, list[str]]:
+    """Returns the arguments of the runs of a length: with NorMuon, and for the shortest length also with Muon."""
+    length = ["--iters", str(tokens // (BATCH * BLOCK))]
+    muon = {f"llama-s, {tokens:,} tokens": length} if tokens == BUDGETS[0] else {}
+    return muon | {f"llama-s, NorMuon, {tokens:,} tokens": [*length, *settings(NORMUON)]}
+
 
 measure(
     "records",
-    {
-        f"llama-s, {tokens:,} tokens": ["--iters", str(tokens // (BATCH * BLOCK))]
-        for tokens in map(int, sys.argv[1:] or BUDGETS)
-    },
+    {name: run for tokens in map(int, sys.argv[1:] or BUDGETS) for name, run in variants(tokens).items()},
     seeds=[1, 2, 3],
     common=[
         *("--preset", "llama-s", "--corpus", "shakespeare"),

@@ -21,20 +21,14 @@ BASE = {
 }
 DELTA = {"model.mixers": '["gated_delta","gated_delta","attention"]', "model.n_kv_head": 4}
 EXPERTS = {"model.ffn": "moe", "model.n_expert": 8, "model.n_expert_per_token": 2, "model.ffn_dim": 192}
-WIDE = {"model.n_layer": 6, "model.ffn_dim": 768}
+SMALL = {"train.batch_size": 4}
 PILOTS = {
     "llama-s, 8 x 128": {},
-    "4 x 128": {"train.batch_size": 4},
+    "4 x 128": SMALL,
     "hybrid": DELTA,
     "experts": EXPERTS,
-    "6 layers": {"model.n_layer": 6},
-    "llama-m, 4 x 128": WIDE | {"train.batch_size": 4},
-    "hybrid, experts, 4 x 128": DELTA | EXPERTS | {"train.batch_size": 4},
-    "4 x 128, rate x0.5": {"train.batch_size": 4, "optimizer.learning_rate": 1.5e-3},
-    "4 x 128, NorMuon": {"train.batch_size": 4, "optimizer.name": "normuon"},
-    "decay after 0.4": {"optimizer.decay_start": 0.4},
-    "no weight decay": {"optimizer.weight_decay": 0},
-    "no norm weights": {"model.norm_weights": "false", "model.final_norm": "false"},
+    "4 x 128, NorMuon": SMALL | {"optimizer.name": "normuon"},
+    "4 x 128, NorMuon, polar": SMALL | {"optimizer.name": "normuon", "optimizer.newton_schulz": "polar"},
 }
 
 

@@ -14,6 +14,9 @@ PACKED = (
 # Tokens of a corpus, and of texts that the model writes itself.
 READ = "{tokens:,} in {iters:,} iterations of {tokens_per_step:,}; {epochs} epochs of {train_tokens:,}"
 WRITTEN = "{tokens:,} in {iters:,} iterations, if each has {tokens_per_step:,} as the last one measured"
+EXPECTED = (
+    "about {expected_loss:.2f} nats per token at the end, give or take {expected_error:.2f} (see docs/learning.md)"
+)
 
 
 def print_plan(facts: dict[str, int | float], as_json: bool) -> None:
@@ -31,6 +34,7 @@ def print_plan(facts: dict[str, int | float], as_json: bool) -> None:
         "FLOPs": "{flops:.3g} in total, {flops_per_step:.3g} per iteration",
         "pace": "{ms_per_iter:,.0f} ms/iter, {tokens_per_second:,.0f} tokens/s (measured now)",
         "ETA": "{eta}",
+        **({"loss": EXPECTED} if "expected_loss" in facts else {}),
     }
     units = {
         **{name.replace("bytes", "mb"): size / 1e6 for name, size in facts.items() if name.endswith("_bytes")},

@@ -111,6 +111,12 @@ class OptimizerConfig(Table):
     muon_lr_scale: float = setting(
         20 / 3, "learning rate of the matrices that Muon updates, as a multiple of the learning rate", low=0.0, high=1e6
     )
+    newton_schulz: str = setting(
+        "jordan",
+        "iteration that makes the updates of muon and normuon orthogonal: five equal steps (jordan), or the first "
+        "three of the Polar Express (polar), which need less time",
+        choices=("jordan", "polar"),
+    )
     schedule: str = setting(
         "wsd",
         "learning rate after warm-up: cosine and wsd are constant, then decay (wsd linearly); linear decays at once; "

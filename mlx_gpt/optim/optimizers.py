@@ -13,8 +13,9 @@ multiple of the scheduled one.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -28,6 +29,17 @@ Weights = dict[str, mx.array]
 State = dict[str, Any]
 Divide = Callable[[Callable[[Weights], Weights], Weights], Weights]
 COUNT, EMA = "num_updates", "ema"
+# For each `optimizer.newton_schulz`, the coefficients (a, b, c) of each step: a singular value s becomes
+# a s + b s^3 + c s^5. "jordan" is Muon's iteration. "polar" is the first three steps of the Polar Express
+# (arXiv:2505.16932), whose coefficients are those for singular values between 0.001 and 1.
+NEWTON_SCHULZ = {
+    "jordan": 5 * [(3.4445, -4.7750, 2.0315)],
+    "polar": [
+        (8.28721201814563, -23.595886519098837, 17.300387312530933),
+        (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+        (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    ],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +85,8 @@ class Muon:
         momentum, decay = self.config.momentum, self.decay
         m = {name: momentum * state["m"][name] + (1 - momentum) * grads[name] for name in weights}
         nesterov = {name: momentum * m[name] + (1 - momentum) * grads[name] for name in weights}
-        directions, parts = self.directions(divide(orthogonal, nesterov), state)
+        made = divide(partial(orthogonal, steps=NEWTON_SCHULZ[self.config.newton_schulz]), nesterov)
+        directions, parts = self.directions(made, state)
         new_weights = {}
         for name, w in weights.items():
             rows, columns = w.shape[-2:]
@@ -246,16 +259,18 @@ class Optimizer:
         return new_weights, new
 
 
-def orthogonal(matrices: Weights) -> Weights:
+def orthogonal(matrices: Weights, steps: Sequence[tuple[float, float, float]] = NEWTON_SCHULZ["jordan"]) -> Weights:
     """Replaces each matrix by a nearly orthogonal one: U S V^T (its SVD) becomes about U V^T.
 
-    The singular values of a result lie between about 0.7 and 1.2, except that those below about 0.0014 of the matrix's
-    Frobenius norm stay smaller. The function applies five steps of Muon's quintic
-    Newton-Schulz iteration, in float32. For speed, matrices of the same shape are stacked, and each lane (an
-    MLX stream, see `device/lanes.py`) computes a part of the stack.
+    With the steps "jordan", the singular values of a result lie between about 0.7 and 1.2, except that those below
+    about 0.0014 of the matrix's Frobenius norm stay smaller. With "polar", they lie between about 0.19 and 1.87, except
+    that those below about 0.0014 stay smaller. The iteration is
+    computed in float32. For speed, matrices of the same shape are stacked, and each lane (an MLX stream, see
+    `device/lanes.py`) computes a part of the stack.
 
     Args:
         matrices: Arrays (..., rows, columns) by name.
+        steps: The steps of the iteration, see NEWTON_SCHULZ.
 
     Returns:
         Arrays of the same shapes, by name.
@@ -269,24 +284,23 @@ def orthogonal(matrices: Weights) -> Weights:
         for i, lane in enumerate(streams[: len(names)]):
             with mx.stream(lane):
                 part = names[i :: len(streams)]
-                made = _newton_schulz(mx.stack([wide[name] for name in part]))
+                made = _newton_schulz(mx.stack([wide[name] for name in part]), steps)
                 result |= {
                     n: x if wide[n] is matrices[n] else x.swapaxes(-1, -2) for n, x in zip(part, made, strict=True)
                 }
     return {name: result[name] for name in matrices}
 
 
-def _newton_schulz(x: mx.array) -> mx.array:
-    """Applies five Newton-Schulz steps to x (..., rows, columns), with rows <= columns.
+def _newton_schulz(x: mx.array, steps: Sequence[tuple[float, float, float]]) -> mx.array:
+    """Applies Newton-Schulz steps to x (..., rows, columns), with rows <= columns.
 
-    Each step maps every singular value s of x to 3.4445 s - 4.7750 s^3 + 2.0315 s^5 and keeps the singular vectors. The
+    A step (a, b, c) maps every singular value s of x to a s + b s^3 + c s^5 and keeps the singular vectors. The
     iteration needs s <= 1 at first, so x is divided by its Frobenius norm, which is at least its largest s.
     """
     x = x / (_frobenius(x) + 1e-7)
-    for _ in range(5):
-        a = x @ x.swapaxes(-1, -2)
-        b = -4.7750 * a + 2.0315 * (a @ a)
-        x = 3.4445 * x + b @ x
+    for a, b, c in steps:
+        gram = x @ x.swapaxes(-1, -2)
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
     return x
 
 

@@ -39,7 +39,7 @@ def with_budget(start: Start, preset: str, request: Request, processes: int, not
         preset: Name or path of the preset.
         request: The request. The settings that it gives, and those of its recipe, stay as they are.
         processes: The number of processes that train together. Only this one is timed.
-        note: Called with one line that names the settings that were chosen.
+        note: Called with one line for each thing the user should know.
 
     Raises:
         UserError: `train.tokens` means too many updates.
@@ -62,21 +62,21 @@ def with_budget(start: Start, preset: str, request: Request, processes: int, not
     )
     if not is_timed:
         config = with_iters(fitted(config, given, budget))
-        note(_described(config, given, budget))
-        return _with(start, config)
+        return _with(start, config, _described(config, given, budget))
     began = time.perf_counter()
     measured = _update_time(start)
     update = tokens_per_update(config) if given & BATCH else None
     length = measured.tokens_in(60 * config.train.minutes, update)
     budget = dataclasses.replace(budget, tokens=length, overhead=measured.overhead)
     config = fitted(config, given, budget)
-    note(f"about {_described(config, given, budget)}")
-    return _with(start, config, time.perf_counter() - began)
+    described = f"about {_described(config, given, budget)}"
+    return _with(start, config, described, elapsed=time.perf_counter() - began)
 
 
-def _with(start: Start, config: Config, elapsed: float = 0.0) -> Start:
+def _with(start: Start, config: Config, chosen: str = "", elapsed: float = 0.0) -> Start:
     """Returns the initial state with other settings, and seconds that are spent already."""
-    return dataclasses.replace(start, header=dataclasses.replace(start.header, config=config, elapsed=elapsed))
+    header = dataclasses.replace(start.header, config=config, elapsed=elapsed)
+    return dataclasses.replace(start, header=header, chosen=chosen)
 
 
 def _described(config: Config, given: set[str], budget: Budget) -> str:

@@ -45,6 +45,7 @@ class Start:
         tokenizer: The tokenizer of the text.
         folder: The run folder in which the run continues; None for a new folder.
         tokens: The encoded text; None if it has not been encoded yet.
+        chosen: One line that names the settings that follow from the length of the run; "" if there are none.
     """
 
     header: Header
@@ -54,6 +55,7 @@ class Start:
     tokenizer: Tokenizer
     folder: Path | None
     tokens: Tokens | None = None
+    chosen: str = ""
 
     @property
     def is_complete(self) -> bool:

@@ -5,11 +5,16 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from mlx_gpt.checkpoint.store import Header
+from mlx_gpt.config.budget import Budget
+from mlx_gpt.config.law import predicted
+from mlx_gpt.config.schema import Config
 from mlx_gpt.device.mlx import peak_memory
 from mlx_gpt.model.cost import decoding_bytes, flops_per_token, num_params, packed_sizes
 from mlx_gpt.run.build import Start, make_trainer
 from mlx_gpt.run.request import Note
 from mlx_gpt.train.objectives import ROLLOUT_OBJECTIVES
+from mlx_gpt.train.trainer import Trainer
 
 PROBE_STEPS = 3
 
@@ -40,20 +45,16 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
             tokens_per_second: Training tokens per second of a step.
             eta_seconds: Expected time to the end, evaluations included.
             float_bytes, packed_bytes, packed_gpu_bytes: Those of packed_sizes(), for a ternary network.
+        expected_loss, expected_error: Those of config/law.py, for a new run for which a law holds.
 
     Raises:
         UserError, OutOfRoom: The run cannot be trained, as for make_trainer().
     """
-    with tempfile.TemporaryDirectory() as folder:  # of what a source writes beside its batches
-        trainer = make_trainer(start, Path(folder), note)
-        step_seconds = statistics.median(trainer.time_steps(PROBE_STEPS))
+    trainer, step_seconds = _timed(start, note)
     header, train, model = start.header, start.header.config.train, start.header.config.model
-    pace = trainer.pace
-    target = pace.iters_in_budget(step_seconds, header) if train.minutes and not header.planned else train.iters
-    iters = target - header.step
+    iters, seconds = _rest(trainer, step_seconds, header)
     tokens_per_step, is_read = trainer.source.tokens_per_batch, train.objective not in ROLLOUT_OBJECTIVES
     flops_per_step = flops_per_token(model, header.vocab_size) * tokens_per_step
-    evaluations = math.ceil(iters / train.eval_every)
     return {
         "parameters": num_params(model, header.vocab_size),
         "state_bytes": trainer.state_bytes,
@@ -69,6 +70,41 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
         "flops": flops_per_step * iters,
         "ms_per_iter": round(step_seconds * 1000, 1),
         "tokens_per_second": round(tokens_per_step / step_seconds, 1),
-        "eta_seconds": round(iters * step_seconds + evaluations * pace.next_eval_seconds(step_seconds, header), 1),
+        "eta_seconds": round(seconds, 1),
         **packed_sizes(model, header.vocab_size),
+        **(
+            _expected(header.config, trainer, iters * tokens_per_step, note)
+            if is_read and start.weights is None
+            else {}
+        ),
     }
+
+
+def _timed(start: Start, note: Note) -> tuple[Trainer, float]:
+    """Builds the trainer, and returns it with the median time of a step in seconds."""
+    with tempfile.TemporaryDirectory() as folder:  # of what a source writes beside its batches
+        trainer = make_trainer(start, Path(folder), note)
+        step_seconds = statistics.median(trainer.time_steps(PROBE_STEPS))
+    if start.chosen:
+        note(start.chosen)
+    return trainer, step_seconds
+
+
+def _rest(trainer: Trainer, step_seconds: float, header: Header) -> tuple[int, float]:
+    """Returns the steps that remain, and their time in seconds, evaluations included."""
+    train, pace = header.config.train, trainer.pace
+    target = pace.iters_in_budget(step_seconds, header) if train.minutes and not header.planned else train.iters
+    iters = target - header.step
+    evaluations = math.ceil(iters / train.eval_every)
+    return iters, iters * step_seconds + evaluations * pace.next_eval_seconds(step_seconds, header)
+
+
+def _expected(config: Config, trainer: Trainer, tokens: int, note: Note) -> dict[str, float]:
+    """The loss that a law predicts for a new run of this length; empty, with a note, if no law holds."""
+    texts = {"train_tokens": trainer.source.num_tokens, "val_tokens": trainer.validation.num_tokens}
+    found = predicted(config, Budget(tokens=tokens, **texts))
+    if isinstance(found, str):
+        note(found)
+        return {}
+    loss, error = found
+    return {"expected_loss": round(loss, 3), "expected_error": error}

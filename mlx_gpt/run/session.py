@@ -102,6 +102,8 @@ class Session(Iterator[Report]):
             make_folder(self.folder)
             self._lock_until_closed(self.folder, stack)
             require_new(self.folder)  # another process may have trained in it since folder_of()
+        if self.start.chosen:
+            self.note(self.start.chosen)
 
     def __next__(self) -> Report:
         return next(self._reports)

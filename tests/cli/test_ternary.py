@@ -13,7 +13,7 @@ from mlx_gpt.checkpoint import store
 
 # One layer of ternary-m, with a context that is fast to evaluate.
 SHAPE = ["--preset=ternary-m", "--set=model.n_layer=1", "--set=model.block_size=32"]
-QUICK = ["--batch=2", "--iters=2", "--eval-every=1", "--sample-every=0"]
+QUICK = ["--batch=2", "--iters=2", "--eval-every=1", "--sample-every=0", "--set=optimizer.ema_decay=0.9"]
 
 
 @pytest.fixture(scope="module")

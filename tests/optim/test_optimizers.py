@@ -12,7 +12,7 @@ from mlx_gpt.device.lanes import lanes
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.gpt import roles_of, shapes_of
 from mlx_gpt.optim.clip import CLIPS, global_norm
-from mlx_gpt.optim.optimizers import RULES, Optimizer, orthogonal
+from mlx_gpt.optim.optimizers import NEWTON_SCHULZ, RULES, Optimizer, orthogonal
 from mlx_gpt.optim.schedules import learning_rate
 
 LOSS = tolerance("float32 loss")
@@ -171,6 +171,26 @@ def test_muons_direction_is_nearly_orthogonal_and_blind_to_scale(shape):
         singular = np.linalg.svd(direction, compute_uv=False)
         assert 0.5 < np.median(singular) < 1.3 and singular.max() < 1.3
         np.testing.assert_allclose(direction, found[1], atol=2e-3)
+
+
+@pytest.mark.parametrize("steps", NEWTON_SCHULZ.values(), ids=NEWTON_SCHULZ)
+@pytest.mark.parametrize("shape", [(24, 24), (16, 80), (2, 80, 16)])
+def test_the_iteration_changes_the_singular_values_alone(shape, steps):
+    g = np.random.default_rng(1).normal(size=shape)
+    u, s, v = np.linalg.svd(g / np.linalg.norm(g, axis=(-2, -1), keepdims=True), full_matrices=False)
+    for a, b, c in steps:
+        s = a * s + b * s**3 + c * s**5
+    found = np.array(orthogonal({"g": mx.array(g.astype(np.float32))}, steps)["g"])
+    np.testing.assert_allclose(found, u * s[..., None, :] @ v, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NEWTON_SCHULZ)
+def test_the_setting_chooses_the_iteration(name):
+    g = {"w": mx.array(np.random.default_rng(2).normal(size=(8, 8)).astype(np.float32))}
+    config = OptimizerConfig(name="muon", newton_schulz=name, momentum=0.0, weight_decay=0.0, muon_lr_scale=1.0)
+    optimizer = Optimizer(config, {"w": "matrix"})
+    new, _ = optimizer.update({"w": mx.zeros((8, 8))}, g, optimizer.init(g), mx.array(1.0))
+    np.testing.assert_allclose(new["w"], -orthogonal(g, NEWTON_SCHULZ[name])["w"], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["muon", "normuon"])

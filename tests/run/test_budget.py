@@ -19,12 +19,12 @@ from mlx_gpt.train.reports import StepReport, StopReport
 BLOCK = TINY["model.block_size"]
 
 
-def started(settings, note=ignore, processes=1, **more):
-    return begin(Request(settings=settings_of((TINY | settings).items()), **more), note, processes)
+def started(settings, processes=1, **more):
+    return begin(Request(settings=settings_of((TINY | settings).items()), **more), ignore, processes)
 
 
-def config_of(settings, note=ignore, **more):
-    return started(settings, note, **more).header.config
+def config_of(settings, **more):
+    return started(settings, **more).header.config
 
 
 def trained(folder, settings, **more):
@@ -34,20 +34,33 @@ def trained(folder, settings, **more):
 
 
 def test_a_length_in_tokens_chooses_settings_and_says_which():
-    notes = []
-    config = config_of({"train.tokens": 5000, "optimizer.decay_start": 0.5}, notes.append)
+    start = started({"train.tokens": 5000, "optimizer.decay_start": 0.5})
+    config, line = start.header.config, start.chosen
     step = config.train.sequences_per_step * BLOCK
     assert 5000 - step < config.train.iters * step <= 5000
     assert config.optimizer.decay_start == 0.5
-    [line] = [text for text in notes if text.startswith("5,000 tokens")]
+    assert line.startswith("5,000 tokens")
     for name in CHOSEN - {"optimizer.decay_start"}:
         assert f"{name}={config.get(name)}" in line
     assert "decay_start" not in line
 
 
 def test_a_length_in_updates_chooses_nothing():
-    notes, given = [], {"train.iters": 100, "train.minutes": 1.0}
-    assert config_of(given, notes.append) == resolve("model-l", None, TINY | given) and not notes
+    given = {"train.iters": 100, "train.minutes": 1.0}
+    start = started(given)
+    assert start.header.config == resolve("model-l", None, TINY | given) and not start.chosen
+
+
+def test_the_settings_are_said_once_and_only_if_the_run_begins(tmp_path):
+    notes, settings = [], TINY | {"train.tokens": 5000}
+    session = Session(Request(settings=settings_of(settings.items()), out=tmp_path / "run"), notes.append)
+    session.close()
+    assert notes.count(session.start.chosen) == 1 and session.start.chosen
+    (tmp_path / "short.txt").write_text("too short")
+    refused = settings_of((settings | {"data.corpus": (str(tmp_path / "short.txt"),)}).items())
+    with pytest.raises(UserError, match="longer text"):
+        Session(Request(settings=refused, out=tmp_path / "other"), notes.append)
+    assert sum("passes over the text" in line for line in notes) == 1
 
 
 def test_a_recipe_with_updates_chooses_nothing():
@@ -63,17 +76,16 @@ def test_a_recipe_keeps_its_settings_at_another_length():
 def test_a_preset_that_gives_all_settings_keeps_them(tmp_path):
     _, _ = trained(tmp_path / "run", TINY | {"train.iters": 2, "train.batch_size": 5})
     for length in ({"train.tokens": 20_000}, {"train.minutes": 1.0}):
-        notes, preset = [], str(tmp_path / "run/run.toml")
-        config = config_of(length, notes.append, preset=preset)
-        assert not notes and config.train.batch_size == 5
+        preset = str(tmp_path / "run/run.toml")
+        start = started(length, preset=preset)
+        config = start.header.config
+        assert not start.chosen and config.train.batch_size == 5
         assert config.optimizer == resolve(preset).optimizer
 
 
 def test_a_time_limit_chooses_settings_by_the_measured_pace():
-    notes = []
-    start = started({"train.minutes": 0.02}, notes.append)
-    [line] = [text for text in notes if " passes over the text: " in text]
-    assert line.startswith("about ") and "train.batch_size=" in line
+    start = started({"train.minutes": 0.02})
+    assert start.chosen.startswith("about ") and "train.batch_size=" in start.chosen
     assert start.header.config.optimizer.decay_start == 0.1
     assert start.header.elapsed > 0 and start.header.config.train.tokens == 0
 
