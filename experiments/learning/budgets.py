@@ -2,7 +2,7 @@
 
     python experiments/learning/budgets.py [fit] [dropout] [test]
 
-The runs of `fit` change one setting at a time, at three lengths. Those of `dropout` read a small part of the text many
+The runs of `fit` change the size of updates at three lengths, and one other setting at a time at two of them. Those of `dropout` read a small part of the text many
 times. `test` compares the settings that `--tokens` chooses with their neighbours, at a length that the fit has not
 seen. After the runs, the script prints the size of an update with the lowest loss for each length of `fit`.
 """
@@ -16,6 +16,7 @@ from table import RESULTS, measure, rows_of, settings
 LENGTHS, LEFT_OUT, BLOCK = (125_000, 250_000, 500_000), 1_000_000, 128
 UPDATES = {125_000: (1, 2, 4), 250_000: (2, 4, 8), 500_000: (2, 4, 8)}  # sequences of an update; the second is the base
 BASE = {"optimizer.decay_start": 0.1, "model.dropout": 0, "train.eval_every": 100_000}
+BASE |= {"optimizer.name": "normuon", "optimizer.newton_schulz": "polar"}
 CHANGES = {
     "rate x0.5": {"optimizer.learning_rate": 1.5e-3},
     "rate x2": {"optimizer.learning_rate": 6e-3},
@@ -35,7 +36,7 @@ def fit_variants() -> dict[str, list[str]]:
     sizes = {named(n, k): arguments(n, k, {}) for n in LENGTHS for k in UPDATES[n]}
     changed = {
         f"{named(n, UPDATES[n][1])}, {name}": arguments(n, UPDATES[n][1], change)
-        for n in LENGTHS
+        for n in (LENGTHS[0], LENGTHS[-1])
         for name, change in CHANGES.items()
     }
     return sizes | changed

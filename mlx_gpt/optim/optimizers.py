@@ -263,10 +263,9 @@ def orthogonal(matrices: Weights, steps: Sequence[tuple[float, float, float]] = 
     """Replaces each matrix by a nearly orthogonal one: U S V^T (its SVD) becomes about U V^T.
 
     With the steps "jordan", the singular values of a result lie between about 0.7 and 1.2, except that those below
-    about 0.0014 of the matrix's Frobenius norm stay smaller. With "polar", they lie between about 0.19 and 1.87, except
-    that those below about 0.0014 stay smaller. The iteration is
-    computed in float32. For speed, matrices of the same shape are stacked, and each lane (an MLX stream, see
-    `device/lanes.py`) computes a part of the stack.
+    about 0.0014 of the matrix's Frobenius norm stay smaller. With "polar", they lie between about 0.19 and 1.87, with
+    the same exception. The iteration is computed in float32. For speed, matrices of the same shape are stacked, and
+    each lane (an MLX stream, see `device/lanes.py`) computes a part of the stack.
 
     Args:
         matrices: Arrays (..., rows, columns) by name.
