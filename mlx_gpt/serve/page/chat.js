@@ -6,7 +6,7 @@ import { plural, status, summary, tell } from "./session.js";
 import * as settings from "./settings.js";
 import { hear, sayEnd } from "./speech.js";
 import { keep, recall } from "./storage.js";
-import { drawToken, tokenGroup } from "./tokens.js";
+import { drawTokens, tokenGroup } from "./tokens.js";
 
 const NAMES = { user: "You", assistant: "Model" };
 
@@ -78,7 +78,7 @@ export class Chat {
     this.follower.begin();
     const result = await generate(request, signal, (tokens, result) => {
       Object.assign(turn, { text: result.text, tokens: result.tokens });
-      place.append(...tokens.map(drawToken));
+      place.append(...drawTokens(tokens, result.tokens.at(-tokens.length - 1)));
       hear(tokens.map((token) => token.text).join(""));
       status(summary(result));
       this.follower.grown();

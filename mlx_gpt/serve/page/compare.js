@@ -8,7 +8,7 @@ import * as settings from "./settings.js";
 import { sayEnd } from "./speech.js";
 import { keep, recall } from "./storage.js";
 import { Strip } from "./strip.js";
-import { drawToken, tokenGroup } from "./tokens.js";
+import { drawTokens, tokenGroup } from "./tokens.js";
 
 const SIDES = ["a", "b"];
 const FIELDS = ["model", "temperature", "seed"];
@@ -79,7 +79,7 @@ export class Compare {
     $(`keep-${side}`).disabled = true;
     $("sameness").textContent = "";
     const result = await generate(request, signal, (tokens, result) => {
-      group.append(...tokens.map(drawToken));
+      group.append(...drawTokens(tokens, result.tokens.at(-tokens.length - 1)));
       $(`about-${side}`).textContent = summary(result);
       this.follower.grown();
     });

@@ -6,7 +6,7 @@
 // edit, so that one undo takes it back.
 
 import { make } from "./dom.js";
-import { drawToken, plain } from "./tokens.js";
+import { drawToken, drawTokens, plain } from "./tokens.js";
 
 const REMEMBERED = 50; // texts whose marks are kept for undo and redo
 
@@ -21,13 +21,11 @@ function unchanged(before, after, caret) {
 
 // The marks of tokens that follow each other from an index on.
 function marksOf(tokens, start) {
-  const marks = [];
-  for (const token of tokens) {
-    const span = drawToken(token), end = start + span.textContent.length;
-    marks.push({ start, end, token, span });
-    start = end;
-  }
-  return marks;
+  return drawTokens(tokens).map((span) => {
+    const mark = { start, end: start + span.textContent.length, token: span.told, span };
+    start = mark.end;
+    return mark;
+  });
 }
 
 // Replaces the selection by a text, in one step of undo. execCommand() is deprecated, but nothing else can do that.
@@ -108,8 +106,8 @@ export class Sheet {
   }
 
   write(tokens) {
+    this.end.before(...drawTokens(tokens, this.fresh.at(-1)));
     this.fresh.push(...tokens);
-    this.end.before(...tokens.map(drawToken));
   }
 
   // The model has written `text`. If that is empty, the text before begin() comes back.
@@ -141,21 +139,24 @@ export class Sheet {
     this.show(fitting);
   }
 
-  // The marks whose text is at their place. A carriage return and a newline in two tokens are one newline in the field.
+  // The marks whose text is at their place. A newline after the carriage return of another token has no text of its own.
   fitting(marks) {
-    return marks.filter((mark) => this.text.slice(mark.start, mark.end) === plain(mark.token.text));
+    return marks.filter(({ start, end, token }) => {
+      const text = this.text.slice(start, end), whole = plain(token.text);
+      return text === whole || (`\n${text}` === whole && this.text[start - 1] === "\n");
+    });
   }
 
   // For storage: the text and its marks, and back. While the model writes: with what it has written.
   get state() {
     const { start, fresh } = this.field.readOnly ? this : { start: this.text.length, fresh: [] };
     const marks = [...this.marks.filter((mark) => mark.end <= start), ...marksOf(fresh, start)];
-    const text = this.text.slice(0, start) + fresh.map((token) => plain(token.text)).join("");
+    const text = this.text.slice(0, start) + plain(fresh.map((token) => token.text).join(""));
     return { text, marks: marks.map(({ start, end, token }) => ({ start, end, token })) };
   }
 
   restore({ text, marks }) {
     this.field.value = text;
-    this.show(this.fitting(marks).map((mark) => ({ ...mark, span: drawToken(mark.token) })));
+    this.show(this.fitting(marks).map((mark) => ({ ...mark, span: drawToken(mark.token, text.slice(mark.start, mark.end)) })));
   }
 }

@@ -10,11 +10,21 @@ export const bitsOf = (token) => -token.logprob / Math.LN2;
 // The text as a text field holds it: without carriage returns.
 export const plain = (text) => text.replace(/\r\n?/g, "\n");
 
-export function drawToken(token) {
-  const span = make("span", "token", plain(token.text));
+// `text` is the token's text as it is shown.
+export function drawToken(token, text) {
+  const span = make("span", "token", text);
   span.style.setProperty("--surprise", (Math.min(bitsOf(token) / MOST_BITS, 1) * STRONGEST).toFixed(3));
   span.told = token; // for the tip
   return span;
+}
+
+// Draws tokens that follow the token `before`, if any. A carriage return and a newline in two tokens are one newline.
+export function drawTokens(tokens, before) {
+  return tokens.map((token) => {
+    const shown = plain(before?.text.endsWith("\r") ? token.text.replace(/^\n/, "") : token.text);
+    before = token;
+    return drawToken(token, shown);
+  });
 }
 
 export const meanBits = (tokens) => tokens.reduce((sum, token) => sum + bitsOf(token), 0) / Math.max(tokens.length, 1);
@@ -29,7 +39,7 @@ export function tokenGroup(label, tokens) {
   group.tabIndex = 0;
   group.setAttribute("role", "group");
   group.setAttribute("aria-label", label);
-  group.append(...tokens.map(drawToken));
+  group.append(...drawTokens(tokens));
   return group;
 }
 

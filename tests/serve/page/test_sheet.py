@@ -238,6 +238,37 @@ def test_every_text_is_inserted_as_it_is_in_one_edit(page):
     assert page.locator("main img").count() == 0 and page.title() == "tiny"
 
 
+RETURNS = """async (batches) => {
+  const { Sheet } = await import("./sheet.js"), box = document.getElementById("scroll");
+  const [mirror, field] = ["div", "textarea"].map((tag) => box.appendChild(document.createElement(tag)));
+  const sheet = new Sheet(field, mirror, () => {}), texts = batches.flat();
+  const made = (text) => ({ text, name: text, logprob: -1, top: [] });
+  const seen = () => [field.value, mirror.textContent.slice(0, -1), sheet.tokens.map((token) => token.text).join("")];
+  sheet.restore({ text: "x", marks: [] });
+  sheet.begin(1);
+  batches.forEach((batch) => sheet.write(batch.map(made)));
+  const found = [mirror.textContent.slice(0, -1)], early = sheet.state;
+  sheet.finish(texts.join(""), texts.map(made));
+  found.push(...seen());
+  for (const state of [early, JSON.parse(JSON.stringify(sheet.state))]) {
+    sheet.restore(state);
+    found.push(...seen());
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize(
+    "batches", [[["a", "\r", "\n", "b\r", "\nc", "\r", "d"]], [["\n", "\r"], ["\n"], ["\n\r"], ["\r\n"]]]
+)
+def test_a_carriage_return_and_a_newline_in_two_tokens_are_one_newline(page, batches):
+    """... while the model writes, at the end, and after a reload. No token loses its place."""
+    written = "".join(sum(batches, []))
+    while_writing, *later = page.evaluate(RETURNS, batches)
+    assert while_writing == "x" + plain(written)
+    assert later == 3 * [while_writing, while_writing, written]
+
+
 def test_a_text_of_markup_stays_text(page):
     write(page, "<img src=x onerror=alert(1)>")
     until_written(page)
