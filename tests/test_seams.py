@@ -133,10 +133,10 @@ def test_a_group_whose_other_member_holds_the_same_rows_trains_as_one_alone(tiny
         steps_of(config, Squares(config.train), source.gather, g, arrays) for g in (Alone(), Twins())
     )
     for a, b in zip(ours, theirs, strict=True):
-        assert a.loss.item() == pytest.approx(b.loss.item(), rel=1e-6)
-        assert a.grad_norm.item() == pytest.approx(b.grad_norm.item(), rel=1e-6)
+        assert a.loss.item() == pytest.approx(b.loss.item(), rel=1e-5)
+        assert a.grad_norm.item() == pytest.approx(b.grad_norm.item(), rel=1e-5)
     for name, w in alone["weights"].items():
-        np.testing.assert_allclose(w, twins["weights"][name], atol=tolerance("float32 mean"), err_msg=name)
+        np.testing.assert_allclose(w, twins["weights"][name], atol=10 * tolerance("float32 mean"), err_msg=name)
 
 
 def test_the_shipped_objective_and_group_keep_to_the_protocols(tiny_config):

@@ -51,15 +51,16 @@ def rates(folder: Path) -> Variants:
 
 
 def optimizers(folder: Path) -> Variants:
-    lion = {"optimizer.learning_rate": 2e-4}
+    lion, jordan = {"optimizer.learning_rate": 2e-4}, {"optimizer.newton_schulz": "jordan"}
     changes = {
-        "muon": {},
+        "muon": jordan,
         "normuon": {},
+        "normuon, jordan": jordan,
         "adamw": {"optimizer.learning_rate": 2e-3},
         "lion": lion,
-        "muon-lion": lion | {"optimizer.muon_lr_scale": 100},
+        "muon-lion": lion | jordan | {"optimizer.muon_lr_scale": 100},
     }
-    return {name: changed({"optimizer.name": name} | more) for name, more in changes.items()}
+    return {name: changed({"optimizer.name": name.partition(",")[0]} | more) for name, more in changes.items()}
 
 
 def values(key: str, *each: float) -> Callable[[Path], Variants]:

@@ -15,6 +15,7 @@ from table import measure, settings
 SETTINGS = {
     "model.dropout": 0.15,
     "optimizer.name": "normuon",
+    "optimizer.newton_schulz": "jordan",
     "optimizer.learning_rate": 3e-3,
     "optimizer.decay_start": 0.2,
     "optimizer.ema_decay": 0,

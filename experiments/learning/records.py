@@ -20,13 +20,14 @@ SETTINGS = {
     "model.block_size": BLOCK,
     "model.dropout": 0,
 }
+MUON = {"optimizer.name": "muon", "optimizer.newton_schulz": "jordan"}
 NORMUON = {"optimizer.name": "normuon", "optimizer.newton_schulz": "polar"}
 
 
 def variants(tokens: int) -> dict[str, list[str]]:
     """Returns the arguments of the runs of a length: with NorMuon, and for the shortest length also with Muon."""
     length = ["--iters", str(tokens // (BATCH * BLOCK))]
-    muon = {f"llama-s, {tokens:,} tokens": length} if tokens == BUDGETS[0] else {}
+    muon = {f"llama-s, {tokens:,} tokens": [*length, *settings(MUON)]} if tokens == BUDGETS[0] else {}
     return muon | {f"llama-s, NorMuon, {tokens:,} tokens": [*length, *settings(NORMUON)]}
 
 

@@ -11,6 +11,8 @@ from table import measure, settings
 
 TOKENS = 499_712
 BASE = {
+    "optimizer.name": "muon",
+    "optimizer.newton_schulz": "jordan",
     "train.batch_size": 8,
     "train.save_minutes": 0,
     "train.eval_every": 100_000,

@@ -27,7 +27,7 @@ from mlx_gpt.model.specs import state_shape
 from mlx_gpt.parse import parse_json, reading
 
 DTYPES = {"float32": "F32", "uint8": "U8"}  # the types of weights, by their names in specs
-FORMAT, FORMAT_VERSION = "mlxgpt", 5
+FORMAT, FORMAT_VERSION = "mlxgpt", 6
 OPTIMIZER = "optimizer."
 
 Tensors = dict[str, np.ndarray]
@@ -159,8 +159,13 @@ def _from_version_4(data: dict) -> dict:
     return data | {"division": None}
 
 
+def _from_version_5(data: dict) -> dict:
+    """Converts a header of version 5, in which Muon had only one iteration, to version 6."""
+    return data | {"config": merge({"optimizer": {"newton_schulz": "jordan"}}, data["config"])}
+
+
 # MIGRATIONS[i] converts a header of version i + 1 to version i + 2.
-MIGRATIONS = (_from_version_1, _from_version_2, _from_version_3, _from_version_4)
+MIGRATIONS = (_from_version_1, _from_version_2, _from_version_3, _from_version_4, _from_version_5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

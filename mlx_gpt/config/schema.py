@@ -102,7 +102,7 @@ class OptimizerConfig(Table):
     """The optimizer, its learning-rate schedule, gradient clipping and the moving average of the weights."""
 
     name: str = setting(
-        "muon",
+        "normuon",
         "optimizer; muon and normuon are AdamW, and muon-lion is Lion, outside the blocks' matrices; Lion needs rates "
         "about ten times lower",
         choices=("adamw", "muon", "normuon", "lion", "muon-lion"),
@@ -112,7 +112,7 @@ class OptimizerConfig(Table):
         20 / 3, "learning rate of the matrices that Muon updates, as a multiple of the learning rate", low=0.0, high=1e6
     )
     newton_schulz: str = setting(
-        "jordan",
+        "polar",
         "iteration that makes the updates of muon and normuon orthogonal: five equal steps (jordan), or the first "
         "three of the Polar Express (polar), which need less time",
         choices=("jordan", "polar"),

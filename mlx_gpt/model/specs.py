@@ -98,8 +98,13 @@ ROWS = "rows"  # the part of an optimizer's state with one number for each row o
 
 
 def state_shape(part: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape of a part of an optimizer's state, for a weight of shape `shape`."""
-    return (*shape[:-1], 1) if part == ROWS else shape
+    """Returns the shape of a part of an optimizer's state, for a weight of shape `shape`.
+
+    Args:
+        part: Its name, such as "m", or "m@2" for that of rank 2 between the exchanges of local steps.
+        shape: The shape of the weight.
+    """
+    return (*shape[:-1], 1) if part.partition("@")[0] == ROWS else shape
 
 
 def prefixed(name: str, specs: Specs) -> Specs:

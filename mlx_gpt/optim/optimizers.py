@@ -113,6 +113,7 @@ class NorMuon(Muon):
         beta2, eps = self.config.beta2, self.config.eps
         directions, new_rows = {}, {}
         for name, x in made.items():
+            x = mx.contiguous(x)  # a sum over a transposed array may have another order, and so other last bits
             rows = beta2 * state[ROWS][name] + (1 - beta2) * mx.square(x).mean(-1, keepdims=True)
             even = x / (mx.sqrt(rows) + eps)
             directions[name] = even * (_frobenius(x) / (_frobenius(even) + 1e-7))

@@ -104,9 +104,9 @@ def test_nan_newer_foreign_and_misshapen_files_are_refused(tmp_path, saved):
     safetensors.numpy.save_file({"x": np.zeros(3, np.float32)}, foreign)
     refused("not an mlxgpt checkpoint", foreign)
     safetensors.numpy.save_file(
-        {"x": np.zeros(3, np.float32)}, foreign, {"format": "mlxgpt", "format_version": "6", "header": "{}"}
+        {"x": np.zeros(3, np.float32)}, foreign, {"format": "mlxgpt", "format_version": "7", "header": "{}"}
     )
-    refused("format version '6'", foreign)
+    refused("format version '7'", foreign)
     with pytest.raises(UserError, match="no such file"):
         store.load(tmp_path / "absent")
 

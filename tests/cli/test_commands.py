@@ -81,9 +81,9 @@ def test_one_learning_rate_scales_the_updates_of_all_weights(home, tmp_path):
         command = ["train", "--resume", path, "--lr", rate, "--min-lr", rate, f"--iters={step + 1}", "--out", rate]
         done = mlxgpt(*command, "--set=train.log_every=1", "--set=optimizer.warmup_steps=0", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert f"LR: {float(rate):.6f} (muon {float(rate) * 20 / 3:.6f})" in done.stdout
+        assert f"LR: {float(rate):.6f} (normuon {float(rate) * 20 / 3:.6f})" in done.stdout
         [update] = [r for r in read_metrics(tmp_path / rate / "metrics.jsonl") if r["report"] == "step"]
-        assert update["rule_lrs"] == pytest.approx({"adamw": float(rate), "muon": float(rate) * 20 / 3})
+        assert update["rule_lrs"] == pytest.approx({"adamw": float(rate), "normuon": float(rate) * 20 / 3})
         before, after = (store.load(p).as_trained().weights for p in (path, tmp_path / rate / "checkpoint.safetensors"))
         sizes[rate] = {name: np.linalg.norm(w - before[name]) for name, w in after.items()}
     for name, size in sizes["1e-3"].items():

@@ -103,8 +103,8 @@ def muon_reference(c, t, w, g, lr, state, changed=lambda direction: direction):
     m = state["m"] = c.momentum * state.get("m", 0) + (1 - c.momentum) * g
     u, s, vt = np.linalg.svd(c.momentum * m + (1 - c.momentum) * g, full_matrices=False)
     s = s / np.sqrt((s**2).sum())
-    for _ in range(5):
-        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    for p, q, r in NEWTON_SCHULZ[c.newton_schulz]:
+        s = p * s + q * s**3 + r * s**5
     lr = lr * c.muon_lr_scale
     return w * (1 - lr * c.weight_decay) - lr * max(1, w.shape[0] / w.shape[1]) ** 0.5 * changed((u * s) @ vt)
 
