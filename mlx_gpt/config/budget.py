@@ -12,7 +12,7 @@ from mlx_gpt.config.schema import UNTIL_TIME_IS_UP, Config
 from mlx_gpt.errors import UserError
 
 # Tokens of an update: UPDATE_TOKENS in a run of RUN_TOKENS tokens, and proportional to a power of its tokens in others.
-RUN_TOKENS, UPDATE_TOKENS, UPDATE_POWER = 500_000, 512, 0.55
+RUN_TOKENS, UPDATE_TOKENS, UPDATE_POWER = 500_000, 512, 0.66
 # The critical size of an update is this multiple of those tokens. Above this size, further tokens in an update save few
 # updates (arXiv:1812.06162).
 CRITICAL = 5

@@ -35,7 +35,7 @@ def test_every_length_gets_settings_that_train_about_this_many_tokens(block_size
         assert iters * step <= tokens < (iters + 1) * step
         assert 1 <= config.train.eval_every <= max(1, iters)
         assert config.train.batch_size * block_size <= max(16_384, block_size)
-        wanted = max(1, 512 * (tokens / 500_000) ** 0.55 / block_size)
+        wanted = max(1, 512 * (tokens / 500_000) ** 0.66 / block_size)
         rows = config.train.sequences_per_step
         assert wanted - 0.5 <= rows <= wanted + 0.5 + config.train.grad_accum_steps
 
@@ -117,7 +117,7 @@ def test_a_run_of_limited_time_takes_this_time(fixed):
 
 def test_the_size_of_an_update_makes_the_most_progress_in_a_given_time():
     tokens, overhead = 10**6, 10**5
-    best = 512 * 2**0.55
+    best = 512 * 2**0.66
     progress = {n: n / (n + 5 * best) / (n + overhead) for n in range(256, 256 * 400, 256)}
     found = tokens_per_update(chosen(tokens, overhead=overhead))
     assert progress[found] == pytest.approx(max(progress.values()), rel=1e-4)
