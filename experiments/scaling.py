@@ -86,7 +86,7 @@ def parts(preset: str) -> None:
     from mlx_gpt.device.mlx import mx
     from mlx_gpt.distributed.ranks import join
     from mlx_gpt.model.gpt import GPT
-    from mlx_gpt.optim.optimizers import orthogonal
+    from mlx_gpt.optim.optimizers import NEWTON_SCHULZ, orthogonal
 
     group, found = join(), []
     for size in SIZES:
@@ -96,7 +96,7 @@ def parts(preset: str) -> None:
     specs = GPT.specs(resolve(preset).model, 67)
     matrices = {name: mx.random.normal(w.shape) for name, w in specs.items() if w.role == "matrix"}
     mx.eval(matrices)
-    print(json.dumps([*found, median_seconds(lambda: orthogonal(matrices))]), flush=True)
+    print(json.dumps([*found, median_seconds(lambda: orthogonal(matrices, NEWTON_SCHULZ["polar"]))]), flush=True)
 
 
 def seconds(case: str, preset: str, batch: int) -> float:

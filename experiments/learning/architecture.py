@@ -3,7 +3,7 @@
 Each run trains model-s on one million tokens. Each network has three seeds.
 """
 
-from table import measure
+from table import MUON, measure
 
 
 def options(**settings: str) -> list[str]:
@@ -28,6 +28,7 @@ measure(
     },
     seeds=[1, 2, 3],
     common=[
+        *MUON,
         *("--preset", "model-s", "--corpus", "shakespeare", "--batch", "8", "--iters", "488"),
         *("--eval-every", "100000", "--set", "train.save_minutes=0"),
     ],

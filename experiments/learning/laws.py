@@ -6,6 +6,7 @@ Each run has the settings that `--tokens` chooses. A run takes between one and t
 runs, the script prints for each length the loss that a curve through the other lengths predicts, and the law.
 """
 
+import math
 import statistics
 import sys
 
@@ -24,16 +25,17 @@ def named(preset: str, tokens: int) -> str:
     return f"{preset}, {tokens:,} tokens"
 
 
-def measured(preset: str) -> dict[int, float]:
-    """Returns the mean loss of the runs of each length that was measured with all seeds."""
-    rows = rows_of(RESULTS / "laws.json")
-    losses = {n: [row["val_loss"] for row in rows if row["name"] == named(preset, n)] for n in LENGTHS}
-    return {n: statistics.mean(found) for n, found in losses.items() if len(found) == len(SEEDS)}
+def measured(preset: str) -> dict[int, list[float]]:
+    """Returns the losses of the runs of each length that was measured with all seeds, by the tokens of these runs."""
+    table = rows_of(RESULTS / "laws.json")
+    rows = [[row for row in table if row["name"] == named(preset, n)] for n in LENGTHS]
+    return {runs[0]["tokens"]: [row["val_loss"] for row in runs] for runs in rows if len(runs) == len(SEEDS)}
 
 
-def curve(losses: dict[int, float]) -> tuple[float, float, float]:
-    """Returns limit, scale and power of the curve with the least squared error through losses by length."""
-    lengths, values = np.array(list(losses)) / MILLION, np.array(list(losses.values()))
+def curve(losses: dict[int, list[float]]) -> tuple[float, float, float]:
+    """Returns limit, scale and power of the curve with the least squared error through the mean losses."""
+    lengths = np.array(list(losses)) / MILLION
+    values = np.array([statistics.mean(each) for each in losses.values()])
 
     def fit(power: float) -> tuple[float, tuple[float, float, float]]:
         columns = np.stack([np.ones_like(lengths), lengths**-power], axis=1)
@@ -43,16 +45,16 @@ def curve(losses: dict[int, float]) -> tuple[float, float, float]:
     return min(map(fit, POWERS))[1]
 
 
-def law(losses: dict[int, float]) -> tuple[Law, dict[int, float]]:
+def law(losses: dict[int, list[float]]) -> tuple[Law, dict[int, float]]:
     """Returns the law of a preset, and for each length the prediction of a curve through the others."""
     ends = {"shortest": min(losses), "longest": max(losses)}
     left_out = {}
     for tokens in losses:
-        others = Law(*curve({n: loss for n, loss in losses.items() if n != tokens}), error=0, **ends)
+        others = Law(*curve({n: each for n, each in losses.items() if n != tokens}), error=0, **ends)
         left_out[tokens] = others.loss(tokens)
-    error = max(abs(left_out[n] - loss) for n, loss in losses.items())
+    error = max(abs(left_out[n] - loss) for n, each in losses.items() for loss in each)
     limit, scale, power = (round(value, 4) for value in curve(losses))
-    return Law(limit, scale, power, error=round(error, 3), **ends), left_out
+    return Law(limit, scale, power, error=math.ceil(100 * error) / 100, **ends), left_out
 
 
 if __name__ == "__main__":
@@ -68,6 +70,6 @@ if __name__ == "__main__":
         )
         if len(losses := measured(preset)) > 3:
             found, left_out = law(losses)
-            for tokens, loss in losses.items():
-                print(f"{tokens:>9,} tokens: measured {loss:.4f}, predicted without it {left_out[tokens]:.4f}")
+            for tokens, each in losses.items():
+                print(f"{tokens:>9,} tokens: measured {each}, predicted without them {left_out[tokens]:.4f}")
             print(f'    "{preset}": {found},')

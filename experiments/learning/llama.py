@@ -4,13 +4,13 @@ The rows of model-s add the options of Llama's network one after the other, and 
 networks train on half a million tokens.
 """
 
-from table import measure
+from table import MUON, measure, settings
 
 
 def common(iters: int) -> list[str]:
     """Returns the arguments of `mlxgpt train` that all runs of a table share."""
     length = ["--batch", "8", "--iters", str(iters), "--eval-every", "100000"]
-    return ["--corpus", "shakespeare", *length, "--set", "train.save_minutes=0"]
+    return ["--corpus", "shakespeare", *length, "--set", "train.save_minutes=0", *MUON]
 
 
 def added(*settings: str) -> list[str]:
@@ -21,7 +21,8 @@ def added(*settings: str) -> list[str]:
 NORMS = ("norm_weights=true", "final_norm=true")
 SWIGLU = (*NORMS, "ffn=swiglu")
 TIED = (*SWIGLU, "tied_head=true")
-PRESETS = {name: ["--preset", name] for name in ("model-l-modern", "llama-m")}
+LONG = {"model.dropout": 0.2, "optimizer.decay_start": 0.37, "optimizer.ema_decay": 0.995}  # of model-l
+PRESETS = {name: ["--preset", name, *settings(LONG)] for name in ("model-l-modern", "llama-m")}
 BYTE_PAIRS = {f"{name}, byte pairs": [*arguments, "--bpe", "2000"] for name, arguments in PRESETS.items()}
 
 measure("llama_presets", PRESETS | BYTE_PAIRS, seeds=[1, 2, 3], common=common(244))

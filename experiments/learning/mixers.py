@@ -5,7 +5,7 @@ parameters differ: 0.80M with attention, 0.74M with grouped queries, 0.76M with 
 DeltaNet and 0.86M with the hybrid.
 """
 
-from table import measure
+from table import MUON, measure
 
 
 def mixed(*settings: str) -> list[str]:
@@ -24,6 +24,7 @@ measure(
     },
     seeds=[1, 2, 3],
     common=[
+        *MUON,
         *("--corpus", "shakespeare", "--batch", "8", "--iters", "488"),
         *("--eval-every", "100000", "--set", "train.save_minutes=0"),
     ],

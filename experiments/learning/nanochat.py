@@ -5,11 +5,16 @@ the dense network, and two of the eight compute a token, so both have the same n
 the router. Lion has a tenth of AdamW's rate. The rate of the matrices is the same.
 """
 
-from table import measure
+from table import MUON, measure
 
 DENSE = ("model.ffn=swiglu", "model.ffn_dim=384")
 EXPERTS = ("model.ffn=moe", "model.ffn_dim=192", "model.n_expert=8", "model.n_expert_per_token=2")
-LION = ("optimizer.name=muon-lion", "optimizer.learning_rate=3e-4", "optimizer.muon_lr_scale=66.67")
+LION = (
+    "optimizer.name=muon-lion",
+    "optimizer.learning_rate=3e-4",
+    "optimizer.muon_lr_scale=66.67",
+    "optimizer.newton_schulz=jordan",
+)
 
 
 def network(*settings: str) -> list[str]:
@@ -20,10 +25,10 @@ def network(*settings: str) -> list[str]:
 measure(
     "nanochat",
     {
-        "dense, one stream, muon": network(*DENSE),
-        "8 experts, top 2": network(*EXPERTS),
-        "2 streams": network(*DENSE, "model.residual=mhc"),
-        "4 streams": network(*DENSE, "model.residual=mhc", "model.n_stream=4"),
+        "dense, one stream, muon": [*network(*DENSE), *MUON],
+        "8 experts, top 2": [*network(*EXPERTS), *MUON],
+        "2 streams": [*network(*DENSE, "model.residual=mhc"), *MUON],
+        "4 streams": [*network(*DENSE, "model.residual=mhc", "model.n_stream=4"), *MUON],
         "muon-lion": network(*DENSE, *LION),
     },
     seeds=[1, 2, 3],

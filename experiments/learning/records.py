@@ -7,7 +7,7 @@ The settings were chosen with short_budgets.py, on another seed.
 
 import sys
 
-from table import measure, settings
+from table import MUON, measure, settings
 
 BUDGETS = [500_000, 1_000_000]
 BATCH, BLOCK = 4, 128  # sequences of an update, tokens of a sequence
@@ -20,14 +20,13 @@ SETTINGS = {
     "model.block_size": BLOCK,
     "model.dropout": 0,
 }
-MUON = {"optimizer.name": "muon", "optimizer.newton_schulz": "jordan"}
 NORMUON = {"optimizer.name": "normuon", "optimizer.newton_schulz": "polar"}
 
 
 def variants(tokens: int) -> dict[str, list[str]]:
     """Returns the arguments of the runs of a length: with NorMuon, and for the shortest length also with Muon."""
     length = ["--iters", str(tokens // (BATCH * BLOCK))]
-    muon = {f"llama-s, {tokens:,} tokens": [*length, *settings(MUON)]} if tokens == BUDGETS[0] else {}
+    muon = {f"llama-s, {tokens:,} tokens": [*length, *MUON]} if tokens == BUDGETS[0] else {}
     return muon | {f"llama-s, NorMuon, {tokens:,} tokens": [*length, *settings(NORMUON)]}
 
 

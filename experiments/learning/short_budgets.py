@@ -7,12 +7,11 @@ The pilots have one seed, which is not used for results.
 
 import sys
 
-from table import measure, settings
+from table import OPTIMIZER, measure, settings
 
 TOKENS = 499_712
 BASE = {
-    "optimizer.name": "muon",
-    "optimizer.newton_schulz": "jordan",
+    **OPTIMIZER,
     "train.batch_size": 8,
     "train.save_minutes": 0,
     "train.eval_every": 100_000,

@@ -46,7 +46,12 @@ WHOLE = [*NETWORK, *steps(STEPS, 0.6)]
 TWINS = {"float": WHOLE, "ternary": [*WHOLE, *ternary()]}
 COMMON = [
     *("--corpus", "shakespeare", "--batch", "12", "--eval-every", "100000"),
-    *settings(optimizer__name="muon", optimizer__schedule="wsd", optimizer__min_learning_rate=0),
+    *settings(
+        optimizer__name="muon",
+        optimizer__newton_schulz="jordan",
+        optimizer__schedule="wsd",
+        optimizer__min_learning_rate=0,
+    ),
     *settings(train__save_minutes=0),
 ]
 measure(

@@ -9,11 +9,11 @@ weights. A run takes about an hour on one core. The runs stay in FOLDER, and one
 import sys
 from pathlib import Path
 
-from table import measure, settings
+from table import OPTIMIZER, measure, settings
 
 SETTINGS = {
     "model.dropout": 0.1,
-    "optimizer.name": "muon",
+    **OPTIMIZER,
     "optimizer.schedule": "wsd",
     "optimizer.learning_rate": 3e-3,
     "optimizer.decay_start": 0.2,

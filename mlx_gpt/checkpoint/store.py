@@ -2,9 +2,9 @@
 
 All tensors are float32, except the codes of packed matrices, which are uint8. They are the weights, under their own
 names, and the state of the optimizer, under the names `optimizer.<part>.<weight>`, such as `optimizer.m.wte.weight`.
-The parts are `m` and `v`, the moments, and `ema`, the exponential moving average of the weights. The metadata holds
-`format`, `format_version`, `header` (a `Header` as JSON) and `sha256`, the hash of the header and of the names and the
-bytes of all tensors, in the order of the names.
+The parts are `m` and `v`, the moments, `rows`, the second moments of rows, and `ema`, the exponential moving average of
+the weights. The metadata holds `format`, `format_version`, `header` (a `Header` as JSON) and `sha256`, the hash of the
+header and of the names and the bytes of all tensors, in the order of the names.
 """
 
 import dataclasses

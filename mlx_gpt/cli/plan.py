@@ -14,9 +14,7 @@ PACKED = (
 # Tokens of a corpus, and of texts that the model writes itself.
 READ = "{tokens:,} in {iters:,} iterations of {tokens_per_step:,}; {epochs} epochs of {train_tokens:,}"
 WRITTEN = "{tokens:,} in {iters:,} iterations, if each has {tokens_per_step:,} as the last one measured"
-EXPECTED = (
-    "about {expected_loss:.2f} nats per token at the end, give or take {expected_error:.2f} (see docs/learning.md)"
-)
+EXPECTED = "about {expected_loss:.2f} nats per token at the end, give or take {expected_error:.2f}"
 
 
 def print_plan(facts: dict[str, int | float], as_json: bool) -> None:

@@ -94,7 +94,11 @@ OWN_TEXT = "train.txt"  # the corpus if no other is named and it exists in the c
 @set_option
 @log_option
 @alert_option
-@click.option("--plan", is_flag=True, help="Time a few steps, print size, memory, tokens, FLOPs and ETA, and stop.")
+@click.option(
+    "--plan",
+    is_flag=True,
+    help="Time a few steps, print size, memory, tokens, FLOPs, ETA and for some runs the loss, and stop.",
+)
 @watch_option
 @click.option(
     "--join",

@@ -5,6 +5,7 @@ settings that `--tokens` chooses (config/budget.py). experiments/learning/laws.p
 curves, see docs/learning.md.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from mlx_gpt.config.budget import Budget, fitted, tokens_per_update
@@ -13,8 +14,11 @@ from mlx_gpt.config.schema import Config, DataConfig
 
 MILLION = 1_000_000
 CORPUS = "shakespeare"
-SAME_UPDATES = 1.5  # a law also holds for updates that are larger or smaller by at most this factor
-SAME_DROPOUT = 0.05  # ... and for a dropout that differs by at most this much
+SAME_UPDATES = 1.5  # the updates of a predicted run may be larger or smaller by at most this factor
+SAME_DROPOUT = 0.05  # its dropout may differ by at most this much
+# Settings of [train] that do not change what a run of a given length learns, or that are compared by themselves.
+NOT_COMPARED = ("batch_size", "grad_accum_steps", "iters", "tokens", "minutes", "seed", "eval_every", "eval_at_start")
+NOT_COMPARED += ("sample_every", "save_minutes", "log_every", "patience")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +26,9 @@ class Law:
     """The loss of a run of D tokens, limit + scale (D / MILLION)^-power, in nats per token.
 
     Attributes:
-        error: The largest difference between a measured loss and its prediction by a curve that was fitted without the
-            runs of this length.
-        shortest, longest: The lengths in tokens between which losses were measured.
+        error: The largest difference between the loss of a run and its prediction by a curve that was fitted without
+            the runs of this length.
+        shortest, longest: The tokens of the shortest and of the longest runs that were measured.
     """
 
     limit: float
@@ -49,11 +53,14 @@ def predicted(config: Config, budget: Budget) -> tuple[float, float] | str:
         budget: Its length, and the tokens of its text.
 
     Returns:
-        The loss in nats per token and its error, see Law. If no law holds for this run, one line that says why.
+        The loss in nats per token and its error, see Law. If no law holds for this run, one line that says why, or ""
+        if the run has another corpus.
     """
+    if config.data.corpus != (CORPUS,):
+        return ""
     name = preset_of(config.model)
     if name not in LAWS:
-        return f"the loss is not predicted: only {', '.join(LAWS)} were measured at several lengths"
+        return f"the loss is not predicted: only runs of {', '.join(LAWS)} were measured at several lengths"
     other = _difference(config, fitted(resolve(name), set(), budget))
     if other:
         return f"the loss is not predicted: the runs that were measured had {other}"
@@ -69,9 +76,12 @@ def predicted(config: Config, budget: Budget) -> tuple[float, float] | str:
 def _difference(config: Config, measured: Config) -> str | None:
     """Names what differs between the settings of a run and those of the runs of a law, or None."""
     factor = tokens_per_update(config) / tokens_per_update(measured)
+    same_train = {name: getattr(measured.train, name) for name in NOT_COMPARED}
     found = {
-        f"the corpus {CORPUS} with its characters as tokens": config.data != DataConfig(corpus=(CORPUS,)),
-        "another objective": config.train.objective != measured.train.objective,
+        "characters as tokens, and the other settings of [data] at their defaults": (
+            dataclasses.replace(config.data, device_mb=DataConfig().device_mb) != DataConfig(corpus=(CORPUS,))
+        ),
+        "the settings of [train] at their defaults": dataclasses.replace(config.train, **same_train) != measured.train,
         "the optimizer settings that --tokens chooses": config.optimizer != measured.optimizer,
         "the size of updates that --tokens chooses": not 1 / SAME_UPDATES <= factor <= SAME_UPDATES,
         "the dropout that --tokens chooses": abs(config.model.dropout - measured.model.dropout) > SAME_DROPOUT + 1e-9,

@@ -21,6 +21,7 @@ from mlx_gpt.data.encoding import encode
 from mlx_gpt.errors import OutOfRoom
 from mlx_gpt.run.build import Start, make_trainer
 from mlx_gpt.run.request import Note, Request, ignore
+from mlx_gpt.train.objectives import ROLLOUT_OBJECTIVES
 
 TIMED_STEPS = 2
 BATCHES = (1, 4, 16, 64)  # sequences of the updates that are timed
@@ -32,7 +33,7 @@ def with_budget(start: Start, preset: str, request: Request, processes: int, not
 
     The length is `train.tokens`. If only `train.minutes` ends the run, the length is the number of tokens that fit into
     this time. It is measured by a few updates, whose time is a part of it. A run whose length is a number of updates
-    keeps all settings.
+    keeps all settings. So does a run whose objective is one of rewards, which has no length in tokens.
 
     Args:
         start: The initial state. Its header has the settings of the request.
@@ -46,6 +47,8 @@ def with_budget(start: Start, preset: str, request: Request, processes: int, not
         OutOfRoom: An update of one sequence does not fit into memory.
     """
     config = start.header.config
+    if config.train.objective in ROLLOUT_OBJECTIVES:  # the model writes the texts itself, so no length is known before
+        return _with(start, config.replace({"train.tokens": 0}))
     given = given_names(preset, request.recipe, request.base | request.settings, config.train.tokens)
     is_timed = bool(config.train.minutes) and config.train.iters == UNTIL_TIME_IS_UP
     if not (config.train.tokens or is_timed) or not chosen_names(given):

@@ -45,7 +45,7 @@ class Start:
         tokenizer: The tokenizer of the text.
         folder: The run folder in which the run continues; None for a new folder.
         tokens: The encoded text; None if it has not been encoded yet.
-        chosen: One line that names the settings that follow from the length of the run; "" if there are none.
+        chosen: One line that names the settings that follow from the length of the run; "" if none was chosen.
     """
 
     header: Header

@@ -65,7 +65,7 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
         "iters": iters,
         "tokens_per_step": tokens_per_step,
         "tokens": iters * tokens_per_step,
-        "epochs": round(iters * tokens_per_step / trainer.source.num_tokens, 2) if is_read else 0.0,
+        "epochs": float(f"{iters * tokens_per_step / trainer.source.num_tokens:.3g}") if is_read else 0.0,
         "flops_per_step": flops_per_step,
         "flops": flops_per_step * iters,
         "ms_per_iter": round(step_seconds * 1000, 1),
@@ -104,7 +104,8 @@ def _expected(config: Config, trainer: Trainer, tokens: int, note: Note) -> dict
     texts = {"train_tokens": trainer.source.num_tokens, "val_tokens": trainer.validation.num_tokens}
     found = predicted(config, Budget(tokens=tokens, **texts))
     if isinstance(found, str):
-        note(found)
+        if found:
+            note(found)
         return {}
     loss, error = found
     return {"expected_loss": round(loss, 3), "expected_error": error}

@@ -1,7 +1,6 @@
 """Laws of the loss: for which runs they hold, and that they are the curves through the committed results."""
 
 import importlib
-import statistics
 
 import numpy as np
 import pytest
@@ -42,11 +41,14 @@ def test_a_law_predicts_the_loss_of_a_run_like_those_that_were_measured(example,
 @pytest.mark.parametrize(
     "preset, tokens, changes, why",
     [
-        ("llama-m", 1_000_000, {}, "only llama-s"),
-        ("llama-s", 1_000_000, {"model.n_layer": 4}, "only llama-s"),
+        ("llama-m", 1_000_000, {}, "only runs of llama-s were"),
+        ("llama-s", 1_000_000, {"model.n_layer": 4}, "only runs of llama-s were"),
         ("llama-s", 99_999, {}, "from 100,000 to 2,000,000 tokens, and this one has 99,999"),
         ("llama-s", 2_000_001, {}, "has 2,000,001"),
-        ("llama-s", 1_000_000, {"data.corpus": ("stdlib",)}, "the corpus shakespeare"),
+        ("llama-s", 1_000_000, {"data.val_fraction": 0.2}, "[data]"),
+        ("llama-s", 1_000_000, {"train.shuffle": False}, "[train]"),
+        ("llama-s", 1_000_000, {"train.entropy_weight": 1.0}, "[train]"),
+        ("llama-s", 1_000_000, {"train.eval_windows": 8}, "[train]"),
         ("llama-s", 1_000_000, {"data.tokenizer": "bpe"}, "characters"),
         ("llama-s", 1_000_000, {"optimizer.learning_rate": 1e-3}, "optimizer"),
         ("llama-s", 1_000_000, {"optimizer.ema_decay": 0.9}, "optimizer"),
@@ -59,19 +61,26 @@ def test_another_run_is_not_predicted_and_why_is_said(example, preset, tokens, c
     assert isinstance(found, str) and why in found
 
 
+def test_settings_that_do_not_change_the_loss_do_not_matter(example):
+    changes = {"train.seed": 5, "train.eval_every": 7, "train.sample_every": 3, "data.device_mb": 5, "speed.lanes": 1}
+    assert predicted(*run_of("llama-s", 1_000_000, **changes)) == (pytest.approx(1.5), 0.02)
+
+
+def test_nothing_is_said_of_another_corpus(example):
+    assert predicted(*run_of("llama-s", 1_000_000, **{"data.corpus": ("stdlib",)})) == ""
+
+
 @pytest.mark.parametrize("name", LAWS)
 def test_a_law_is_the_curve_through_the_committed_results(script, name):
     measured = script.measured(name)
     assert len(measured) >= 4
     assert script.law(measured)[0] == LAWS[name]
-    for tokens, loss in measured.items():
-        assert abs(LAWS[name].loss(tokens) - loss) <= LAWS[name].error + 1e-3
-    assert statistics.mean(measured.values()) > LAWS[name].limit > 0 and LAWS[name].power > 0
+    assert LAWS[name].limit > 0 and LAWS[name].scale > 0 and LAWS[name].power > 0
 
 
 def test_the_fit_finds_the_curve_that_made_the_losses(script):
-    losses = {n: EXAMPLE.loss(n) for n in script.LENGTHS}
+    losses = {n: [EXAMPLE.loss(n) - 0.01, EXAMPLE.loss(n) + 0.01] for n in script.LENGTHS}
     found, left_out = script.law(losses)
     np.testing.assert_allclose((found.limit, found.scale, found.power), (1, 0.5, 0.5), atol=1e-3)
-    np.testing.assert_allclose(list(left_out.values()), list(losses.values()), atol=1e-3)
-    assert found.error <= 0.001
+    np.testing.assert_allclose(list(left_out.values()), [EXAMPLE.loss(n) for n in losses], atol=1e-3)
+    assert found.error == 0.02  # 0.01 and the difference of the curves, rounded up

@@ -2,14 +2,20 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from constants import TINY
 
 from mlx_gpt.checkpoint import store
+from mlx_gpt.cli.plan import print_plan
+from mlx_gpt.config import law
 from mlx_gpt.config.budget import CHOSEN
+from mlx_gpt.config.law import Law
 from mlx_gpt.config.presets import resolve
 from mlx_gpt.errors import OutOfRoom, UserError
 from mlx_gpt.run import budget
+from mlx_gpt.run.build import make_trainer
+from mlx_gpt.run.planning import plan
 from mlx_gpt.run.request import Request, ignore, settings_of
 from mlx_gpt.run.rl import rl_request
 from mlx_gpt.run.session import Session
@@ -61,6 +67,36 @@ def test_the_settings_are_said_once_and_only_if_the_run_begins(tmp_path):
     with pytest.raises(UserError, match="longer text"):
         Session(Request(settings=refused, out=tmp_path / "other"), notes.append)
     assert sum("passes over the text" in line for line in notes) == 1
+
+
+def test_a_run_with_rewards_has_no_length_in_tokens():
+    settings = {"train.objective": "grpo"}
+    start = started(settings, preset="tiny")
+    assert start.header.config == resolve("tiny", None, TINY | settings | {"train.tokens": 0}) and not start.chosen
+
+
+def test_a_plan_predicts_the_loss_of_a_new_run_only(tmp_path, monkeypatch, capsys, shakespeare):
+    notes, settings = [], {"data.corpus": ("shakespeare",), "train.tokens": 5000, "train.eval_windows": 0}
+    example = Law(limit=1.0, scale=0.5, power=0.5, error=0.02, shortest=100, longest=10_000)
+    monkeypatch.setattr(law, "LAWS", {"tiny": example})
+    request = Request(settings=settings_of(settings.items()), preset="tiny", out=tmp_path / "run")
+    facts = plan(begin(request, ignore, 1), notes.append)
+    assert facts["expected_loss"] == round(example.loss(facts["tokens"]), 3) and facts["expected_error"] == 0.02
+    assert len(notes) == 1 and "passes over the text" in notes[0]
+    print_plan(facts, False)
+    assert f"about {facts['expected_loss']:.2f} nats per token" in capsys.readouterr().out
+    other = Request(
+        settings=settings_of((settings | {"model.n_layer": 1}).items()), preset="tiny", out=tmp_path / "run"
+    )
+    assert "expected_loss" not in plan(begin(other, ignore, 1), notes.append)
+    assert notes[-1] == "the loss is not predicted: only runs of tiny were measured at several lengths"
+    path = tmp_path / "start.safetensors"
+    start = begin(request, ignore, 1)
+    model = make_trainer(start, tmp_path, ignore).model
+    weights = {name: np.array(w) for name, w in model.weights().items()}
+    store.save(path, store.Checkpoint(header=start.header, weights=weights, optimizer={}))
+    tuned = Request(settings=request.settings, preset="tiny", out=tmp_path / "run", fine_tune=path)
+    assert "expected_loss" not in plan(begin(tuned, ignore, 1), ignore)
 
 
 def test_a_recipe_with_updates_chooses_nothing():

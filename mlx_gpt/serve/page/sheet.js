@@ -62,11 +62,11 @@ export class Sheet {
   edited() {
     const before = this.shown, [head, tail] = unchanged(before, this.text, this.field.selectionEnd);
     const border = before.length - tail, shift = this.text.length - before.length;
-    const later = this.marks.filter((mark) => mark.start >= Math.max(border, head));
-    const kept = [
+    const later = this.marks.filter((mark) => mark.start >= Math.max(border, head) && mark.end > head);
+    const kept = this.fitting([
       ...this.marks.filter((mark) => mark.end <= head),
       ...later.map((mark) => ({ ...mark, start: mark.start + shift, end: mark.end + shift })),
-    ];
+    ]);
     if (kept.length < this.marks.length) this.remember(before, this.marks);
     this.show(this.past.get(this.text) ?? kept);
   }

@@ -269,6 +269,28 @@ def test_a_carriage_return_and_a_newline_in_two_tokens_are_one_newline(page, bat
     assert later == 3 * [while_writing, while_writing, written]
 
 
+EDITS = """async (edits) => {
+  const { Sheet } = await import("./sheet.js"), box = document.getElementById("scroll");
+  const [mirror, field] = ["div", "textarea"].map((tag) => box.appendChild(document.createElement(tag)));
+  const sheet = new Sheet(field, mirror, () => {});
+  sheet.replace(0, 0, "a\\r\\nb", ["a", "\\r", "\\n", "b"].map((text) => ({ text, name: text, logprob: -1, top: [] })));
+  return edits.map(([start, end, text]) => {
+    field.setRangeText(text, start, end, "end");
+    field.dispatchEvent(new Event("input"));
+    return [field.value, mirror.textContent.slice(0, -1), sheet.tokens.map((token) => token.text).join("")];
+  });
+}"""
+
+
+def test_an_edit_after_a_carriage_return_and_a_newline_keeps_each_token_once(page):
+    edits = [[2, 2, "X"], [3, 3, "Y"], [1, 2, ""]]
+    assert page.evaluate(EDITS, edits) == [
+        ["a\nXb", "a\nXb", "a\r\nb"],
+        ["a\nXYb", "a\nXYb", "a\r\nb"],
+        ["aXYb", "aXYb", "ab"],
+    ]
+
+
 def test_a_text_of_markup_stays_text(page):
     write(page, "<img src=x onerror=alert(1)>")
     until_written(page)
