@@ -132,7 +132,7 @@ def test_a_group_whose_other_member_holds_the_same_rows_trains_as_one_alone(tiny
     (alone, ours), (twins, theirs) = (
         steps_of(config, Squares(config.train), source.gather, g, arrays) for g in (Alone(), Twins())
     )
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(ours, theirs, strict=True):  # NorMuon makes rounding errors larger in rows with small gradients
         assert a.loss.item() == pytest.approx(b.loss.item(), rel=1e-5)
         assert a.grad_norm.item() == pytest.approx(b.grad_norm.item(), rel=1e-5)
     for name, w in alone["weights"].items():
