@@ -42,7 +42,9 @@ class Law:
         return self.limit + self.scale * (tokens / MILLION) ** -self.power
 
 
-LAWS: dict[str, Law] = {}  # name of a preset -> its law
+LAWS = {  # name of a preset -> its law
+    "llama-s": Law(limit=1.1724, scale=0.3933, power=0.36, error=0.05, shortest=124_928, longest=999_936),
+}
 
 
 def predicted(config: Config, budget: Budget) -> tuple[float, float] | str:
