@@ -46,13 +46,8 @@ WHOLE = [*NETWORK, *steps(STEPS, 0.6)]
 TWINS = {"float": WHOLE, "ternary": [*WHOLE, *ternary()]}
 COMMON = [
     *("--corpus", "shakespeare", "--batch", "12", "--eval-every", "100000"),
-    *settings(
-        optimizer__name="muon",
-        optimizer__newton_schulz="jordan",
-        optimizer__schedule="wsd",
-        optimizer__min_learning_rate=0,
-    ),
-    *settings(train__save_minutes=0),
+    *table.MUON,
+    *settings(optimizer__schedule="wsd", optimizer__min_learning_rate=0, train__save_minutes=0),
 ]
 measure(
     "tuning",
