@@ -19,7 +19,7 @@ from mlx_gpt.config.presets import given_names
 from mlx_gpt.config.schema import UNTIL_TIME_IS_UP, Config
 from mlx_gpt.data.encoding import encode
 from mlx_gpt.errors import OutOfRoom
-from mlx_gpt.run.build import Start, make_trainer
+from mlx_gpt.run.build import Start, make_trainer, require_known_length
 from mlx_gpt.run.request import Note, Request, ignore
 from mlx_gpt.train.objectives import ROLLOUT_OBJECTIVES
 
@@ -43,11 +43,12 @@ def with_budget(start: Start, preset: str, request: Request, processes: int, not
         note: Called with one line for each thing the user should know.
 
     Raises:
-        UserError: `train.tokens` means too many updates.
+        UserError: `train.tokens` means too many updates, or is given together with an objective of rewards.
         OutOfRoom: An update of one sequence does not fit into memory.
     """
     config = start.header.config
-    if config.train.objective in ROLLOUT_OBJECTIVES:  # the model writes the texts itself, so no length is known before
+    require_known_length(config, request.settings)
+    if config.train.objective in ROLLOUT_OBJECTIVES:
         return _with(start, config.replace({"train.tokens": 0}))
     given = given_names(preset, request.recipe, request.base | request.settings, config.train.tokens)
     is_timed = bool(config.train.minutes) and config.train.iters == UNTIL_TIME_IS_UP

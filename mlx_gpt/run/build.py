@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlx_gpt.checkpoint.store import Header, Tensors
 from mlx_gpt.config.schema import Config
@@ -75,6 +76,15 @@ def open_text(config: Config, note: Note) -> Corpus:
     for line in corpus.notes:
         note(line)
     return corpus
+
+
+def require_known_length(config: Config, settings: dict[str, Any]) -> None:
+    """Raises UserError if `settings` gives a length in tokens and the objective is one of rewards."""
+    if config.train.objective in ROLLOUT_OBJECTIVES and (tokens := settings.get("train.tokens")):
+        raise UserError(
+            f"train.tokens={tokens}: with train.objective={config.train.objective} the model writes the texts itself, "
+            "and their length is not known before; give the number of updates with --iters"
+        )
 
 
 def make_trainer(start: Start, folder: Path, note: Note, group: Group | None = None) -> Trainer:

@@ -17,7 +17,7 @@ from mlx_gpt.errors import BadFile, ResumeRefused, Unreadable, UserError
 from mlx_gpt.formats.huggingface.folder import is_folder
 from mlx_gpt.model.gpt import roles_of
 from mlx_gpt.optim.optimizers import Optimizer
-from mlx_gpt.run.build import Start, open_text
+from mlx_gpt.run.build import Start, open_text, require_known_length
 from mlx_gpt.run.folder import is_run, newest_run
 from mlx_gpt.run.imported import has_settings, settings_for
 from mlx_gpt.run.loading import TOKENIZER_KEYS, read_checkpoint, require_trainable, require_vocab, tokenizer_of
@@ -190,6 +190,7 @@ def _with_length(config: Config, header: Header, request: Request) -> Config:
     A length that the request gives replaces a time limit, unless it gives a time limit too.
     """
     settings, old = request.settings, header.config
+    require_known_length(config, settings)
     if settings.keys() & {"train.iters", "train.tokens"} and "train.minutes" not in settings:
         config = config.replace({"train.minutes": 0.0})
     is_same = (config.train.tokens, tokens_per_update(config)) == (old.train.tokens, tokens_per_update(old))

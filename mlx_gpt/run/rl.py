@@ -51,11 +51,6 @@ def rl_request(
             f"{objective} is not an objective of rewards; choose from {', '.join(ROLLOUT_OBJECTIVES)}, or use mlxgpt "
             "train --fine-tune"
         )
-    if settings.get("train.tokens"):
-        raise UserError(
-            f"train.tokens={settings['train.tokens']}: the model writes the texts itself, and their length is not "
-            "known before; give the number of updates with --iters"
-        )
     defaults = {} if resume else RL_DEFAULTS
     return Request(
         settings=settings, out=out, resume=resume, fine_tune=checkpoint, defaults=defaults, with_rewards=True

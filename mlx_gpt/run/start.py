@@ -15,7 +15,7 @@ from mlx_gpt.model.gpt import shapes_of
 from mlx_gpt.model.packing import is_ternary
 from mlx_gpt.run import tuned
 from mlx_gpt.run.budget import with_budget
-from mlx_gpt.run.build import Start, open_text
+from mlx_gpt.run.build import Start, open_text, require_known_length
 from mlx_gpt.run.loading import (
     read_checkpoint,
     require_trainable,
@@ -106,7 +106,9 @@ def _fine_tuned(request: Request, note: Note) -> Start:
     if not (own_text or request.default_corpus or "data.corpus" in request.settings):
         raise UserError(f"{request.fine_tune}: names no text; give the text to train on with --corpus")
     settings = own_text | request.settings | shape | own_tokenizer
-    config = with_iters(resolved(None, request.recipe, settings, note, request.base))
+    config = resolved(None, request.recipe, settings, note, request.base)
+    require_known_length(config, settings)
+    config = with_iters(config)
     _note_without_effect(config, request.settings, note)
     request.note_corpus(config.data.corpus, note)
     corpus = open_text(config, note)

@@ -190,8 +190,23 @@ def test_fine_tuning_takes_only_the_length(tmp_path):
 
 
 def test_rewards_have_no_length_in_tokens(tmp_path):
-    with pytest.raises(UserError, match="--iters"):
-        rl_request({"train.tokens": 5}, checkpoint=tmp_path)
+    trained(tmp_path / "text", TINY | {"train.iters": 1})
+    checkpoint = tmp_path / "text/checkpoint.safetensors"
+    rewards = {"train.objective": "grpo", "rl.max_tokens": 4, "model.dropout": 0}
+    (tmp_path / "reward.py").write_text("def reward(prompt, text):\n    return {'a': text.count('e')}\n")
+    rewards["rl.reward"] = str(tmp_path / "reward.py")
+    session = Session(rl_request(rewards | {"train.iters": 1}, checkpoint=checkpoint, out=tmp_path / "rl"), ignore)
+    assert len(list(session)) > 0
+    given = {"train.tokens": 5}
+    for request in (
+        Request(preset="tiny", settings=TINY | rewards | given),
+        Request(fine_tune=checkpoint, settings=rewards | given),
+        Request(resume=str(tmp_path / "rl"), settings=given),
+        rl_request(given, checkpoint=checkpoint),
+        rl_request(given, resume=str(tmp_path / "rl")),
+    ):
+        with pytest.raises(UserError, match="train.tokens=5: .* give the number of updates with --iters"):
+            begin(request, ignore)
 
 
 @pytest.fixture
