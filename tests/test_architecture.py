@@ -142,7 +142,7 @@ TABLE = {
         "",
     ),
     "run/request": ("config/schema errors", ""),
-    "run/rl": ("config/presets errors rl/prompts rl/rewards run/request train/objectives", ""),
+    "run/rl": ("config/presets config/table errors rl/prompts rl/rewards run/request train/objectives", ""),
     "run/planning": ("checkpoint/store config device/mlx model/cost run train/objectives train/trainer", ""),
     "run/tuned": ("config device errors files parse paths", ""),
     "run/session": (

@@ -11,7 +11,6 @@ from mlx_gpt.cli.options import (
     folder_option,
     json_option,
     log_option,
-    note,
     set_option,
     settings_from,
     watch_option,
@@ -82,8 +81,6 @@ def rl_command(checkpoint, out, resume, sets, logs, alert, watched, plan, as_jso
     if not resume:
         checkpoint = checkpoint or run.newest_checkpoint()
     request = request_of(checkpoint, out, resume, sets, execute, **flags)
-    if not resume:
-        note(f"training {checkpoint} with the objective {request.settings.get('train.objective', 'grpo')}")
     carry_out(request, plan, as_json, channels, watched)
 
 

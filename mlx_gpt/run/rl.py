@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gpt.config.presets import resolve
+from mlx_gpt.config.table import lookup
 from mlx_gpt.errors import UserError
 from mlx_gpt.rl.prompts import training_prompts
 from mlx_gpt.rl.rewards import make_reward
@@ -51,6 +52,8 @@ def rl_request(
             f"{objective} is not an objective of rewards; choose from {', '.join(ROLLOUT_OBJECTIVES)}, or use mlxgpt "
             "train --fine-tune"
         )
+    if objective:
+        lookup(ROLLOUT_OBJECTIVES, objective, "objective", prefix="train.objective=")
     defaults = {} if resume else RL_DEFAULTS
     return Request(
         settings=settings, out=out, resume=resume, fine_tune=checkpoint, defaults=defaults, with_rewards=True

@@ -115,7 +115,8 @@ def _fine_tuned(request: Request, note: Note) -> Start:
     tokenizer = tokenizer_of(request.fine_tune, checkpoint.header) or make_tokenizer(corpus, config.data, note)
     origin = config.data.vocab or f"corpus {corpus.name}"
     require_vocab(str(request.fine_tune), origin, tokenizer, checkpoint.header.vocab_size)
-    note(f"fine-tuning the weights of {request.fine_tune}")
+    with_objective = f" with the objective {config.train.objective}" if request.with_rewards else ""
+    note(f"fine-tuning the weights of {request.fine_tune}{with_objective}")
     return Start(
         header=_new_header(config, corpus, tokenizer),
         weights=checkpoint.weights,

@@ -59,6 +59,7 @@ def test_a_plan_writes_nothing(folder):
     [
         (("nothing.safetensors",), "nothing.safetensors: no such file"),
         (("model.safetensors", "--objective", "grop"), "did you mean train.objective=grpo"),
+        (("model.safetensors", "--objective", "ppo"), "choose from grpo, dr-grpo, gspo, maxrl, rft"),
         (("model.safetensors", "--objective", "cross-entropy"), "is not an objective of rewards"),
         (("model.safetensors", "--reward", "tests"), "has no tests"),
         (("model.safetensors", "--reward", "none.py"), "none.py: no such file"),
