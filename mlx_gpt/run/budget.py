@@ -51,6 +51,8 @@ def with_budget(start: Start, preset: str, request: Request, processes: int, not
     if config.train.objective in ROLLOUT_OBJECTIVES:
         return _with(start, config.replace({"train.tokens": 0}))
     given = given_names(preset, request.recipe, request.base | request.settings, config.train.tokens)
+    if config.optimizer.schedule == "linear":  # it decreases right after the warm-up
+        given |= {"optimizer.decay_start"}
     is_timed = bool(config.train.minutes) and config.train.iters == UNTIL_TIME_IS_UP
     if not (config.train.tokens or is_timed) or not chosen_names(given):
         return _with(start, with_iters(config))

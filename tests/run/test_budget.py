@@ -51,6 +51,13 @@ def test_a_length_in_tokens_chooses_settings_and_says_which():
     assert "decay_start" not in line
 
 
+def test_a_schedule_that_decreases_at_once_has_no_start_of_its_decrease():
+    for schedule, start_of_decrease in (("linear", 0.6), ("cosine", 0.1)):
+        start = started({"train.tokens": 20_000, "optimizer.schedule": schedule}, preset="tiny")
+        assert start.header.config.optimizer.decay_start == start_of_decrease
+        assert ("decay_start=" in start.chosen) == (schedule == "cosine")
+
+
 def test_a_length_in_updates_chooses_nothing():
     given = {"train.iters": 100, "train.minutes": 1.0}
     start = started(given)
