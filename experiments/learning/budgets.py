@@ -12,12 +12,11 @@ import math
 import statistics
 import sys
 
-from table import RESULTS, measure, rows_of, settings
+from table import NORMUON, RESULTS, measure, rows_of, settings
 
 LENGTHS, LEFT_OUT, BLOCK = (125_000, 250_000, 500_000), 1_000_000, 128
 UPDATES = {125_000: (1, 2, 4), 250_000: (2, 4, 8), 500_000: (2, 4, 8)}  # sequences of an update; the second is the base
-BASE = {"optimizer.decay_start": 0.1, "model.dropout": 0, "train.eval_every": 100_000}
-BASE |= {"optimizer.name": "normuon", "optimizer.newton_schulz": "polar"}
+BASE = {"optimizer.decay_start": 0.1, "model.dropout": 0, "train.eval_every": 100_000} | NORMUON
 CHANGES = {
     "rate x0.5": {"optimizer.learning_rate": 1.5e-3},
     "rate x2": {"optimizer.learning_rate": 6e-3},

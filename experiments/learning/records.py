@@ -7,7 +7,7 @@ The settings were chosen with short_budgets.py, on another seed.
 
 import sys
 
-from table import MUON, measure, settings
+from table import MUON, NORMUON, measure, settings
 
 BUDGETS = [500_000, 1_000_000]
 BATCH, BLOCK = 4, 128  # sequences of an update, tokens of a sequence
@@ -20,7 +20,6 @@ SETTINGS = {
     "model.block_size": BLOCK,
     "model.dropout": 0,
 }
-NORMUON = {"optimizer.name": "normuon", "optimizer.newton_schulz": "polar"}
 
 
 def variants(tokens: int) -> dict[str, list[str]]:

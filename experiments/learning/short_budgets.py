@@ -7,7 +7,7 @@ The pilots have one seed, which is not used for results.
 
 import sys
 
-from table import OPTIMIZER, measure, settings
+from table import NORMUON, OPTIMIZER, measure, settings
 
 TOKENS = 499_712
 BASE = {
@@ -29,7 +29,7 @@ PILOTS = {
     "hybrid": DELTA,
     "experts": EXPERTS,
     "4 x 128, NorMuon": SMALL | {"optimizer.name": "normuon"},
-    "4 x 128, NorMuon, polar": SMALL | {"optimizer.name": "normuon", "optimizer.newton_schulz": "polar"},
+    "4 x 128, NorMuon, polar": SMALL | NORMUON,
 }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 OPTIMIZER = {"optimizer.name": "muon", "optimizer.newton_schulz": "jordan"}  # the default when most rows were measured
+NORMUON = {"optimizer.name": "normuon", "optimizer.newton_schulz": "polar"}  # the default since then
 
 
 def settings(values: dict) -> list[str]:
