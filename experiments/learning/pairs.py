@@ -29,8 +29,7 @@ def tokens_of(size: int) -> int:
     """Returns the number of tokens of BYTES of the text."""
     corpus = open_corpus((CORPUS,))
     data = DataConfig(corpus=(CORPUS,), tokenizer="bpe" if size else "char", vocab_size=size or 2000)
-    ids = encode(corpus, make_tokenizer(corpus, data, print), print).ids
-    return round(BYTES * len(ids) / corpus.num_bytes)
+    return round(BYTES * len(encode(corpus, make_tokenizer(corpus, data, print), print)) / corpus.num_bytes)
 
 
 def named(size: int) -> str:
