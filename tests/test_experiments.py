@@ -18,7 +18,7 @@ SCRIPTS = {path.name: [] for path in sorted(FOLDER.glob("*.py"))} | {
     "short_budgets.py": ["pilots"],
     "ternary_long.py": ["folder"],
 }
-for name in ("code.py", "code_curves.py", "table.py"):
+for name in ("code.py", "code_curves.py", "pictures.py", "table.py"):
     del SCRIPTS[name]
 
 

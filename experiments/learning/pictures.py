@@ -1,0 +1,69 @@
+"""Draws the pictures of docs/learning.md from the results.
+
+    python experiments/learning/pictures.py [PICTURE ...]
+
+The pictures are the keys of PICTURES. They need the extra `plot`.
+"""
+
+import statistics
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+from laws import MILLION, SEEDS, law, measured  # noqa: E402
+from table import RESULTS, rows_of  # noqa: E402
+
+IMAGES = Path(__file__).parents[2] / "docs/images"
+PRESET = "llama-s"
+
+
+def draw_law(axes: plt.Axes) -> None:
+    """Draws the losses of llama-s, their law, and the predictions without the runs of a length."""
+    losses = measured(PRESET)
+    found, left_out = law(losses)
+    axes.set_xscale("log")
+    tokens = np.geomspace(found.shortest, found.longest, 100)
+    axes.plot(tokens / MILLION, [found.loss(n) for n in tokens], color="tab:blue", label="law")
+    lengths = [n / MILLION for n in losses]
+    axes.plot(lengths, left_out.values(), "x", color="tab:orange", label="predicted by the other lengths")
+    axes.plot(
+        lengths, losses.values(), ".", color="black", label=["measured, one point a run", *[None] * (len(SEEDS) - 1)]
+    )
+    axes.set_xticks(lengths, [f"{n:.3g}" for n in lengths])
+    axes.set(xlabel="million tokens of the run", ylabel="validation loss, nats per character")
+    axes.set_title(f"{PRESET} on tiny Shakespeare")
+
+
+def draw_pairs(axes: plt.Axes) -> None:
+    """Draws the bits per byte of each vocabulary, after as many bytes of text."""
+    rows = rows_of(RESULTS / "pairs_small.json")
+    axes.plot([row["name"] for row in rows], [row["bits_per_byte"] for row in rows], "o", label="one run")
+    axes.set(xlabel="vocabulary", ylabel="validation loss, bits per byte")
+    axes.set_title(f"{PRESET} on gutenberg-shakespeare, after 1.5 million bytes")
+
+
+def draw_factors(axes: plt.Axes) -> None:
+    """Draws how much each change adds to the mean loss of the runs without a change."""
+    rows = rows_of(RESULTS / "factors.json")
+    base = statistics.mean(row["val_loss"] for row in rows if row["name"] == "normuon")
+    shown = [row for row in reversed(rows) if row["seed"]]  # seed 0 chose the rates
+    axes.figure.set_size_inches(8, 8)
+    axes.plot([row["val_loss"] - base for row in shown], [row["name"] for row in shown], "o", label="one run")
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set(xlabel="validation loss minus that of the base, nats per character")
+    axes.set_title(f"{PRESET}, half a million tokens of tiny Shakespeare")
+
+
+PICTURES = {"law": draw_law, "pairs": draw_pairs, "factors": draw_factors}
+for name in sys.argv[1:] or PICTURES:
+    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
+    PICTURES[name](axes)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(IMAGES / f"{name}.png")
