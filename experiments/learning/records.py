@@ -7,7 +7,7 @@ The settings were chosen with short_budgets.py, on another seed.
 
 import sys
 
-from table import MUON, NORMUON, measure, settings
+from table import HYBRID, MUON, NORMUON, measure, settings
 
 BUDGETS = [500_000, 1_000_000]
 BATCH, BLOCK = 4, 128  # sequences of an update, tokens of a sequence
@@ -23,10 +23,11 @@ SETTINGS = {
 
 
 def variants(tokens: int) -> dict[str, list[str]]:
-    """Returns the arguments of the runs of a length: with NorMuon, and for the shortest length also with Muon."""
+    """Returns the arguments of the runs of a length. Muon was measured at the shortest length only."""
     length = ["--iters", str(tokens // (BATCH * BLOCK))]
-    muon = {f"llama-s, {tokens:,} tokens": [*length, *MUON]} if tokens == BUDGETS[0] else {}
-    return muon | {f"llama-s, NorMuon, {tokens:,} tokens": [*length, *settings(NORMUON)]}
+    muon = {"llama-s": MUON} if tokens == BUDGETS[0] else {}
+    networks = muon | {"llama-s, NorMuon": settings(NORMUON), "hybrid, NorMuon": settings(NORMUON | HYBRID)}
+    return {f"{name}, {tokens:,} tokens": [*length, *changes] for name, changes in networks.items()}
 
 
 measure(

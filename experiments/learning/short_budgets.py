@@ -7,7 +7,7 @@ The pilots have one seed, which is not used for results.
 
 import sys
 
-from table import NORMUON, OPTIMIZER, measure, settings
+from table import HYBRID, NORMUON, OPTIMIZER, measure, settings
 
 TOKENS = 499_712
 BASE = {
@@ -20,16 +20,16 @@ BASE = {
     "model.block_size": 128,
     "model.dropout": 0,
 }
-DELTA = {"model.mixers": '["gated_delta","gated_delta","attention"]', "model.n_kv_head": 4}
 EXPERTS = {"model.ffn": "moe", "model.n_expert": 8, "model.n_expert_per_token": 2, "model.ffn_dim": 192}
 SMALL = {"train.batch_size": 4}
 PILOTS = {
     "llama-s, 8 x 128": {},
     "4 x 128": SMALL,
-    "hybrid": DELTA,
+    "hybrid": HYBRID,
     "experts": EXPERTS,
     "4 x 128, NorMuon": SMALL | {"optimizer.name": "normuon"},
     "4 x 128, NorMuon, polar": SMALL | NORMUON,
+    "hybrid, 4 x 128, NorMuon, polar": HYBRID | SMALL | NORMUON,
 }
 
 

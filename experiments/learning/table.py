@@ -15,6 +15,9 @@ RESULTS = Path(__file__).parent / "results"
 OPTIMIZER = {"optimizer.name": "muon", "optimizer.newton_schulz": "jordan"}  # the default when most rows were measured
 NORMUON = {"optimizer.name": "normuon", "optimizer.newton_schulz": "polar"}  # the default since then
 
+# llama-s with gated DeltaNet in the first two of its three layers
+HYBRID = {"model.mixers": '["gated_delta","gated_delta","attention"]', "model.n_kv_head": 4}
+
 
 def settings(values: dict) -> list[str]:
     """Returns the arguments of `mlxgpt train` for settings by dotted name."""
