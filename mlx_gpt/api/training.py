@@ -62,8 +62,8 @@ def train(
         recipe=recipe,
         settings=settings_of(given),
         out=Path(out) if out else None,
-        resume=NEWEST if resume is True else str(resume) if resume else None,
-        fine_tune=Path(fine_tune) if fine_tune else None,
+        resume=_resumed(resume),
+        fine_tune=None if fine_tune is None else Path(fine_tune),
     )
     return Session(request, note)
 
@@ -103,14 +103,21 @@ def rl(
         UserError: As for `train`; or no checkpoint is given, or there is no such reward.
     """
     given = list((settings or {}).items())
-    if not resume:
+    if _resumed(resume) is None:
         given += [("train.objective", objective), ("rl.reward", str(reward))]
         given += [("rl.prompts", str(prompts))] if prompts else []
     given += [("data.corpus", specs_of(corpus))] if corpus else []
     request = rl_request(
         settings_of(given),
-        checkpoint=Path(checkpoint) if checkpoint else None,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
         out=Path(out) if out else None,
-        resume=NEWEST if resume is True else str(resume) if resume else None,
+        resume=_resumed(resume),
     )
     return Session(request, note)
+
+
+def _resumed(resume: str | Path | bool) -> str | None:
+    """The value of `Request.resume` for the argument `resume`."""
+    if isinstance(resume, bool):
+        return NEWEST if resume else None
+    return str(resume)

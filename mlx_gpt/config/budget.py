@@ -17,6 +17,7 @@ RUN_TOKENS, UPDATE_TOKENS, UPDATE_POWER = 500_000, 512, 0.66
 # updates (arXiv:1812.06162).
 CRITICAL = 5
 MICRO_BATCH_TOKENS = 16_384  # a larger update is divided into micro-batches, so that its memory stays the same
+MOST_MICRO_BATCHES = 4096  # micro-batches of an update, at most
 # Dropout of a run that reads its text DROPOUT_PASSES times, and how much it grows with the logarithm of the passes.
 DROPOUT_PASSES, DROPOUT, DROPOUT_GROWTH, MAX_DROPOUT = 5, 0.1, 0.0675, 0.3
 DECAY_START = 0.1  # the learning rate decreases from this share of the run on
@@ -26,7 +27,8 @@ MOST_ITERS = 1 << 30  # updates between evaluations, at most
 
 BATCH = {"train.batch_size", "train.grad_accum_steps"}
 # The settings that follow from the length of a run.
-CHOSEN = BATCH | {"model.dropout", "optimizer.decay_start", "optimizer.ema_decay", "train.eval_every"}
+CHOSEN = BATCH | {"model.dropout", "optimizer.decay_start", "optimizer.ema_decay", "optimizer.warmup_steps"}
+CHOSEN |= {"train.eval_every"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,11 @@ def fitted(config: Config, given: Set[str], budget: Budget) -> Config:
     values |= _batch(budget, config.model.block_size)
     names = chosen_names(given)
     config = config.replace({name: value for name, value in values.items() if name in names})
-    return config.replace({"train.eval_every": _eval_every(config, budget)}) if "train.eval_every" in names else config
+    by_iters = {
+        "optimizer.warmup_steps": _warmup_steps(config, budget),
+        "train.eval_every": _eval_every(config, budget),
+    }
+    return config.replace({name: value for name, value in by_iters.items() if name in names})
 
 
 def iters_of(config: Config, tokens: int) -> int:
@@ -140,9 +146,9 @@ def _update_tokens(tokens: float, overhead: float) -> float:
 
 def _batch(budget: Budget, block_size: int) -> dict[str, int]:
     """The sequences of a micro-batch, and the micro-batches of an update."""
-    update = _update_tokens(budget.tokens, budget.overhead)
-    sequences = max(budget.processes, round(update / block_size))
-    accum = math.ceil(sequences / max(1, MICRO_BATCH_TOKENS // block_size))
+    micro_batch, update = max(1, MICRO_BATCH_TOKENS // block_size), _update_tokens(budget.tokens, budget.overhead)
+    sequences = min(max(budget.processes, round(update / block_size)), micro_batch * MOST_MICRO_BATCHES)
+    accum = math.ceil(sequences / micro_batch)
     return {"train.batch_size": math.ceil(sequences / accum), "train.grad_accum_steps": accum}
 
 
@@ -150,6 +156,12 @@ def _dropout(passes: float) -> float:
     """The dropout of a run that reads its text `passes` times, a multiple of 0.05."""
     dropout = DROPOUT + DROPOUT_GROWTH * math.log(passes / DROPOUT_PASSES)
     return round(min(max(dropout, 0.0), MAX_DROPOUT) * 20) / 20
+
+
+def _warmup_steps(config: Config, budget: Budget) -> int:
+    """The updates of the warm-up, which ends where the learning rate begins to decrease, or before."""
+    before_decay = int(config.optimizer.decay_start * iters_of(config, budget.tokens))
+    return min(config.optimizer.warmup_steps, before_decay)
 
 
 def _eval_every(config: Config, budget: Budget) -> int:

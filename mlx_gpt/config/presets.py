@@ -4,7 +4,7 @@ A preset describes a network, a recipe describes training. Later layers override
 command line.
 """
 
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -90,23 +90,32 @@ def parse_set(text: str) -> tuple[str, Any]:
         UserError: The text is not TABLE.KEY=VALUE, there is no such setting, or the value is not TOML.
     """
     key, equals, value = text.partition("=")
-    key, value = key.strip(), value.strip()
-    key = RENAMED.get(key, key)
-    if key == MUON_RATE:
-        raise UserError(MUON_REPLACED)
-    table_name, dot, name = key.partition(".")
-    if not (equals and dot):
+    if not (equals and "." in key):
         raise UserError(f"--set {text!r} is not TABLE.KEY=VALUE; write it as --set model.n_head=4")
-    known = {f.name: f for f in fields(lookup(TABLES, table_name, "table"))}
-    kind = lookup(known, name, f"setting in [{table_name}]", prefix=f"{table_name}.").type
-    if kind is str:
+    key, setting = known_setting(key.strip())
+    value = value.strip()
+    if setting.type is str:
         return key, value.strip("\"'")
-    if kind == tuple[str, ...] and not value.startswith("["):
-        return key, tuple(value.split(","))
+    if setting.type == tuple[str, ...] and not value.startswith("["):
+        return key, tuple(part.strip() for part in value.split(","))
     try:
         return key, parse_toml(f"value = {value}", f"--set {key}")["value"]
     except BadFile:
-        raise UserError(f"--set {key}: {value!r} is not allowed; {allowed(known[name])}") from None
+        raise UserError(f"--set {key}: {value!r} is not allowed; {allowed(setting)}") from None
+
+
+def known_setting(key: str) -> tuple[str, Field]:
+    """Returns the current dotted name of a setting, whose name `key` may be an old one, and its field.
+
+    Raises:
+        UserError: There is no such setting.
+    """
+    key = RENAMED.get(key, key)
+    if key == MUON_RATE:
+        raise UserError(MUON_REPLACED)
+    table_name, _, name = key.partition(".")
+    known = {f.name: f for f in fields(lookup(TABLES, table_name, "table"))}
+    return key, lookup(known, name, f"setting in [{table_name}]", prefix=f"{table_name}.")
 
 
 def names_of(folder: str) -> list[str]:

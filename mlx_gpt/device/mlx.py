@@ -76,6 +76,11 @@ def peak_memory() -> int:
     return mx.get_peak_memory()
 
 
+def reset_peak_memory() -> None:
+    """Begins the peak memory of MLX arrays again from their present memory."""
+    mx.reset_peak_memory()
+
+
 def memory_limit() -> int:
     """Returns the most memory that MLX arrays may use, in bytes."""
     return mx.get_memory_limit()

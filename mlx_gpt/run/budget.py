@@ -18,6 +18,7 @@ from mlx_gpt.config.budget import (
 from mlx_gpt.config.presets import given_names
 from mlx_gpt.config.schema import UNTIL_TIME_IS_UP, Config
 from mlx_gpt.data.encoding import encode
+from mlx_gpt.device.mlx import reset_peak_memory
 from mlx_gpt.errors import OutOfRoom
 from mlx_gpt.run.build import Start, make_trainer, require_known_length
 from mlx_gpt.run.request import Note, Request, ignore
@@ -31,9 +32,9 @@ TIMED_SHARE = 0.01  # after an update that takes longer than this share of the t
 def with_budget(start: Start, preset: str, request: Request, processes: int, note: Note) -> Start:
     """Returns the initial state of a new run with settings that fit its length, see config/budget.py.
 
-    The length is `train.tokens`. If only `train.minutes` ends the run, the length is the number of tokens that fit into
-    this time. It is measured by a few updates, whose time is a part of it. A run whose length is a number of updates
-    keeps all settings. So does a run whose objective is one of rewards, which has no length in tokens.
+    The length is `train.tokens`, but at most the number of tokens that fit into `train.minutes`. This number is
+    measured by a few updates, whose time is a part of the limit. A run whose length is a number of updates keeps all
+    settings. So does a run whose objective is one of rewards, which has no length in tokens.
 
     Args:
         start: The initial state. Its header has the settings of the request.
@@ -53,8 +54,7 @@ def with_budget(start: Start, preset: str, request: Request, processes: int, not
     given = given_names(preset, request.recipe, request.base | request.settings, config.train.tokens)
     if config.optimizer.schedule == "linear":  # it decreases right after the warm-up
         given |= {"optimizer.decay_start"}
-    is_timed = bool(config.train.minutes) and config.train.iters == UNTIL_TIME_IS_UP
-    if not (config.train.tokens or is_timed) or not chosen_names(given):
+    if not (config.train.tokens or _is_timed(config)) or not chosen_names(given):
         return _with(start, with_iters(config))
     tokens = encode(start.corpus, start.tokenizer, note, config.data.unknown == "refuse")
     start = dataclasses.replace(start, tokens=tokens)
@@ -66,17 +66,29 @@ def with_budget(start: Start, preset: str, request: Request, processes: int, not
         val_tokens=max(1, len(val)),
         processes=processes,
     )
-    if not is_timed:
-        config = with_iters(fitted(config, given, budget))
-        return _with(start, config, _described(config, given, budget))
     began = time.perf_counter()
+    if _is_timed(config):
+        budget = _limited(start, budget, given)
+    config = with_iters(fitted(config, given, budget))
+    elapsed = time.perf_counter() - began if _is_timed(config) else 0.0
+    return _with(start, config, _described(config, given, budget), elapsed)
+
+
+def _is_timed(config: Config) -> bool:
+    """Whether a time limit may decide the length of the run."""
+    return bool(config.train.minutes) and (config.train.tokens > 0 or config.train.iters == UNTIL_TIME_IS_UP)
+
+
+def _limited(start: Start, budget: Budget, given: set[str]) -> Budget:
+    """Returns the budget with at most as many tokens as fit into the time limit, by measured updates."""
+    config = start.header.config
     measured = _update_time(start)
+    reset_peak_memory()  # the run itself may have smaller updates
     update = tokens_per_update(config) if given & BATCH else None
     length = measured.tokens_in(60 * config.train.minutes, update)
-    budget = dataclasses.replace(budget, tokens=length, overhead=measured.overhead)
-    config = fitted(config, given, budget)
-    described = f"about {_described(config, given, budget)}"
-    return _with(start, config, described, elapsed=time.perf_counter() - began)
+    if 0 < budget.tokens <= length:
+        return budget
+    return dataclasses.replace(budget, tokens=length, overhead=measured.overhead)
 
 
 def _with(start: Start, config: Config, chosen: str = "", elapsed: float = 0.0) -> Start:
@@ -89,7 +101,8 @@ def _described(config: Config, given: set[str], budget: Budget) -> str:
     """Describes the length of the run, and names the settings that follow from it."""
     values = ", ".join(f"{name}={config.get(name)}" for name in sorted(chosen_names(given)))
     passes = budget.tokens / budget.train_tokens
-    return f"{float(f'{budget.tokens:.3g}'):,.0f} tokens, {passes:.1f} passes over the text: {values}"
+    about = "" if budget.tokens == config.train.tokens else "about "
+    return f"{about}{float(f'{budget.tokens:.3g}'):,.0f} tokens, {passes:.1f} passes over the text: {values}"
 
 
 def _update_time(start: Start) -> UpdateTime:

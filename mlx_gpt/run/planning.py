@@ -94,7 +94,9 @@ def _timed(start: Start, note: Note) -> tuple[Trainer, float]:
 def _rest(trainer: Trainer, step_seconds: float, header: Header) -> tuple[int, float]:
     """Returns the steps that remain, and their time in seconds, evaluations included."""
     train, pace = header.config.train, trainer.pace
-    target = pace.iters_in_budget(step_seconds, header) if train.minutes and not header.planned else train.iters
+    target = train.iters
+    if train.minutes and not header.planned:
+        target = pace.iters_in_budget(step_seconds, header, header.elapsed)
     iters = target - header.step
     evaluations = math.ceil(iters / train.eval_every)
     return iters, iters * step_seconds + evaluations * pace.next_eval_seconds(step_seconds, header)

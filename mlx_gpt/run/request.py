@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlx_gpt.config.presets import known_setting
 from mlx_gpt.config.schema import UNTIL_TIME_IS_UP
 from mlx_gpt.errors import UserError
 
@@ -31,7 +32,7 @@ class Request:
         with_rewards: Whether only a run that learns from rewards may be resumed.
 
     Raises:
-        UserError: Both `resume` and `fine_tune` are given.
+        UserError: Both `resume` and `fine_tune` are given, or a name is empty.
     """
 
     preset: str | None = None
@@ -45,6 +46,9 @@ class Request:
     with_rewards: bool = False
 
     def __post_init__(self):
+        for name in ("preset", "recipe", "resume"):
+            if getattr(self, name) == "":
+                raise UserError(f"--{name} is empty; give a value, or leave it out")
         if self.resume is not None and self.fine_tune:
             raise UserError(
                 "--resume continues a run, --fine-tune starts a new run from a checkpoint's weights; give one of them"
@@ -66,16 +70,17 @@ def ignore(line: str) -> None:
 
 
 def settings_of(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Collects pairs of a dotted name and a value into a dictionary.
+    """Collects pairs of a dotted name and a value into a dictionary. Old names are replaced by the current ones.
 
     If `train.minutes` is given without `train.iters` and `train.tokens`, sets `train.iters` to UNTIL_TIME_IS_UP, its
     upper limit, so that only the time budget ends the run.
 
     Raises:
-        UserError: A name occurs twice, or both `train.iters` and `train.tokens` are given.
+        UserError: There is no such setting, a setting occurs twice, or both `train.iters` and `train.tokens` are given.
     """
     settings: dict[str, Any] = {}
-    for key, value in given:
+    for name, value in given:
+        key, _ = known_setting(name)
         if key in settings:
             raise UserError(f"{key} is given twice, as {settings[key]} and {value}; give it once")
         settings[key] = value

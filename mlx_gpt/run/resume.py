@@ -93,8 +93,6 @@ def located(request: Request) -> tuple[Path, Path | None]:
     Raises:
         UserError: There is no such run, or no checkpoint in its folder.
     """
-    if request.resume == "":
-        raise UserError("--resume is empty; give a file or a run folder, or no value for the newest run")
     if request.resume == NEWEST and request.out and not request.out.is_dir():
         raise UserError(f"--out {request.out}: no run there to resume; leave out --resume to start one")
     path = Path(request.resume) if request.resume != NEWEST else request.out or newest_run()

@@ -49,7 +49,7 @@ class Pace:
         evaluation = self.next_eval_seconds(step_seconds, header) / header.config.train.eval_every
         return round(evaluation / (step_seconds + evaluation), 3)
 
-    def iters_in_budget(self, step_seconds: float, header: Header, elapsed: float = 0.0) -> int:
+    def iters_in_budget(self, step_seconds: float, header: Header, elapsed: float) -> int:
         """Computes the total number of updates that fit into `train.minutes`, at most `train.iters`.
 
         The time of evaluations is subtracted: one at the end, and one every `train.eval_every` steps.
@@ -65,8 +65,12 @@ class Pace:
         return min(train.iters, header.step + max(more, 1))
 
     def is_spent(self, header: Header, elapsed: float) -> bool:
-        """Whether the time budget, if there is one, leaves no more time than the last evaluation needs."""
+        """Whether the time budget, if there is one, leaves no more time than the last evaluation needs.
+
+        It is never spent before the first step of a run.
+        """
         minutes, step_seconds = header.config.train.minutes, self.step_seconds
-        if not minutes or step_seconds is None:
+        if not minutes or not header.step:
             return False
-        return elapsed + self.next_eval_seconds(step_seconds, header) >= minutes * 60
+        last = self.next_eval_seconds(step_seconds, header) if step_seconds else 0.0
+        return elapsed + last >= minutes * 60

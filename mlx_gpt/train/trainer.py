@@ -202,8 +202,7 @@ class Trainer:
         arrays = self._own(self.source.next(step, self.state["weights"]))
         self.state, output = self._step(self.state, mx.array(lr), mx.array(step, dtype=mx.uint32), *arrays)
         mx.async_eval(self.state, output)
-        tokens = header.tokens + self.source.tokens_per_batch
-        self._advance(step=step + 1, tokens=tokens)
+        self._advance(step=step + 1, tokens=header.tokens + self.source.tokens_per_batch)
         self.pipeline.add(Pending(self.snapshot(), lr, output, self.source.metrics))
 
     def _read(self) -> StepReport:
@@ -377,6 +376,8 @@ class Trainer:
         is saved unless the run diverged or made no step.
         """
         saved = True
+        if reason == "minutes":  # resumed without more time, the run is complete
+            self._advance(config=self.config.replace({"train.iters": self.header.step}), planned=True)
         if reason in ("iters", "minutes") and self.header.last_eval != self.header.step:
             yield from self._evaluation()
             reason = "signal" if self._stops() else reason

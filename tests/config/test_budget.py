@@ -17,8 +17,9 @@ from mlx_gpt.config.budget import (
 from mlx_gpt.config.presets import given_names, names_of, over, resolve
 from mlx_gpt.config.schema import Config
 from mlx_gpt.errors import UserError
+from mlx_gpt.optim.schedules import learning_rate
 
-LENGTHS = [10**n * k for n in range(2, 13) for k in (1, 3)]
+LENGTHS = [10**n * k for n in range(2, 15) for k in (1, 3)] + [10**15]
 TEXT = {"train_tokens": 1_000_000, "val_tokens": 100_000}
 
 
@@ -36,6 +37,7 @@ def test_every_length_gets_settings_that_train_about_this_many_tokens(block_size
         assert 1 <= config.train.eval_every <= max(1, iters)
         assert config.train.batch_size * block_size <= max(16_384, block_size)
         wanted = max(1, 512 * (tokens / 500_000) ** 0.66 / block_size)
+        wanted = min(wanted, 4096 * max(1, 16_384 // block_size))
         rows = config.train.sequences_per_step
         assert wanted - 0.5 <= rows <= wanted + 0.5 + config.train.grad_accum_steps
 
@@ -82,8 +84,20 @@ def test_every_process_gets_a_sequence():
         assert min(chosen(n, processes=processes).train.sequences_per_step for n in LENGTHS) == processes
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "wsd-cosine"])
+def test_the_learning_rate_of_a_short_run_has_no_jump(schedule):
+    for iters in (10, 19, 20, 50, 199, 200, 300):
+        config = chosen(256 * iters, {"optimizer.schedule": schedule}).optimizer
+        peak, rates = config.learning_rate, [learning_rate(config, step, iters) for step in range(iters)]
+        top = rates.index(max(rates))
+        assert rates[: top + 1] == sorted(rates[: top + 1]) and max(rates) == pytest.approx(peak, rel=0.05)
+        # The steepest slope of the cosine is pi / 2 times the mean one.
+        assert all(0 <= a - b <= 1.6 * peak / (0.9 * iters) for a, b in itertools.pairwise(rates[top:]))
+        assert rates[-1] < 0.2 * peak
+
+
 GIVEN = {"train.batch_size": 7, "train.grad_accum_steps": 3, "model.dropout": 0.25, "optimizer.decay_start": 0.9}
-GIVEN |= {"optimizer.ema_decay": 0.5, "train.eval_every": 17}
+GIVEN |= {"optimizer.ema_decay": 0.5, "optimizer.warmup_steps": 3, "train.eval_every": 17}
 
 
 @pytest.mark.parametrize("name", GIVEN)

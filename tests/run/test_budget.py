@@ -139,6 +139,24 @@ def test_any_time_limit_has_settings(minutes):
     assert config.train.batch_size == 1 and config.train.eval_every >= 1
 
 
+def test_the_shorter_of_two_lengths_chooses_the_settings():
+    by_tokens = config_of({"train.tokens": 5000})
+    both = started({"train.tokens": 5000, "train.minutes": 60.0})
+    assert both.header.config == by_tokens.replace({"train.minutes": 60.0}) and not both.chosen.startswith("about")
+    limited = started({"train.tokens": 10**10, "train.minutes": 0.02})
+    assert limited.chosen.startswith("about ")
+    rows = limited.header.config.train.sequences_per_step
+    assert rows < config_of({"train.tokens": 10**10}).train.sequences_per_step / 100
+
+
+def test_a_run_whose_time_is_spent_is_complete(tmp_path):
+    trained(tmp_path / "run", TINY | {"train.minutes": 0.001, "train.batch_size": 1})
+    session = Session(Request(resume=str(tmp_path / "run")), ignore)
+    assert session.start.is_complete and list(session) == []
+    longer = begin(Request(resume=str(tmp_path / "run"), settings=settings_of([("train.minutes", 5.0)])), ignore)
+    assert not longer.is_complete and longer.header.step > 0
+
+
 def test_the_time_that_the_measurement_takes_is_a_part_of_the_limit(tmp_path):
     session, reports = trained(tmp_path / "run", TINY | {"train.minutes": 0.01})
     measured = session.start.header.elapsed

@@ -33,3 +33,20 @@ def test_dropout_is_no_part_of_the_network():
 def test_a_run_is_resumed_or_fine_tuned():
     with pytest.raises(UserError, match="give one of them"):
         Request(resume="a", fine_tune=Path("b"))
+
+
+@pytest.mark.parametrize("name", ["preset", "recipe", "resume"])
+def test_an_empty_name_is_refused(name):
+    with pytest.raises(UserError, match=f"--{name} is empty"):
+        Request(**{name: ""})
+
+
+def test_settings_have_current_names():
+    assert settings_of([("model.mlp", "relu2"), ("optimizer.lr_cuts", 2)]) == {
+        "model.ffn": "relu2",
+        "optimizer.max_lr_cuts": 2,
+    }
+    with pytest.raises(UserError, match="did you mean model.n_layer"):
+        settings_of([("model.n_layerz", 2)])
+    with pytest.raises(UserError, match="model.ffn is given twice"):
+        settings_of([("model.mlp", "relu2"), ("model.ffn", "swiglu")])
