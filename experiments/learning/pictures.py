@@ -58,10 +58,13 @@ def draw_factors(axes: plt.Axes) -> None:
     axes.set_title(f"{PRESET}, half a million tokens of tiny Shakespeare")
 
 
-PICTURES = {"law": draw_law, "pairs": draw_pairs, "factors": draw_factors}
+PICTURES = {"law": (draw_law, "laws"), "pairs": (draw_pairs, "pairs_small"), "factors": (draw_factors, "factors")}
 for name in sys.argv[1:] or PICTURES:
+    draw, table = PICTURES[name]
+    if not rows_of(RESULTS / f"{table}.json"):
+        raise SystemExit(f"{table}.json has no rows yet; run the script that measures them")
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
-    PICTURES[name](axes)
+    draw(axes)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()

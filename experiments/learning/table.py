@@ -53,7 +53,7 @@ def measure(
             if not any((row["name"], row["seed"]) == (name, seed) for row in rows_of(path)):
                 shared = [*common, "--seed", str(seed)]
                 with contextlib.ExitStack() as stack:
-                    kept = folder and folder / f"{name}-{seed}".replace(" ", "-").replace(",", "")
+                    kept = folder and folder / f"{table}-{name}-{seed}".replace(" ", "-").replace(",", "")
                     out = kept or Path(stack.enter_context(tempfile.TemporaryDirectory()))
                     row = train([*shared, *arguments], [*shared, *first] if first else None, out)
                 rows = [*rows_of(path), {"name": name, "seed": seed} | row]  # other processes may have added rows
@@ -105,8 +105,12 @@ def train(arguments: list[str], before: list[str] | None, folder: Path) -> dict:
 
 
 def run(folder: Path, arguments: list[str]) -> list[dict]:
-    """Trains in a folder, or continues what was begun there, and returns the reports."""
-    begun = (folder / "checkpoint.safetensors").exists()
+    """Trains in a folder, or continues what was begun there with the same arguments, and returns the reports."""
+    begun, noted, given = (folder / "checkpoint.safetensors").exists(), Path(f"{folder}.txt"), " ".join(arguments)
+    if begun and noted.read_text() != given:
+        raise SystemExit(f"{folder}: was begun with other arguments, see {noted}; move the folder away")
+    noted.parent.mkdir(parents=True, exist_ok=True)
+    noted.write_text(given)
     options = ["--resume", str(folder)] if begun else [*arguments, "--out", str(folder)]
     command = [sys.executable, "-m", "mlx_gpt", "train", "--json", *options]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from mlx_gpt import api, device, model, run, watch
 from mlx_gpt.cli.options import echo_json, note
 from mlx_gpt.cli.outputs import Channels, Outputs
-from mlx_gpt.config.schema import UNTIL_TIME_IS_UP
 from mlx_gpt.errors import Diverged, OutOfRoom, UserError
 from mlx_gpt.train.reports import Alert, SampleDue, SampleReport, SaveReport, StopReport, kind, to_dict
 
@@ -207,7 +206,7 @@ class TextView:
         self._session = session
         self._console = watch.RunConsole(
             watch.Terminal(highlight=False),
-            iters=None if config.train.iters == UNTIL_TIME_IS_UP else config.train.iters,
+            iters=config.train.length,
             tokens_per_step=config.train.sequences_per_step * config.model.block_size,
             log_every=config.train.log_every,
             patience=config.train.patience,
@@ -251,5 +250,5 @@ def _headlines(session) -> list[str]:
     if machine["backend"] == "cpu" and device.can_compile():
         lines.append("the first update takes some seconds to compile, longer if its kernels are new to this machine")
     if header.step:
-        lines.append(f"resuming at iteration {header.step} of {train.iters}")
+        lines.append(f"resuming at iteration {header.step}" + (f" of {train.length}" if train.length else ""))
     return lines

@@ -102,8 +102,6 @@ class ModelConfig(Table):
     n_stream: int = setting(2, "residual streams, 2 or 4, if residual is mhc", low=2, high=4)
 
     def __post_init__(self):
-        if type(self.ternary_group) is int:  # as in TOML: ternary_group = 128
-            object.__setattr__(self, "ternary_group", str(self.ternary_group))
         # Not super(): without arguments, it fails in a dataclass with slots=True before Python 3.14.
         Table.__post_init__(self)
         if self.n_embd % self.n_head:

@@ -92,6 +92,11 @@ class TrainConfig(Table):
                 )
 
     @property
+    def length(self) -> int | None:
+        """The number of updates; None if only the time limit ends the run."""
+        return None if self.iters == UNTIL_TIME_IS_UP else self.iters
+
+    @property
     def sequences_per_step(self) -> int:
         """Sequences per update."""
         return self.batch_size * self.grad_accum_steps

@@ -74,7 +74,8 @@ def allowed(f: dataclasses.Field) -> str:
 
 
 def checked(name: str, value, f: dataclasses.Field):
-    """Returns `value` in the type of the field. An int is accepted for a float, and a list for a tuple.
+    """Returns `value` in the type of the field. An int is accepted for a float, or for text with this choice,
+    and a list for a tuple.
 
     Raises:
         UserError: The value is not allowed. The message has the key, the value and the allowed values.
@@ -87,6 +88,8 @@ def checked(name: str, value, f: dataclasses.Field):
         return tuple(value)
     if f.type is float and type(value) is int:
         value = float(value)
+    if f.type is str and type(value) is int and str(value) in (f.metadata["choices"] or ()):
+        value = str(value)
     # isinstance() would accept True for an int, because bool is a subclass of int.
     if type(value) is not f.type or (f.type is float and not math.isfinite(value)):
         raise wrong

@@ -258,7 +258,8 @@ def _files(name: str, notes: list[str]) -> list[Path]:
         inside = sorted(p for p in path.rglob("*") if p.is_file() and not _is_dotted(p.relative_to(path)))
         files = [p for p in inside if p.name.lower().endswith(SUFFIXES)]
         if skipped := len(inside) - len(files):
-            suffixes = Counter(p.suffix for p in inside if p not in files).most_common(5)
+            read = set(files)
+            suffixes = Counter(p.suffix for p in inside if p not in read).most_common(5)
             notes.append(
                 f"corpus {name}: {skipped} files left out, since only {', '.join(SUFFIXES)} are read; the most common "
                 f"suffixes of these files: {', '.join(suffix or 'none' for suffix, _ in suffixes)}"

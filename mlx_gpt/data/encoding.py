@@ -59,7 +59,7 @@ def _read_or_trained(corpus: Corpus, data: DataConfig, note: Note) -> Tokenizer:
     """Returns the tokenizer of make_tokenizer() before special tokens are added."""
     if data.vocab:
         return open_vocab(Path(data.vocab).expanduser())
-    characters = alphabet(corpus.texts())
+    characters = set() if data.tokenizer == "byte-bpe" else alphabet(corpus.texts())  # all bytes are its alphabet
     if data.tokenizer == "char":
         return CharTokenizer("".join(sorted(characters)))
     every = -(-corpus.num_bytes // MAX_TRAINING_BYTES) or 1

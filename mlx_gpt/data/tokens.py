@@ -85,7 +85,7 @@ class Tokens:
         Returns:
             The training tokens and the validation tokens. Both share the array of ids.
         """
-        train, val = self.lengths.copy(), np.zeros_like(self.lengths)
+        train = self.lengths.copy()
         for source in range(len(self.weights)):
             own = self.sources == source
             ends = np.cumsum(self.lengths[own])

@@ -16,7 +16,7 @@ from mlx_gpt.config.budget import (
     with_iters,
 )
 from mlx_gpt.config.presets import given_names
-from mlx_gpt.config.schema import UNTIL_TIME_IS_UP, Config
+from mlx_gpt.config.schema import Config
 from mlx_gpt.data.encoding import encode
 from mlx_gpt.device.mlx import reset_peak_memory
 from mlx_gpt.errors import OutOfRoom
@@ -76,7 +76,7 @@ def with_budget(start: Start, preset: str, request: Request, processes: int, not
 
 def _is_timed(config: Config) -> bool:
     """Whether a time limit may decide the length of the run."""
-    return bool(config.train.minutes) and (config.train.tokens > 0 or config.train.iters == UNTIL_TIME_IS_UP)
+    return bool(config.train.minutes) and (config.train.tokens > 0 or config.train.length is None)
 
 
 def _limited(start: Start, budget: Budget, given: set[str]) -> Budget:

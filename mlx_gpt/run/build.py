@@ -46,6 +46,7 @@ class Start:
         tokenizer: The tokenizer of the text.
         folder: The run folder in which the run continues; None for a new folder.
         tokens: The encoded text; None if it has not been encoded yet.
+        corrupt: The corrupt checkpoints of the run folder.
         chosen: One line that names the settings that follow from the length of the run; "" if none was chosen.
     """
 
@@ -56,6 +57,7 @@ class Start:
     tokenizer: Tokenizer
     folder: Path | None
     tokens: Tokens | None = None
+    corrupt: tuple[Path, ...] = ()
     chosen: str = ""
 
     @property

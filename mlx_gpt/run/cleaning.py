@@ -57,11 +57,10 @@ def plan_cleaning(
     """
     kept = 0
     for run in runs:
+        kept += bool(run.checkpoints)
         if run.state == "training":
-            kept += bool(run.checkpoints)
             continue
         old = (now - run.changed) / DAY
-        kept += bool(run.checkpoints)
         chosen = [keep is None or kept > keep, days is None or old > days]
         if not run.checkpoints:
             yield _deletion(run, "has no checkpoint")

@@ -49,6 +49,12 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (LATEST, BEST))
 
 
+def set_aside(path: Path) -> Path:
+    """Renames a corrupt checkpoint to NAME.corrupt-N, and returns its new path."""
+    aside = next(p for n in itertools.count(1) if not (p := path.with_name(f"{path.name}.corrupt-{n}")).exists())
+    return path.rename(aside)
+
+
 def newest_run() -> Path:
     """The run folder whose checkpoints changed last. Raises UserError if there is none."""
     checkpoints = [p for p in RUNS.glob("*/*.safetensors") if p.name in (LATEST, BEST)]

@@ -1,7 +1,6 @@
 """The initial state of a resumed run: its checkpoint, settings, text and folder."""
 
 import dataclasses
-import itertools
 import math
 from pathlib import Path
 
@@ -41,7 +40,9 @@ def resumed(request: Request, note: Note) -> Start:
         UserError: There is no such run, or a setting or a path is wrong.
     """
     source, folder = located(request)
-    checkpoint = _newest_valid(source, request, note) if _is_run_folder(source) else _read(source, request)
+    checkpoint, corrupt = (
+        _newest_valid(source, request, note) if _is_run_folder(source) else (_read(source, request), ())
+    )
     checkpoint = checkpoint.as_trained()  # best.safetensors may hold the average of the weights in their place
     header = checkpoint.header
     if request.with_rewards and header.config.train.objective not in ROLLOUT_OBJECTIVES:
@@ -80,6 +81,7 @@ def resumed(request: Request, note: Note) -> Start:
         corpus=corpus,
         tokenizer=tokenizer,
         folder=folder,
+        corrupt=corrupt,
     )
 
 
@@ -120,10 +122,8 @@ def _read(path: Path, request: Request) -> Checkpoint:
     return checkpoint
 
 
-def _newest_valid(folder: Path, request: Request, note: Note) -> Checkpoint:
-    """Reads both checkpoints of a run, and returns the one with more steps.
-
-    If one of them is corrupt and the other is not, the corrupt file is renamed to NAME.corrupt-N.
+def _newest_valid(folder: Path, request: Request, note: Note) -> tuple[Checkpoint, tuple[Path, ...]]:
+    """Reads both checkpoints of a run, and returns the one with more steps, and the path of a corrupt one.
 
     Raises:
         BadFile: Every checkpoint in the folder is corrupt.
@@ -140,11 +140,9 @@ def _newest_valid(folder: Path, request: Request, note: Note) -> Checkpoint:
                 broken.append((path, error))
     if not found:
         raise broken[0][1]
-    for path, error in broken:
-        aside = next(p for n in itertools.count(1) if not (p := path.with_name(f"{path.name}.corrupt-{n}")).exists())
-        path.rename(aside)
-        note(f"{error}; renamed to {aside.name}, resuming from the other checkpoint")
-    return max(found, key=lambda checkpoint: checkpoint.header.step)
+    for _, error in broken:
+        note(f"{error}; resuming from the other checkpoint")
+    return max(found, key=lambda checkpoint: checkpoint.header.step), tuple(path for path, _ in broken)
 
 
 def _resumed_config(checkpoint: Checkpoint, request: Request, note: Note) -> Config:
@@ -178,6 +176,11 @@ def _resumed_config(checkpoint: Checkpoint, request: Request, note: Note) -> Con
         raise ResumeRefused(
             f"data.val_fraction is {new.data.val_fraction}, but the checkpoint has {old.data.val_fraction}; another "
             "split would validate on text that was trained on, leave out data.val_fraction"
+        )
+    if (old.train.objective in ROLLOUT_OBJECTIVES) != (new.train.objective in ROLLOUT_OBJECTIVES):
+        raise ResumeRefused(
+            f"train.objective is {new.train.objective}, but the run has {old.train.objective}; a run learns from text "
+            "or from rewards to its end, start a new run with mlxgpt rl or with mlxgpt train --fine-tune"
         )
     return config
 

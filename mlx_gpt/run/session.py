@@ -15,7 +15,7 @@ from mlx_gpt.distributed.ranks import join
 from mlx_gpt.errors import GroupChanged, RankLost, UserError
 from mlx_gpt.files import FolderLock, make_folder, remove_abandoned
 from mlx_gpt.run.build import make_trainer
-from mlx_gpt.run.folder import folder_of, require_new, save_config, save_tokenizer
+from mlx_gpt.run.folder import folder_of, require_new, save_config, save_tokenizer, set_aside
 from mlx_gpt.run.handout import received, send
 from mlx_gpt.run.loading import Run
 from mlx_gpt.run.request import Note, Request, ignore
@@ -95,6 +95,8 @@ class Session(Iterator[Report]):
         if folder:
             self._lock_until_closed(folder, stack)
         self.start = begin(request, self.note, self.group.size)
+        for path in self.start.corrupt if folder else ():
+            self.note(f"{path}: renamed to {set_aside(path).name}")
         self.folder = folder_of(request, self.start)
         send(self.group, self.start, self.folder)
         self.trainer = make_trainer(self.start, self.folder, self.note, self.group)

@@ -5,7 +5,7 @@ from typing import Any
 
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config.budget import with_iters
-from mlx_gpt.config.presets import resolve
+from mlx_gpt.config.presets import load_toml, resolve
 from mlx_gpt.config.schema import Config
 from mlx_gpt.data.corpus import Corpus
 from mlx_gpt.data.encoding import make_tokenizer
@@ -47,11 +47,20 @@ def begin(request: Request, note: Note, processes: int = 1) -> Start:
     """
     if request.resume is not None:
         try:
-            return resumed(request, note)
+            start = resumed(request, note)
         except Mismatch as error:
             raise ResumeRefused(str(error)) from None
-    if request.fine_tune:
-        return _fine_tuned(request, note)
+    elif request.fine_tune:
+        start = _fine_tuned(request, note)
+    else:
+        return _new(request, note, processes)
+    if request.preset:
+        _note_other_tables(request.preset, note)
+    return start
+
+
+def _new(request: Request, note: Note, processes: int) -> Start:
+    """The initial state of a new run with new weights."""
     preset = DEFAULT_PRESET if request.preset is None else request.preset
     config = resolved(preset, request.recipe, request.settings, note, request.base)
     _note_without_effect(config, request.settings, note)
@@ -83,6 +92,13 @@ def resolved(
     if used:
         note(f"tuned for this device: {', '.join(used)} (MLXGPT_TUNED=off ignores these settings)")
     return config
+
+
+def _note_other_tables(preset: str, note: Note) -> None:
+    """Notes that a preset describes only the network if a run continues or begins from a checkpoint."""
+    if others := sorted(load_toml("presets", preset).keys() - {"model"}):
+        tables = ", ".join(f"[{name}]" for name in others)
+        note(f"preset {preset}: only [model] counts for a checkpoint, {tables} of its file are left out")
 
 
 def _note_without_effect(config: Config, settings: dict[str, Any], note: Note) -> None:

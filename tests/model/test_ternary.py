@@ -6,6 +6,7 @@ from devices import tolerance
 from networks import SHAPE, TERNARY, network
 from references import ternary
 
+from mlx_gpt.config.presets import resolve
 from mlx_gpt.config.schema import ModelConfig
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.errors import UserError
@@ -116,7 +117,14 @@ def test_a_packed_layer_computes_the_same(group, settings, gpu, monkeypatch):
 def test_a_width_that_no_group_divides_is_refused():
     with pytest.raises(UserError, match="ternary_group=128 does not divide 24, the width"):
         BitLinear.specs(ModelConfig(**SHAPE, linear="ternary", ternary_group="128"), 24, 24, Constant(0.0))
-    assert ModelConfig(linear="ternary", ternary_group=128) == ModelConfig(linear="ternary", ternary_group="128")
+
+
+def test_the_group_is_a_number_in_a_file_too(tmp_path):
+    (tmp_path / "own.toml").write_text('[model]\nlinear = "ternary"\nternary_group = 128\n')
+    found = resolve(str(tmp_path / "own.toml")).model
+    assert found == ModelConfig(linear="ternary", ternary_group=128) and found.ternary_group == "128"
+    with pytest.raises(UserError, match="ternary_group=100 is not allowed"):
+        ModelConfig(ternary_group=100)
 
 
 def test_in_half_precision_the_trits_are_those_of_the_float32_weights():

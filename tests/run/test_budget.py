@@ -12,7 +12,7 @@ from mlx_gpt.config import law
 from mlx_gpt.config.budget import CHOSEN
 from mlx_gpt.config.law import Law
 from mlx_gpt.config.presets import resolve
-from mlx_gpt.errors import OutOfRoom, UserError
+from mlx_gpt.errors import OutOfRoom, ResumeRefused, UserError
 from mlx_gpt.run import budget
 from mlx_gpt.run.build import make_trainer
 from mlx_gpt.run.planning import plan
@@ -161,7 +161,8 @@ def test_the_time_that_the_measurement_takes_is_a_part_of_the_limit(tmp_path):
     session, reports = trained(tmp_path / "run", TINY | {"train.minutes": 0.01})
     measured = session.start.header.elapsed
     assert measured > 0
-    assert isinstance(reports[-1], StopReport) and reports[-1].elapsed > measured
+    assert isinstance(reports[-1], StopReport)
+    assert reports[-1].elapsed - reports[-1].seconds == pytest.approx(measured, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +213,24 @@ def test_fine_tuning_takes_only_the_length(tmp_path):
     request = Request(fine_tune=tmp_path / "run/checkpoint.safetensors", settings={"train.tokens": 10_000})
     config = begin(request, ignore).header.config
     assert config.train.iters == 10_000 // (16 * BLOCK) and config.optimizer.decay_start == 0.6
+
+
+def test_a_preset_beside_a_checkpoint_says_what_it_leaves_out(tmp_path):
+    trained(tmp_path / "run", TINY | {"train.iters": 2})
+    network = "\n".join(f"{name.partition('.')[2]} = {value}" for name, value in TINY.items() if "model." in name)
+    (tmp_path / "own.toml").write_text(f"[model]\n{network}\n[train]\ntokens = 9000\n[optimizer]\nbeta1 = 0.8\n")
+    checkpoint, notes = tmp_path / "run/checkpoint.safetensors", []
+    start = begin(Request(preset=str(tmp_path / "own.toml"), fine_tune=checkpoint), notes.append)
+    assert start.header.config.optimizer.beta1 == 0.9
+    left_out = "only [model] counts for a checkpoint, [optimizer], [train] of its file are left out"
+    assert sum(note.endswith(left_out) for note in notes) == 1
+
+
+def test_a_run_of_text_is_not_continued_with_rewards(tmp_path):
+    trained(tmp_path / "run", TINY | {"train.iters": 1})
+    settings = {"train.objective": "grpo", "rl.max_tokens": 4, "train.iters": 2}
+    with pytest.raises(ResumeRefused, match="train.objective is grpo, but the run has cross-entropy; .* mlxgpt rl"):
+        begin(Request(resume=str(tmp_path / "run"), settings=settings), ignore)
 
 
 def test_rewards_have_no_length_in_tokens(tmp_path):

@@ -20,6 +20,7 @@ from mlx_gpt.errors import OutOfRoom, ResumeRefused, Unreadable, UserError
 from mlx_gpt.files import FolderLock
 from mlx_gpt.run import folder as folders
 from mlx_gpt.run.folder import folder_of
+from mlx_gpt.run.planning import plan
 from mlx_gpt.run.request import Request, ignore
 from mlx_gpt.run.session import Session
 from mlx_gpt.run.start import begin
@@ -113,6 +114,8 @@ def test_a_run_that_is_still_training_is_refused_before_its_checkpoints_are_read
             session_in(run, {"train.iters": 8}, resume=str(source))
     assert sorted(run.iterdir()) == before
     lock.release()
+    plan(begin(Request(resume=str(run), settings={"train.iters": 8}), ignore), ignore)
+    assert sorted(run.iterdir()) == before  # a plan changes nothing
     with contextlib.closing(session_in(run, {"train.iters": 8}, resume=str(run))) as session:
         assert session.start.header.step == 6 and (run / f"{BEST}.corrupt-1").exists()
 
