@@ -2,7 +2,7 @@
 
     python experiments/learning/long_records.py FOLDER [SEED ...]
 
-A run takes about one and a half hours on one core. The runs stay in FOLDER, and one that was interrupted is resumed.
+A run took two hours on one core. The runs stay in FOLDER, and one that was interrupted is resumed.
 The rate and its decay are those of ternary_long.py. The dropout is higher than there, because the text is read more
 often. The optimizer is the one with the lowest loss among the pilots of short_budgets.py.
 """

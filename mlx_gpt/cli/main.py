@@ -38,7 +38,7 @@ COMMANDS = {
     "runs": ("mlx_gpt.cli.runs", "List runs, or delete those that are no longer needed."),
     "watch": ("mlx_gpt.cli.watch", "Show runs on a web page, while they train and afterwards."),
     "rl": ("mlx_gpt.cli.rl", "Train CHECKPOINT with rewards of the texts that it writes."),
-    "pipeline": ("mlx_gpt.cli.pipeline", "Run train, rl and eval-code in a row, as FILE describes them."),
+    "pipeline": ("mlx_gpt.cli.pipeline", "Run train, rl, eval and eval-code in a row, as FILE describes them."),
     "convert": (
         "mlx_gpt.cli.convert",
         "Convert a checkpoint between safetensors, RGPT0001, RGPT0002, RGPT0003, GGUF and nanochat.",

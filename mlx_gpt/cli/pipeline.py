@@ -71,7 +71,7 @@ class Stage:
 )
 @click.option("--plan", is_flag=True, help="Print the commands, and run none.")
 def pipeline_command(file, out, plan):
-    """Run train, rl and eval-code in a row, as FILE describes them.
+    """Run train, rl, eval and eval-code in a row, as FILE describes them.
 
     \b
     [[stage]]
@@ -80,10 +80,12 @@ def pipeline_command(file, out, plan):
     corpus = ["stdlib", "code-patterns:2000"]
     minutes = 30
 
+    \b
     [[stage]]
     command = "rl"
     set = ["rl.kl_weight=0.05"]
 
+    \b
     [[stage]]
     command = "eval-code"
     language = "python"

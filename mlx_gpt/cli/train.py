@@ -75,12 +75,13 @@ OWN_TEXT = "train.txt"  # the corpus if no other is named and it exists in the c
     metavar="N",
     callback=count_option,
     help="Length of the run in tokens, such as 500_000, 5e5 or 0.5M. In a new run, batch, dropout, decay and "
-    "evaluations follow from it; not with --fine-tune.",
+    "evaluations follow from it; with --fine-tune, only the length.",
 )
 @click.option(
     "--minutes",
     type=float,
-    help="Time limit in minutes; 0: none. In a new run without --iters, the same settings follow from it.",
+    help="Time limit in minutes; 0: none. In a new run without --iters, --tokens and --fine-tune, "
+    "the same settings follow from it.",
 )
 @click.option("--batch", type=int, help="Sequences per micro-batch.")
 @click.option("--accum", type=int, help="Micro-batches per update.")
