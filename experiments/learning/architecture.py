@@ -3,28 +3,22 @@
 Each run trains model-s on one million tokens. Each network has three seeds.
 """
 
-from table import MUON, measure
-
-
-def options(**settings: str) -> list[str]:
-    """Returns the arguments of `mlxgpt train` that set these options of the network."""
-    return [part for key, value in settings.items() for part in ("--set", f"model.{key}={value}")]
-
+from table import MUON, measure, sets
 
 # Name of a variant -> how its network differs from randyGPT's.
 EACH = {
-    "rotary positions": {"positions": "rotary"},
-    "QK-norm": {"qk_norm": "true"},
-    "final norm": {"final_norm": "true"},
-    "tied head": {"tied_head": "true"},
-    "learned norm weights": {"norm_weights": "true"},
-    "SwiGLU": {"mlp": "swiglu"},
+    "rotary positions": "model.positions=rotary",
+    "QK-norm": "model.qk_norm=true",
+    "final norm": "model.final_norm=true",
+    "tied head": "model.tied_head=true",
+    "learned norm weights": "model.norm_weights=true",
+    "SwiGLU": "model.ffn=swiglu",
 }
 measure(
     "architecture",
     {
         "randyGPT": [],
-        **{name: options(**settings) for name, settings in EACH.items()},
+        **{name: sets(setting) for name, setting in EACH.items()},
     },
     seeds=[1, 2, 3],
     common=[

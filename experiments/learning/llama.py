@@ -4,7 +4,7 @@ The rows of model-s add the options of Llama's network one after the other, and 
 networks train on half a million tokens.
 """
 
-from table import MUON, measure, settings
+from table import MUON, measure, sets, settings
 
 
 def common(iters: int) -> list[str]:
@@ -14,13 +14,13 @@ def common(iters: int) -> list[str]:
 
 
 def added(*settings: str) -> list[str]:
-    """Returns the arguments of `mlxgpt train` for model-s with rotary positions and these settings of the network."""
-    return ["--preset", "model-s", *(part for s in ("positions=rotary", *settings) for part in ("--set", f"model.{s}"))]
+    """Returns the arguments of `mlxgpt train` for model-s with rotary positions and these settings."""
+    return ["--preset", "model-s", *sets("model.positions=rotary", *settings)]
 
 
-NORMS = ("norm_weights=true", "final_norm=true")
-SWIGLU = (*NORMS, "ffn=swiglu")
-TIED = (*SWIGLU, "tied_head=true")
+NORMS = ("model.norm_weights=true", "model.final_norm=true")
+SWIGLU = (*NORMS, "model.ffn=swiglu")
+TIED = (*SWIGLU, "model.tied_head=true")
 LONG = {"model.dropout": 0.2, "optimizer.decay_start": 0.37, "optimizer.ema_decay": 0.995}  # of model-l
 PRESETS = {name: ["--preset", name, *settings(LONG)] for name in ("model-l-modern", "llama-m")}
 BYTE_PAIRS = {f"{name}, byte pairs": [*arguments, "--bpe", "2000"] for name, arguments in PRESETS.items()}
@@ -33,8 +33,8 @@ measure(
         "+ norm weights, final norm": added(*NORMS),
         "+ SwiGLU": added(*SWIGLU),
         "+ tied head": added(*TIED),
-        "+ n_kv_head=2": added(*TIED, "n_kv_head=2"),
-        "+ n_kv_head=1": added(*TIED, "n_kv_head=1"),
+        "+ n_kv_head=2": added(*TIED, "model.n_kv_head=2"),
+        "+ n_kv_head=1": added(*TIED, "model.n_kv_head=1"),
     },
     seeds=[1, 2, 3],
     common=common(488),

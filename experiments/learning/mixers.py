@@ -5,22 +5,22 @@ parameters differ: 0.80M with attention, 0.74M with grouped queries, 0.76M with 
 DeltaNet and 0.86M with the hybrid.
 """
 
-from table import MUON, measure
+from table import MUON, measure, sets
 
 
 def mixed(*settings: str) -> list[str]:
-    """Returns the arguments of `mlxgpt train` for model-s with rotary positions and these settings of the network."""
-    return ["--preset", "model-s", *(part for s in ("positions=rotary", *settings) for part in ("--set", f"model.{s}"))]
+    """Returns the arguments of `mlxgpt train` for model-s with rotary positions and these settings."""
+    return ["--preset", "model-s", *sets("model.positions=rotary", *settings)]
 
 
 measure(
     "mixers",
     {
         "attention": mixed(),
-        "attention, n_kv_head=2": mixed("n_kv_head=2"),
-        "mla": mixed('mixers=["mla"]'),
-        "gated_delta": mixed('mixers=["gated_delta"]'),
-        "hybrid 3:1": mixed('mixers=["gated_delta", "gated_delta", "gated_delta", "attention"]'),
+        "attention, n_kv_head=2": mixed("model.n_kv_head=2"),
+        "mla": mixed('model.mixers=["mla"]'),
+        "gated_delta": mixed('model.mixers=["gated_delta"]'),
+        "hybrid 3:1": mixed('model.mixers=["gated_delta", "gated_delta", "gated_delta", "attention"]'),
     },
     seeds=[1, 2, 3],
     common=[

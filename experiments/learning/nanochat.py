@@ -5,7 +5,7 @@ the dense network, and two of the eight compute a token, so both have the same n
 the router. Lion has a tenth of AdamW's rate. The rate of the matrices is the same.
 """
 
-from table import MUON, measure
+from table import MUON, measure, sets
 
 DENSE = ("model.ffn=swiglu", "model.ffn_dim=384")
 EXPERTS = ("model.ffn=moe", "model.ffn_dim=192", "model.n_expert=8", "model.n_expert_per_token=2")
@@ -19,7 +19,7 @@ LION = (
 
 def network(*settings: str) -> list[str]:
     """Returns the arguments of `mlxgpt train` for model-s with rotary positions and these settings."""
-    return ["--preset", "model-s", *(part for s in ("model.positions=rotary", *settings) for part in ("--set", s))]
+    return ["--preset", "model-s", *sets("model.positions=rotary", *settings)]
 
 
 measure(

@@ -7,9 +7,8 @@ resumed. All of them have the settings that `--tokens` chooses.
 """
 
 import sys
-from pathlib import Path
 
-from table import measure, settings
+from table import folder_argument, measure, settings
 
 PRESETS = ["model-l", "model-l-modern", "llama-m", "hybrid-m", "ternary-m", "experts-m"]
 measure(
@@ -20,5 +19,5 @@ measure(
         *("--corpus", "stdlib", "--bpe", "1000", "--tokens", "2.5M", "--sample-every", "0"),
         *settings({"train.save_minutes": 2}),
     ],
-    folder=Path(sys.argv[1]),
+    folder=folder_argument(),
 )

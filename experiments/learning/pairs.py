@@ -8,9 +8,8 @@ published run has. The runs stay in FOLDER, and one that was interrupted is resu
 """
 
 import sys
-from pathlib import Path
 
-from table import measure, settings
+from table import folder_argument, measure, settings
 
 from mlx_gpt.config.schema import DataConfig
 from mlx_gpt.data.corpus import open_corpus
@@ -44,6 +43,7 @@ def large() -> dict[str, list[str]]:
     return {named(size): ["--preset", "llama-m", *arguments(size, TOKENS)] for size in (0, 2000)}
 
 
+FOLDER = folder_argument()
 GROUPS = {"small": (small, [1, 2, 3]), "large": (large, [1])}
 for group in sys.argv[2:] or GROUPS:
     variants, seeds = GROUPS[group]
@@ -52,5 +52,5 @@ for group in sys.argv[2:] or GROUPS:
         variants(),
         seeds,
         common=["--corpus", CORPUS, "--sample-every", "0", *settings({"train.save_minutes": 2})],
-        folder=Path(sys.argv[1]),
+        folder=FOLDER,
     )

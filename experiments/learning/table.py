@@ -21,7 +21,19 @@ HYBRID = {"model.mixers": '["gated_delta","gated_delta","attention"]', "model.n_
 
 def settings(values: dict) -> list[str]:
     """Returns the arguments of `mlxgpt train` for settings by dotted name."""
-    return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    return sets(*(f"{key}={value}" for key, value in values.items()))
+
+
+def sets(*each: str) -> list[str]:
+    """Returns the arguments of `mlxgpt train` for settings such as "model.n_head=4"."""
+    return [part for setting in each for part in ("--set", setting)]
+
+
+def folder_argument() -> Path:
+    """Returns the first argument of the script, the folder of its runs. Without one, prints the script's docstring."""
+    if len(sys.argv) < 2:
+        raise SystemExit(sys.modules["__main__"].__doc__)
+    return Path(sys.argv[1])
 
 
 MUON = settings(OPTIMIZER)

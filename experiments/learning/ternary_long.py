@@ -6,10 +6,7 @@ The rate and its decay are those with the lowest loss in results/ternary_tuning.
 weights. A run takes about an hour on one core. The runs stay in FOLDER, and one that was interrupted is resumed.
 """
 
-import sys
-from pathlib import Path
-
-from table import OPTIMIZER, measure, settings
+from table import OPTIMIZER, folder_argument, measure, settings
 
 SETTINGS = {
     "model.dropout": 0.1,
@@ -30,5 +27,5 @@ measure(
     },
     seeds=[1],
     common=["--corpus", "shakespeare", "--batch", "8", "--iters", "2441", "--eval-every", "610", *settings(SETTINGS)],
-    folder=Path(sys.argv[1]),
+    folder=folder_argument(),
 )
