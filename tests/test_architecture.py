@@ -42,6 +42,7 @@ TABLE = {
     "config/schema": ("config/network config/renames config/table errors", ""),
     "config/budget": ("config/schema errors", ""),
     "config/presets": ("config/budget config/renames config/schema config/table errors parse paths", ""),
+    "config/effects": ("config/schema", ""),
     "config/law": ("config/budget config/presets config/schema", ""),
     "device/": ("lazy", ""),
     "device/blas": ("errors paths", ""),

@@ -1,6 +1,5 @@
 """The settings of the network: the table [model]."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -9,17 +8,6 @@ from mlx_gpt.errors import UserError
 
 # The sizes of randyGPT's network. An RGPT file does not store them, so they can be given to commands that read one.
 SHAPE_KEYS = ("n_embd", "n_head", "n_layer", "block_size")
-
-# Settings that have an effect only if another setting has, or contains, this value.
-NEEDS = {
-    **dict.fromkeys(("n_expert", "n_expert_per_token", "n_shared_expert"), ("ffn", "moe")),
-    **dict.fromkeys(("ternary_group", "ternary_activations", "ternary_norm"), ("linear", "ternary")),
-    **dict.fromkeys(
-        ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), ("mixers", "mla")
-    ),
-    "n_kv_head": ("mixers", "attention"),
-    "n_stream": ("residual", "mhc"),
-}
 
 
 class LatentWidths(NamedTuple):
@@ -220,16 +208,6 @@ class ModelConfig(Table):
     def architecture(self) -> dict[str, Any]:
         """All settings that determine the network's function of its weights: all except dropout."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dropout"}
-
-    def without_effect(self, names: Iterable[str]) -> list[str]:
-        """Describes those settings that have no effect: "model.n_stream has no effect without model.residual=mhc"."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)} | {"mixers": self.mixer_of}
-        found = [(name, *NEEDS[name]) for name in names if name in NEEDS]
-        return [
-            f"model.{name} has no effect without model.{other}={needed}"
-            for name, other, needed in found
-            if needed not in values[other]
-        ]
 
     def extensions(self) -> list[str]:
         """The settings in which this network differs from randyGPT's of the same size, as ['model.tied_head=true']."""

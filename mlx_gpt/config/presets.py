@@ -4,6 +4,7 @@ A preset describes a network, a recipe describes training. Later layers override
 command line.
 """
 
+import contextlib
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,9 @@ def parse_set(text: str) -> tuple[str, Any]:
         return key, value.strip("\"'")
     if setting.type == tuple[str, ...] and not value.startswith("["):
         return key, tuple(part.strip() for part in value.split(","))
+    if setting.type is float:
+        with contextlib.suppress(ValueError):
+            return key, float(value)  # .5 is no TOML
     try:
         return key, parse_toml(f"value = {value}", f"--set {key}")["value"]
     except BadFile:

@@ -5,6 +5,7 @@ from typing import Any
 
 from mlx_gpt.checkpoint.store import Checkpoint, Header
 from mlx_gpt.config.budget import with_iters
+from mlx_gpt.config.effects import without_effect
 from mlx_gpt.config.presets import load_toml, resolve
 from mlx_gpt.config.schema import Config
 from mlx_gpt.data.corpus import Corpus
@@ -63,7 +64,8 @@ def _new(request: Request, note: Note, processes: int) -> Start:
     """The initial state of a new run with new weights."""
     preset = DEFAULT_PRESET if request.preset is None else request.preset
     config = resolved(preset, request.recipe, request.settings, note, request.base)
-    _note_without_effect(config, request.settings, note)
+    for line in without_effect(config, request.settings):
+        note(line)
     request.note_corpus(config.data.corpus, note)
     corpus = open_text(config, note)
     tokenizer = make_tokenizer(corpus, config.data, note)
@@ -101,12 +103,6 @@ def _note_other_tables(preset: str, note: Note) -> None:
         note(f"preset {preset}: only [model] counts for a checkpoint, {tables} of its file are left out")
 
 
-def _note_without_effect(config: Config, settings: dict[str, Any], note: Note) -> None:
-    """Notes those of the settings of the network that the user gave and that have no effect."""
-    for line in config.model.without_effect(network_of(settings)):
-        note(line)
-
-
 def _fine_tuned(request: Request, note: Note) -> Start:
     """The initial state of a new run with the weights and the tokenizer of a checkpoint.
 
@@ -125,7 +121,8 @@ def _fine_tuned(request: Request, note: Note) -> Start:
     config = resolved(None, request.recipe, settings, note, request.base)
     require_known_length(config, settings)
     config = with_iters(config)
-    _note_without_effect(config, request.settings, note)
+    for line in without_effect(config, request.settings):
+        note(line)
     request.note_corpus(config.data.corpus, note)
     corpus = open_text(config, note)
     tokenizer = tokenizer_of(request.fine_tune, checkpoint.header) or make_tokenizer(corpus, config.data, note)

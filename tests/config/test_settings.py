@@ -6,7 +6,7 @@ import tomllib
 import pytest
 from constants import ROOT
 
-from mlx_gpt.config.network import NEEDS
+from mlx_gpt.config.effects import NEEDS, without_effect
 from mlx_gpt.config.presets import names_of, parse_set, preset_of, resolve
 from mlx_gpt.config.schema import Config, ModelConfig
 from mlx_gpt.config.table import lookup
@@ -155,6 +155,9 @@ def test_a_config_survives_toml_and_json():
         ("optimizer.learning_rate = 1e-5", ("optimizer.learning_rate", 1e-5)),
         ("train.dtype=bfloat16", ("train.dtype", "bfloat16")),
         ("train.eval_at_start=true", ("train.eval_at_start", True)),
+        ("optimizer.momentum=.9", ("optimizer.momentum", 0.9)),
+        ("optimizer.max_grad_norm=2", ("optimizer.max_grad_norm", 2.0)),
+        ("model.mixers=attention, mla", ("model.mixers", ("attention", "mla"))),
         ("data.corpus=a.txt,b.txt", ("data.corpus", ("a.txt", "b.txt"))),
         ('data.corpus=["a,b.txt"]', ("data.corpus", ["a,b.txt"])),
     ],
@@ -210,17 +213,22 @@ def test_unknown_presets_and_broken_files_are_refused(tmp_path):
         resolve(str(broken))
 
 
-# A value of each setting of NEEDS that is not its default.
-OTHER_VALUES = {"ternary_group": "row", "ternary_activations": "int8", "ternary_norm": True, "n_kv_head": 2}
-OTHER_VALUES |= {"n_stream": 4, "n_expert": 4, "qk_rope_head_dim": 4}
+# A value of each setting of NEEDS that is not its default, and one without effect of each setting that is needed.
+OTHER_VALUES = {"model.ternary_group": "row", "model.ternary_activations": "int8", "model.ternary_norm": True}
+OTHER_VALUES |= {"model.n_kv_head": 2, "model.n_stream": 4, "model.n_expert": 4, "model.qk_rope_head_dim": 4}
+OTHER_VALUES |= {"optimizer.newton_schulz": "jordan", "data.vocab_size": 300, "data.bpe_rule": "randygpt"}
+OTHER_VALUES |= {"model.rope_theta": 9.0, "model.rope_scale": 2.0}
+WITHOUT = {"model.mixers": ("gated_delta",), "optimizer.name": "adamw", "optimizer.schedule": "linear"}
 
 
 @pytest.mark.parametrize("name", NEEDS)
 def test_a_setting_without_effect_is_told(name):
-    other, needed = NEEDS[name]
-    given, without = {name: OTHER_VALUES.get(name, 1)}, {"mixers": ("gated_delta",)}
-    network = ModelConfig(**given, **without)
-    assert network.without_effect(given) == [f"model.{name} has no effect without model.{other}={needed}"]
-    assert shapes_of(network, 50) == shapes_of(ModelConfig(**without), 50)
-    value = ("gated_delta", needed) if other == "mixers" else needed
-    assert not ModelConfig(**given | {other: value}).without_effect([*given, other, "n_layer"])
+    other, values = NEEDS[name]
+    given = {name: OTHER_VALUES.get(name, 0.25 if isinstance(Config().get(name), float) else 1)}
+    assert Config().get(name) != given[name]
+    [line] = without_effect(Config().replace(WITHOUT | given), given)
+    assert line.startswith(f"{name} has no effect without {other}")
+    for value in values or (1,):
+        needed = {other: ("gated_delta", value) if other == "model.mixers" else value}
+        assert not without_effect(Config().replace(WITHOUT | given | needed), [*given, other, "model.n_layer"])
+    assert shapes_of(Config().replace(WITHOUT | given).model, 50) == shapes_of(Config().replace(WITHOUT).model, 50)
