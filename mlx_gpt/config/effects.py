@@ -49,6 +49,6 @@ def without_effect(config: Config, names: Iterable[str]) -> list[str]:
             other, values = NEEDS[name]
             value = config.model.mixer_of if other == "model.mixers" else (config.get(other),)
             if not (set(value) & set(values) if values else value[0] > 0):
-                needed = "=" + " or ".join(values) if values else " above 0"
+                needed = f"={'|'.join(values)}" if values else " above 0"
                 found.append(f"{name} has no effect without {other}{needed}")
     return found

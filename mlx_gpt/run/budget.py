@@ -101,8 +101,9 @@ def _described(config: Config, given: set[str], budget: Budget) -> str:
     """Describes the length of the run, and names the settings that follow from it."""
     values = ", ".join(f"{name}={config.get(name)}" for name in sorted(chosen_names(given)))
     passes = budget.tokens / budget.train_tokens
+    often = f"{passes:.1f}" if passes >= 0.1 else "under 0.1"
     about = "" if budget.tokens == config.train.tokens else "about "
-    return f"{about}{float(f'{budget.tokens:.3g}'):,.0f} tokens, {passes:.1f} passes over the text: {values}"
+    return f"{about}{float(f'{budget.tokens:.3g}'):,.0f} tokens, {often} passes over the text: {values}"
 
 
 def _update_time(start: Start) -> UpdateTime:
