@@ -260,7 +260,7 @@ class Optimizer:
         return new_weights, new
 
 
-def orthogonal(matrices: Weights, steps: Sequence[tuple[float, float, float]] = NEWTON_SCHULZ["jordan"]) -> Weights:
+def orthogonal(matrices: Weights, steps: Sequence[tuple[float, float, float]]) -> Weights:
     """Replaces each matrix by a nearly orthogonal one: U S V^T (its SVD) becomes about U V^T.
 
     With the steps "jordan", the singular values of a result lie between about 0.7 and 1.2, except that those below

@@ -1,6 +1,5 @@
 """The length of a new run in tokens or minutes, and that of a resumed one."""
 
-
 import numpy as np
 import pytest
 from constants import TINY
