@@ -8,7 +8,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_gpt.config.schema import UNTIL_TIME_IS_UP, Config
+from mlx_gpt.config.schema import MOST_MICRO_BATCHES, UNTIL_TIME_IS_UP, Config
 from mlx_gpt.errors import UserError
 
 # Tokens of an update: UPDATE_TOKENS in a run of RUN_TOKENS tokens, and proportional to a power of its tokens in others.
@@ -17,7 +17,6 @@ RUN_TOKENS, UPDATE_TOKENS, UPDATE_POWER = 500_000, 512, 0.66
 # updates (arXiv:1812.06162).
 CRITICAL = 5
 MICRO_BATCH_TOKENS = 16_384  # a larger update is divided into micro-batches, so that its memory stays the same
-MOST_MICRO_BATCHES = 4096  # micro-batches of an update, at most
 # Dropout of a run that reads its text DROPOUT_PASSES times, and how much it grows with the logarithm of the passes.
 DROPOUT_PASSES, DROPOUT, DROPOUT_GROWTH, MAX_DROPOUT = 5, 0.1, 0.0675, 0.3
 DECAY_START = 0.1  # the learning rate decreases from this share of the run on

@@ -45,10 +45,18 @@ def without_effect(config: Config, names: Iterable[str]) -> list[str]:
     """
     found = []
     for name in names:
-        if name in NEEDS:
+        if not has_effect(config, name):
             other, values = NEEDS[name]
-            value = config.model.mixer_of if other == "model.mixers" else (config.get(other),)
-            if not (set(value) & set(values) if values else value[0] > 0):
-                needed = f"={'|'.join(values)}" if values else " above 0"
-                found.append(f"{name} has no effect without {other}{needed}")
+            found.append(f"{name} has no effect without {other}" + (f"={'|'.join(values)}" if values else " above 0"))
     return found
+
+
+def has_effect(config: Config, name: str) -> bool:
+    """Whether a setting, given by its dotted name, has an effect beside the other settings."""
+    if name not in NEEDS:
+        return True
+    other, values = NEEDS[name]
+    if not values:
+        return config.get(other) > 0
+    found = config.model.mixer_of if other == "model.mixers" else [config.get(other)]
+    return not set(values).isdisjoint(found)

@@ -17,6 +17,7 @@ from mlx_gpt.errors import UserError
 MAX_VOCAB = 1 << 21
 # The value of train.iters if only train.minutes limits the run. The trainer replaces it after timing some updates.
 UNTIL_TIME_IS_UP = (1 << 32) - 1
+MOST_MICRO_BATCHES = 4096  # micro-batches of an update, at most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +28,7 @@ class TrainConfig(Table):
     """
 
     batch_size: int = setting(16, "sequences per micro-batch", low=1, high=1 << 16)
-    grad_accum_steps: int = setting(1, "micro-batches per update", low=1, high=4096)
+    grad_accum_steps: int = setting(1, "micro-batches per update", low=1, high=MOST_MICRO_BATCHES)
     iters: int = setting(
         2000, "total number of updates, counted from the start of the run", low=1, high=UNTIL_TIME_IS_UP
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mlx_gpt.config.budget import (
     BATCH,
+    CHOSEN,
     MICRO_BATCH_TOKENS,
     Budget,
     UpdateTime,
@@ -15,6 +16,7 @@ from mlx_gpt.config.budget import (
     tokens_per_update,
     with_iters,
 )
+from mlx_gpt.config.effects import has_effect
 from mlx_gpt.config.presets import given_names
 from mlx_gpt.config.schema import Config
 from mlx_gpt.data.encoding import encode
@@ -52,9 +54,10 @@ def with_budget(start: Start, preset: str, request: Request, processes: int, not
     if config.train.objective in ROLLOUT_OBJECTIVES:
         return _with(start, config.replace({"train.tokens": 0}))
     given = given_names(preset, request.recipe, request.base | request.settings, config.train.tokens)
-    if config.optimizer.schedule == "linear":  # it decreases right after the warm-up
-        given |= {"optimizer.decay_start"}
-    if not (config.train.tokens or _is_timed(config)) or not chosen_names(given):
+    given |= {name for name in CHOSEN if not has_effect(config, name)}
+    # A time limit may decide the length of the run.
+    is_timed = bool(config.train.minutes) and (config.train.tokens > 0 or config.train.length is None)
+    if not (config.train.tokens or is_timed) or not chosen_names(given):
         return _with(start, with_iters(config))
     tokens = encode(start.corpus, start.tokenizer, note, config.data.unknown == "refuse")
     start = dataclasses.replace(start, tokens=tokens)
@@ -67,16 +70,11 @@ def with_budget(start: Start, preset: str, request: Request, processes: int, not
         processes=processes,
     )
     began = time.perf_counter()
-    if _is_timed(config):
+    if is_timed:
         budget = _limited(start, budget, given)
     config = with_iters(fitted(config, given, budget))
-    elapsed = time.perf_counter() - began if _is_timed(config) else 0.0
+    elapsed = time.perf_counter() - began if is_timed else 0.0
     return _with(start, config, _described(config, given, budget), elapsed)
-
-
-def _is_timed(config: Config) -> bool:
-    """Whether a time limit may decide the length of the run."""
-    return bool(config.train.minutes) and (config.train.tokens > 0 or config.train.length is None)
 
 
 def _limited(start: Start, budget: Budget, given: set[str]) -> Budget:

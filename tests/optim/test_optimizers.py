@@ -7,12 +7,13 @@ import pytest
 from covering import covering
 from devices import tolerance
 
+from mlx_gpt.config.effects import MUONS
 from mlx_gpt.config.schema import ModelConfig, OptimizerConfig
 from mlx_gpt.device.lanes import lanes
 from mlx_gpt.device.mlx import mx
 from mlx_gpt.model.gpt import roles_of, shapes_of
 from mlx_gpt.optim.clip import CLIPS, global_norm
-from mlx_gpt.optim.optimizers import NEWTON_SCHULZ, RULES, Optimizer, orthogonal
+from mlx_gpt.optim.optimizers import NEWTON_SCHULZ, RULES, Muon, Optimizer, orthogonal
 from mlx_gpt.optim.schedules import learning_rate
 
 LOSS = tolerance("float32 loss")
@@ -161,6 +162,10 @@ def test_every_matrix_of_a_block_goes_to_muon_and_nothing_else():
         assert state["m"].keys() == weights.keys()
         assert {k for k in weights if k not in state["v"]} == {k for k in weights if is_matrix_of_a_block(k)}
         assert all(weights[k].ndim == 2 for k in weights.keys() - state["v"].keys())
+
+
+def test_the_settings_of_muon_are_those_of_the_optimizers_that_have_it():
+    assert set(MUONS) == {name for name, rules in RULES.items() if issubclass(rules["matrix"], Muon)}
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (16, 80), (80, 16), (1, 9)])
