@@ -7,6 +7,7 @@ curves, see docs/learning.md.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mlx_gpt.config.budget import Budget, fitted, tokens_per_update
 from mlx_gpt.config.presets import preset_of, resolve
@@ -47,7 +48,14 @@ LAWS = {  # name of a preset -> its law
 }
 
 
-def predicted(config: Config, budget: Budget) -> tuple[float, float] | str:
+class Prediction(NamedTuple):
+    """The validation loss that is expected at the end of a run, in nats per token, and the error of its law."""
+
+    loss: float
+    error: float
+
+
+def predicted(config: Config, budget: Budget) -> Prediction | str:
     """Predicts the validation loss at the end of a run.
 
     Args:
@@ -55,11 +63,10 @@ def predicted(config: Config, budget: Budget) -> tuple[float, float] | str:
         budget: Its length, and the tokens of its text.
 
     Returns:
-        The loss in nats per token and its error, see Law. If no law holds for this run, one line that says why, or ""
-        if the run has another corpus.
+        The prediction, or one line that says why no law holds for this run.
     """
     if config.data.corpus != (CORPUS,):
-        return ""
+        return f"the loss is not predicted: only runs on the corpus {CORPUS} were measured"
     name = preset_of(config.model)
     if name not in LAWS:
         return f"the loss is not predicted: only runs of {', '.join(LAWS)} were measured at several lengths"
@@ -72,7 +79,7 @@ def predicted(config: Config, budget: Budget) -> tuple[float, float] | str:
             f"the loss is not predicted: runs of {name} were measured from {law.shortest:,} to {law.longest:,} tokens, "
             f"and this one has {budget.tokens:,}"
         )
-    return law.loss(budget.tokens), law.error
+    return Prediction(law.loss(budget.tokens), law.error)
 
 
 def _difference(config: Config, measured: Config) -> str | None:

@@ -5,13 +5,20 @@ import math
 from mlx_gpt.config.schema import OptimizerConfig
 
 WARMUP_FROM = 0.1  # the warm-up begins at this share of the peak, except for wsd-cosine, where it begins at 0
+
+
+def _cosine(progress: float) -> float:
+    """From 1 at progress 0 to 0 at progress 1, along half a period of a cosine."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
 # For each `optimizer.schedule`, how far the rate is above its minimum during the decay: 1 is the peak, 0 the minimum.
 # `progress` goes from 0 at the start of the decay to 1 at the end of the run. wsd is warm-up, stable, decay.
 DECAYS = {
-    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "cosine": _cosine,
     "linear": lambda progress: 1 - progress,
     "wsd": lambda progress: 1 - progress,
-    "wsd-cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "wsd-cosine": _cosine,
 }
 
 

@@ -107,8 +107,6 @@ def _expected(config: Config, trainer: Trainer, tokens: int, note: Note) -> dict
     texts = {"train_tokens": trainer.source.num_tokens, "val_tokens": trainer.validation.num_tokens}
     found = predicted(config, Budget(tokens=tokens, **texts))
     if isinstance(found, str):
-        if found:
-            note(found)
+        note(found)
         return {}
-    loss, error = found
-    return {"expected_loss": round(loss, 3), "expected_error": error}
+    return {"expected_loss": round(found.loss, 3), "expected_error": found.error}
