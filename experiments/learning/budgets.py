@@ -1,9 +1,9 @@
 """Measures which settings fit the length of a run. The constants of mlx_gpt/config/budget.py are fitted to the results.
 
-    python experiments/learning/budgets.py [fit] [dropout] [test]
+    python experiments/learning/budgets.py [fit] [repeated] [test]
 
 The runs of `fit` change the size of updates at three lengths, and one other setting at a time at two of them. Those of
-`dropout` read a small part of the text many times. `test` compares the settings that `--tokens` chooses with their
+`repeated` read a small part of the text many times, with more dropout and weight decay. `test` compares the settings that `--tokens` chooses with their
 neighbours, at a length that the fit has not seen. After the runs, the script prints the size of an update with the
 lowest loss for each length of `fit`.
 """
@@ -47,13 +47,17 @@ def named(tokens: int, sequences: int) -> str:
     return f"{tokens:,} tokens, {sequences} sequences"
 
 
-def dropout_variants() -> dict[str, list[str]]:
-    """Returns the arguments of each run of `dropout`: 500,000 tokens of a tenth or a quarter of the text."""
+def repeated_variants() -> dict[str, list[str]]:
+    """Returns the arguments of each run of `repeated`: 500,000 tokens of a tenth or a quarter of the text."""
     found = {}
     for part in (0.1, 0.25):
         for rate in (0.0, 0.1, 0.2):
-            changes = {"model.dropout": rate, "data.val_fraction": 1 - part, "train.eval_windows": 400}
-            found[f"{part:g} of the text, dropout {rate:g}"] = arguments(500_000, 4, changes)
+            for decay in (0.1, 0.3, 1.0, 3.0):
+                changes = {"model.dropout": rate, "optimizer.weight_decay": decay}
+                changes |= {"data.val_fraction": 1 - part, "train.eval_windows": 400}
+                found[f"{part:g} of the text, dropout {rate:g}, weight decay {decay:g}"] = arguments(
+                    500_000, 4, changes
+                )
     return found
 
 
@@ -79,7 +83,7 @@ def best_update(tokens: int, rows: list[dict]) -> float:
     return sizes[1] * BLOCK * 2 ** min(max(shift, -1), 1)
 
 
-GROUPS = {"fit": (fit_variants, [11, 12]), "dropout": (dropout_variants, [11, 12]), "test": (test_variants, [21, 22])}
+GROUPS = {"fit": (fit_variants, [11, 12]), "repeated": (repeated_variants, [11, 12]), "test": (test_variants, [21, 22])}
 for group in sys.argv[1:] or GROUPS:
     variants, seeds = GROUPS[group]
     measure(f"budgets_{group}", variants(), seeds, COMMON)
