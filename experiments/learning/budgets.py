@@ -3,9 +3,9 @@
     python experiments/learning/budgets.py [fit] [repeated] [test]
 
 The runs of `fit` change the size of updates at three lengths, and one other setting at a time at two of them. Those of
-`repeated` read a small part of the text many times, with more dropout and weight decay. `test` compares the settings that `--tokens` chooses with their
-neighbours, at a length that the fit has not seen. After the runs, the script prints the size of an update with the
-lowest loss for each length of `fit`.
+`repeated` read a small part of the text many times, with more dropout and weight decay. `test` compares the settings
+that `--tokens` chooses with their neighbours, at a length that the fit has not seen. After the runs, the script prints
+the size of an update with the lowest loss for each length of `fit`.
 """
 
 import math
