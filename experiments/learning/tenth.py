@@ -43,9 +43,13 @@ def single() -> dict[str, list[str]]:
         "rate x0.5": {"optimizer.learning_rate": 1.5e-3},
         "rate x2": {"optimizer.learning_rate": 6e-3},
         "decay from 0.05": {"optimizer.decay_start": 0.05},
+        "dropout 0.05": {"model.dropout": 0.05},
+        "dropout 0.1": {"model.dropout": 0.1},
     }
     found = {name: arguments(600_000, change) for name, change in changes.items()}
-    return found | {"2 sequences": arguments(600_000, {}, 2)}
+    found["2 sequences"] = arguments(600_000, {}, 2)
+    short = {"model.block_size": 128}
+    return found | {f"context 128, {size} sequences": arguments(600_000, short, size) for size in (1, 2)}
 
 
 GROUPS = {"single": single, "lengths": lengths}
