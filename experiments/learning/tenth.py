@@ -27,7 +27,7 @@ def lengths() -> dict[str, list[str]]:
     return {
         f"{tokens:,} tokens, dropout {rate:g}": arguments(tokens, {"model.dropout": rate})
         for tokens in (500_000, 1_000_000, 2_000_000)
-        for rate in (0.1, 0.2, 0.3)
+        for rate in (0.0, 0.05, 0.1, 0.2, 0.3)
     }
 
 
