@@ -3,8 +3,8 @@
     python experiments/learning/pairs.py FOLDER [small] [large]
 
 The runs of `small` train llama-s with characters and with 500 to 4,000 byte pairs on BYTES of text, with three seeds.
-Those of `large` train llama-m on TOKENS tokens, with characters and with 2,000 byte pairs, as many as randyGPT's best
-published run has. The runs stay in FOLDER, and one that was interrupted is resumed.
+Those of `large` train llama-m on TOKENS tokens, with characters and with 2,000 byte pairs, as many ids as in randyGPT's
+best published run. The runs stay in FOLDER, and one that was interrupted is resumed.
 """
 
 import sys
