@@ -73,6 +73,15 @@ def given_names(preset: str | None, recipe: str | None, overrides: dict[str, Any
     return {f"{table}.{name}" for layer in layers for table, values in layer.items() for name in values}
 
 
+def require_one_length(train: dict[str, Any]) -> None:
+    """Raises UserError if settings of [train] give the length of a run both in updates and in tokens."""
+    if train.get("tokens") and "iters" in train:
+        raise UserError(
+            f"train.iters={train['iters']} and train.tokens={train['tokens']} both give the length of the run; give "
+            "one of them"
+        )
+
+
 def _files(preset: str | None, recipe: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The content of a preset and of a recipe."""
     return (
@@ -135,7 +144,8 @@ def load_toml(folder: str, name: str) -> dict[str, Any]:
         name: The name of a file in this folder, without ".toml". Any other name is the path of a TOML file.
 
     Raises:
-        UserError: There is no such name or file, or the file has an unknown setting or a value that is not allowed.
+        UserError: There is no such name or file, or the file has an unknown setting, a value that is not
+            allowed, or two lengths of the run.
         BadFile: The file cannot be read, or is not valid TOML.
     """
     path = Path(name)
@@ -147,6 +157,7 @@ def load_toml(folder: str, name: str) -> dict[str, Any]:
     try:
         tables = current_names(tables)
         require_settings(tables)
+        require_one_length(tables.get("train", {}))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return tables

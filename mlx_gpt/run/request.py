@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlx_gpt.config.presets import known_setting
+from mlx_gpt.config.presets import known_setting, require_one_length
 from mlx_gpt.config.schema import UNTIL_TIME_IS_UP
+from mlx_gpt.config.table import nest
 from mlx_gpt.errors import UserError
 
 Note = Callable[[str], None]  # called with one line for each thing the user should know
@@ -84,11 +85,7 @@ def settings_of(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         if key in settings:
             raise UserError(f"{key} is given twice, as {settings[key]} and {value}; give it once")
         settings[key] = value
-    if settings.get("train.tokens") and "train.iters" in settings:
-        raise UserError(
-            f"train.iters={settings['train.iters']} and train.tokens={settings['train.tokens']} both give the length "
-            "of the run; give one of them"
-        )
+    require_one_length(nest(settings).get("train", {}))
     if settings.get("train.minutes") and not settings.get("train.tokens"):
         settings.setdefault("train.iters", UNTIL_TIME_IS_UP)
     return settings

@@ -319,3 +319,9 @@ def test_a_text_that_is_too_short_is_refused(tmp_path, text):
 def test_tokens_and_updates_together_are_refused():
     with pytest.raises(UserError, match="both give the length"):
         settings_of([("train.tokens", 5), ("train.iters", 5)])
+
+
+def test_tokens_and_updates_in_one_file_are_refused(tmp_path):
+    (tmp_path / "recipe.toml").write_text("[train]\niters = 5\ntokens = 1000\n")
+    with pytest.raises(UserError, match="recipe.toml: train.iters=5 and train.tokens=1000 both give the length"):
+        resolve(None, str(tmp_path / "recipe.toml"))
