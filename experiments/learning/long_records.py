@@ -2,7 +2,7 @@
 
     python experiments/learning/long_records.py FOLDER [SEED ...]
 
-A run took two hours on one core. The runs stay in FOLDER, and one that was interrupted is resumed. The rate and its
+A run takes one to two hours on one core. The runs stay in FOLDER, and one that was interrupted is resumed. The rate and its
 decay are those of ternary_long.py. The optimizer is the one with the lowest loss among the pilots of short_budgets.py.
 The dropout of the second row is the one with the lowest loss in tenth.py.
 """
@@ -23,7 +23,7 @@ measure(
     "long_records",
     {
         "llama-m, 6M tokens": sets("model.dropout=0.15"),
-        "llama-m, dropout 0.1, 6M tokens": sets("model.dropout=0.1"),
+        "llama-m, no dropout, 6M tokens": sets("model.dropout=0"),
     },
     seeds=[int(seed) for seed in sys.argv[2:]] or [1, 2, 3],
     common=[
