@@ -4,7 +4,7 @@
 
 The groups are the keys of GROUPS. A network of Llama's shape with 0.45M parameters reads a tenth of tiny Shakespeare as
 often as llama-m reads the whole text in long_records.py, in about as many updates. The validation loss is measured on
-102,400 characters of the rest. A run takes one to four minutes on one core. The runs of the group `larger` have four
+102,400 characters of the rest. A run takes one to sixteen minutes on one core. The runs of the group `larger` have four
 tenths of the parameters, of the text, and of the tokens, and take 25 minutes.
 """
 
@@ -30,7 +30,7 @@ def arguments(tokens: int, changes: dict, batch: int = 1, base: dict = TENTH) ->
 def lengths() -> dict[str, list[str]]:
     return {
         f"{tokens:,} tokens, dropout {rate:g}": arguments(tokens, {"model.dropout": rate})
-        for tokens in (500_000, 1_000_000, 2_000_000)
+        for tokens in (500_000, 1_000_000, 2_000_000, 4_000_000)
         for rate in (0.0, 0.05, 0.1, 0.2, 0.3)
     }
 
