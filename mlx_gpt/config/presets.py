@@ -73,12 +73,11 @@ def given_names(preset: str | None, recipe: str | None, overrides: dict[str, Any
     return {f"{table}.{name}" for layer in layers for table, values in layer.items() for name in values}
 
 
-def require_one_length(train: dict[str, Any]) -> None:
-    """Raises UserError if settings of [train] give the length of a run both in updates and in tokens."""
-    if train.get("tokens") and "iters" in train:
+def require_one_length(iters: int | None, tokens: int | None) -> None:
+    """Raises UserError if `train.iters` and `train.tokens` both give the length of a run. None: it is not given."""
+    if tokens and iters is not None:
         raise UserError(
-            f"train.iters={train['iters']} and train.tokens={train['tokens']} both give the length of the run; give "
-            "one of them"
+            f"train.iters={iters} and train.tokens={tokens} both give the length of the run; give one of them"
         )
 
 
@@ -157,7 +156,8 @@ def load_toml(folder: str, name: str) -> dict[str, Any]:
     try:
         tables = current_names(tables)
         require_settings(tables)
-        require_one_length(tables.get("train", {}))
+        train = tables.get("train", {})
+        require_one_length(train.get("iters"), train.get("tokens"))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return tables

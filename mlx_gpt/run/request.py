@@ -7,7 +7,6 @@ from typing import Any
 
 from mlx_gpt.config.presets import known_setting, require_one_length
 from mlx_gpt.config.schema import UNTIL_TIME_IS_UP
-from mlx_gpt.config.table import nest
 from mlx_gpt.errors import UserError
 
 Note = Callable[[str], None]  # called with one line for each thing the user should know
@@ -85,7 +84,7 @@ def settings_of(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         if key in settings:
             raise UserError(f"{key} is given twice, as {settings[key]} and {value}; give it once")
         settings[key] = value
-    require_one_length(nest(settings).get("train", {}))
+    require_one_length(settings.get("train.iters"), settings.get("train.tokens"))
     if settings.get("train.minutes") and not settings.get("train.tokens"):
         settings.setdefault("train.iters", UNTIL_TIME_IS_UP)
     return settings
