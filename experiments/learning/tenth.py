@@ -9,10 +9,14 @@ tenths of the parameters, of the text, and of the tokens, and take 25 minutes.
 """
 
 import sys
+import tempfile
+from pathlib import Path
 
 from table import measure, settings
 
-COMMON = ["--preset", "llama-s", "--corpus", "shakespeare"]
+from mlx_gpt.data.corpus import open_corpus
+
+COMMON = ["--preset", "llama-s"]
 COMMON += settings({"train.save_minutes": 0, "train.sample_every": 0, "train.eval_windows": 400})
 COMMON += settings({"optimizer.ema_decay": 0})
 BASE = {"model.dropout": 0.15, "optimizer.decay_start": 0.2, "optimizer.newton_schulz": "jordan"}
@@ -22,12 +26,12 @@ TENTH |= {"data.val_fraction": 0.9, "train.eval_every": 100_000}
 LARGER = BASE | {"data.val_fraction": 0.6, "train.eval_every": 625}  # with the shape of llama-s
 
 
-def arguments(tokens: int, changes: dict, batch: int = 1, base: dict = TENTH) -> list[str]:
+def arguments(tokens: int, changes: dict, batch: int = 1, base: dict = TENTH, corpus: str = "shakespeare") -> list[str]:
     """Returns the arguments for a run of this many tokens, with changes of `base`."""
-    return ["--tokens", str(tokens), "--batch", str(batch), *settings(base | changes)]
+    return ["--corpus", corpus, "--tokens", str(tokens), "--batch", str(batch), *settings(base | changes)]
 
 
-def lengths() -> dict[str, list[str]]:
+def lengths(folder: Path) -> dict[str, list[str]]:
     return {
         f"{tokens:,} tokens, dropout {rate:g}": arguments(tokens, {"model.dropout": rate})
         for tokens in (500_000, 1_000_000, 2_000_000, 4_000_000)
@@ -35,7 +39,7 @@ def lengths() -> dict[str, list[str]]:
     }
 
 
-def single() -> dict[str, list[str]]:
+def single(folder: Path) -> dict[str, list[str]]:
     """Returns single changes of a run of 600,000 tokens."""
     changes = {
         "base": {},
@@ -56,7 +60,23 @@ def single() -> dict[str, list[str]]:
     return found | {f"context 128, {size} sequences": arguments(600_000, short, size) for size in (1, 2)}
 
 
-def larger() -> dict[str, list[str]]:
+def hundredth(folder: Path) -> dict[str, list[str]]:
+    """Returns runs on a hundredth of the text, by dropout. Their validation split is the end of the text."""
+    [text] = open_corpus(("shakespeare",)).documents
+    train, val = text[: len(text) // 100], text[-50_000:]
+    path = folder / "hundredth.txt"
+    path.write_text(train + val)
+    share = {"data.val_fraction": len(val) / len(train + val)}
+    return {
+        f"a hundredth, {tokens:,} tokens, dropout {rate:g}": arguments(
+            tokens, {"model.dropout": rate} | share, corpus=str(path)
+        )
+        for tokens in (100_000, 300_000)
+        for rate in (0.0, 0.1, 0.2)
+    }
+
+
+def larger(folder: Path) -> dict[str, list[str]]:
     """Returns runs of llama-s on four tenths of the text, by dropout."""
     return {
         f"llama-s, 2,400,000 tokens, dropout {rate:g}": arguments(2_400_000, {"model.dropout": rate}, 3, LARGER)
@@ -64,6 +84,7 @@ def larger() -> dict[str, list[str]]:
     }
 
 
-GROUPS = {"single": single, "lengths": lengths, "larger": larger}
-for group in sys.argv[1:] or GROUPS:
-    measure("tenth", GROUPS[group](), seeds=[0, 41, 42], common=COMMON)
+GROUPS = {"single": single, "lengths": lengths, "hundredth": hundredth, "larger": larger}
+with tempfile.TemporaryDirectory() as made:
+    for group in sys.argv[1:] or GROUPS:
+        measure("tenth", GROUPS[group](Path(made)), seeds=[0, 41, 42], common=COMMON)
