@@ -17,9 +17,8 @@ RUN_TOKENS, UPDATE_TOKENS, UPDATE_POWER = 500_000, 512, 0.66
 # updates (arXiv:1812.06162).
 CRITICAL = 5
 MICRO_BATCH_TOKENS = 16_384  # a larger update is divided into micro-batches, so that its memory stays the same
-# Dropout of a run that reads its text more than DROPOUT_PASSES times. It raised the loss of runs with at most 20 passes,
-# and lowered that of runs with 40.
-DROPOUT, DROPOUT_PASSES = 0.1, 28
+# Dropout of a run that reads its text DROPOUT_PASSES times, and how much it grows with the logarithm of the passes.
+DROPOUT_PASSES, DROPOUT, DROPOUT_GROWTH, MAX_DROPOUT = 40, 0.1, 0.144, 0.3
 DECAY_START = 0.1  # the learning rate decreases from this share of the run on
 MOST_EVALUATIONS, EVALUATION_SHARE = 20, 0.2  # evaluations of a run, and about the share of its time that they may take
 EVALUATION_COST = 1 / 3  # time of a token in an evaluation, as a multiple of that in training
@@ -89,7 +88,7 @@ def fitted(config: Config, given: Set[str], budget: Budget) -> Config:
         budget: The budget.
     """
     values: dict[str, Any] = {
-        "model.dropout": DROPOUT if budget.tokens > DROPOUT_PASSES * budget.train_tokens else 0.0,
+        "model.dropout": _dropout(budget.tokens / budget.train_tokens),
         "optimizer.decay_start": DECAY_START,
         "optimizer.ema_decay": 0.0,
     }
@@ -150,6 +149,12 @@ def _batch(budget: Budget, block_size: int) -> dict[str, int]:
     sequences = min(max(budget.processes, round(update / block_size)), micro_batch * MOST_MICRO_BATCHES)
     accum = math.ceil(sequences / micro_batch)
     return {"train.batch_size": math.ceil(sequences / accum), "train.grad_accum_steps": accum}
+
+
+def _dropout(passes: float) -> float:
+    """The dropout of a run that reads its text `passes` times, a multiple of 0.05."""
+    dropout = DROPOUT + DROPOUT_GROWTH * math.log(passes / DROPOUT_PASSES)
+    return round(min(max(dropout, 0.0), MAX_DROPOUT) * 20) / 20
 
 
 def _warmup_steps(config: Config, budget: Budget) -> int:

@@ -49,9 +49,10 @@ def test_a_longer_run_has_larger_updates_and_more_of_them():
         assert more_rows >= rows and more_iters >= iters
 
 
-def test_dropout_is_for_texts_that_are_read_many_times():
-    assert [chosen(n * 1_000_000).model.dropout for n in (1, 6, 20, 40)] == [0, 0, 0, 0.1]
-    assert [chosen(n, train_tokens=1000).model.dropout for n in (20_000, 40_000)] == [0, 0.1]
+def test_dropout_grows_with_the_passes_over_the_text():
+    rates = [chosen(1_000_000, train_tokens=10**n).model.dropout for n in range(8, 2, -1)]
+    assert rates[:3] == [0, 0, 0] and rates == sorted(rates) and rates[-1] == 0.3
+    assert [chosen(n * 1_000_000).model.dropout for n in (6, 20, 30, 40, 80)] == [0, 0, 0.05, 0.1, 0.2]
 
 
 @pytest.mark.parametrize(
