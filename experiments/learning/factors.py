@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from table import measure, settings
+from table import measure, settings, write_text
 
 import mlx_gpt
 from mlx_gpt.checkpoint import store
@@ -83,8 +83,7 @@ def passes(folder: Path) -> Variants:
     border, found = round(0.9 * len(text)), {}
     for part in (1, 0.5, 0.25, 0.1):
         path = folder / f"part-{part:g}.txt"
-        path.write_text(text[: round(part * border)] + text[border:])
-        share = (len(text) - border) / (round(part * border) + len(text) - border)
+        share = write_text(path, text[: round(part * border)], text[border:])
         found[f"{part:g} of the text"] = changed({"data.val_fraction": share}, corpus=str(path))
     return found
 

@@ -36,6 +36,12 @@ def folder_argument() -> Path:
     return Path(sys.argv[1])
 
 
+def write_text(path: Path, train: str, val: str) -> float:
+    """Writes a text with these two splits to a file, and returns its `data.val_fraction`."""
+    path.write_text(train + val)
+    return len(val) / len(train + val)
+
+
 MUON = settings(OPTIMIZER)
 
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from table import measure, settings
+from table import measure, settings, write_text
 
 from mlx_gpt.data.corpus import open_corpus
 
@@ -63,13 +63,11 @@ def single(folder: Path) -> dict[str, list[str]]:
 def hundredth(folder: Path) -> dict[str, list[str]]:
     """Returns runs on a hundredth of the text, by dropout. Their validation split is the end of the text."""
     [text] = open_corpus(("shakespeare",)).documents
-    train, val = text[: len(text) // 100], text[-50_000:]
     path = folder / "hundredth.txt"
-    path.write_text(train + val)
-    share = {"data.val_fraction": len(val) / len(train + val)}
+    base = TENTH | {"data.val_fraction": write_text(path, text[: len(text) // 100], text[-50_000:])}
     return {
         f"a hundredth, {tokens:,} tokens, dropout {rate:g}": arguments(
-            tokens, {"model.dropout": rate} | share, corpus=str(path)
+            tokens, {"model.dropout": rate}, base=base, corpus=str(path)
         )
         for tokens in (100_000, 300_000)
         for rate in (0.0, 0.1, 0.2)
