@@ -142,7 +142,7 @@ TABLE = {
         "run/request train",
         "",
     ),
-    "run/budget": ("config data/encoding device/mlx errors run train/objectives", ""),
+    "run/budget": ("config data/encoding device/mlx errors model/cost run train/objectives", ""),
     "run/request": ("config/presets config/schema errors", ""),
     "run/rl": ("config/presets config/table errors rl/prompts rl/rewards run/request train/objectives", ""),
     "run/planning": ("checkpoint/store config device/mlx model/cost run train/objectives train/trainer", ""),

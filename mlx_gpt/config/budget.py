@@ -17,8 +17,11 @@ RUN_TOKENS, UPDATE_TOKENS, UPDATE_POWER = 500_000, 512, 0.66
 # updates (arXiv:1812.06162).
 CRITICAL = 5
 MICRO_BATCH_TOKENS = 16_384  # a larger update is divided into micro-batches, so that its memory stays the same
-# Dropout of a run that reads its text DROPOUT_PASSES times, and how much it grows with the logarithm of the passes.
-DROPOUT_PASSES, DROPOUT, DROPOUT_GROWTH, MAX_DROPOUT = 40, 0.1, 0.144, 0.3
+# A run has dropout DROPOUT if it reads its text DROPOUT_PASSES times, and its network has DROPOUT_PARAMETERS parameters
+# for each token of the text. These passes are proportional to a power of the parameters. The dropout grows with the
+# logarithm of the passes.
+DROPOUT_PASSES, DROPOUT_PARAMETERS, DROPOUT_POWER = 40, 4, -0.6
+DROPOUT, DROPOUT_GROWTH, MAX_DROPOUT = 0.1, 0.144, 0.3
 DECAY_START = 0.1  # the learning rate decreases from this share of the run on
 MOST_EVALUATIONS, EVALUATION_SHARE = 20, 0.2  # evaluations of a run, and about the share of its time that they may take
 EVALUATION_COST = 1 / 3  # time of a token in an evaluation, as a multiple of that in training
@@ -32,16 +35,18 @@ CHOSEN |= {"train.eval_every"}
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The length of a run and of its text, all in tokens.
+    """The length of a run and of its text in tokens, and the size of its network.
 
     Attributes:
         tokens: Tokens that the run trains on.
+        parameters: Parameters of the network.
         train_tokens, val_tokens: Tokens of the two splits of the text.
         overhead: See UpdateTime; 0 if the time of the run is not limited.
         processes: The number of processes, each of which needs a sequence of an update.
     """
 
     tokens: int
+    parameters: int
     train_tokens: int
     val_tokens: int
     overhead: float = 0.0
@@ -88,7 +93,7 @@ def fitted(config: Config, given: Set[str], budget: Budget) -> Config:
         budget: The budget.
     """
     values: dict[str, Any] = {
-        "model.dropout": _dropout(budget.tokens / budget.train_tokens),
+        "model.dropout": _dropout(budget),
         "optimizer.decay_start": DECAY_START,
         "optimizer.ema_decay": 0.0,
     }
@@ -151,9 +156,11 @@ def _batch(budget: Budget, block_size: int) -> dict[str, int]:
     return {"train.batch_size": math.ceil(sequences / accum), "train.grad_accum_steps": accum}
 
 
-def _dropout(passes: float) -> float:
-    """The dropout of a run that reads its text `passes` times, a multiple of 0.05."""
-    dropout = DROPOUT + DROPOUT_GROWTH * math.log(passes / DROPOUT_PASSES)
+def _dropout(budget: Budget) -> float:
+    """The dropout that fits the passes over the text and the parameters for each of its tokens, a multiple of 0.05."""
+    parameters = budget.parameters / budget.train_tokens
+    passes = DROPOUT_PASSES * (parameters / DROPOUT_PARAMETERS) ** DROPOUT_POWER
+    dropout = DROPOUT + DROPOUT_GROWTH * math.log(budget.tokens / budget.train_tokens / passes)
     return round(min(max(dropout, 0.0), MAX_DROPOUT) * 20) / 20
 
 

@@ -22,6 +22,7 @@ from mlx_gpt.config.schema import Config
 from mlx_gpt.data.encoding import encode
 from mlx_gpt.device.mlx import reset_peak_memory
 from mlx_gpt.errors import OutOfRoom
+from mlx_gpt.model.cost import num_params
 from mlx_gpt.run.build import Start, make_trainer, require_known_length
 from mlx_gpt.run.request import Note, Request, ignore
 from mlx_gpt.train.objectives import ROLLOUT_OBJECTIVES
@@ -65,6 +66,7 @@ def with_budget(start: Start, preset: str, request: Request, processes: int, not
     # A split may be empty. make_trainer() then says that the text is too short.
     budget = Budget(
         tokens=config.train.tokens,
+        parameters=num_params(config.model, start.header.vocab_size),
         train_tokens=max(1, len(train)),
         val_tokens=max(1, len(val)),
         processes=processes,

@@ -8,7 +8,6 @@ from pathlib import Path
 from mlx_gpt.checkpoint.store import Header
 from mlx_gpt.config.budget import Budget
 from mlx_gpt.config.law import predicted
-from mlx_gpt.config.schema import Config
 from mlx_gpt.device.mlx import peak_memory
 from mlx_gpt.model.cost import decoding_bytes, flops_per_token, num_params, packed_sizes
 from mlx_gpt.run.build import Start, make_trainer
@@ -73,11 +72,7 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
         "tokens_per_second": round(tokens_per_step / step_seconds, 1),
         "eta_seconds": round(seconds, 1),
         **packed_sizes(model, header.vocab_size),
-        **(
-            _expected(header.config, trainer, iters * tokens_per_step, note)
-            if is_read and start.weights is None
-            else {}
-        ),
+        **(_expected(header, trainer, iters * tokens_per_step, note) if is_read and start.weights is None else {}),
     }
 
 
@@ -102,10 +97,15 @@ def _rest(trainer: Trainer, step_seconds: float, header: Header) -> tuple[int, f
     return iters, iters * step_seconds + evaluations * pace.next_eval_seconds(step_seconds, header)
 
 
-def _expected(config: Config, trainer: Trainer, tokens: int, note: Note) -> dict[str, float]:
+def _expected(header: Header, trainer: Trainer, tokens: int, note: Note) -> dict[str, float]:
     """The loss that a law predicts for a new run of this length; empty, with a note, if no law holds."""
-    texts = {"train_tokens": trainer.source.num_tokens, "val_tokens": trainer.validation.num_tokens}
-    found = predicted(config, Budget(tokens=tokens, **texts))
+    budget = Budget(
+        tokens=tokens,
+        parameters=num_params(header.config.model, header.vocab_size),
+        train_tokens=trainer.source.num_tokens,
+        val_tokens=trainer.validation.num_tokens,
+    )
+    found = predicted(header.config, budget)
     if isinstance(found, str):
         note(found)
         return {}

@@ -20,7 +20,7 @@ from mlx_gpt.errors import UserError
 from mlx_gpt.optim.schedules import learning_rate
 
 LENGTHS = [10**n * k for n in range(2, 15) for k in (1, 3)] + [10**15]
-TEXT = {"train_tokens": 1_000_000, "val_tokens": 100_000}
+TEXT = {"parameters": 4_000_000, "train_tokens": 1_000_000, "val_tokens": 100_000}
 
 
 def chosen(tokens, settings=None, **more) -> Config:
@@ -53,6 +53,16 @@ def test_dropout_grows_with_the_passes_over_the_text():
     rates = [chosen(1_000_000, train_tokens=10**n).model.dropout for n in range(8, 2, -1)]
     assert rates[:3] == [0, 0, 0] and rates == sorted(rates) and rates[-1] == 0.3
     assert [chosen(n * 1_000_000).model.dropout for n in (6, 20, 30, 40, 80)] == [0, 0, 0.05, 0.1, 0.2]
+
+
+def test_dropout_grows_with_the_parameters_for_each_token_of_the_text():
+    """The points are those of runs on a tenth and on a hundredth of tiny Shakespeare, see docs/learning.md."""
+    rates = [chosen(10_000_000, parameters=10**n).model.dropout for n in range(4, 13)]
+    assert rates[0] == 0 and rates == sorted(rates) and rates[-1] == 0.3
+    points = [(4_000_000, 451_584, 111_540), (100_000, 451_584, 11_153), (300_000, 451_584, 11_153)]
+    points.append((100_000, 1_788_416, 11_153))
+    found = [chosen(n, parameters=size, train_tokens=text).model.dropout for n, size, text in points]
+    assert found == [0.1, 0.1, 0.25, 0.2]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from mlx_gpt.config.budget import Budget, fitted
 from mlx_gpt.config.law import LAWS, Law, predicted
 from mlx_gpt.config.presets import resolve
 
-TEXT = {"train_tokens": 1_003_854, "val_tokens": 111_540}
+TEXT = {"parameters": 1_788_416, "train_tokens": 1_003_854, "val_tokens": 111_540}
 SHAKESPEARE = {"data.corpus": ("shakespeare",)}
 EXAMPLE = Law(limit=1.0, scale=0.5, power=0.5, error=0.02, shortest=100_000, longest=2_000_000)
 
