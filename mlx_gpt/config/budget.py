@@ -8,6 +8,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_gpt.config.effects import has_effect
 from mlx_gpt.config.schema import MOST_MICRO_BATCHES, UNTIL_TIME_IS_UP, Config
 from mlx_gpt.errors import UserError
 
@@ -77,9 +78,13 @@ class UpdateTime:
         return max(1, int(tokens))
 
 
-def chosen_names(given: Set[str]) -> set[str]:
-    """Returns the names of the settings that follow from the length of a run if those in `given` keep their values."""
-    return CHOSEN - given - (BATCH if given & BATCH else set())
+def chosen_names(config: Config, given: Set[str]) -> set[str]:
+    """Returns the names of the settings that follow from the length of a run if those in `given` keep their values.
+
+    Settings that have no effect keep their values, too.
+    """
+    names = CHOSEN - given - (BATCH if given & BATCH else set())
+    return {name for name in names if has_effect(config, name)}
 
 
 def fitted(config: Config, given: Set[str], budget: Budget) -> Config:
@@ -98,7 +103,7 @@ def fitted(config: Config, given: Set[str], budget: Budget) -> Config:
         "optimizer.ema_decay": 0.0,
     }
     values |= _batch(budget, config.model.block_size)
-    names = chosen_names(given)
+    names = chosen_names(config, given)
     config = config.replace({name: value for name, value in values.items() if name in names})
     by_iters = {
         "optimizer.warmup_steps": _warmup_steps(config, budget),
@@ -166,8 +171,8 @@ def _dropout(budget: Budget) -> float:
 
 def _warmup_steps(config: Config, budget: Budget) -> int:
     """The updates of the warm-up, which ends where the learning rate begins to decrease, or before."""
-    before_decay = int(config.optimizer.decay_start * iters_of(config, budget.tokens))
-    return min(config.optimizer.warmup_steps, before_decay)
+    share = config.optimizer.decay_start if has_effect(config, "optimizer.decay_start") else DECAY_START
+    return min(config.optimizer.warmup_steps, int(share * iters_of(config, budget.tokens)))
 
 
 def _eval_every(config: Config, budget: Budget) -> int:

@@ -198,5 +198,5 @@ def test_a_preset_with_a_length_follows_it(name):
     config = resolve(name)
     if tokens := config.train.tokens:
         given = given_names(name, None, {}, tokens)
-        assert chosen_names(given) == (set() if name == "model-l" else CHOSEN)
+        assert chosen_names(config, given) == (set() if name == "model-l" else CHOSEN)
         assert (fitted(config, given, Budget(tokens=tokens, **TEXT)) == config) == (name == "model-l")
