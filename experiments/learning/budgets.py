@@ -4,8 +4,8 @@
 
 The runs of `fit` change the size of updates at three lengths, and one other setting at a time at two of them. Those of
 `repeated` read a small part of the text many times, with more dropout and weight decay. `test` compares the settings
-that `--tokens` chooses with their neighbours, at a length that the fit has not seen. After the runs, the script prints
-the size of an update with the lowest loss for each length of `fit`.
+that `--tokens` chooses with their neighbours, at two lengths that the fit has not seen. After the runs, the script
+prints the size of an update with the lowest loss for each length of `fit`.
 """
 
 import math
@@ -14,13 +14,18 @@ import sys
 
 from table import NORMUON, RESULTS, measure, rows_of, settings
 
-LENGTHS, LEFT_OUT, BLOCK = (125_000, 250_000, 500_000), 1_000_000, 128
-UPDATES = {125_000: (1, 2, 4), 250_000: (2, 4, 8), 500_000: (2, 4, 8)}  # sequences of an update; the second is the base
+LENGTHS, LEFT_OUT, BLOCK = (125_000, 250_000, 500_000), (1_000_000, 2_000_000), 128
+# Sequences of an update. The second number is the base; for the lengths of `test`, the one that `--tokens` chooses.
+UPDATES = {125_000: (1, 2, 4), 250_000: (2, 4, 8), 500_000: (2, 4, 8), 1_000_000: (3, 6, 12), 2_000_000: (5, 10, 20)}
 BASE = {"optimizer.decay_start": 0.1, "model.dropout": 0, "train.eval_every": 100_000} | NORMUON
-CHANGES = {
-    "rate x0.5": {"optimizer.learning_rate": 1.5e-3},
+HALF_RATE = {"rate x0.5": {"optimizer.learning_rate": 1.5e-3}}
+CHANGES = HALF_RATE | {
     "rate x2": {"optimizer.learning_rate": 6e-3},
     "decay from 0.4": {"optimizer.decay_start": 0.4},
+}
+TEST_CHANGES = CHANGES | {
+    "rate x0.7": {"optimizer.learning_rate": 2.1e-3},
+    "dropout 0.1": {"model.dropout": 0.1},
 }
 COMMON = [*("--preset", "llama-s", "--corpus", "shakespeare"), *settings({"train.save_minutes": 0})]
 COMMON += settings({"optimizer.ema_decay": 0, "model.block_size": BLOCK, "train.sample_every": 0})
@@ -31,15 +36,17 @@ def arguments(tokens: int, sequences: int, changes: dict) -> list[str]:
     return ["--tokens", str(tokens), "--batch", str(sequences), *settings(BASE | changes)]
 
 
+def variants(tokens: int, changes: dict[str, dict]) -> dict[str, list[str]]:
+    """Returns the arguments of runs with other updates, and of runs with changes and updates of the second size."""
+    sizes = {named(tokens, k): arguments(tokens, k, {}) for k in UPDATES[tokens]}
+    base = UPDATES[tokens][1]
+    return sizes | {f"{named(tokens, base)}, {name}": arguments(tokens, base, each) for name, each in changes.items()}
+
+
 def fit_variants() -> dict[str, list[str]]:
-    """Returns the arguments of each run of `fit`: other updates, and changes with updates of the second size."""
-    sizes = {named(n, k): arguments(n, k, {}) for n in LENGTHS for k in UPDATES[n]}
-    changed = {
-        f"{named(n, UPDATES[n][1])}, {name}": arguments(n, UPDATES[n][1], change)
-        for n in (LENGTHS[0], LENGTHS[-1])
-        for name, change in CHANGES.items()
-    }
-    return sizes | changed
+    """Returns the arguments of each run of `fit`."""
+    shortest, middle, longest = LENGTHS
+    return variants(shortest, CHANGES) | variants(middle, {}) | variants(longest, CHANGES)
 
 
 def named(tokens: int, sequences: int) -> str:
@@ -55,17 +62,6 @@ def repeated_variants() -> dict[str, list[str]]:
     return {f"a tenth of the text, {name}": arguments(500_000, 4, base | change) for name, change in changes.items()}
 
 
-def test_variants() -> dict[str, list[str]]:
-    """Returns the arguments of each run of `test`."""
-    chosen = ["--tokens", str(LEFT_OUT), "--eval-every", "100000"]
-    return {
-        "chosen": chosen,
-        **{f"{k} sequences": [*chosen, "--batch", str(k)] for k in (3, 12)},
-        **{name: [*chosen, *settings(change)] for name, change in CHANGES.items()},
-        "dropout 0.1": [*chosen, *settings({"model.dropout": 0.1})],
-    }
-
-
 def best_update(tokens: int, rows: list[dict]) -> float:
     """Returns the tokens of an update with the lowest loss: that of a parabola in the logarithm of the size."""
     sizes = UPDATES[tokens]
@@ -77,10 +73,15 @@ def best_update(tokens: int, rows: list[dict]) -> float:
     return sizes[1] * BLOCK * 2 ** min(max(shift, -1), 1)
 
 
-GROUPS = {"fit": (fit_variants, [11, 12]), "repeated": (repeated_variants, [11, 12]), "test": (test_variants, [21, 22])}
+# Name of a group -> arguments of its runs, and their seeds.
+GROUPS = {
+    "fit": [(fit_variants(), [11, 12])],
+    "repeated": [(repeated_variants(), [11, 12])],
+    "test": [(variants(LEFT_OUT[0], TEST_CHANGES), [21, 22]), (variants(LEFT_OUT[1], HALF_RATE), [31, 32])],
+}
 for group in sys.argv[1:] or GROUPS:
-    variants, seeds = GROUPS[group]
-    measure(f"budgets_{group}", variants(), seeds, COMMON)
+    for runs, seeds in GROUPS[group]:
+        measure(f"budgets_{group}", runs, seeds, COMMON)
 rows = rows_of(RESULTS / "budgets_fit.json")
 if all(any(row["name"] == name for row in rows) for name in fit_variants()):
     sizes = {tokens: best_update(tokens, rows) for tokens in LENGTHS}

@@ -4,7 +4,7 @@
 
 The groups are the keys of GROUPS. Each run trains llama-s on updates of 4 sequences of 128 tokens, with one change,
 except that `shape` changes the network and keeps about its number of parameters. A run takes three to five minutes on
-one core. The rates of AdamW and Lion are the best of three on seed 0 (`rates`).
+one core. The rates of AdamW and Lion are the best of several on seed 0 (`rates`).
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def optimizers(folder: Path) -> Variants:
         "muon": jordan,
         "normuon": {},
         "normuon, jordan": jordan,
-        "adamw": {"optimizer.learning_rate": 2e-3},
+        "adamw": {"optimizer.learning_rate": 5e-4},
         "lion": lion,
         "muon-lion": lion | jordan | {"optimizer.muon_lr_scale": 100},
     }
