@@ -40,7 +40,7 @@ TABLE = {
     "config/renames": ("errors", ""),
     "config/network": ("config/table errors", ""),
     "config/schema": ("config/network config/renames config/table errors", ""),
-    "config/budget": ("config/schema errors", ""),
+    "config/budget": ("config/effects config/schema errors", ""),
     "config/presets": ("config/budget config/renames config/schema config/table errors parse paths", ""),
     "config/effects": ("config/schema", ""),
     "config/law": ("config/budget config/presets config/schema", ""),

@@ -4,8 +4,8 @@
 
 The runs of `fit` change the size of updates at three lengths, and one other setting at a time at two of them. Those of
 `repeated` read a small part of the text many times, with more dropout and weight decay. `test` compares the settings
-that `--tokens` chooses with their neighbours, at a length that the fit has not seen. After the runs, the script prints
-the size of an update with the lowest loss for each length of `fit`.
+that `--tokens` chooses with others, at a length that the fit has not seen. After the runs, the script prints the size
+of an update and the learning rate with the lowest loss for each length of `fit`.
 """
 
 import math
@@ -16,10 +16,12 @@ from table import NORMUON, RESULTS, measure, rows_of, settings
 
 LENGTHS, LEFT_OUT, BLOCK = (125_000, 250_000, 500_000), 1_000_000, 128
 UPDATES = {125_000: (1, 2, 4), 250_000: (2, 4, 8), 500_000: (2, 4, 8)}  # sequences of an update; the second is the base
+RATE = 3e-3
 BASE = {"optimizer.decay_start": 0.1, "model.dropout": 0, "train.eval_every": 100_000} | NORMUON
+BASE |= {"optimizer.learning_rate": RATE}
 CHANGES = {
-    "rate x0.5": {"optimizer.learning_rate": 1.5e-3},
-    "rate x2": {"optimizer.learning_rate": 6e-3},
+    "rate x0.5": {"optimizer.learning_rate": RATE / 2},
+    "rate x2": {"optimizer.learning_rate": RATE * 2},
     "decay from 0.4": {"optimizer.decay_start": 0.4},
 }
 COMMON = [*("--preset", "llama-s", "--corpus", "shakespeare"), *settings({"train.save_minutes": 0})]
@@ -56,25 +58,31 @@ def repeated_variants() -> dict[str, list[str]]:
 
 
 def test_variants() -> dict[str, list[str]]:
-    """Returns the arguments of each run of `test`."""
+    """Returns the arguments of each run of `test`. All but the chosen settings have one of three learning rates."""
     chosen = ["--tokens", str(LEFT_OUT), "--eval-every", "100000"]
+    at = {rate: [*chosen, *settings({"optimizer.learning_rate": rate})] for rate in (RATE / 2, RATE, RATE * 2)}
+    changes = {f"{k} sequences": ["--batch", str(k)] for k in (3, 12)}
+    changes |= {"decay from 0.4": settings(CHANGES["decay from 0.4"]), "dropout 0.1": settings({"model.dropout": 0.1})}
     return {
         "chosen": chosen,
-        **{f"{k} sequences": [*chosen, "--batch", str(k)] for k in (3, 12)},
-        **{name: [*chosen, *settings(change)] for name, change in CHANGES.items()},
-        "dropout 0.1": [*chosen, *settings({"model.dropout": 0.1})],
+        **{f"rate {rate:g}": arguments for rate, arguments in at.items()},
+        **{f"rate {RATE:g}, {name}": [*at[RATE], *change] for name, change in changes.items()},
     }
 
 
-def best_update(tokens: int, rows: list[dict]) -> float:
-    """Returns the tokens of an update with the lowest loss: that of a parabola in the logarithm of the size."""
-    sizes = UPDATES[tokens]
-    low, middle, high = (
-        statistics.mean(row["val_loss"] for row in rows if row["name"] == named(tokens, k)) for k in sizes
-    )
+def lowest(rows: list[dict], names: list[str]) -> float:
+    """Returns where a parabola through the mean losses of three runs, at -1, 0 and 1, has its minimum in this range."""
+    low, middle, high = (statistics.mean(row["val_loss"] for row in rows if row["name"] == name) for name in names)
     bend = low - 2 * middle + high
     shift = 0.5 * (low - high) / bend if bend > 0 else 0
-    return sizes[1] * BLOCK * 2 ** min(max(shift, -1), 1)
+    return min(max(shift, -1), 1)
+
+
+def print_line(what: str, values: dict[int, float]) -> None:
+    """Prints the best values of a setting by the tokens of the run, and a line through their logarithms."""
+    power, start = statistics.linear_regression(*([math.log(n) for n in each] for each in (values, values.values())))
+    print({tokens: float(f"{value:.3g}") for tokens, value in values.items()})
+    print(f"{what}: {math.exp(start + power * math.log(500_000)):.3g} x (tokens / 500,000)^{power:.2f}")
 
 
 GROUPS = {"fit": (fit_variants, [11, 12]), "repeated": (repeated_variants, [11, 12]), "test": (test_variants, [21, 22])}
@@ -83,7 +91,10 @@ for group in sys.argv[1:] or GROUPS:
     measure(f"budgets_{group}", variants(), seeds, COMMON)
 rows = rows_of(RESULTS / "budgets_fit.json")
 if all(any(row["name"] == name for row in rows) for name in fit_variants()):
-    sizes = {tokens: best_update(tokens, rows) for tokens in LENGTHS}
-    power, start = statistics.linear_regression(*([math.log(n) for n in values] for values in (sizes, sizes.values())))
-    print({tokens: round(size) for tokens, size in sizes.items()})
-    print(f"tokens of an update: {math.exp(start + power * math.log(500_000)):.0f} x (tokens / 500,000)^{power:.2f}")
+    sizes = {n: [named(n, k) for k in UPDATES[n]] for n in LENGTHS}
+    print_line(
+        "tokens of an update", {n: UPDATES[n][1] * BLOCK * 2 ** lowest(rows, names) for n, names in sizes.items()}
+    )
+    bases = {n: named(n, UPDATES[n][1]) for n in (LENGTHS[0], LENGTHS[-1])}
+    rates = {n: [f"{base}, rate x0.5", base, f"{base}, rate x2"] for n, base in bases.items()}
+    print_line("learning rate", {n: RATE * 2 ** lowest(rows, each) for n, each in rates.items()})

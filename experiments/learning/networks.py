@@ -3,7 +3,7 @@
     python experiments/learning/networks.py FOLDER [PRESET ...]
 
 A run takes between half an hour and two hours on one core. The runs stay in FOLDER, and one that was interrupted is
-resumed. All of them have the settings that `--tokens` chooses.
+resumed. All of them have a learning rate of 0.003, and otherwise the settings that `--tokens` chooses.
 """
 
 import sys
@@ -17,7 +17,7 @@ measure(
     seeds=[1],
     common=[
         *("--corpus", "stdlib", "--bpe", "1000", "--tokens", "2.5M", "--sample-every", "0"),
-        *settings({"train.save_minutes": 2}),
+        *settings({"train.save_minutes": 2, "optimizer.learning_rate": 3e-3}),
     ],
     folder=folder_argument(),
 )

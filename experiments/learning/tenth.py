@@ -21,6 +21,7 @@ COMMON = ["--preset", "llama-s"]
 COMMON += settings({"train.save_minutes": 0, "train.sample_every": 0, "train.eval_windows": 400})
 COMMON += settings({"optimizer.ema_decay": 0})
 BASE = {"model.dropout": 0.15, "optimizer.decay_start": 0.2, "optimizer.newton_schulz": "jordan"}
+BASE |= {"optimizer.learning_rate": 3e-3}
 SHAPE = {"n_layer": 2, "n_embd": 128, "n_head": 2, "n_kv_head": 1, "ffn_dim": 448}
 TENTH = BASE | {f"model.{key}": size for key, size in SHAPE.items()}
 TENTH |= {"data.val_fraction": 0.9, "train.eval_every": 100_000}

@@ -1,4 +1,4 @@
-"""Settings that follow from the length of a run: its batch, dropout, learning-rate decay and evaluations.
+"""Settings that follow from the length of a run: its batch, dropout, learning rate and evaluations.
 
 The constants come from runs of tiny Shakespeare, see docs/training.md.
 """
@@ -8,6 +8,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_gpt.config.effects import has_effect
 from mlx_gpt.config.schema import MOST_MICRO_BATCHES, UNTIL_TIME_IS_UP, Config
 from mlx_gpt.errors import UserError
 
@@ -22,6 +23,8 @@ MICRO_BATCH_TOKENS = 16_384  # a larger update is divided into micro-batches, so
 # logarithm of the passes.
 DROPOUT_PASSES, DROPOUT_PARAMETERS, DROPOUT_POWER = 40, 4, -0.6
 DROPOUT, DROPOUT_GROWTH, MAX_DROPOUT = 0.1, 0.144, 0.3
+# The learning rate of NorMuon: RATE in a run of RUN_TOKENS tokens, and proportional to a power of its tokens in others.
+RATE, RATE_POWER = 2.2e-3, -0.06
 DECAY_START = 0.1  # the learning rate decreases from this share of the run on
 MOST_EVALUATIONS, EVALUATION_SHARE = 20, 0.2  # evaluations of a run, and about the share of its time that they may take
 EVALUATION_COST = 1 / 3  # time of a token in an evaluation, as a multiple of that in training
@@ -30,7 +33,7 @@ MOST_ITERS = 1 << 30  # updates between evaluations, at most
 BATCH = {"train.batch_size", "train.grad_accum_steps"}
 # The settings that follow from the length of a run.
 CHOSEN = BATCH | {"model.dropout", "optimizer.decay_start", "optimizer.ema_decay", "optimizer.warmup_steps"}
-CHOSEN |= {"train.eval_every"}
+CHOSEN |= {"train.eval_every", "optimizer.learning_rate"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +80,14 @@ class UpdateTime:
         return max(1, int(tokens))
 
 
-def chosen_names(given: Set[str]) -> set[str]:
-    """Returns the names of the settings that follow from the length of a run if those in `given` keep their values."""
-    return CHOSEN - given - (BATCH if given & BATCH else set())
+def chosen_names(config: Config, given: Set[str]) -> set[str]:
+    """Returns the names of the settings that follow from the length of a run if those in `given` keep their values.
+
+    The learning rate is one of them only with NorMuon. Settings that have no effect keep their values, too.
+    """
+    names = CHOSEN - given - (BATCH if given & BATCH else set())
+    kept = set() if config.optimizer.name == "normuon" else {"optimizer.learning_rate"}
+    return {name for name in names - kept if has_effect(config, name)}
 
 
 def fitted(config: Config, given: Set[str], budget: Budget) -> Config:
@@ -94,11 +102,12 @@ def fitted(config: Config, given: Set[str], budget: Budget) -> Config:
     """
     values: dict[str, Any] = {
         "model.dropout": _dropout(budget),
+        "optimizer.learning_rate": _rate(budget.tokens),
         "optimizer.decay_start": DECAY_START,
         "optimizer.ema_decay": 0.0,
     }
     values |= _batch(budget, config.model.block_size)
-    names = chosen_names(given)
+    names = chosen_names(config, given)
     config = config.replace({name: value for name, value in values.items() if name in names})
     by_iters = {
         "optimizer.warmup_steps": _warmup_steps(config, budget),
@@ -164,10 +173,15 @@ def _dropout(budget: Budget) -> float:
     return round(min(max(dropout, 0.0), MAX_DROPOUT) * 20) / 20
 
 
+def _rate(tokens: int) -> float:
+    """The peak learning rate of a run with NorMuon, with two digits."""
+    return float(f"{RATE * (tokens / RUN_TOKENS) ** RATE_POWER:.2g}")
+
+
 def _warmup_steps(config: Config, budget: Budget) -> int:
     """The updates of the warm-up, which ends where the learning rate begins to decrease, or before."""
-    before_decay = int(config.optimizer.decay_start * iters_of(config, budget.tokens))
-    return min(config.optimizer.warmup_steps, before_decay)
+    share = config.optimizer.decay_start if has_effect(config, "optimizer.decay_start") else DECAY_START
+    return min(config.optimizer.warmup_steps, int(share * iters_of(config, budget.tokens)))
 
 
 def _eval_every(config: Config, budget: Budget) -> int:

@@ -17,6 +17,7 @@ MILLION = 1_000_000
 CORPUS = "shakespeare"
 SAME_UPDATES = 1.5  # the updates of a predicted run may be larger or smaller by at most this factor
 SAME_DROPOUT = 0.05  # its dropout may differ by at most this much
+SAME_RATE = 1.1  # its learning rate may be higher or lower by at most this factor
 # Settings of [train] that do not change what a run of a given length learns, or that are compared by themselves.
 NOT_COMPARED = ("batch_size", "grad_accum_steps", "iters", "tokens", "minutes", "seed", "eval_every", "eval_at_start")
 NOT_COMPARED += ("sample_every", "save_minutes", "log_every", "patience")
@@ -84,15 +85,20 @@ def predicted(config: Config, budget: Budget) -> Prediction | str:
 
 def _difference(config: Config, measured: Config) -> str | None:
     """Names what differs between the settings of a run and those of the runs of a law, or None."""
-    factor = tokens_per_update(config) / tokens_per_update(measured)
+    updates = tokens_per_update(config) / tokens_per_update(measured)
+    rates = config.optimizer.learning_rate / measured.optimizer.learning_rate
+    same_rate = {"learning_rate": measured.optimizer.learning_rate}
     same_train = {name: getattr(measured.train, name) for name in NOT_COMPARED}
     found = {
         "characters as tokens, and the other settings of [data] at their defaults": (
             dataclasses.replace(config.data, device_mb=DataConfig().device_mb) != DataConfig(corpus=(CORPUS,))
         ),
         "the settings of [train] at their defaults": dataclasses.replace(config.train, **same_train) != measured.train,
-        "the optimizer settings that --tokens chooses": config.optimizer != measured.optimizer,
-        "the size of updates that --tokens chooses": not 1 / SAME_UPDATES <= factor <= SAME_UPDATES,
+        "the optimizer settings that --tokens chooses": (
+            dataclasses.replace(config.optimizer, **same_rate) != measured.optimizer
+        ),
+        "the learning rate that --tokens chooses": not 1 / SAME_RATE <= rates <= SAME_RATE,
+        "the size of updates that --tokens chooses": not 1 / SAME_UPDATES <= updates <= SAME_UPDATES,
         "the dropout that --tokens chooses": abs(config.model.dropout - measured.model.dropout) > SAME_DROPOUT + 1e-9,
     }
     return next((name for name, differs in found.items() if differs), None)

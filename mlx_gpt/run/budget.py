@@ -7,7 +7,6 @@ from pathlib import Path
 
 from mlx_gpt.config.budget import (
     BATCH,
-    CHOSEN,
     MICRO_BATCH_TOKENS,
     Budget,
     UpdateTime,
@@ -16,7 +15,6 @@ from mlx_gpt.config.budget import (
     tokens_per_update,
     with_iters,
 )
-from mlx_gpt.config.effects import has_effect
 from mlx_gpt.config.presets import given_names
 from mlx_gpt.config.schema import Config
 from mlx_gpt.data.encoding import encode
@@ -55,10 +53,9 @@ def with_budget(start: Start, preset: str, request: Request, processes: int, not
     if config.train.objective in ROLLOUT_OBJECTIVES:
         return _with(start, config.replace({"train.tokens": 0}))
     given = given_names(preset, request.recipe, request.base | request.settings, config.train.tokens)
-    given |= {name for name in CHOSEN if not has_effect(config, name)}
     # A time limit may decide the length of the run.
     is_timed = bool(config.train.minutes) and (config.train.tokens > 0 or config.train.length is None)
-    if not (config.train.tokens or is_timed) or not chosen_names(given):
+    if not (config.train.tokens or is_timed) or not chosen_names(config, given):
         return _with(start, with_iters(config))
     tokens = encode(start.corpus, start.tokenizer, note, config.data.unknown == "refuse")
     start = dataclasses.replace(start, tokens=tokens)
@@ -99,7 +96,7 @@ def _with(start: Start, config: Config, chosen: str = "", elapsed: float = 0.0) 
 
 def _described(config: Config, given: set[str], budget: Budget) -> str:
     """Describes the length of the run, and names the settings that follow from it."""
-    values = ", ".join(f"{name}={config.get(name)}" for name in sorted(chosen_names(given)))
+    values = ", ".join(f"{name}={config.get(name)}" for name in sorted(chosen_names(config, given)))
     passes = budget.tokens / budget.train_tokens
     often = f"{passes:.1f}" if passes >= 0.1 else "under 0.1"
     about = "" if budget.tokens == config.train.tokens else "about "

@@ -65,6 +65,13 @@ def test_dropout_grows_with_the_parameters_for_each_token_of_the_text():
     assert found == [0.1, 0.1, 0.25, 0.2]
 
 
+def test_the_learning_rate_of_normuon_decreases_with_the_length():
+    rates = [chosen(n).optimizer.learning_rate for n in LENGTHS]
+    assert rates == sorted(rates, reverse=True) and chosen(500_000).optimizer.learning_rate == 0.0022
+    assert [chosen(n).optimizer.learning_rate for n in (125_000, 1_000_000, 22_000_000)] == [0.0024, 0.0021, 0.0018]
+    assert all(chosen(n, {"optimizer.name": "lion"}).optimizer.learning_rate == 0.003 for n in LENGTHS)
+
+
 @pytest.mark.parametrize(
     "settings, tokens_of_one",
     [
@@ -107,7 +114,12 @@ def test_the_learning_rate_of_a_short_run_has_no_jump(schedule):
 
 
 GIVEN = {"train.batch_size": 7, "train.grad_accum_steps": 3, "model.dropout": 0.25, "optimizer.decay_start": 0.9}
-GIVEN |= {"optimizer.ema_decay": 0.5, "optimizer.warmup_steps": 3, "train.eval_every": 17}
+GIVEN |= {
+    "optimizer.ema_decay": 0.5,
+    "optimizer.warmup_steps": 3,
+    "train.eval_every": 17,
+    "optimizer.learning_rate": 0.5,
+}
 
 
 @pytest.mark.parametrize("name", GIVEN)
@@ -198,5 +210,5 @@ def test_a_preset_with_a_length_follows_it(name):
     config = resolve(name)
     if tokens := config.train.tokens:
         given = given_names(name, None, {}, tokens)
-        assert chosen_names(given) == (set() if name == "model-l" else CHOSEN)
+        assert chosen_names(config, given) == (set() if name == "model-l" else CHOSEN)
         assert (fitted(config, given, Budget(tokens=tokens, **TEXT)) == config) == (name == "model-l")

@@ -51,7 +51,7 @@ def test_a_law_predicts_the_loss_of_a_run_like_those_that_were_measured(example,
         ("llama-s", 1_000_000, {"train.entropy_weight": 1.0}, "[train]"),
         ("llama-s", 1_000_000, {"train.eval_windows": 8}, "[train]"),
         ("llama-s", 1_000_000, {"data.tokenizer": "bpe"}, "characters"),
-        ("llama-s", 1_000_000, {"optimizer.learning_rate": 1e-3}, "optimizer"),
+        ("llama-s", 1_000_000, {"optimizer.learning_rate": 1e-3}, "learning rate"),
         ("llama-s", 1_000_000, {"optimizer.ema_decay": 0.9}, "optimizer"),
         ("llama-s", 1_000_000, {"model.dropout": 0.2}, "dropout"),
         ("llama-s", 1_000_000, {"train.grad_accum_steps": 2}, "size of updates"),
@@ -64,6 +64,7 @@ def test_another_run_is_not_predicted_and_why_is_said(example, preset, tokens, c
 
 def test_settings_that_do_not_change_the_loss_do_not_matter(example):
     changes = {"train.seed": 5, "train.eval_every": 7, "train.sample_every": 3, "data.device_mb": 5, "speed.lanes": 1}
+    changes |= {"optimizer.learning_rate": 0.0022}  # that of a run of 500,000 tokens
     assert predicted(*run_of("llama-s", 1_000_000, **changes)) == (pytest.approx(1.5), 0.02)
 
 
