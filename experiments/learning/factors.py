@@ -33,7 +33,7 @@ BASE = {
 }
 UPDATES = 976
 OUTPUTS = ("attn.wo.weight", "mlp.fc2.weight")  # matrices that write to the residual stream
-RATES = {"adamw": (1e-3, 2e-3, 4e-3), "lion": (1e-4, 2e-4, 4e-4)}
+RATES = {"adamw": (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3), "lion": (1e-4, 2e-4, 4e-4)}
 Variants = dict[str, list[str]]
 
 

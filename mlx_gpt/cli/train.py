@@ -74,7 +74,7 @@ OWN_TEXT = "train.txt"  # the corpus if no other is named and it exists in the c
     "--tokens",
     metavar="N",
     callback=count_option,
-    help="Length of the run in tokens, such as 500_000, 5e5 or 0.5M. In a new run, batch, dropout, decay and "
+    help="Length of the run in tokens, such as 500_000, 5e5 or 0.5M. In a new run, batch, dropout, learning rate and "
     "evaluations follow from it; with --fine-tune, only the length.",
 )
 @click.option(
