@@ -1,11 +1,12 @@
 """Measures which settings fit the length of a run. The constants of mlx_gpt/config/budget.py are fitted to the results.
 
-    python experiments/learning/budgets.py [fit] [repeated] [test]
+    python experiments/learning/budgets.py [fit] [million] [repeated] [test]
 
-The runs of `fit` change the size of updates at three lengths, and one other setting at a time at two of them. Those of
-`repeated` read a small part of the text many times, with more dropout and weight decay. `test` compares the settings
-that `--tokens` chooses with others, at a length that the fit has not seen. After the runs, the script prints the size
-of an update and the learning rate with the lowest loss for each length of `fit`.
+The runs of `fit` change the size of updates at three lengths, and one other setting at a time at two of them, and those
+of `million` at a million tokens. Those of `repeated` read a small part of the text many times, with more dropout and
+weight decay. `test` compares the settings that `--tokens` chooses with a rate of RATE, at a length that the fit has not
+seen. After the runs, the script prints the size of an update with the lowest loss for each length of `fit`, and the
+learning rate with the lowest loss for these lengths and for a million tokens.
 """
 
 import math
@@ -14,8 +15,9 @@ import sys
 
 from table import NORMUON, RESULTS, measure, rows_of, settings
 
-LENGTHS, LEFT_OUT, BLOCK = (125_000, 250_000, 500_000), 1_000_000, 128
-UPDATES = {125_000: (1, 2, 4), 250_000: (2, 4, 8), 500_000: (2, 4, 8)}  # sequences of an update; the second is the base
+LENGTHS, MILLION, LEFT_OUT, BLOCK = (125_000, 250_000, 500_000), 1_000_000, 2_000_000, 128
+# Sequences of an update. The second number is the base.
+UPDATES = {125_000: (1, 2, 4), 250_000: (2, 4, 8), 500_000: (2, 4, 8), MILLION: (3, 6, 12)}
 RATE = 3e-3
 BASE = {"optimizer.decay_start": 0.1, "model.dropout": 0, "train.eval_every": 100_000} | NORMUON
 BASE |= {"optimizer.learning_rate": RATE}
@@ -33,15 +35,23 @@ def arguments(tokens: int, sequences: int, changes: dict) -> list[str]:
     return ["--tokens", str(tokens), "--batch", str(sequences), *settings(BASE | changes)]
 
 
+def variants(tokens: int, changes: dict[str, dict]) -> dict[str, list[str]]:
+    """Returns the arguments of runs with other updates, and of runs with changes and updates of the second size."""
+    sizes = {named(tokens, k): arguments(tokens, k, {}) for k in UPDATES[tokens]}
+    base = UPDATES[tokens][1]
+    return sizes | {f"{named(tokens, base)}, {name}": arguments(tokens, base, each) for name, each in changes.items()}
+
+
 def fit_variants() -> dict[str, list[str]]:
-    """Returns the arguments of each run of `fit`: other updates, and changes with updates of the second size."""
-    sizes = {named(n, k): arguments(n, k, {}) for n in LENGTHS for k in UPDATES[n]}
-    changed = {
-        f"{named(n, UPDATES[n][1])}, {name}": arguments(n, UPDATES[n][1], change)
-        for n in (LENGTHS[0], LENGTHS[-1])
-        for name, change in CHANGES.items()
-    }
-    return sizes | changed
+    """Returns the arguments of each run of `fit`."""
+    shortest, middle, longest = LENGTHS
+    return variants(shortest, CHANGES) | variants(middle, {}) | variants(longest, CHANGES)
+
+
+def million_variants() -> dict[str, list[str]]:
+    """Returns the arguments of each run of `million`."""
+    more = {"rate x0.7": {"optimizer.learning_rate": 0.7 * RATE}, "dropout 0.1": {"model.dropout": 0.1}}
+    return variants(MILLION, CHANGES | more)
 
 
 def named(tokens: int, sequences: int) -> str:
@@ -58,16 +68,9 @@ def repeated_variants() -> dict[str, list[str]]:
 
 
 def test_variants() -> dict[str, list[str]]:
-    """Returns the arguments of each run of `test`. All but the chosen settings have one of three learning rates."""
+    """Returns the arguments of each run of `test`."""
     chosen = ["--tokens", str(LEFT_OUT), "--eval-every", "100000"]
-    at = {rate: [*chosen, *settings({"optimizer.learning_rate": rate})] for rate in (RATE / 2, RATE, RATE * 2)}
-    changes = {f"{k} sequences": ["--batch", str(k)] for k in (3, 12)}
-    changes |= {"decay from 0.4": settings(CHANGES["decay from 0.4"]), "dropout 0.1": settings({"model.dropout": 0.1})}
-    return {
-        "chosen": chosen,
-        **{f"rate {rate:g}": arguments for rate, arguments in at.items()},
-        **{f"rate {RATE:g}, {name}": [*at[RATE], *change] for name, change in changes.items()},
-    }
+    return {"chosen": chosen, f"rate {RATE:g}": [*chosen, *settings({"optimizer.learning_rate": RATE})]}
 
 
 def lowest(rows: list[dict], names: list[str]) -> float:
@@ -85,16 +88,20 @@ def print_line(what: str, values: dict[int, float]) -> None:
     print(f"{what}: {math.exp(start + power * math.log(500_000)):.3g} x (tokens / 500,000)^{power:.2f}")
 
 
-GROUPS = {"fit": (fit_variants, [11, 12]), "repeated": (repeated_variants, [11, 12]), "test": (test_variants, [21, 22])}
+# Name of a group -> a function that returns the arguments of its runs, and their seeds.
+GROUPS = {
+    "fit": (fit_variants, [11, 12]),
+    "million": (million_variants, [21, 22]),
+    "repeated": (repeated_variants, [11, 12]),
+    "test": (test_variants, [31, 32]),
+}
 for group in sys.argv[1:] or GROUPS:
-    variants, seeds = GROUPS[group]
-    measure(f"budgets_{group}", variants(), seeds, COMMON)
-rows = rows_of(RESULTS / "budgets_fit.json")
-if all(any(row["name"] == name for row in rows) for name in fit_variants()):
+    runs, seeds = GROUPS[group]
+    measure(f"budgets_{group}", runs(), seeds, COMMON)
+rows = [row for group in ("fit", "million") for row in rows_of(RESULTS / f"budgets_{group}.json")]
+if {row["name"] for row in rows} >= fit_variants().keys() | million_variants().keys():
     sizes = {n: [named(n, k) for k in UPDATES[n]] for n in LENGTHS}
-    print_line(
-        "tokens of an update", {n: UPDATES[n][1] * BLOCK * 2 ** lowest(rows, names) for n, names in sizes.items()}
-    )
-    bases = {n: named(n, UPDATES[n][1]) for n in (LENGTHS[0], LENGTHS[-1])}
+    print_line("tokens of an update", {n: UPDATES[n][1] * BLOCK * 2 ** lowest(rows, each) for n, each in sizes.items()})
+    bases = {n: named(n, UPDATES[n][1]) for n in (LENGTHS[0], LENGTHS[-1], MILLION)}
     rates = {n: [f"{base}, rate x0.5", base, f"{base}, rate x2"] for n, base in bases.items()}
     print_line("learning rate", {n: RATE * 2 ** lowest(rows, each) for n, each in rates.items()})

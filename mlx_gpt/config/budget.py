@@ -24,7 +24,7 @@ MICRO_BATCH_TOKENS = 16_384  # a larger update is divided into micro-batches, so
 DROPOUT_PASSES, DROPOUT_PARAMETERS, DROPOUT_POWER = 40, 4, -0.6
 DROPOUT, DROPOUT_GROWTH, MAX_DROPOUT = 0.1, 0.144, 0.3
 # The learning rate of NorMuon: RATE in a run of RUN_TOKENS tokens, and proportional to a power of its tokens in others.
-RATE, RATE_POWER = 2.2e-3, -0.06
+RATE, RATE_POWER = 1.9e-3, -0.18
 DECAY_START = 0.1  # the learning rate decreases from this share of the run on
 MOST_EVALUATIONS, EVALUATION_SHARE = 20, 0.2  # evaluations of a run, and about the share of its time that they may take
 EVALUATION_COST = 1 / 3  # time of a token in an evaluation, as a multiple of that in training

@@ -64,7 +64,7 @@ def test_another_run_is_not_predicted_and_why_is_said(example, preset, tokens, c
 
 def test_settings_that_do_not_change_the_loss_do_not_matter(example):
     changes = {"train.seed": 5, "train.eval_every": 7, "train.sample_every": 3, "data.device_mb": 5, "speed.lanes": 1}
-    changes |= {"optimizer.learning_rate": 0.0022}  # that of a run of 500,000 tokens
+    changes |= {"optimizer.learning_rate": 0.0018}  # instead of 0.0017
     assert predicted(*run_of("llama-s", 1_000_000, **changes)) == (pytest.approx(1.5), 0.02)
 
 
