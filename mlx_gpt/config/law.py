@@ -44,7 +44,7 @@ class Law:
 
 
 LAWS = {  # name of a preset -> its law
-    "llama-s": Law(limit=1.1724, scale=0.3933, power=0.36, error=0.05, shortest=124_928, longest=999_936),
+    "llama-s": Law(limit=1.1875, scale=0.3785, power=0.37, error=0.03, shortest=124_928, longest=1_999_360),
 }
 
 
