@@ -20,9 +20,10 @@ BENCH_PRESETS := $(or $(PRESETS),$(PRESET),model-l)
 
 .PHONY: train test test-all torture test-device test-exports test-page bench device-report clean
 
+# Without a prompt, a model that has learned so little of Python's help topics often writes nothing but spaces.
 train: $(BIN)/mlxgpt
 	$(BIN)/mlxgpt train --preset $(TRAIN_PRESET) --corpus $(CORPUS) $(if $(ITERS),--iters $(ITERS),--minutes $(MINUTES))
-	$(BIN)/mlxgpt generate --max-tokens 400
+	$(BIN)/mlxgpt generate --max-tokens 400 $(if $(filter pydocs,$(CORPUS)),--prompt The)
 
 # The tests run in WORKERS processes. Each has one thread for products of matrices: threads of several processes that
 # wait for each other's cores make them many times slower.
