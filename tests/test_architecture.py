@@ -73,7 +73,7 @@ TABLE = {
     "train/saving": ("checkpoint/store errors files paths train/reports", ""),
     "train/patience": ("checkpoint/store", ""),
     "train/parallel": ("device/mlx errors", "mlx"),
-    "train/pace": ("checkpoint/store", ""),
+    "train/pace": ("checkpoint/store config/budget", ""),
     "train/rounds": ("config/schema device/mlx train/parallel", "mlx numpy"),
     "train/objective": ("config/schema data/windows device/mlx", ""),
     "train/objectives": ("config/schema config/table rl/objectives train/objective", ""),

@@ -43,4 +43,5 @@ def test_every_run_of_a_script_is_one_that_train_accepts(monkeypatch, tmp_path, 
             del options[unused]
         request = request_of(**options)
         config = resolved(request.preset, request.recipe, request.settings, print)
-        assert request.settings.keys() & {"train.iters", "train.tokens"} or config.train.tokens, (script, name)
+        lengths = {"train.iters", "train.tokens", "train.minutes"}
+        assert request.settings.keys() & lengths or config.train.tokens, (script, name)

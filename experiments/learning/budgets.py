@@ -5,19 +5,20 @@
 The runs of `fit` change the size of updates at three lengths, and one other setting at a time at two of them. Those of
 `repeated` read a small part of the text many times, with more dropout and weight decay. `test` compares the settings
 that `--tokens` chooses with their neighbours, at two lengths that the fit has not seen. After the runs, the script
-prints the size of an update with the lowest loss for each length of `fit`.
+prints for each length of `fit` the size of an update with the lowest loss, and the critical size.
 """
 
 import math
 import statistics
 import sys
 
-from table import NORMUON, RESULTS, measure, rows_of, settings
+from laws import fit_law, measured
+from table import NORMUON, RESULTS, SHORT, measure, rows_of, settings
 
-LENGTHS, LEFT_OUT, BLOCK = (125_000, 250_000, 500_000), (1_000_000, 2_000_000), 128
+LENGTHS, LEFT_OUT, BLOCK = (125_000, 250_000, 500_000), (1_000_000, 2_000_000), SHORT["model.block_size"]
 # Sequences of an update. The second number is the base; for the lengths of `test`, the one that `--tokens` chooses.
 UPDATES = {125_000: (1, 2, 4), 250_000: (2, 4, 8), 500_000: (2, 4, 8), 1_000_000: (3, 6, 12), 2_000_000: (5, 10, 20)}
-BASE = {"optimizer.decay_start": 0.1, "model.dropout": 0, "train.eval_every": 100_000} | NORMUON
+BASE = SHORT | NORMUON
 HALF_RATE = {"rate x0.5": {"optimizer.learning_rate": 1.5e-3}}
 CHANGES = HALF_RATE | {
     "rate x2": {"optimizer.learning_rate": 6e-3},
@@ -27,8 +28,7 @@ TEST_CHANGES = CHANGES | {
     "rate x0.7": {"optimizer.learning_rate": 2.1e-3},
     "dropout 0.1": {"model.dropout": 0.1},
 }
-COMMON = [*("--preset", "llama-s", "--corpus", "shakespeare"), *settings({"train.save_minutes": 0})]
-COMMON += settings({"optimizer.ema_decay": 0, "model.block_size": BLOCK, "train.sample_every": 0})
+COMMON = ["--preset", "llama-s", "--corpus", "shakespeare", "--sample-every", "0"]
 
 
 def arguments(tokens: int, sequences: int, changes: dict) -> list[str]:
@@ -64,13 +64,30 @@ def repeated_variants() -> dict[str, list[str]]:
 
 def best_update(tokens: int, rows: list[dict]) -> float:
     """Returns the tokens of an update with the lowest loss: that of a parabola in the logarithm of the size."""
-    sizes = UPDATES[tokens]
-    low, middle, high = (
-        statistics.mean(row["val_loss"] for row in rows if row["name"] == named(tokens, k)) for k in sizes
-    )
+    low, middle, high = losses(tokens, rows)
     bend = low - 2 * middle + high
     shift = 0.5 * (low - high) / bend if bend > 0 else 0
-    return sizes[1] * BLOCK * 2 ** min(max(shift, -1), 1)
+    return UPDATES[tokens][1] * BLOCK * 2 ** min(max(shift, -1), 1)
+
+
+def critical_update(tokens: int, rows: list[dict]) -> float:
+    """Returns the tokens C of an update of critical size, by the losses with the second and with the largest updates.
+
+    A run with updates of B tokens learns as much as one of a number of tokens in proportion to 1 / (B + C). The law of
+    llama-s converts the losses to these numbers.
+    """
+    law, (_, *values) = fit_law(measured("llama-s"))[0], losses(tokens, rows)
+    middle, large = (k * BLOCK for k in UPDATES[tokens][1:])
+    of_middle, of_large = ((loss - law.limit) ** (-1 / law.power) for loss in values)
+    ratio = of_large / of_middle
+    return (ratio * large - middle) / (1 - ratio) if ratio < 1 else math.inf
+
+
+def losses(tokens: int, rows: list[dict]) -> list[float]:
+    """Returns the mean losses of the updates of a length, from the smallest to the largest update."""
+    return [
+        statistics.mean(row["val_loss"] for row in rows if row["name"] == named(tokens, k)) for k in UPDATES[tokens]
+    ]
 
 
 # Name of a group -> arguments of its runs, and their seeds.
@@ -87,4 +104,7 @@ if all(any(row["name"] == name for row in rows) for name in fit_variants()):
     sizes = {tokens: best_update(tokens, rows) for tokens in LENGTHS}
     power, start = statistics.linear_regression(*([math.log(n) for n in values] for values in (sizes, sizes.values())))
     print({tokens: round(size) for tokens, size in sizes.items()})
-    print(f"tokens of an update: {math.exp(start + power * math.log(500_000)):.0f} x (tokens / 500,000)^{power:.2f}")
+    lines = {tokens: math.exp(start + power * math.log(tokens)) for tokens in LENGTHS}
+    print(f"tokens of an update: {lines[500_000]:.0f} x (tokens / 500,000)^{power:.2f}")
+    multiples = [critical_update(tokens, rows) / size for tokens, size in lines.items()]
+    print(f"its critical size is {statistics.median(multiples):.1f} times that, the median of {multiples}")

@@ -3,8 +3,8 @@
     python experiments/learning/factors.py [GROUP ...]
 
 The groups are the keys of GROUPS. Each run trains llama-s on updates of 4 sequences of 128 tokens, with one change,
-except that `shape` changes the network and keeps about its number of parameters. A run takes three to five minutes on
-one core. The rates of AdamW and Lion are the best of several on seed 0 (`rates`).
+except that `shape` changes the network and keeps about its number of parameters. A run takes two to six minutes on one
+core. The rates of AdamW and Lion are the best of several on seed 0 (`rates`).
 """
 
 import contextlib
@@ -14,23 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from table import measure, settings, write_text
+from table import SHORT, measure, settings, write_text
 
 import mlx_gpt
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Checkpoint
 from mlx_gpt.data.corpus import open_corpus
 
-BASE = {
-    "model.block_size": 128,
-    "model.dropout": 0,
-    "train.batch_size": 4,
-    "train.save_minutes": 0,
-    "train.eval_every": 100_000,
-    "train.sample_every": 0,
-    "optimizer.decay_start": 0.1,
-    "optimizer.ema_decay": 0,
-}
+BASE = SHORT | {"train.batch_size": 4, "train.sample_every": 0}
 UPDATES = 976
 OUTPUTS = ("attn.wo.weight", "mlp.fc2.weight")  # matrices that write to the residual stream
 RATES = {"adamw": (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3), "lion": (1e-4, 2e-4, 4e-4)}

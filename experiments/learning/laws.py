@@ -26,10 +26,10 @@ def named(preset: str, tokens: int) -> str:
 
 
 def measured(preset: str) -> dict[int, list[float]]:
-    """Returns the losses of the runs of each length that was measured with all seeds, by the tokens of these runs."""
-    table = rows_of(RESULTS / "laws.json")
-    rows = [[row for row in table if row["name"] == named(preset, n)] for n in LENGTHS]
-    return {runs[0]["tokens"]: [row["val_loss"] for row in runs] for runs in rows if len(runs) == len(SEEDS)}
+    """Returns the losses of the runs of each length that was measured with all seeds, in the order of the seeds."""
+    rows = sorted(rows_of(RESULTS / "laws.json"), key=lambda row: row["seed"])
+    losses = {n: [row["val_loss"] for row in rows if row["name"] == named(preset, n)] for n in LENGTHS}
+    return {n: each for n, each in losses.items() if len(each) == len(SEEDS)}
 
 
 def curve(losses: dict[int, list[float]]) -> tuple[float, float, float]:
@@ -45,7 +45,7 @@ def curve(losses: dict[int, list[float]]) -> tuple[float, float, float]:
     return min(map(fit, POWERS))[1]
 
 
-def law(losses: dict[int, list[float]]) -> tuple[Law, dict[int, float]]:
+def fit_law(losses: dict[int, list[float]]) -> tuple[Law, dict[int, float]]:
     """Returns the law of a preset, and for each length the prediction of a curve through the others."""
     ends = {"shortest": min(losses), "longest": max(losses)}
     left_out = {}
@@ -69,7 +69,7 @@ if __name__ == "__main__":
             ],
         )
         if len(losses := measured(preset)) > 3:
-            found, left_out = law(losses)
+            found, left_out = fit_law(losses)
             for tokens, each in losses.items():
                 print(f"{tokens:>9,} tokens: measured {each}, predicted without them {left_out[tokens]:.4f}")
             print(f'    "{preset}": {found},')

@@ -21,8 +21,8 @@ def added(*settings: str) -> list[str]:
 NORMS = ("model.norm_weights=true", "model.final_norm=true")
 SWIGLU = (*NORMS, "model.ffn=swiglu")
 TIED = (*SWIGLU, "model.tied_head=true")
-LONG = {"model.dropout": 0.2, "optimizer.decay_start": 0.37, "optimizer.ema_decay": 0.995}  # of model-l
-PRESETS = {name: ["--preset", name, *settings(LONG)] for name in ("model-l-modern", "llama-m")}
+MODEL_L = {"model.dropout": 0.2, "optimizer.decay_start": 0.37, "optimizer.ema_decay": 0.995}  # of its preset
+PRESETS = {name: ["--preset", name, *settings(MODEL_L)] for name in ("model-l-modern", "llama-m")}
 BYTE_PAIRS = {f"{name}, byte pairs": [*arguments, "--bpe", "2000"] for name, arguments in PRESETS.items()}
 
 measure("llama_presets", PRESETS | BYTE_PAIRS, seeds=[1, 2, 3], common=common(244))

@@ -3,8 +3,8 @@
     python experiments/learning/long_records.py FOLDER [SEED ...]
 
 A run takes one to two hours on one core. The runs stay in FOLDER, and one that was interrupted is resumed. The rate and
-its decay are those of ternary_long.py. The optimizer is the one with the lowest loss among the pilots of
-short_budgets.py. The dropout of the second row is the one with the lowest loss in tenth.py.
+its decay are those of ternary_long.py. The optimizer is the one with the lowest loss among the pilots of llama-s
+in short_budgets.py. The dropout of the second row is the one with the lowest loss in tenth.py.
 """
 
 import sys

@@ -14,7 +14,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
-from laws import MILLION, SEEDS, law, measured  # noqa: E402
+from laws import MILLION, SEEDS, fit_law, measured  # noqa: E402
 from table import RESULTS, rows_of  # noqa: E402
 
 IMAGES = Path(__file__).parents[2] / "docs/images"
@@ -24,7 +24,7 @@ PRESET = "llama-s"
 def draw_law(axes: plt.Axes) -> None:
     """Draws the losses of llama-s, their law, and the predictions without the runs of a length."""
     losses = measured(PRESET)
-    found, left_out = law(losses)
+    found, left_out = fit_law(losses)
     axes.set_xscale("log")
     tokens = np.geomspace(found.shortest, found.longest, 100)
     axes.plot(tokens / MILLION, [found.loss(n) for n in tokens], color="tab:blue", label="law")

@@ -7,19 +7,10 @@ The settings were chosen with short_budgets.py, on another seed.
 
 import sys
 
-from table import HYBRID, MUON, NORMUON, measure, settings
+from table import HYBRID, MUON, NORMUON, SHORT, measure, settings
 
 BUDGETS = [500_000, 1_000_000]
-BATCH, BLOCK = 4, 128  # sequences of an update, tokens of a sequence
-SETTINGS = {
-    "train.batch_size": BATCH,
-    "train.save_minutes": 0,
-    "train.eval_every": 100_000,
-    "optimizer.decay_start": 0.1,
-    "optimizer.ema_decay": 0,
-    "model.block_size": BLOCK,
-    "model.dropout": 0,
-}
+BATCH, BLOCK = 4, SHORT["model.block_size"]  # sequences of an update, tokens of a sequence
 
 
 def variants(tokens: int) -> dict[str, list[str]]:
@@ -36,6 +27,6 @@ measure(
     seeds=[1, 2, 3],
     common=[
         *("--preset", "llama-s", "--corpus", "shakespeare"),
-        *settings(SETTINGS),
+        *settings(SHORT | {"train.batch_size": BATCH}),
     ],
 )

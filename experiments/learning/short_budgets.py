@@ -7,19 +7,10 @@ The pilots have one seed, which is not used for results.
 
 import sys
 
-from table import HYBRID, NORMUON, OPTIMIZER, measure, settings
+from table import HYBRID, NORMUON, OPTIMIZER, SHORT, measure, settings
 
 TOKENS = 499_712
-BASE = {
-    **OPTIMIZER,
-    "train.batch_size": 8,
-    "train.save_minutes": 0,
-    "train.eval_every": 100_000,
-    "optimizer.decay_start": 0.1,
-    "optimizer.ema_decay": 0,
-    "model.block_size": 128,
-    "model.dropout": 0,
-}
+BASE = OPTIMIZER | SHORT | {"train.batch_size": 8}
 EXPERTS = {"model.ffn": "moe", "model.n_expert": 8, "model.n_expert_per_token": 2, "model.ffn_dim": 192}
 SMALL = {"train.batch_size": 4}
 PILOTS = {

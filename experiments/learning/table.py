@@ -15,6 +15,16 @@ RESULTS = Path(__file__).parent / "results"
 OPTIMIZER = {"optimizer.name": "muon", "optimizer.newton_schulz": "jordan"}  # the default when most rows were measured
 NORMUON = {"optimizer.name": "normuon", "optimizer.newton_schulz": "polar"}  # the default since then
 
+# Short runs of llama-s: no dropout, and a learning rate that decreases linearly after a tenth of the run
+SHORT = {
+    "train.save_minutes": 0,
+    "train.eval_every": 100_000,
+    "optimizer.decay_start": 0.1,
+    "optimizer.ema_decay": 0,
+    "model.block_size": 128,
+    "model.dropout": 0,
+}
+
 # llama-s with gated DeltaNet in the first two of its three layers
 HYBRID = {"model.mixers": '["gated_delta","gated_delta","attention"]', "model.n_kv_head": 4}
 
@@ -103,11 +113,11 @@ def train(arguments: list[str], before: list[str] | None, folder: Path) -> dict:
         end = run(folder / "before", before)[-1]
         tokens, seconds = end["tokens"], end["elapsed"]
         fine_tune = ["--fine-tune", str(folder / "before/checkpoint.safetensors")]
+    commit = version()
     reports = run(folder / "run", [*arguments, *fine_tune])
     evaluations = [r for r in reports if r["report"] == "eval"]
     steps = [r["loss"] for r in reports if r["report"] == "step"]
     best = min(evaluations, key=lambda r: r["val_loss"])
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return {
         "val_loss": round(evaluations[-1]["val_loss"], 4),
         "bits_per_byte": round(evaluations[-1]["val_bits_per_byte"], 4),
@@ -116,10 +126,18 @@ def train(arguments: list[str], before: list[str] | None, folder: Path) -> dict:
         "train_loss": round(statistics.mean(steps[-20:]), 4),
         "tokens": tokens + reports[-1]["tokens"],
         "seconds": round(seconds + reports[-1]["elapsed"], 1),
-        "commit": commit.stdout.strip(),
+        "commit": commit,
         "arguments": " ".join(arguments),
         **({"before": " ".join(before)} if before else {}),
     }
+
+
+def version() -> str:
+    """Returns the commit of the code, with "-dirty" if the package or the presets differ from it."""
+    root = Path(__file__).parents[2]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
+    differs = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "mlx_gpt", "presets"], cwd=root).returncode
+    return commit.stdout.strip() + ("-dirty" if differs else "")
 
 
 def run(folder: Path, arguments: list[str]) -> list[dict]:

@@ -80,8 +80,8 @@ OWN_TEXT = "train.txt"  # the corpus if no other is named and it exists in the c
 @click.option(
     "--minutes",
     type=float,
-    help="Time limit in minutes; 0: none. In a new run without --iters, --tokens and --fine-tune, "
-    "the same settings follow from it.",
+    help="Time limit in minutes; 0: none. In a new run without --iters and --fine-tune, the same "
+    "settings follow from it, or from --tokens if that is shorter.",
 )
 @click.option("--batch", type=int, help="Sequences per micro-batch.")
 @click.option("--accum", type=int, help="Micro-batches per update.")

@@ -1,6 +1,6 @@
-"""Settings that follow from the length of a run: its batch, dropout, learning-rate decay and evaluations.
+"""Settings that follow from the length of a run: its batch, dropout, learning-rate schedule and evaluations.
 
-The constants come from runs of tiny Shakespeare, see docs/training.md.
+The constants come from runs of tiny Shakespeare, see docs/learning.md.
 """
 
 import math
@@ -16,7 +16,7 @@ from mlx_gpt.errors import UserError
 RUN_TOKENS, UPDATE_TOKENS, UPDATE_POWER = 500_000, 512, 0.66
 # The critical size of an update is this multiple of those tokens. Above this size, further tokens in an update save few
 # updates (arXiv:1812.06162).
-CRITICAL = 5
+CRITICAL = 9
 MICRO_BATCH_TOKENS = 16_384  # a larger update is divided into micro-batches, so that its memory stays the same
 # A run has dropout DROPOUT if it reads its text DROPOUT_PASSES times, and its network has DROPOUT_PARAMETERS parameters
 # for each token of the text. These passes are proportional to a power of the parameters. The dropout grows with the
@@ -26,12 +26,17 @@ DROPOUT, DROPOUT_GROWTH, MAX_DROPOUT = 0.1, 0.144, 0.3
 DECAY_START = 0.1  # the learning rate decreases from this share of the run on
 MOST_EVALUATIONS, EVALUATION_SHARE = 20, 0.2  # evaluations of a run, and about the share of its time that they may take
 EVALUATION_COST = 1 / 3  # time of a token in an evaluation, as a multiple of that in training
-MOST_ITERS = 1 << 30  # updates between evaluations, at most
+MAX_EVAL_EVERY = 1 << 30
 
 BATCH = {"train.batch_size", "train.grad_accum_steps"}
 # The settings that follow from the length of a run.
-CHOSEN = BATCH | {"model.dropout", "optimizer.decay_start", "optimizer.ema_decay", "optimizer.warmup_steps"}
-CHOSEN |= {"train.eval_every"}
+CHOSEN = BATCH | {
+    "model.dropout",
+    "optimizer.decay_start",
+    "optimizer.ema_decay",
+    "optimizer.warmup_steps",
+    "train.eval_every",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +74,11 @@ class UpdateTime:
     def overhead(self) -> float:
         return self.fixed / self.per_token
 
-    def tokens_in(self, seconds: float, update: int | None) -> int:
-        """Returns the tokens of a run of this time, with updates of `update` tokens, or None for the size that fits."""
+    def tokens_in(self, seconds: float, update_tokens: int | None) -> int:
+        """Returns the tokens of a run of this time, with updates of this size, or None for the size that fits."""
         tokens = seconds / self.per_token
         for _ in range(10):  # the size that fits follows from the tokens, and the tokens from the size: this converges
-            size = update or _update_tokens(tokens, self.overhead)
+            size = update_tokens or _update_tokens(tokens, self.overhead)
             tokens = seconds / (self.fixed / size + self.per_token)
         return max(1, int(tokens))
 
@@ -131,8 +136,8 @@ def with_iters(config: Config) -> Config:
     iters = max(1, iters_of(config, tokens))
     if iters >= UNTIL_TIME_IS_UP:
         raise UserError(
-            f"train.tokens={tokens} are {iters:,} updates of {config.train.sequences_per_step} sequences; give fewer "
-            "tokens, or larger updates with --batch"
+            f"train.tokens={tokens} are {iters:,} updates of {config.train.sequences_per_step} sequences, and at most "
+            f"{UNTIL_TIME_IS_UP - 1:,} are allowed; give fewer tokens, or larger updates with --batch"
         )
     return config.replace({"train.iters": iters})
 
@@ -181,6 +186,6 @@ def _eval_every(config: Config, budget: Budget) -> int:
     read = min(budget.val_tokens, train.eval_windows * config.model.block_size or budget.val_tokens)
     cost = EVALUATION_COST * read * (2 if config.optimizer.ema_decay else 1)
     evaluations = min(max(1, int(EVALUATION_SHARE * budget.tokens / cost)), MOST_EVALUATIONS)
-    iters = min(max(1, iters_of(config, budget.tokens)), MOST_ITERS)
+    iters = min(max(1, iters_of(config, budget.tokens)), MAX_EVAL_EVERY)
     every = math.ceil(iters / evaluations)
     return math.ceil(every / (train.sync_every or 1)) * (train.sync_every or 1)

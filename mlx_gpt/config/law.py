@@ -17,7 +17,7 @@ MILLION = 1_000_000
 CORPUS = "shakespeare"
 SAME_UPDATES = 1.5  # the updates of a predicted run may be larger or smaller by at most this factor
 SAME_DROPOUT = 0.05  # its dropout may differ by at most this much
-# Settings of [train] that do not change what a run of a given length learns, or that are compared by themselves.
+# Settings of [train] that do not change what a run of a given length learns, or that are compared separately.
 NOT_COMPARED = ("batch_size", "grad_accum_steps", "iters", "tokens", "minutes", "seed", "eval_every", "eval_at_start")
 NOT_COMPARED += ("sample_every", "save_minutes", "log_every", "patience")
 
@@ -29,7 +29,7 @@ class Law:
     Attributes:
         error: The largest difference between the loss of a run and its prediction by a curve that was fitted without
             the runs of this length.
-        shortest, longest: The tokens of the shortest and of the longest runs that were measured.
+        shortest, longest: The lengths in tokens of the shortest and of the longest runs that were measured.
     """
 
     limit: float
@@ -44,7 +44,7 @@ class Law:
 
 
 LAWS = {  # name of a preset -> its law
-    "llama-s": Law(limit=1.1875, scale=0.3785, power=0.37, error=0.03, shortest=124_928, longest=1_999_360),
+    "llama-s": Law(limit=1.1874, scale=0.3786, power=0.37, error=0.03, shortest=125_000, longest=2_000_000),
 }
 
 
@@ -74,7 +74,8 @@ def predicted(config: Config, budget: Budget) -> Prediction | str:
     if other:
         return f"the loss is not predicted: the runs that were measured had {other}"
     law = LAWS[name]
-    if not law.shortest <= budget.tokens <= law.longest:
+    # The tokens of a run are whole updates, so they may be less than its length by a part of an update.
+    if not law.shortest - tokens_per_update(config) < budget.tokens <= law.longest:
         return (
             f"the loss is not predicted: runs of {name} were measured from {law.shortest:,} to {law.longest:,} tokens, "
             f"and this one has {budget.tokens:,}"
@@ -85,12 +86,12 @@ def predicted(config: Config, budget: Budget) -> Prediction | str:
 def _difference(config: Config, measured: Config) -> str | None:
     """Names what differs between the settings of a run and those of the runs of a law, or None."""
     factor = tokens_per_update(config) / tokens_per_update(measured)
-    same_train = {name: getattr(measured.train, name) for name in NOT_COMPARED}
+    own = {name: getattr(config.train, name) for name in NOT_COMPARED}
     found = {
         "characters as tokens, and the other settings of [data] at their defaults": (
             dataclasses.replace(config.data, device_mb=DataConfig().device_mb) != DataConfig(corpus=(CORPUS,))
         ),
-        "the settings of [train] at their defaults": dataclasses.replace(config.train, **same_train) != measured.train,
+        "the settings of [train] at their defaults": dataclasses.replace(measured.train, **own) != config.train,
         "the optimizer settings that --tokens chooses": config.optimizer != measured.optimizer,
         "the size of updates that --tokens chooses": not 1 / SAME_UPDATES <= factor <= SAME_UPDATES,
         "the dropout that --tokens chooses": abs(config.model.dropout - measured.model.dropout) > SAME_DROPOUT + 1e-9,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gpt.config.renames import MUON_RATE, MUON_REPLACED, RENAMED, current_names
-from mlx_gpt.config.schema import TABLES, Config, ModelConfig, require_settings
+from mlx_gpt.config.schema import TABLES, UNTIL_TIME_IS_UP, Config, ModelConfig, require_settings
 from mlx_gpt.config.table import allowed, lookup, merge, nest
 from mlx_gpt.errors import BadFile, UserError
 from mlx_gpt.parse import parse_toml, read_toml
@@ -51,8 +51,12 @@ def layered(
 def over(tables: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
     """Returns `tables` with the settings of `layer` added or replaced, both nested dictionaries.
 
-    A number of updates in `layer` replaces a length in tokens.
+    A number of updates in `layer` replaces a length in tokens. A time limit without another length replaces both: the
+    number of updates becomes UNTIL_TIME_IS_UP.
     """
+    train = layer.get("train", {})
+    if train.get("minutes") and "iters" not in train and not train.get("tokens"):
+        layer = merge(layer, {"train": {"iters": UNTIL_TIME_IS_UP}})
     if "iters" in layer.get("train", {}):
         tables = merge(tables, {"train": {"tokens": 0}})
     return merge(tables, layer)

@@ -1,4 +1,4 @@
-"""The settings of a run: five tables of typed, range-checked values. All defaults are defined in this module.
+"""The settings of a run: six tables of typed, range-checked values. All defaults are defined in this module.
 
 The help text of a setting is also its comment in run.toml.
 """

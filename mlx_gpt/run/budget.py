@@ -98,13 +98,18 @@ def _described(config: Config, given: set[str], budget: Budget) -> str:
     """Describes the length of the run, and names the settings that follow from it."""
     values = ", ".join(f"{name}={config.get(name)}" for name in sorted(chosen_names(config, given)))
     passes = budget.tokens / budget.train_tokens
-    often = f"{passes:.1f}" if passes >= 0.1 else "under 0.1"
-    about = "" if budget.tokens == config.train.tokens else "about "
-    return f"{about}{float(f'{budget.tokens:.3g}'):,.0f} tokens, {often} passes over the text: {values}"
+    passes_text = f"{passes:.1f}" if passes >= 0.1 else "under 0.1"
+    is_given = budget.tokens == config.train.tokens
+    tokens = f"{budget.tokens:,}" if is_given else f"about {float(f'{budget.tokens:.3g}'):,.0f}"
+    return f"{tokens} tokens, {passes_text} passes over the text: {values}"
 
 
 def _update_time(start: Start) -> UpdateTime:
-    """Measures updates of BATCHES, until one takes twice as long as the first."""
+    """Measures updates of more and more sequences (BATCHES), which ends the first time that one of these holds.
+
+    An update takes twice as long as the first one, or longer than TIMED_SHARE of the time limit. The next one has more
+    than MICRO_BATCH_TOKENS tokens, or does not fit into memory.
+    """
     config = start.header.config
     block_size, limit, seconds = config.model.block_size, TIMED_SHARE * 60 * config.train.minutes, {}
     for sequences in BATCHES:

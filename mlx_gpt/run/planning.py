@@ -45,7 +45,7 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
             tokens_per_second: Training tokens per second of a step.
             eta_seconds: Expected time to the end, evaluations included.
             float_bytes, packed_bytes, packed_gpu_bytes: Those of packed_sizes(), for a ternary network.
-        expected_loss, expected_error: Those of config/law.py, for a new run for which a law holds.
+            expected_loss, expected_error: Those of config/law.py, for a new run for which a law holds.
 
     Raises:
         UserError, OutOfRoom: The run cannot be trained, as for make_trainer().

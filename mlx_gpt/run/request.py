@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gpt.config.presets import known_setting, require_one_length
-from mlx_gpt.config.schema import UNTIL_TIME_IS_UP
 from mlx_gpt.errors import UserError
 
 Note = Callable[[str], None]  # called with one line for each thing the user should know
@@ -72,9 +71,6 @@ def ignore(line: str) -> None:
 def settings_of(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Collects pairs of a dotted name and a value into a dictionary. Old names are replaced by the current ones.
 
-    If `train.minutes` is given without `train.iters` and `train.tokens`, sets `train.iters` to UNTIL_TIME_IS_UP, its
-    upper limit, so that only the time budget ends the run.
-
     Raises:
         UserError: There is no such setting, a setting occurs twice, or both `train.iters` and `train.tokens` are given.
     """
@@ -85,8 +81,6 @@ def settings_of(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
             raise UserError(f"{key} is given twice, as {settings[key]} and {value}; give it once")
         settings[key] = value
     require_one_length(settings.get("train.iters"), settings.get("train.tokens"))
-    if settings.get("train.minutes") and not settings.get("train.tokens"):
-        settings.setdefault("train.iters", UNTIL_TIME_IS_UP)
     return settings
 
 

@@ -255,7 +255,7 @@ def _counts(division: list[int]) -> str:
 def _changes(old: Config, new: Config) -> list[str]:
     """Returns one message for each setting that a resumed run changes.
 
-    The value UNTIL_TIME_IS_UP is skipped: settings_of() sets it in `train.iters` if only `train.minutes` was given.
+    The value UNTIL_TIME_IS_UP of `train.iters` is skipped: it follows from `train.minutes`, see over().
     """
     before, after = old.to_dict(), new.to_dict()
     return [

@@ -4,6 +4,7 @@ import statistics
 from collections import deque
 
 from mlx_gpt.checkpoint.store import Header
+from mlx_gpt.config.budget import EVALUATION_COST
 
 PROBE_STEPS = 5  # steps that are timed before a time budget is converted to a number of updates
 
@@ -39,9 +40,9 @@ class Pace:
     def next_eval_seconds(self, step_seconds: float, header: Header) -> float:
         """Estimates the seconds of the next evaluation: the time of the last one, if there was one.
 
-        Before the first evaluation, it is half of the time in which steps of `step_seconds` train on as many windows.
+        Before the first evaluation, it is EVALUATION_COST times that in which steps train on as many windows.
         """
-        estimate = step_seconds / 2 * self._num_windows / header.config.train.sequences_per_step
+        estimate = EVALUATION_COST * step_seconds * self._num_windows / header.config.train.sequences_per_step
         return self.eval_seconds or estimate
 
     def eval_share(self, step_seconds: float, header: Header) -> float:

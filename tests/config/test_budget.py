@@ -6,6 +6,7 @@ import pytest
 
 from mlx_gpt.config.budget import (
     CHOSEN,
+    CRITICAL,
     Budget,
     UpdateTime,
     chosen_names,
@@ -142,7 +143,7 @@ def test_a_run_of_limited_time_takes_this_time(fixed):
 def test_the_size_of_an_update_makes_the_most_progress_in_a_given_time():
     tokens, overhead = 10**6, 10**5
     best = 512 * 2**0.66
-    progress = {n: n / (n + 5 * best) / (n + overhead) for n in range(256, 256 * 400, 256)}
+    progress = {n: n / (n + CRITICAL * best) / (n + overhead) for n in range(256, 256 * 400, 256)}
     found = tokens_per_update(chosen(tokens, overhead=overhead))
     assert progress[found] == pytest.approx(max(progress.values()), rel=1e-4)
 
@@ -171,6 +172,22 @@ def test_updates_and_tokens_replace_each_other_from_layer_to_layer(tmp_path):
     assert length(short, None, {"train.tokens": 8192}) == (2, 8192)
     assert length(long, None, {"train.iters": 7}) == (7, 0)
     assert over({"train": {"tokens": 5}}, {"train": {"iters": 6, "tokens": 7}}) == {"train": {"iters": 6, "tokens": 7}}
+
+
+def test_a_time_limit_without_another_length_replaces_the_length(tmp_path):
+    (tmp_path / "long.toml").write_text("[train]\ntokens = 1_000_000\n")
+    (tmp_path / "timed.toml").write_text("[train]\nminutes = 2\n")
+    long, timed = str(tmp_path / "long.toml"), str(tmp_path / "timed.toml")
+
+    def length(*layers):
+        train = resolve(*layers).train
+        return train.length, train.tokens, train.minutes
+
+    assert length(timed) == length(long, timed) == length(long, None, {"train.minutes": 2.0}) == (None, 0, 2)
+    assert length(long, None, {"train.minutes": 0.0}) == (2000, 1_000_000, 0)
+    assert length(timed, None, {"train.iters": 9}) == length(timed, None, {"train.iters": 9, "train.minutes": 2.0})
+    assert length(timed, None, {"train.tokens": 9})[1:] == (9, 2)
+    assert length(long, None, {"train.tokens": 9, "train.minutes": 2.0})[1:] == (9, 2)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from constants import ROOT
 
 from mlx_gpt.config import law
-from mlx_gpt.config.budget import Budget, fitted
+from mlx_gpt.config.budget import Budget, fitted, tokens_per_update
 from mlx_gpt.config.law import LAWS, Law, predicted
 from mlx_gpt.config.presets import resolve
 
@@ -44,7 +44,7 @@ def test_a_law_predicts_the_loss_of_a_run_like_those_that_were_measured(example,
         ("llama-m", 1_000_000, {}, "only runs of llama-s were"),
         ("llama-s", 1_000_000, {"model.n_layer": 4}, "only runs of llama-s were"),
         ("llama-s", 1_000_000, {"data.corpus": ("stdlib",)}, "corpus shakespeare"),
-        ("llama-s", 99_999, {}, "from 100,000 to 2,000,000 tokens, and this one has 99,999"),
+        ("llama-s", 99_000, {}, "from 100,000 to 2,000,000 tokens, and this one has 99,000"),
         ("llama-s", 2_000_001, {}, "has 2,000,001"),
         ("llama-s", 1_000_000, {"data.val_fraction": 0.2}, "[data]"),
         ("llama-s", 1_000_000, {"train.shuffle": False}, "[train]"),
@@ -67,17 +67,27 @@ def test_settings_that_do_not_change_the_loss_do_not_matter(example):
     assert predicted(*run_of("llama-s", 1_000_000, **changes)) == (pytest.approx(1.5), 0.02)
 
 
+def test_the_length_of_a_run_is_in_whole_updates(example):
+    tokens = 100_000 - 100_000 % tokens_per_update(run_of("llama-s", 100_000)[0])
+    assert tokens < 100_000 and not isinstance(predicted(*run_of("llama-s", tokens)), str)
+
+
+def test_settings_that_exclude_those_that_were_measured_are_no_error(example):
+    changes = {"train.sync_every": 50, "train.eval_every": 100}
+    assert "[train]" in predicted(*run_of("llama-s", 1_000_000, **changes))
+
+
 @pytest.mark.parametrize("name", LAWS)
 def test_a_law_is_the_curve_through_the_committed_results(script, name):
     measured = script.measured(name)
     assert len(measured) >= 4
-    assert script.law(measured)[0] == LAWS[name]
+    assert script.fit_law(measured)[0] == LAWS[name]
     assert LAWS[name].limit > 0 and LAWS[name].scale > 0 and LAWS[name].power > 0
 
 
 def test_the_fit_finds_the_curve_that_made_the_losses(script):
     losses = {n: [EXAMPLE.loss(n) - 0.01, EXAMPLE.loss(n) + 0.01] for n in script.LENGTHS}
-    found, left_out = script.law(losses)
+    found, left_out = script.fit_law(losses)
     np.testing.assert_allclose((found.limit, found.scale, found.power), (1, 0.5, 0.5), atol=1e-3)
     np.testing.assert_allclose(list(left_out.values()), [EXAMPLE.loss(n) for n in losses], atol=1e-3)
     assert found.error == 0.02  # 0.01 and the difference of the curves, rounded up

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from mlx_gpt.config.schema import UNTIL_TIME_IS_UP
 from mlx_gpt.errors import UserError
 from mlx_gpt.run.request import Request, network_of, settings_of, specs_of
 
@@ -12,12 +11,6 @@ from mlx_gpt.run.request import Request, network_of, settings_of, specs_of
 def test_a_setting_given_twice_is_refused():
     with pytest.raises(UserError, match="train.iters is given twice, as 5 and 6"):
         settings_of([("train.iters", 5), ("train.seed", 1), ("train.iters", 6)])
-
-
-def test_a_time_budget_alone_ends_the_run():
-    assert settings_of([("train.minutes", 2.0)])["train.iters"] == UNTIL_TIME_IS_UP
-    assert settings_of([("train.minutes", 2.0), ("train.iters", 9)])["train.iters"] == 9
-    assert "train.iters" not in settings_of([("train.minutes", 0.0)])
 
 
 def test_a_corpus_is_one_name_or_several():
