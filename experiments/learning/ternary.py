@@ -11,7 +11,7 @@ Python's standard library, for 400 steps.
 
 import sys
 
-import table
+from table import MUON, measure, sets
 
 STEPS, RATE = 700, 3e-3  # RATE is the default learning rate
 GROUPS = ["tuning", "shakespeare", "stdlib"]
@@ -20,55 +20,50 @@ if set(CHOSEN) - set(GROUPS):
     raise SystemExit(f"{' '.join(CHOSEN)}: choose from {', '.join(GROUPS)}")
 
 
-def settings(**values) -> list[str]:
-    """Returns the arguments of `mlxgpt train` for settings; `model__linear` stands for `model.linear`."""
-    return table.settings({key.replace("__", "."): value for key, value in values.items()})
-
-
-def measure(group: str, name: str, *arguments, **options) -> None:
+def measure_if_chosen(group: str, name: str, *arguments, **options) -> None:
     """Measures the table `name` if the group of runs is chosen."""
     if group in CHOSEN:
-        table.measure(name, *arguments, **options)
+        measure(name, *arguments, **options)
 
 
 def steps(count: int, decay_start: float) -> list[str]:
     """Returns the arguments for the number of steps, and the part of them after which the rate decays to 0."""
-    return ["--iters", str(count), *settings(optimizer__decay_start=decay_start)]
+    return ["--iters", str(count), *sets(f"optimizer.decay_start={decay_start}")]
 
 
-def ternary(**more) -> list[str]:
+def ternary(*more: str) -> list[str]:
     """Returns the arguments for ternary layers and further settings."""
-    return settings(model__linear="ternary", **more)
+    return sets("model.linear=ternary", *more)
 
 
-NETWORK = ["--preset", "llama-s", *settings(model__block_size=128, model__dropout=0)]
+NETWORK = ["--preset", "llama-s", *sets("model.block_size=128", "model.dropout=0")]
 WHOLE = [*NETWORK, *steps(STEPS, 0.6)]
 TWINS = {"float": WHOLE, "ternary": [*WHOLE, *ternary()]}
 COMMON = [
     *("--corpus", "shakespeare", "--batch", "12", "--eval-every", "100000"),
-    *table.MUON,
-    *settings(optimizer__schedule="wsd", optimizer__min_learning_rate=0, train__save_minutes=0),
+    *MUON,
+    *sets("optimizer.schedule=wsd", "optimizer.min_learning_rate=0", "train.save_minutes=0"),
 ]
-measure(
+measure_if_chosen(
     "tuning",
     "ternary_tuning",
     {
         **{
-            f"{name}, rate x{factor:g}": [*arguments, *settings(optimizer__learning_rate=RATE * factor)]
+            f"{name}, rate x{factor:g}": [*arguments, *sets(f"optimizer.learning_rate={RATE * factor}")]
             for factor in (1, 0.5, 2)
             for name, arguments in TWINS.items()
         },
-        "ternary, norms": [*WHOLE, *ternary(model__ternary_norm="true")],
-        "ternary, row": [*WHOLE, *ternary(model__ternary_group="row")],
-        "ternary, no decay": [*WHOLE, *ternary(optimizer__weight_decay=0)],
-        "ternary, decay x3": [*WHOLE, *ternary(optimizer__weight_decay=0.3)],
+        "ternary, norms": [*WHOLE, *ternary("model.ternary_norm=true")],
+        "ternary, row": [*WHOLE, *ternary("model.ternary_group=row")],
+        "ternary, no decay": [*WHOLE, *ternary("optimizer.weight_decay=0")],
+        "ternary, decay x3": [*WHOLE, *ternary("optimizer.weight_decay=0.3")],
         "ternary, long cooldown": [*NETWORK, *steps(STEPS, 0.2), *ternary()],
         "float, then ternary": [*steps(STEPS // 2, 0.2), *ternary()],
         "float, long cooldown": [*NETWORK, *steps(STEPS, 0.2)],
         "float, long cooldown, rate x0.5": [
             *NETWORK,
             *steps(STEPS, 0.2),
-            *settings(optimizer__learning_rate=RATE * 0.5),
+            *sets(f"optimizer.learning_rate={RATE * 0.5}"),
         ],
         "ternary, decay from the start": [*NETWORK, *steps(STEPS, 0.03), *ternary()],
     },
@@ -76,14 +71,14 @@ measure(
     common=COMMON,
     before={"float, then ternary": [*NETWORK, *steps(STEPS // 2, 1.0)]},
 )
-measure(
+measure_if_chosen(
     "shakespeare",
     "ternary",
     {
         **TWINS,
-        "128": [*WHOLE, *ternary(model__ternary_group="128")],
-        "norms": [*WHOLE, *ternary(model__ternary_norm="true")],
-        "int8": [*WHOLE, *ternary(model__ternary_activations="int8")],
+        "128": [*WHOLE, *ternary("model.ternary_group=128")],
+        "norms": [*WHOLE, *ternary("model.ternary_norm=true")],
+        "int8": [*WHOLE, *ternary("model.ternary_activations=int8")],
         # The rate decays in the last 40% of all steps. The network is that of the checkpoint.
         "float, then ternary": [*steps(STEPS // 2, 0.2), *ternary()],
     },
@@ -93,15 +88,15 @@ measure(
 )
 PAIRS = ["--bpe", "1000", *NETWORK]
 STDLIB = [*PAIRS, *steps(400, 0.2)]
-measure(
+measure_if_chosen(
     "stdlib",
     "ternary_stdlib",
     {
         "float": STDLIB,
         "ternary": [*STDLIB, *ternary()],
-        "norms": [*STDLIB, *ternary(model__ternary_norm="true")],
-        "int8": [*STDLIB, *ternary(model__ternary_activations="int8")],
-        "128": [*STDLIB, *ternary(model__ternary_group="128")],
+        "norms": [*STDLIB, *ternary("model.ternary_norm=true")],
+        "int8": [*STDLIB, *ternary("model.ternary_activations=int8")],
+        "128": [*STDLIB, *ternary("model.ternary_group=128")],
         # The rate decays in the second half of all steps.
         "float, then ternary": [*steps(200, 0.03), *ternary()],
     },
