@@ -54,6 +54,14 @@ def optimizers(folder: Path) -> Variants:
     return {name: changed({"optimizer.name": name.partition(",")[0]} | more) for name, more in changes.items()}
 
 
+def averages(folder: Path) -> Variants:
+    """Returns variants with an average of the weights, with the decay of the rate and without."""
+    without = {"optimizer.decay_start": 1}
+    changes = {"ema_decay 0.98": {"optimizer.ema_decay": 0.98}}
+    changes |= {f"no decay, ema_decay {n:g}": without | {"optimizer.ema_decay": n} for n in (0.98, 0.995)}
+    return {name: changed(change) for name, change in changes.items()}
+
+
 def values(key: str, *each: float) -> Callable[[Path], Variants]:
     """Returns the group with other values of a setting of the optimizer."""
     return lambda folder: {f"{key} {value:g}": changed({f"optimizer.{key}": value}) for value in each}
@@ -106,8 +114,8 @@ def initial(path: Path, of_outputs: float, of_others: float) -> Path:
 GROUPS = {
     "rates": rates,
     "optimizer": optimizers,
-    "average": values("ema_decay", 0.98, 0.995),
-    "decay": values("decay_start", 0.4, 0.7),
+    "average": averages,
+    "decay": values("decay_start", 0.4, 1),
     "weight decay": values("weight_decay", 0, 0.3),
     "shape": shapes,
     "passes": passes,
