@@ -6,7 +6,6 @@ import pytest
 
 from mlx_gpt.config.budget import (
     CHOSEN,
-    CRITICAL,
     Budget,
     UpdateTime,
     chosen_names,
@@ -143,7 +142,7 @@ def test_a_run_of_limited_time_takes_this_time(fixed):
 def test_the_size_of_an_update_makes_the_most_progress_in_a_given_time():
     tokens, overhead = 10**6, 10**5
     best = 512 * 2**0.66
-    progress = {n: n / (n + CRITICAL * best) / (n + overhead) for n in range(256, 256 * 400, 256)}
+    progress = {n: n / (n + 9 * best) / (n + overhead) for n in range(256, 256 * 400, 256)}
     found = tokens_per_update(chosen(tokens, overhead=overhead))
     assert progress[found] == pytest.approx(max(progress.values()), rel=1e-4)
 
