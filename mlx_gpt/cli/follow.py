@@ -86,7 +86,7 @@ def _exit_code(report: StopReport, received: list[int], folder: Path, saves: lis
     if report.reason == "diverged":
         kept = any(folder.glob("*.safetensors"))
         raise Diverged(
-            f"training diverged at iteration {report.step}: in several updates in a row, the loss or gradient was not "
+            f"training diverged at step {report.step}: in several updates in a row, the loss or gradient was not "
             "finite, or the loss was far above that of a uniform guess; lower --lr and "
             + (f"resume with --resume {folder}, whose checkpoints are intact" if kept else "start a new run")
         )
@@ -250,5 +250,5 @@ def _headlines(session) -> list[str]:
     if machine["backend"] == "cpu" and device.can_compile():
         lines.append("the first update takes some seconds to compile, longer if its kernels are new to this machine")
     if header.step:
-        lines.append(f"resuming at iteration {header.step}" + (f" of {train.length}" if train.length else ""))
+        lines.append(f"resuming at step {header.step}" + (f" of {train.length}" if train.length else ""))
     return lines

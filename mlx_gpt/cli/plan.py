@@ -12,8 +12,8 @@ PACKED = (
     "GPU, {float_mb:.1f} MB on a CPU"
 )
 # Tokens of a corpus, and of texts that the model writes itself.
-READ = "{tokens:,} in {iters:,} iterations of {tokens_per_step:,}; {epochs} epochs of {train_tokens:,}"
-WRITTEN = "{tokens:,} in {iters:,} iterations, if each has {tokens_per_step:,} as the last one measured"
+READ = "{tokens:,} in {iters:,} steps of {tokens_per_step:,}; {epochs} epochs of {train_tokens:,}"
+WRITTEN = "{tokens:,} in {iters:,} steps, if each has {tokens_per_step:,} as the last one measured"
 EXPECTED = "about {expected_loss:.2f} nats per token at the end, give or take {expected_error:.2f}"
 
 
@@ -29,7 +29,7 @@ def print_plan(facts: dict[str, int | float], as_json: bool) -> None:
         "disk": "2 checkpoints of {state_mb:.1f} MB",
         **({"packed": PACKED} if "packed_bytes" in facts else {}),
         "tokens": READ if facts["epochs"] else WRITTEN,
-        "FLOPs": "{flops:.3g} in total, {flops_per_step:.3g} per iteration",
+        "FLOPs": "{flops:.3g} in total, {flops_per_step:.3g} per step",
         "pace": "{ms_per_iter:,.0f} ms/iter, {tokens_per_second:,.0f} tokens/s (measured now)",
         "ETA": "{eta}",
         **({"loss": EXPECTED} if "expected_loss" in facts else {}),

@@ -183,7 +183,7 @@ def carry_out(request: run.Request, plan: bool, as_json: bool, channels: Channel
             session.close()
         folder, header = start.folder or request.resume, start.header
         tell(
-            f"{folder}: already at iteration {header.step} of {header.config.train.iters}, nothing to do; raise "
+            f"{folder}: already at step {header.step} of {header.config.train.iters}, nothing to do; raise "
             "--iters or --tokens to train further"
         )
     elif plan:

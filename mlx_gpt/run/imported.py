@@ -80,5 +80,5 @@ def _values(config: Config) -> str:
     return (
         f"{o.name}, learning rate {o.learning_rate:g} to {o.min_learning_rate:g}, schedule {o.schedule} with "
         f"{o.warmup_steps} warm-up steps, batch {train.sequences_per_step}, betas {o.beta1:g} and {o.beta2:g}, weight "
-        f"decay {o.weight_decay:g}, clipping by {o.clip_mode}, {train.iters:,} iterations"
+        f"decay {o.weight_decay:g}, clipping by {o.clip_mode}, {train.iters:,} steps"
     )

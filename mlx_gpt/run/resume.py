@@ -100,7 +100,7 @@ def located(request: Request) -> tuple[Path, Path | None]:
     path = Path(request.resume) if request.resume != NEWEST else request.out or newest_run()
     if request.resume.isdigit() and not path.exists():
         raise UserError(
-            f"{path}: no such file or run folder; for a number of iterations, write: mlxgpt train {path} --resume"
+            f"{path}: no such file or run folder; for a number of steps, write: mlxgpt train {path} --resume"
         )
     if _is_run_folder(path):
         folder = path

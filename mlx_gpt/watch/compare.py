@@ -221,7 +221,7 @@ def table(records: Sequence[Record], levels: Sequence[float]) -> list[tuple[str,
         row("best loss", "{:.4f}", "best_loss"),
         row("perplexity", "{:.2f}", "best_ppl"),
         row("bits/byte", "{:.3f}", "best_bits_per_byte"),
-        row("at iteration", "{:,}", "best_step"),
+        row("at step", "{:,}", "best_step"),
         row("at tokens", "{:,}", "best_tokens"),
     ]
     for level in levels:

@@ -143,7 +143,7 @@ class RunConsole:
                 self.note(f"not saved: {report.error}", "bold yellow")
             case Plan():
                 self._iters = report.iters
-                self.note(f"planned {report.iters:,} iterations of {report.step_seconds * 1000:.0f} ms each")
+                self.note(f"planned {report.iters:,} steps of {report.step_seconds * 1000:.0f} ms each")
                 if report.eval_share > LARGE_SHARE:
                     self.note(
                         f"evaluations take {report.eval_share:.0%} of the time; a larger --eval-every makes them rarer"
@@ -156,7 +156,7 @@ class RunConsole:
         average = report.seconds * 1000 / report.steps if report.steps else 0.0
         best = f" | Best: {report.best_loss:.4f}" if math.isfinite(report.best_loss) else ""
         best += f" @{report.best_step}" if best and report.best_step else ""
-        self.note(f"{STOPPED[report.reason]} at iteration {report.step:,}", "bold")
+        self.note(f"{STOPPED[report.reason]} at step {report.step:,}", "bold")
         self.note(
             f"Total time: {report.elapsed:.1f}s | Avg: {average:.0f}ms/iter ({report.steps} iters) | "
             f"{report.tokens:,} tokens{best} | Peak: {report.peak_memory / 1e9:.2f}GB",

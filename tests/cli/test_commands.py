@@ -92,7 +92,7 @@ def test_one_learning_rate_scales_the_updates_of_all_weights(home, tmp_path):
 
 def test_a_plan_of_a_complete_run_says_so(home):
     done = mlxgpt("train", "2", "--plan", "--resume", "runs/custom-pydocs", cwd=home)
-    assert done.returncode == 0 and "already at iteration 12 of 2, nothing to do" in done.stderr and not done.stdout
+    assert done.returncode == 0 and "already at step 12 of 2, nothing to do" in done.stderr and not done.stdout
 
 
 def test_runs_without_an_evaluation_are_left_out_of_a_comparison(home, tmp_path):
@@ -239,7 +239,7 @@ def test_runs_are_numbered_and_resumed_by_themselves(tmp_path):
     done = mlxgpt("train", "--resume", cwd=tmp_path)
     assert done.returncode == 0 and "nothing to do" in done.stderr
     more = mlxgpt("train", "--resume", "--iters", "15", cwd=tmp_path)
-    assert "resuming at iteration 12 of 15" in more.stdout
+    assert "resuming at step 12 of 15" in more.stdout
     assert more.stderr == "train.iters is now 15, it was 12\n"
     lines = map(json.loads, (tmp_path / "runs/custom-pydocs-2/metrics.jsonl").read_text().splitlines())
     curve = [line["step"] for line in lines if line["report"] in ("step", "eval")]
@@ -268,7 +268,7 @@ def test_iterations_are_an_argument_and_train_txt_is_the_text(tmp_path, vectors)
     done = mlxgpt("train", "7", *file, cwd=here)
     assert done.returncode == 0 and "training on train.txt" in done.stderr and "(1 iters)" in done.stdout, done.stderr
     done = mlxgpt("train", "6", *file[:-1], "--out=run2", cwd=here)
-    assert "tiny.rgpt0003.bin: already at iteration 6 of 6" in done.stderr
+    assert "tiny.rgpt0003.bin: already at step 6 of 6" in done.stderr
 
 
 def test_an_rgpt_run_goes_on_with_its_moments(vectors, tmp_path, shakespeare):
@@ -277,7 +277,7 @@ def test_an_rgpt_run_goes_on_with_its_moments(vectors, tmp_path, shakespeare):
     source = vectors / "tiny.rgpt0003.bin"
     small = [*shape, "--batch=2", "--iters=8", "--sample-every=0", "--set=train.eval_windows=4"]
     done = mlxgpt("train", "--resume", source, "--corpus", shakespeare, *small, "--out", "r", cwd=tmp_path)
-    assert done.returncode == 0 and "resuming at iteration 6 of 8" in done.stdout, done.stderr
+    assert done.returncode == 0 and "resuming at step 6 of 8" in done.stdout, done.stderr
     assert mlxgpt("convert", "r/checkpoint.safetensors", "back.bin", cwd=tmp_path).returncode == 0
     facts = json.loads(mlxgpt("inspect", "back.bin", *shape, "--json", cwd=tmp_path).stdout)
     assert (facts["format"], facts["iteration"], facts["step"]) == ("RGPT0003", 8, 8)

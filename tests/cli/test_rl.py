@@ -39,7 +39,7 @@ def test_a_run_learns_saves_and_resumes(folder):
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-5) and steps[0]["clipped"] == 0
     assert len((folder / "run/rollouts.jsonl").read_text().splitlines()) == 3 * 8
     done = mlxgpt("rl", "--resume", "run", "--iters", "5", cwd=folder)
-    assert done.returncode == 0 and "resuming at iteration 3 of 5" in done.stdout, done.stderr
+    assert done.returncode == 0 and "resuming at step 3 of 5" in done.stdout, done.stderr
     assert len((folder / "run/rollouts.jsonl").read_text().splitlines()) == 5 * 8
     again = mlxgpt("rl", "--resume", "run", cwd=folder)
     assert again.returncode == 0 and "nothing to do" in again.stderr

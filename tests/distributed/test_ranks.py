@@ -53,7 +53,7 @@ def test_two_processes_of_one_lane_train_as_one_process_of_two_lanes(folder):
     with processes(2, *train(*options, "--set=speed.lanes=1", "--out=two"), folder=folder) as started:
         (first, out, err), (second, silent, errors) = ends(started)
     assert (first, second, ends([one])[0][0]) == (0, 0, 0), err + errors
-    assert "finished at iteration 6" in out and (silent, errors) == ("", "")
+    assert "finished at step 6" in out and (silent, errors) == ("", "")
     assert_equal(*(store.load(folder / name / "checkpoint.safetensors") for name in ("one", "two")))
     ours, theirs = ([line for line in lines(folder / name) if "loss" in line] for name in ("one", "two"))
     assert [line["loss"] for line in ours] == [line["loss"] for line in theirs]

@@ -234,7 +234,7 @@ def test_runs_are_compared_as_on_the_command_line(tmp_path):
     found = comparison([run.record() for run in runs])
     rows = dict(found["rows"])
     assert rows["train.batch_size"] == ["4", "8"] and found["differing"] == 1
-    assert rows["best loss"] == ["3.6000", "3.4000"] and rows["at iteration"] == ["8", "12"]
+    assert rows["best loss"] == ["3.6000", "3.4000"] and rows["at step"] == ["8", "12"]
 
 
 def test_random_damage_never_raises(tmp_path):
