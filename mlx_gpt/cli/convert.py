@@ -95,7 +95,7 @@ def inspect_command(file, preset, sets, as_json):
         "network": shape.extensions() or ["randyGPT's"],
         "parameters": model.cost.num_params(shape, header.vocab_size),
         **model.cost.decoding_bytes(shape),
-        # Scripts for mlxgpt 0.1 read these two names. There, "step" was the number of updates of the optimizer.
+        # Scripts for mlxgpt 0.1 read these two names in the JSON. There, "step" was the number of updates.
         "iteration": header.step,
         "step": header.num_updates,
         "num_updates": header.num_updates,
@@ -111,6 +111,7 @@ def inspect_command(file, preset, sets, as_json):
         echo_json(facts | {"config": config, "tensors": {k: list(t.shape) for k, t in tensors.items()}})
         return
     ternary = facts.pop("ternary")
+    facts["step"] = facts.pop("iteration")
     facts |= {"ternary": TERNARY.format(**ternary)} if ternary else {}
     for name, value in facts.items():
         click.echo(f"{name:<12} {', '.join(value) if isinstance(value, list) else value}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,8 @@ def test_eval_and_inspect_tell_what_the_run_told(home):
     assert found.keys() >= {"loss", "ppl", "bits_per_byte", "tokens"}
     assert found["loss"] == pytest.approx(facts["best_loss"], abs=tolerance("float32 loss"))
     assert facts["n_embd"] == 32 and facts["iteration"] == facts["step"] == 12
+    table = mlxgpt("inspect", best, cwd=home).stdout.split("\ntensors")[0]
+    assert re.search(r"^step +12$", table, re.M) and "iteration" not in table
     assert facts["tensors"]["wpe.weight"] == [64, 32]
     assert (facts["decoding_bytes_per_token"], facts["decoding_bytes_per_sequence"]) == (2 * 2 * 32 * 4, 0)
     other = json.loads(mlxgpt("eval", best, "--corpus", home / "text.txt", "--split", "all", "--json", cwd=home).stdout)
