@@ -5,6 +5,7 @@ import datetime
 import click
 
 from mlx_gpt.cli.options import echo_json
+from mlx_gpt.config.budget import passes
 
 # The sizes of the weights of a ternary network.
 PACKED = (
@@ -12,7 +13,7 @@ PACKED = (
     "GPU, {float_mb:.1f} MB on a CPU"
 )
 # Tokens of a corpus, and of texts that the model writes itself.
-READ = "{tokens:,} in {iters:,} steps of {tokens_per_step:,}; {epochs} epochs of {train_tokens:,}"
+READ = "{tokens:,} in {iters:,} steps of {tokens_per_step:,}; {passes} over {train_tokens:,}"
 WRITTEN = "{tokens:,} in {iters:,} steps, if each has {tokens_per_step:,} as the last one measured"
 EXPECTED = "about {expected_loss:.2f} nats per token at the end, give or take {expected_error:.2f}"
 
@@ -39,6 +40,7 @@ def print_plan(facts: dict[str, int | float], as_json: bool) -> None:
         "peak_gb": facts["peak_bytes"] / 1e9,
         "per_token": facts["decoding_bytes_per_token"],
         "per_sequence": facts["decoding_bytes_per_sequence"],
+        "passes": passes(facts["tokens"], facts["train_tokens"]),
         "eta": datetime.timedelta(seconds=round(facts["eta_seconds"])),
     }
     for name, line in lines.items():

@@ -181,11 +181,7 @@ def carry_out(request: run.Request, plan: bool, as_json: bool, channels: Channel
         tell = session.note if session else note
         if session:
             session.close()
-        folder, header = start.folder or request.resume, start.header
-        tell(
-            f"{folder}: already at step {header.step} of {header.config.train.iters}, nothing to do; raise "
-            "--iters or --tokens to train further"
-        )
+        tell(f"{start.folder or request.resume}: {start.end()}")
     elif plan:
         print_plan(run.plan(start, note), as_json)
     else:

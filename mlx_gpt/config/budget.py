@@ -110,11 +110,22 @@ def fitted(config: Config, given: Set[str], budget: Budget) -> Config:
     values |= _batch(budget, config.model.block_size)
     names = chosen_names(config, given)
     config = config.replace({name: value for name, value in values.items() if name in names})
+    return with_counts(config, names, budget)
+
+
+def with_counts(config: Config, names: Set[str], budget: Budget) -> Config:
+    """Returns the settings with those of `names` that count updates set to values that fit a budget."""
     by_iters = {
         "optimizer.warmup_steps": _warmup_steps(config, budget),
         "train.eval_every": _eval_every(config, budget),
     }
     return config.replace({name: value for name, value in by_iters.items() if name in names})
+
+
+def passes(tokens: int, train_tokens: int) -> str:
+    """Describes how often a run of `tokens` reads its text, as "0.5 passes"."""
+    times = tokens / train_tokens
+    return f"{times:.1f} passes" if times >= 0.1 else "under 0.1 passes"
 
 
 def iters_of(config: Config, tokens: int) -> int:

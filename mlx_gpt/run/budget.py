@@ -1,6 +1,7 @@
 """Fits the settings of a new run to its length in tokens or in minutes."""
 
 import dataclasses
+import functools
 import tempfile
 import time
 from pathlib import Path
@@ -12,7 +13,9 @@ from mlx_gpt.config.budget import (
     UpdateTime,
     chosen_names,
     fitted,
+    passes,
     tokens_per_update,
+    with_counts,
     with_iters,
 )
 from mlx_gpt.config.presets import given_names
@@ -73,7 +76,14 @@ def with_budget(start: Start, preset: str, request: Request, processes: int, not
         budget = _limited(start, budget, given)
     config = with_iters(fitted(config, given, budget))
     elapsed = time.perf_counter() - began if is_timed else 0.0
-    return _with(start, config, _described(config, given, budget), elapsed)
+    start = _with(start, config, _described(config, given, budget), elapsed)
+    return dataclasses.replace(start, fit=functools.partial(_refitted, chosen_names(config, given), budget))
+
+
+def _refitted(names: set[str], budget: Budget, config: Config) -> Config:
+    """The settings after `train.iters` has changed; see with_counts()."""
+    tokens = config.train.iters * tokens_per_update(config)
+    return with_counts(config, names, dataclasses.replace(budget, tokens=tokens))
 
 
 def _limited(start: Start, budget: Budget, given: set[str]) -> Budget:
@@ -97,11 +107,10 @@ def _with(start: Start, config: Config, chosen: str = "", elapsed: float = 0.0) 
 def _described(config: Config, given: set[str], budget: Budget) -> str:
     """Describes the length of the run, and names the settings that follow from it."""
     values = ", ".join(f"{name}={config.get(name)}" for name in sorted(chosen_names(config, given)))
-    passes = budget.tokens / budget.train_tokens
-    passes_text = f"{passes:.1f}" if passes >= 0.1 else "under 0.1"
-    is_given = budget.tokens == config.train.tokens
-    tokens = f"{budget.tokens:,}" if is_given else f"about {float(f'{budget.tokens:.3g}'):,.0f}"
-    return f"{tokens} tokens, {passes_text} passes over the text: {values}"
+    tokens = f"{budget.tokens:,} tokens"
+    if budget.tokens != config.train.tokens:
+        tokens = f"about {float(f'{budget.tokens:.3g}'):,.0f} tokens without evaluations"
+    return f"{tokens}, {passes(budget.tokens, budget.train_tokens)} over the text: {values}"
 
 
 def _update_time(start: Start) -> UpdateTime:

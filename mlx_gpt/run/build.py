@@ -1,6 +1,7 @@
 """Builds the trainer of a run, with its model, its optimizer and its data, from the run's initial state."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class Start:
         tokens: The encoded text; None if it has not been encoded yet.
         corrupt: The corrupt checkpoints of the run folder.
         chosen: One line that names the settings that follow from the length of the run; "" if none was chosen.
+        fit: Fits those of these settings that count updates to another `train.iters`.
     """
 
     header: Header
@@ -59,17 +61,30 @@ class Start:
     tokens: Tokens | None = None
     corrupt: tuple[Path, ...] = ()
     chosen: str = ""
+    fit: Callable[[Config], Config] = lambda config: config
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run has already reached `train.iters` and evaluated its last weights.
+        """Whether the run has already reached `train.iters`, and evaluated its last weights.
 
-        A run that a signal ended before its last evaluation is not complete. A checkpoint of another program has no
-        evaluations (its `tokens` is 0): it is complete if its step has reached `train.iters`.
+        A run that a signal ended before its last evaluation is not complete, unless it is beyond `train.iters`. A
+        checkpoint of another program has no evaluations (its `tokens` is 0): it is complete if its step has reached
+        `train.iters`.
         """
-        header = self.header
+        header, train = self.header, self.header.config.train
         is_evaluated = header.last_eval == header.step or header.tokens == 0
-        return header.step >= header.config.train.iters and is_evaluated
+        return header.step > train.iters or (header.step == train.iters and is_evaluated)
+
+    def end(self) -> str:
+        """Says how far a complete run is, and which lengths continue it."""
+        header, train = self.header, self.header.config.train
+        lengths = [f"--iters above {header.step}"]
+        if header.tokens and train.objective not in ROLLOUT_OBJECTIVES:
+            lengths.append(f"--tokens above {header.tokens}")
+        if train.minutes:
+            lengths.append(f"--minutes above {max(train.minutes, header.elapsed / 60):.4g}")
+        of = f" of {train.length}" if train.length else ""
+        return f"already at step {header.step}{of}, nothing to do; to train further, give {' or '.join(lengths)}"
 
 
 def open_text(config: Config, note: Note) -> Corpus:
@@ -130,6 +145,7 @@ def make_trainer(start: Start, folder: Path, note: Note, group: Group | None = N
         statistics=Statistics(config.model),
         group=group,
         folder=folder,
+        fit=start.fit,
     )
 
 

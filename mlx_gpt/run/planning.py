@@ -5,7 +5,6 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from mlx_gpt.checkpoint.store import Header
 from mlx_gpt.config.budget import Budget
 from mlx_gpt.config.law import predicted
 from mlx_gpt.device.mlx import peak_memory
@@ -39,8 +38,7 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
             tokens_per_step, flops_per_step: Tokens and floating-point operations of one step, without those of drawing
                 texts.
             tokens, flops: The same for all remaining steps.
-            epochs: How often the remaining steps read the training split, at least 0.01; 0 if the model writes its
-                texts itself.
+            epochs: How often the remaining steps read the training split; 0 if the model writes its texts itself.
             ms_per_iter: Median time of a step, in milliseconds.
             tokens_per_second: Training tokens per second of a step.
             eta_seconds: Expected time to the end, evaluations included.
@@ -52,7 +50,7 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
     """
     trainer, step_seconds = _timed(start, note)
     header, train, model = start.header, start.header.config.train, start.header.config.model
-    iters, seconds = _rest(trainer, step_seconds, header)
+    iters, seconds = _rest(trainer, step_seconds, start)
     tokens_per_step, is_read = trainer.source.tokens_per_batch, train.objective not in ROLLOUT_OBJECTIVES
     flops_per_step = flops_per_token(model, header.vocab_size) * tokens_per_step
     return {
@@ -65,14 +63,14 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
         "iters": iters,
         "tokens_per_step": tokens_per_step,
         "tokens": iters * tokens_per_step,
-        "epochs": max(0.01, round(iters * tokens_per_step / trainer.source.num_tokens, 2)) if is_read else 0.0,
+        "epochs": iters * tokens_per_step / trainer.source.num_tokens if is_read else 0.0,
         "flops_per_step": flops_per_step,
         "flops": flops_per_step * iters,
         "ms_per_iter": round(step_seconds * 1000, 1),
         "tokens_per_second": round(tokens_per_step / step_seconds, 1),
         "eta_seconds": round(seconds, 1),
         **packed_sizes(model, header.vocab_size),
-        **(_expected(header, trainer, iters * tokens_per_step, note) if is_read and start.weights is None else {}),
+        **(_expected(start, trainer, iters * tokens_per_step, note) if is_read else {}),
     }
 
 
@@ -80,25 +78,29 @@ def _timed(start: Start, note: Note) -> tuple[Trainer, float]:
     """Builds the trainer, and returns it with the median time of a step in seconds."""
     with tempfile.TemporaryDirectory() as folder:  # of what a source writes beside its batches
         trainer = make_trainer(start, Path(folder), note)
-        step_seconds = statistics.median(trainer.time_steps(PROBE_STEPS))
-    if start.chosen:
-        note(start.chosen)
-    return trainer, step_seconds
+        if start.chosen:
+            note(start.chosen)
+        return trainer, statistics.median(trainer.time_steps(PROBE_STEPS))
 
 
-def _rest(trainer: Trainer, step_seconds: float, header: Header) -> tuple[int, float]:
+def _rest(trainer: Trainer, step_seconds: float, start: Start) -> tuple[int, float]:
     """Returns the steps that remain, and their time in seconds, evaluations included."""
-    train, pace = header.config.train, trainer.pace
-    target = train.iters
+    header, pace = start.header, trainer.pace
+    train = header.config.train
     if train.minutes and not header.planned:
-        target = pace.iters_in_budget(step_seconds, header, header.elapsed)
-    iters = target - header.step
+        planned = pace.iters_in_budget(step_seconds, header, header.elapsed)
+        train = start.fit(header.config.replace({"train.iters": planned})).train
+    iters = train.iters - header.step
     evaluations = math.ceil(iters / train.eval_every)
     return iters, iters * step_seconds + evaluations * pace.next_eval_seconds(step_seconds, header)
 
 
-def _expected(header: Header, trainer: Trainer, tokens: int, note: Note) -> dict[str, float]:
-    """The loss that a law predicts for a new run of this length; empty, with a note, if no law holds."""
+def _expected(start: Start, trainer: Trainer, tokens: int, note: Note) -> dict[str, float]:
+    """The loss that a law predicts for a run of this length; empty, with a note, if no law holds."""
+    header = start.header
+    if start.weights is not None:
+        note("the loss is not predicted: only runs with new weights were measured")
+        return {}
     budget = Budget(
         tokens=tokens,
         parameters=num_params(header.config.model, header.vocab_size),

@@ -189,16 +189,23 @@ def _with_length(config: Config, header: Header, request: Request) -> Config:
     """Returns the settings of a resumed run with the number of updates that a length in tokens means.
 
     A length that the request gives replaces a time limit, unless it gives a time limit too.
+
+    Raises:
+        UserError: The run has already taken the time that the request gives.
     """
     settings, old = request.settings, header.config
+    if 0 < (minutes := settings.get("train.minutes", 0)) <= header.elapsed / 60:
+        raise UserError(
+            f"train.minutes={minutes:g}: the run has already taken {header.elapsed / 60:.4g} minutes; give more"
+        )
     require_known_length(config, settings)
     if settings.keys() & {"train.iters", "train.tokens"} and "train.minutes" not in settings:
         config = config.replace({"train.minutes": 0.0})
     is_same = (config.train.tokens, tokens_per_update(config)) == (old.train.tokens, tokens_per_update(old))
     if is_same or not config.train.tokens:
         return config
-    left = max(0, config.train.tokens - header.tokens)
-    return config.replace({"train.iters": max(1, header.step + iters_of(config, left))})
+    more = iters_of(config, config.train.tokens - header.tokens)  # negative if the run is beyond this length
+    return config.replace({"train.iters": max(1, header.step + more)})
 
 
 def _open_corpus(header: Header, config: Config, request: Request, note: Note) -> Corpus:

@@ -1,12 +1,18 @@
 """The measured times of a run, and the number of updates that fit into a time budget."""
 
+import dataclasses
 import statistics
 from collections import deque
+from collections.abc import Callable
 
 from mlx_gpt.checkpoint.store import Header
 from mlx_gpt.config.budget import EVALUATION_COST
+from mlx_gpt.config.schema import Config
+from mlx_gpt.train.parallel import Group
+from mlx_gpt.train.reports import Plan
 
 PROBE_STEPS = 5  # steps that are timed before a time budget is converted to a number of updates
+COUNTS = ("train.iters", "optimizer.warmup_steps", "train.eval_every")  # settings that a time budget may change
 
 
 class Pace:
@@ -46,9 +52,39 @@ class Pace:
         return self.eval_seconds or estimate
 
     def eval_share(self, step_seconds: float, header: Header) -> float:
-        """Estimates the share of the time of a run that evaluations take, from 0 to 1."""
-        evaluation = self.next_eval_seconds(step_seconds, header) / header.config.train.eval_every
-        return round(evaluation / (step_seconds + evaluation), 3)
+        """Estimates the share of the time of a run that evaluations before its end take, from 0 to 1."""
+        train = header.config.train
+        evaluations = (train.iters - 1) // train.eval_every * self.next_eval_seconds(step_seconds, header)
+        return round(evaluations / (train.iters * step_seconds + evaluations), 3)
+
+    def planned(self, header: Header, elapsed: float, fit: Callable[[Config], Config], group: Group) -> Header:
+        """Returns the header with a `train.iters` that fits the time budget, and the settings that `fit` fits to it.
+
+        The measured times and `fit` are those of rank 0.
+
+        Args:
+            header: Settings and progress of the run.
+            elapsed: Seconds of the budget that are already spent.
+            fit: Fits the settings of COUNTS to a new `train.iters`.
+            group: The processes that train together.
+        """
+        iters = self.iters_in_budget(self.step_seconds, header, elapsed)
+        config = fit(header.config.replace({"train.iters": iters}))
+        counts = group.gather(*map(config.get, COUNTS))[0]
+        config = header.config.replace(dict(zip(COUNTS, counts, strict=True)))
+        return dataclasses.replace(header, config=config, planned=True)
+
+    def plan(self, header: Header) -> Plan:
+        """Returns the report of a header that planned() returned."""
+        train, seconds = header.config.train, self.step_seconds
+        return Plan(
+            iters=train.iters,
+            step_seconds=seconds,
+            step=header.step,
+            eval_share=self.eval_share(seconds, header),
+            warmup_steps=header.config.optimizer.warmup_steps,
+            eval_every=train.eval_every,
+        )
 
     def iters_in_budget(self, step_seconds: float, header: Header, elapsed: float) -> int:
         """Computes the total number of updates that fit into `train.minutes`, at most `train.iters`.

@@ -13,13 +13,16 @@ class Plan:
         iters: Total number of updates of the run.
         step_seconds: Median seconds of an update, from which `iters` was computed.
         step: Number of updates submitted when `iters` was computed. On a GPU, the last of them may be unfinished.
-        eval_share: Expected share of the time that evaluations take, from 0 to 1.
+        eval_share: Expected share of the time that evaluations take, without the last one, from 0 to 1.
+        warmup_steps, eval_every: The settings of these names, which may have been fitted to `iters`.
     """
 
     iters: int
     step_seconds: float | None = None
     step: int = 0
     eval_share: float = 0.0
+    warmup_steps: int = 0
+    eval_every: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 
 from mlx_gpt.checkpoint import store
 from mlx_gpt.checkpoint.store import Header
+from mlx_gpt.config.schema import Config
 from mlx_gpt.device.lanes import lanes
 from mlx_gpt.device.mlx import mx, peak_memory
 from mlx_gpt.errors import from_device
@@ -52,6 +53,7 @@ class Trainer:
         statistics: Computes statistics of the weights at each evaluation.
         group: The processes that train together.
         folder: Folder for checkpoints. `run` requires that it exists.
+        fit: Fits the settings to a new `train.iters`, which a time budget gives. Only rank 0's result counts.
 
     Attributes:
         header: Settings and progress. `elapsed`, `source` and `num_updates` are those at the start of this process; a
@@ -75,8 +77,9 @@ class Trainer:
         statistics: Statistics,
         group: Group,
         folder: Path,
+        fit: Callable[[Config], Config] = lambda config: config,
     ):
-        self.header, self.folder, self.model = header, folder, model
+        self.header, self.folder, self.model, self._fit = header, folder, model, fit
         self.source, self.validation = source, validation
         self._optimizer, self._statistics, self._group = optimizer, statistics, group
         if header.source is not None:
@@ -267,15 +270,9 @@ class Trainer:
         return bool(self.config.train.minutes) and not self.header.planned and self.pace.is_known
 
     def _plan(self) -> Plan:
-        """Converts the time budget to a number of updates, so that the learning-rate schedule ends with the budget.
-
-        The measured times are those of rank 0.
-        """
-        step_seconds = self.pace.step_seconds
-        iters = self._group.gather(self.pace.iters_in_budget(step_seconds, self.header, self._elapsed()))[0][0]
-        self._advance(config=self.config.replace({"train.iters": iters}), planned=True)
-        share = self.pace.eval_share(step_seconds, self.header)
-        return Plan(iters=iters, step_seconds=step_seconds, step=self.header.step, eval_share=share)
+        """Converts the time budget to a number of updates, so that the learning-rate schedule ends with the budget."""
+        self.header = self.pace.planned(self.header, self._elapsed(), self._fit, self._group)
+        return self.pace.plan(self.header)
 
     def _decide(self) -> tuple[str | None, bool]:
         """Returns what to do before the next round, the same on all ranks.

@@ -143,7 +143,10 @@ class RunConsole:
                 self.note(f"not saved: {report.error}", "bold yellow")
             case Plan():
                 self._iters = report.iters
-                self.note(f"planned {report.iters:,} steps of {report.step_seconds * 1000:.0f} ms each")
+                self.note(
+                    f"planned {report.iters:,} steps of {report.step_seconds * 1000:.0f} ms each, "
+                    f"{report.warmup_steps} of them warm-up, and an evaluation every {report.eval_every:,}"
+                )
                 if report.eval_share > LARGE_SHARE:
                     self.note(
                         f"evaluations take {report.eval_share:.0%} of the time; a larger --eval-every makes them rarer"
@@ -254,10 +257,12 @@ def _rate(lr: float) -> str:
 def _metrics(report: StepReport | EvalReport) -> dict[str, str]:
     """Formats the metrics of a report by name.
 
-    The cross-entropy is left out if it is the loss itself, and so are metrics with a dot in their names.
+    The cross-entropy is left out if it equals the loss up to rounding, and so are metrics with a dot in their names.
     """
     shown = {name: f"{value:.4f}" for name, value in report.metrics.items() if "." not in name}
-    return {name: text for name, text in shown.items() if name != "ce" or report.metrics[name] != report.loss}
+    if math.isclose(report.loss, report.metrics.get("ce", math.nan), rel_tol=1e-5):
+        shown.pop("ce")
+    return shown
 
 
 def _shares(shares: dict[str, float]) -> str:

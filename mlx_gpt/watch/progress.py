@@ -52,6 +52,8 @@ class Progress:
         if kind in BEGINS:
             self.last.pop("stop", None)
             self.last.pop("failure", None)
+        if kind == "start":  # a run that is resumed may have another length, which is in its settings
+            self.last.pop("plan", None)
         if kind == "step":
             self._add_speed(step, values)
         elif kind == "alert":

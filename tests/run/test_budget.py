@@ -1,5 +1,7 @@
 """The length of a new run in tokens or minutes, and that of a resumed one."""
 
+import math
+
 import numpy as np
 import pytest
 from constants import TINY
@@ -18,7 +20,7 @@ from mlx_gpt.run.request import Request, ignore, settings_of
 from mlx_gpt.run.rl import rl_request
 from mlx_gpt.run.session import Session
 from mlx_gpt.run.start import begin
-from mlx_gpt.train.reports import StepReport, StopReport
+from mlx_gpt.train.reports import Plan, StepReport, StopReport
 
 BLOCK = TINY["model.block_size"]
 
@@ -155,6 +157,26 @@ def test_a_run_whose_time_is_spent_is_complete(tmp_path):
     assert not longer.is_complete and longer.header.step > 0
 
 
+def test_a_planned_run_has_a_warm_up_and_evaluations_that_fit_it(tmp_path):
+    start = started({"train.minutes": 1.0})
+    for iters in (7, 30, 400, 10**6):
+        config = start.fit(start.header.config.replace({"train.iters": iters}))
+        assert config.optimizer.warmup_steps <= config.optimizer.decay_start * iters
+        assert math.ceil(iters / config.train.eval_every) <= 20
+        others = {"train.iters": iters, "train.eval_every": 5, "optimizer.warmup_steps": 5}
+        assert config.replace(others) == start.header.config.replace(others)
+    kept = started({"train.minutes": 1.0, "optimizer.warmup_steps": 15, "train.eval_every": 3})
+    config = kept.fit(kept.header.config.replace({"train.iters": 10}))
+    assert (config.optimizer.warmup_steps, config.train.eval_every) == (15, 3)
+    session, reports = trained(tmp_path / "run", TINY | {"train.minutes": 0.02})
+    [found] = [report for report in reports if isinstance(report, Plan)]
+    saved = resolve(str(tmp_path / "run/run.toml"))
+    assert (found.iters, found.warmup_steps, found.eval_every) == (
+        saved.train.iters, saved.optimizer.warmup_steps, saved.train.eval_every,
+    )  # fmt: skip
+    assert found.warmup_steps <= 0.1 * found.iters
+
+
 def test_the_time_that_the_measurement_takes_is_a_part_of_the_limit(tmp_path):
     session, reports = trained(tmp_path / "run", TINY | {"train.minutes": 0.01})
     measured = session.start.header.elapsed
@@ -267,6 +289,27 @@ def resumed(run, recipe=None, **settings):
 def test_a_resumed_run_that_has_its_length_is_complete(run, same):
     start = resumed(run, **same)
     assert start.is_complete and start.header.tokens == start.header.step * 4 * BLOCK <= 3000
+
+
+@pytest.mark.parametrize("shorter", [{"train.iters": 2}, {"train.tokens": 5}, {"train.minutes": 1e-6}])
+def test_a_run_that_is_beyond_the_length_that_is_asked_for_stays_as_it_is(tmp_path, shorter):
+    folder = tmp_path / "run"
+    settings = TINY | {"train.iters": 20, "train.eval_windows": 2, "train.sample_every": 0}
+    session = Session(Request(settings=settings_of(settings.items()), out=folder), ignore)
+    for report in session:
+        if isinstance(report, StepReport) and report.step == 5:
+            session.stop()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    request = Request(resume=str(folder), settings=settings_of(shorter.items()))
+    if "train.minutes" in shorter:
+        with pytest.raises(UserError, match="train.minutes=1e-06: the run has already taken .* minutes; give more"):
+            Session(request, ignore)
+    else:
+        stopped = Session(request, ignore)
+        assert stopped.start.is_complete and not list(stopped)
+        assert "nothing to do; to train further, give --iters above 5 or --tokens above" in stopped.start.end()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not begin(Request(resume=str(folder)), ignore).is_complete
 
 
 def test_a_resumed_run_counts_the_tokens_that_it_was_trained_on(run):

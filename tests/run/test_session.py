@@ -82,7 +82,7 @@ def test_a_run_that_was_stopped_before_its_last_evaluation_makes_it_when_it_resu
         if isinstance(report, StepReport) and report.step == 7:
             session.stop()
     assert isinstance(report, StopReport) and (report.reason, report.step) == ("signal", 7)
-    resumed = list(session_in(tmp_path / "run", resume=str(tmp_path / "run")))
+    resumed = list(session_in(tmp_path / "run", settings=settings, resume=str(tmp_path / "run")))
     assert [r.step for r in resumed if isinstance(r, EvalReport)] == [7]
     assert (resumed[-1].best_loss, resumed[-1].best_step, resumed[-1].reason) == (
         whole.best_loss, whole.best_step, "iters",

@@ -131,6 +131,9 @@ def test_metrics_are_shown_and_the_cross_entropy_only_if_it_is_not_the_loss():
     metrics = {"ce": 3.0, "H": 2.75, "H-CE": -0.25}
     assert "4.300 bits/byte  H 2.7500  H-CE -0.2500  over 50 tokens" in shown([evaluation(4, metrics=metrics)])
     line = shown([step(2, loss=3.0, metrics=metrics), step(4, loss=3.1, metrics=metrics)])
+    assert shown([step(2, loss=3.0, metrics=metrics | {"ce": 3.0000004})]) == shown(
+        [step(2, loss=3.0, metrics=metrics)]
+    )
     assert "Loss: 3.0000 | H: 2.7500 | H-CE: -0.2500 |" in line
     assert "Loss: 3.1000 | ce: 3.0000 | H: 2.7500 | H-CE: -0.2500 |" in line
 

@@ -60,6 +60,9 @@ def test_the_progress_is_that_of_the_reports(tmp_path):
     append(run.folder, {"report": "step", "step": 11, "loss": 1.0, "tokens": 2000, "seconds": 1.0})  # resumed
     runs.refresh(ENOUGH)
     assert run.summary()["reason"] is None
+    append(run.folder, {"report": "start", "step": 11, "start_loss": 1.0})  # resumed with the length in run.toml
+    runs.refresh(ENOUGH)
+    assert run.summary()["iters"] == 20
 
 
 def test_names_states_and_progress_are_known_before_reports_are_read(tmp_path):
