@@ -13,7 +13,7 @@ import statistics
 import sys
 
 from laws import fit_law, measured
-from table import NORMUON, RESULTS, SHORT, measure, rows_of, settings
+from table import NORMUON, RESULTS, SHORT, chosen, measure, rows_of, settings
 
 LENGTHS, LEFT_OUT, BLOCK = (125_000, 250_000, 500_000), (1_000_000, 2_000_000), SHORT["model.block_size"]
 # Sequences of an update. The second number is the base; for the lengths of `test`, the one that `--tokens` chooses.
@@ -96,7 +96,7 @@ GROUPS = {
     "repeated": [(repeated_variants(), [11, 12])],
     "test": [(variants(LEFT_OUT[0], TEST_CHANGES), [21, 22]), (variants(LEFT_OUT[1], HALF_RATE), [31, 32])],
 }
-for group in sys.argv[1:] or GROUPS:
+for group in chosen(sys.argv[1:], GROUPS):
     for runs, seeds in GROUPS[group]:
         measure(f"budgets_{group}", runs, seeds, COMMON)
 rows = rows_of(RESULTS / "budgets_fit.json")

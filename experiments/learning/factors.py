@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from table import SHORT, measure, settings, write_text
+from table import SHORT, chosen, measure, settings, write_text
 
 import mlx_gpt
 from mlx_gpt.checkpoint import store
@@ -130,6 +130,6 @@ GROUPS = {
     "initial": initials,
 }
 with tempfile.TemporaryDirectory() as made:
-    for group in sys.argv[1:] or GROUPS:
+    for group in chosen(sys.argv[1:], GROUPS):
         seeds = [0] if group == "rates" else [1, 2, 3]
         measure("factors", GROUPS[group](Path(made)), seeds, ["--preset", "llama-s", "--iters", str(UPDATES)])

@@ -11,9 +11,10 @@ import statistics
 import sys
 
 import numpy as np
-from table import RESULTS, measure, rows_of, settings
+from table import RESULTS, chosen, measure, rows_of, settings
 
 from mlx_gpt.config.law import MILLION, Law
+from mlx_gpt.config.presets import names_of
 
 PRESETS = ["model-s", "llama-s"]
 LENGTHS = [125_000, 250_000, 500_000, 1_000_000, 2_000_000]
@@ -58,7 +59,7 @@ def fit_law(losses: dict[int, list[float]]) -> tuple[Law, dict[int, float]]:
 
 
 if __name__ == "__main__":
-    for preset in sys.argv[1:] or PRESETS:
+    for preset in chosen(sys.argv[1:] or PRESETS, names_of("presets")):
         measure(
             "laws",
             {named(preset, tokens): ["--tokens", str(tokens)] for tokens in LENGTHS},

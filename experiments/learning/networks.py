@@ -8,12 +8,12 @@ resumed. All of them have the settings that `--tokens` chooses.
 
 import sys
 
-from table import folder_argument, measure, settings
+from table import chosen, folder_argument, measure, settings
 
 PRESETS = ["model-l", "model-l-modern", "llama-m", "hybrid-m", "ternary-m", "experts-m"]
 measure(
     "networks",
-    {preset: ["--preset", preset] for preset in sys.argv[2:] or PRESETS},
+    {preset: ["--preset", preset] for preset in chosen(sys.argv[2:], PRESETS)},
     seeds=[1],
     common=[
         *("--corpus", "stdlib", "--bpe", "1000", "--tokens", "2.5M", "--sample-every", "0"),

@@ -9,7 +9,7 @@ best published run. The runs stay in FOLDER, and one that was interrupted is res
 
 import sys
 
-from table import folder_argument, measure, settings
+from table import chosen, folder_argument, measure, settings
 
 from mlx_gpt.config.schema import DataConfig
 from mlx_gpt.data.corpus import open_corpus
@@ -45,7 +45,7 @@ def large() -> dict[str, list[str]]:
 
 FOLDER = folder_argument()
 GROUPS = {"small": (small, [1, 2, 3]), "large": (large, [1])}
-for group in sys.argv[2:] or GROUPS:
+for group in chosen(sys.argv[2:], GROUPS):
     variants, seeds = GROUPS[group]
     measure(
         f"pairs_{group}",

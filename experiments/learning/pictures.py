@@ -9,13 +9,16 @@ import statistics
 import sys
 from pathlib import Path
 
-import matplotlib
+import numpy as np
+from laws import MILLION, SEEDS, fit_law, measured
+from table import RESULTS, chosen, rows_of
 
+try:
+    import matplotlib
+except ImportError:
+    raise SystemExit("the pictures need matplotlib; install it with: pip install -e '.[plot]'") from None
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from laws import MILLION, SEEDS, fit_law, measured  # noqa: E402
-from table import RESULTS, rows_of  # noqa: E402
 
 IMAGES = Path(__file__).parents[2] / "docs/images"
 PRESET = "llama-s"
@@ -59,7 +62,7 @@ def draw_factors(axes: plt.Axes) -> None:
 
 
 PICTURES = {"law": (draw_law, "laws"), "pairs": (draw_pairs, "pairs_small"), "factors": (draw_factors, "factors")}
-for name in sys.argv[1:] or PICTURES:
+for name in chosen(sys.argv[1:], PICTURES):
     draw, table = PICTURES[name]
     if not rows_of(RESULTS / f"{table}.json"):
         raise SystemExit(f"{table}.json has no rows yet; run the script that measures them")

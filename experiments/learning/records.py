@@ -8,7 +8,7 @@ two others.
 
 import sys
 
-from table import HYBRID, MUON, NORMUON, SHORT, measure, settings
+from table import HYBRID, MUON, NORMUON, SHORT, chosen, measure, settings
 
 BATCH, BLOCK = 4, SHORT["model.block_size"]  # sequences of an update, tokens of a sequence
 SLOW = {"optimizer.learning_rate": 0.0015}  # half the rate of llama-s
@@ -25,7 +25,7 @@ def variants(tokens: int) -> dict[str, list[str]]:
 
 measure(
     "records",
-    {name: run for tokens in map(int, sys.argv[1:] or MORE) for name, run in variants(tokens).items()},
+    {name: run for tokens in map(int, chosen(sys.argv[1:], map(str, MORE))) for name, run in variants(tokens).items()},
     seeds=[1, 2, 3],
     common=[
         *("--preset", "llama-s", "--corpus", "shakespeare"),

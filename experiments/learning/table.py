@@ -9,7 +9,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+
+if "--help" in sys.argv[1:]:  # of any script that imports this module
+    print(sys.modules["__main__"].__doc__)
+    raise SystemExit
 
 RESULTS = Path(__file__).parent / "results"
 OPTIMIZER = {"optimizer.name": "muon", "optimizer.newton_schulz": "jordan"}  # the default when most rows were measured
@@ -37,6 +42,14 @@ def settings(values: dict) -> list[str]:
 def sets(*each: str) -> list[str]:
     """Returns the arguments of `mlxgpt train` for settings such as "model.n_head=4"."""
     return [part for setting in each for part in ("--set", setting)]
+
+
+def chosen(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Returns the names that were given to a script, or all that it knows. Ends the script if one is unknown."""
+    names, known = list(names), list(known)
+    if unknown := [name for name in names if name not in known]:
+        raise SystemExit(f"{unknown[0]}: choose from {', '.join(known)}")
+    return names or known
 
 
 def folder_argument() -> Path:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from table import measure, settings, write_text
+from table import chosen, measure, settings, write_text
 
 from mlx_gpt.data.corpus import open_corpus
 
@@ -87,5 +87,5 @@ def larger(folder: Path) -> dict[str, list[str]]:
 
 GROUPS = {"single": single, "lengths": lengths, "hundredth": hundredth, "larger": larger}
 with tempfile.TemporaryDirectory() as made:
-    for group in sys.argv[1:] or GROUPS:
+    for group in chosen(sys.argv[1:], GROUPS):
         measure("tenth", GROUPS[group](Path(made)), seeds=[0, 41, 42], common=COMMON)

@@ -11,13 +11,11 @@ Python's standard library, for 400 steps.
 
 import sys
 
-from table import MUON, measure, sets
+from table import MUON, chosen, measure, sets
 
 STEPS, RATE = 700, 3e-3  # RATE is the default learning rate
 GROUPS = ["tuning", "shakespeare", "stdlib"]
-CHOSEN = sys.argv[1:] or GROUPS
-if set(CHOSEN) - set(GROUPS):
-    raise SystemExit(f"{' '.join(CHOSEN)}: choose from {', '.join(GROUPS)}")
+CHOSEN = chosen(sys.argv[1:], GROUPS)
 
 
 def measure_if_chosen(group: str, name: str, *arguments, **options) -> None:

@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 from mlx_gpt.config.budget import Budget, fitted, tokens_per_update
 from mlx_gpt.config.presets import preset_of, resolve
-from mlx_gpt.config.schema import Config, DataConfig
+from mlx_gpt.config.schema import Config
 
 MILLION = 1_000_000
 CORPUS = "shakespeare"
 SAME_UPDATES = 1.5  # the updates of a predicted run may be larger or smaller by at most this factor
 SAME_DROPOUT = 0.05  # its dropout may differ by at most this much
-# Settings of [train] that do not change what a run of a given length learns, or that are compared separately.
+# Settings that do not change what a run of a given length learns, or that are compared separately.
 NOT_COMPARED = ("batch_size", "grad_accum_steps", "iters", "tokens", "minutes", "seed", "eval_every", "eval_at_start")
-NOT_COMPARED += ("sample_every", "save_minutes", "log_every", "patience")
+NOT_COMPARED += ("sample_every", "save_minutes", "log_every", "patience", "device_mb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +84,18 @@ def predicted(config: Config, budget: Budget) -> Prediction | str:
 
 
 def _difference(config: Config, measured: Config) -> str | None:
-    """Names what differs between the settings of a run and those of the runs of a law, or None."""
-    factor = tokens_per_update(config) / tokens_per_update(measured)
-    own = {name: getattr(config.train, name) for name in NOT_COMPARED}
-    found = {
-        "characters as tokens, and the other settings of [data] at their defaults": (
-            dataclasses.replace(config.data, device_mb=DataConfig().device_mb) != DataConfig(corpus=(CORPUS,))
-        ),
-        "the settings of [train] at their defaults": dataclasses.replace(measured.train, **own) != config.train,
-        "the optimizer settings that --tokens chooses": config.optimizer != measured.optimizer,
-        "the size of updates that --tokens chooses": not 1 / SAME_UPDATES <= factor <= SAME_UPDATES,
-        "the dropout that --tokens chooses": abs(config.model.dropout - measured.model.dropout) > SAME_DROPOUT + 1e-9,
-    }
-    return next((name for name, differs in found.items() if differs), None)
+    """Says which setting of a run differs from those of the runs of a law, or returns None."""
+    measured = measured.replace({"data.corpus": (CORPUS,)})
+    for table in (config.data, config.train, config.optimizer):
+        for key in (field.name for field in dataclasses.fields(table)):
+            name = f"{table.table_name()}.{key}"
+            own, other = config.get(name), measured.get(name)
+            if key not in NOT_COMPARED and own != other:
+                return f"{name}={other}, and this one has {own}"
+    own, other = tokens_per_update(config), tokens_per_update(measured)
+    if not 1 / SAME_UPDATES <= own / other <= SAME_UPDATES:
+        return f"updates of about {other:,} tokens at this length, and this one has {own:,}"
+    own, other = config.model.dropout, measured.model.dropout
+    if abs(own - other) > SAME_DROPOUT + 1e-9:
+        return f"model.dropout={other} at this length, and this one has {own}"
+    return None

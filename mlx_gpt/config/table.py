@@ -57,8 +57,9 @@ def lookup(known: dict, name: str, kind: str, prefix: str = ""):
     """
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {prefix}{near[0]}?" if near else f"choose from {', '.join(known)}"
+    folded = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), folded, n=1)
+    hint = f"did you mean {prefix}{folded[near[0]]}?" if near else f"choose from {', '.join(known)}"
     raise UserError(f"unknown {kind} {prefix}{name}; {hint}")
 
 
@@ -67,7 +68,8 @@ def allowed(f: dataclasses.Field) -> str:
     low, high, choices = f.metadata["low"], f.metadata["high"], f.metadata["choices"]
     if choices:
         return f"choose from {', '.join(choices)}"
-    kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(f.type, "a list of text")
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    kind = kinds.get(f.type, "one or more texts that are not empty")
     if low is not None and high is not None:
         return f"give {kind} from {low} to {high}"
     return f"give {kind}" + (f" of at least {low}" if low is not None else "")
@@ -75,12 +77,13 @@ def allowed(f: dataclasses.Field) -> str:
 
 def checked(name: str, value, f: dataclasses.Field):
     """Returns `value` in the type of the field. An int is accepted for a float, or for text with this choice,
-    and a list for a tuple.
+    a float such as 5e5 for an int, and a list for a tuple.
 
     Raises:
         UserError: The value is not allowed. The message has the key, the value and the allowed values.
     """
-    shown = ",".join(map(str, value)) if isinstance(value, (tuple, list)) and value else repr(value)
+    shown = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else ""
+    shown = shown or repr(value)
     wrong = UserError(f"{name}={shown} is not allowed; {allowed(f)}")
     if f.type == tuple[str, ...]:
         if not isinstance(value, (tuple, list)) or not all(isinstance(v, str) and v for v in value) or not value:
@@ -88,6 +91,8 @@ def checked(name: str, value, f: dataclasses.Field):
         return tuple(value)
     if f.type is float and type(value) is int:
         value = float(value)
+    if f.type is int and type(value) is float and value.is_integer():  # as 5e5
+        value = int(value)
     if f.type is str and type(value) is int and str(value) in (f.metadata["choices"] or ()):
         value = str(value)
     # isinstance() would accept True for an int, because bool is a subclass of int.

@@ -6,6 +6,7 @@ JSON Lines file is a document too. Text is UTF-8. Files are read in pieces, so a
 token file, whose name ends in `.tokens`, holds the ids of documents in place of their text.
 """
 
+import difflib
 import glob
 import hashlib
 import re
@@ -273,8 +274,10 @@ def _files(name: str, notes: list[str]) -> list[Path]:
             raise UserError(f"corpus {name!r}: the pattern matches no file; check its path")
         return files
     if not path.exists():
+        near = difflib.get_close_matches(name.lower(), names_of("corpus"), n=1)
         raise UserError(
-            f"corpus {name!r}: no such name or file; choose from {', '.join(names_of('corpus'))}, markov:2, "
+            f"corpus {name!r}: no such name or file; {f'did you mean {near[0]}? Or ' if near else ''}choose from "
+            f"{', '.join(names_of('corpus'))}, markov:2, "
             f"{', '.join(f'{generated}:500' for generated in programs.LANGUAGES)}, or give a path"
         )
     if not path.is_file():

@@ -55,7 +55,7 @@ def list_runs(folder: Path) -> list[RunFacts]:
         UserError: There is no such folder.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; name a folder with runs, such as runs")
+        raise UserError(f"{folder}: no such folder; name the folder of your runs, or make a run with mlxgpt train")
     found = map(read_facts, find_runs(folder))
     return sorted(found, key=lambda facts: facts.changed, reverse=True)
 
