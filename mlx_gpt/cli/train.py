@@ -183,6 +183,7 @@ def carry_out(request: run.Request, plan: bool, as_json: bool, channels: Channel
             session.close()
         tell(f"{start.folder or request.resume}: {start.end()}")
     elif plan:
+        run.folder_of(request, start)  # as the run would, refuses the folder of another run
         print_plan(run.plan(start, note), as_json)
     else:
         beside = dashboard_beside(session.folder, lambda line: session.note(line)) if watched else nullcontext()

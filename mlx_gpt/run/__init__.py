@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = attach(
         "best_checkpoint": "folder",
         "newest_checkpoint": "folder",
         "is_run": "folder",
+        "folder_of": "folder",
         "Session": "session",
         "plan": "planning",
         "Run": "loading",

@@ -39,6 +39,7 @@ SILLY = [
     (f"train --set train.iters={'[' * 1000}", 2, "train.iters number"),
     (f"train --set train.iters={'1' * 5000}", 2, "train.iters number"),
     ("train --preset folder", 2, "unknown preset TOML folder"),
+    (f"train --plan --iters 1 --out {RUN}", 2, f"{RUN} already holds --resume --out"),
     (f"train --preset {RUN}", 2, f"{RUN} run folder {RUN}/run.toml"),
     ("train --preset LLAMA-S", 2, "LLAMA-S mean llama-s?"),
     ("train --corpus shakespear", 2, "'shakespear' mean shakespeare?"),
