@@ -55,10 +55,7 @@ def resumed(request: Request, note: Note) -> Start:
     tokenizer = _checked_tokenizer(source, checkpoint, config, corpus, note)
     if folder is None:
         note(f"resuming from {request.resume} in a new run folder")
-    optimizer = Optimizer(config.optimizer, roles_of(config.model, header.vocab_size))
-    has_moments = optimizer.required_tensors() <= checkpoint.optimizer.keys()
-    if not has_moments:
-        note(f"the checkpoint has no optimizer state of {config.optimizer.name}; a new state is initialized")
+    has_moments = _has_moments(checkpoint, config, note)
     header = dataclasses.replace(
         header,
         config=config,
@@ -74,7 +71,7 @@ def resumed(request: Request, note: Note) -> Start:
         # An RGPT file may hold NaN. No loss is lower than NaN, so no evaluation would be a new best.
         best_loss=math.inf if math.isnan(header.best_loss) else header.best_loss,
     )
-    return Start(
+    start = Start(
         header=header,
         weights=checkpoint.weights,
         optimizer=checkpoint.optimizer if has_moments else None,
@@ -83,6 +80,9 @@ def resumed(request: Request, note: Note) -> Start:
         folder=folder,
         corrupt=corrupt,
     )
+    for change in _changes(checkpoint.header, start):
+        note(change)
+    return start
 
 
 def located(request: Request) -> tuple[Path, Path | None]:
@@ -208,6 +208,15 @@ def _with_length(config: Config, header: Header, request: Request) -> Config:
     return config.replace({"train.iters": max(1, header.step + more)})
 
 
+def _has_moments(checkpoint: Checkpoint, config: Config, note: Note) -> bool:
+    """Whether the checkpoint has the state of the optimizer. Notes if it has not."""
+    optimizer = Optimizer(config.optimizer, roles_of(config.model, checkpoint.header.vocab_size))
+    found = optimizer.required_tensors() <= checkpoint.optimizer.keys()
+    if not found:
+        note(f"the checkpoint has no optimizer state of {config.optimizer.name}; a new state is initialized")
+    return found
+
+
 def _open_corpus(header: Header, config: Config, request: Request, note: Note) -> Corpus:
     """Opens the run's corpus. If it cannot be found, the error explains how to give its new location."""
     try:
@@ -250,8 +259,6 @@ def _checked_tokenizer(source: Path, checkpoint: Checkpoint, config: Config, cor
             f"checkpoint has {_counts(header.division)}; another split would validate on text that was trained on, "
             "give the same --corpus"
         )
-    for change in _changes(header.config, config):
-        note(change)
     return tokenizer
 
 
@@ -259,12 +266,14 @@ def _counts(division: list[int]) -> str:
     return " and ".join(map(str, division))
 
 
-def _changes(old: Config, new: Config) -> list[str]:
-    """Returns one message for each setting that a resumed run changes.
+def _changes(old: Header, start: Start) -> list[str]:
+    """Returns one message for each setting that a resumed run changes; none if the run is complete.
 
     The value UNTIL_TIME_IS_UP of `train.iters` is skipped: it follows from `train.minutes`, see over().
     """
-    before, after = old.to_dict(), new.to_dict()
+    if start.is_complete or not has_settings(old):
+        return []
+    before, after = old.config.to_dict(), start.header.config.to_dict()
     return [
         f"{table}.{key} is now {value}, it was {before[table][key]}"
         for table, settings in after.items()
