@@ -50,14 +50,18 @@ def draw_pairs(axes: plt.Axes) -> None:
 
 
 def draw_factors(axes: plt.Axes) -> None:
-    """Draws how much each change adds to the mean loss of the runs without a change."""
-    rows = rows_of(RESULTS / "factors.json")
-    base = statistics.mean(row["val_loss"] for row in rows if row["name"] == "normuon")
-    shown = [row for row in reversed(rows) if row["seed"]]  # seed 0 chose the rates
+    """Draws how much each change adds to the loss of the run without a change and with the same seed."""
+    rows = [row for row in rows_of(RESULTS / "factors.json") if row["seed"]]  # seed 0 chose the rates
+    base = {row["seed"]: row["val_loss"] for row in rows if row["name"] == "normuon"}
+    added: dict[str, list[float]] = {}
+    for row in rows:
+        added.setdefault(row["name"], []).append(row["val_loss"] - base[row["seed"]])
+    names = sorted(added.keys() - {"normuon"}, key=lambda name: -statistics.mean(added[name]))
     axes.figure.set_size_inches(8, 8)
-    axes.plot([row["val_loss"] - base for row in shown], [row["name"] for row in shown], "o", label="one run")
+    points = [(change, name) for name in names for change in added[name]]
+    axes.plot(*zip(*points, strict=True), "o", alpha=0.7, label="one run")
     axes.axvline(0, color="black", lw=0.8)
-    axes.set(xlabel="validation loss minus that of the base, nats per character")
+    axes.set(xlabel="validation loss minus that of the base with the same seed, nats per character")
     axes.set_title(f"{PRESET}, half a million tokens of tiny Shakespeare")
 
 

@@ -38,7 +38,8 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
             tokens_per_step, flops_per_step: Tokens and floating-point operations of one step, without those of drawing
                 texts.
             tokens, flops: The same for all remaining steps.
-            epochs: How often the remaining steps read the training split; 0 if the model writes its texts itself.
+            epochs: How often the remaining steps read the training split, at least 0.01; 0 if the model writes its
+                texts itself.
             ms_per_iter: Median time of a step, in milliseconds.
             tokens_per_second: Training tokens per second of a step.
             eta_seconds: Expected time to the end, evaluations included.
@@ -63,7 +64,7 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
         "iters": iters,
         "tokens_per_step": tokens_per_step,
         "tokens": iters * tokens_per_step,
-        "epochs": iters * tokens_per_step / trainer.source.num_tokens if is_read else 0.0,
+        "epochs": max(0.01, round(iters * tokens_per_step / trainer.source.num_tokens, 2)) if is_read else 0.0,
         "flops_per_step": flops_per_step,
         "flops": flops_per_step * iters,
         "ms_per_iter": round(step_seconds * 1000, 1),
