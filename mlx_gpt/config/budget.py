@@ -180,8 +180,8 @@ def _batch(budget: Budget, block_size: int) -> dict[str, int]:
 def _dropout(budget: Budget) -> float:
     """The dropout that fits the passes over the text and the parameters for each of its tokens, a multiple of 0.05."""
     parameters = budget.parameters / budget.train_tokens
-    passes = DROPOUT_PASSES * (parameters / DROPOUT_PARAMETERS) ** DROPOUT_POWER
-    dropout = DROPOUT + DROPOUT_GROWTH * math.log(budget.tokens / budget.train_tokens / passes)
+    reference = DROPOUT_PASSES * (parameters / DROPOUT_PARAMETERS) ** DROPOUT_POWER
+    dropout = DROPOUT + DROPOUT_GROWTH * math.log(budget.tokens / budget.train_tokens / reference)
     return round(min(max(dropout, 0.0), MAX_DROPOUT) * 20) / 20
 
 

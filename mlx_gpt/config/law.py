@@ -85,6 +85,12 @@ def predicted(config: Config, budget: Budget) -> Prediction | str:
 
 def _difference(config: Config, measured: Config) -> str | None:
     """Says which setting of a run differs from those of the runs of a law, or returns None."""
+    own, other = tokens_per_update(config), tokens_per_update(measured)
+    if not 1 / SAME_UPDATES <= own / other <= SAME_UPDATES:
+        return f"updates of about {other:,} tokens at this length, and this one has {own:,}"
+    own, other = config.model.dropout, measured.model.dropout
+    if abs(own - other) > SAME_DROPOUT + 1e-9:
+        return f"model.dropout={other} at this length, and this one has {own}"
     measured = measured.replace({"data.corpus": (CORPUS,)})
     for table in (config.data, config.train, config.optimizer):
         for key in (field.name for field in dataclasses.fields(table)):
@@ -92,10 +98,4 @@ def _difference(config: Config, measured: Config) -> str | None:
             own, other = config.get(name), measured.get(name)
             if key not in NOT_COMPARED and own != other:
                 return f"{name}={other}, and this one has {own}"
-    own, other = tokens_per_update(config), tokens_per_update(measured)
-    if not 1 / SAME_UPDATES <= own / other <= SAME_UPDATES:
-        return f"updates of about {other:,} tokens at this length, and this one has {own:,}"
-    own, other = config.model.dropout, measured.model.dropout
-    if abs(own - other) > SAME_DROPOUT + 1e-9:
-        return f"model.dropout={other} at this length, and this one has {own}"
     return None

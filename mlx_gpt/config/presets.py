@@ -155,7 +155,7 @@ def load_toml(folder: str, name: str) -> dict[str, Any]:
     known = {n: resource_dir(folder) / f"{n}.toml" for n in names_of(folder)}
     if name in known or not (path.suffix == ".toml" or path.is_file()):
         kind = {"presets": "preset", "presets/recipes": "recipe"}[folder]
-        if (path / "run.toml").is_file():
+        if name not in known and (path / "run.toml").is_file():
             raise UserError(f"{kind} {name}: is a run folder; name the file with its settings, {path / 'run.toml'}")
         path = lookup(known, name, f"{kind} (or TOML file)")
     tables = read_toml(path)

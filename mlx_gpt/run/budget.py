@@ -74,15 +74,17 @@ def with_budget(start: Start, preset: str, request: Request, processes: int, not
     began = time.perf_counter()
     if is_timed:
         budget = _limited(start, budget, given)
+    longest = config.optimizer.warmup_steps
     config = with_iters(fitted(config, given, budget))
     elapsed = time.perf_counter() - began if is_timed else 0.0
     start = _with(start, config, _described(config, given, budget), elapsed)
-    return dataclasses.replace(start, fit=functools.partial(_refitted, chosen_names(config, given), budget))
+    return dataclasses.replace(start, fit=functools.partial(_refitted, chosen_names(config, given), budget, longest))
 
 
-def _refitted(names: set[str], budget: Budget, config: Config) -> Config:
-    """The settings after `train.iters` has changed; see with_counts()."""
+def _refitted(names: set[str], budget: Budget, warmup_steps: int, config: Config) -> Config:
+    """The settings after `train.iters` has changed, with a warm-up of at most `warmup_steps`; see with_counts()."""
     tokens = config.train.iters * tokens_per_update(config)
+    config = config.replace({"optimizer.warmup_steps": warmup_steps})
     return with_counts(config, names, dataclasses.replace(budget, tokens=tokens))
 
 

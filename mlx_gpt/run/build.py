@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gpt.checkpoint.store import Header, Tensors
+from mlx_gpt.config.budget import tokens_per_update
 from mlx_gpt.config.schema import Config
 from mlx_gpt.data.corpus import Corpus, open_corpus
 from mlx_gpt.data.encoding import encode
@@ -78,13 +79,13 @@ class Start:
     def end(self) -> str:
         """Says how far a complete run is, and which lengths continue it."""
         header, train = self.header, self.header.config.train
-        lengths = [f"--iters above {header.step}"]
+        lengths = [f"--iters {header.step + 1} or more"]
         if header.tokens and train.objective not in ROLLOUT_OBJECTIVES:
-            lengths.append(f"--tokens above {header.tokens}")
+            lengths.append(f"--tokens {header.tokens + tokens_per_update(header.config)} or more")
         if train.minutes:
             lengths.append(f"--minutes above {max(train.minutes, header.elapsed / 60):.4g}")
         of = f" of {train.length}" if train.length else ""
-        return f"already at step {header.step}{of}, nothing to do; to train further, give {' or '.join(lengths)}"
+        return f"already at step {header.step}{of}, nothing to do; to train further, give {', or '.join(lengths)}"
 
 
 def open_text(config: Config, note: Note) -> Corpus:

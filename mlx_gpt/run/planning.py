@@ -71,7 +71,7 @@ def plan(start: Start, note: Note) -> dict[str, int | float]:
         "tokens_per_second": round(tokens_per_step / step_seconds, 1),
         "eta_seconds": round(seconds, 1),
         **packed_sizes(model, header.vocab_size),
-        **(_expected(start, trainer, iters * tokens_per_step, note) if is_read else {}),
+        **(_expected(start, trainer, iters, note) if is_read else {}),
     }
 
 
@@ -89,26 +89,25 @@ def _rest(trainer: Trainer, step_seconds: float, start: Start) -> tuple[int, flo
     header, pace = start.header, trainer.pace
     train = header.config.train
     if train.minutes and not header.planned:
-        planned = pace.iters_in_budget(step_seconds, header, header.elapsed)
-        train = start.fit(header.config.replace({"train.iters": planned})).train
+        train = pace.fitted(step_seconds, header, header.elapsed, start.fit).train
     iters = train.iters - header.step
     evaluations = math.ceil(iters / train.eval_every)
     return iters, iters * step_seconds + evaluations * pace.next_eval_seconds(step_seconds, header)
 
 
-def _expected(start: Start, trainer: Trainer, tokens: int, note: Note) -> dict[str, float]:
-    """The loss that a law predicts for a run of this length; empty, with a note, if no law holds."""
+def _expected(start: Start, trainer: Trainer, iters: int, note: Note) -> dict[str, float]:
+    """The loss that a law predicts for a run of `iters` steps; empty, with a note, if no law holds."""
     header = start.header
     if start.weights is not None:
         note("the loss is not predicted: only runs with new weights were measured")
         return {}
     budget = Budget(
-        tokens=tokens,
+        tokens=iters * trainer.source.tokens_per_batch,
         parameters=num_params(header.config.model, header.vocab_size),
         train_tokens=trainer.source.num_tokens,
         val_tokens=trainer.validation.num_tokens,
     )
-    found = predicted(header.config, budget)
+    found = predicted(start.fit(header.config.replace({"train.iters": iters})), budget)
     if isinstance(found, str):
         note(found)
         return {}

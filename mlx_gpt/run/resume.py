@@ -194,7 +194,10 @@ def _with_length(config: Config, header: Header, request: Request) -> Config:
         UserError: The run has already taken the time that the request gives.
     """
     settings, old = request.settings, header.config
-    if 0 < (minutes := settings.get("train.minutes", 0)) <= header.elapsed / 60:
+    minutes = settings.get("train.minutes", 0)
+    if 0 < minutes == old.train.minutes and header.planned and not settings.keys() & {"train.iters", "train.tokens"}:
+        return config.replace({"train.iters": old.train.iters})  # the same time limit changes nothing
+    if 0 < minutes <= header.elapsed / 60:
         raise UserError(
             f"train.minutes={minutes:g}: the run has already taken {header.elapsed / 60:.4g} minutes; give more"
         )

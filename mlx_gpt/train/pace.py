@@ -12,6 +12,8 @@ from mlx_gpt.train.parallel import Group
 from mlx_gpt.train.reports import Plan
 
 PROBE_STEPS = 5  # steps that are timed before a time budget is converted to a number of updates
+NEVER = 1 << 40  # steps between evaluations of a run that makes only the last one
+FIT_ROUNDS = 6
 COUNTS = ("train.iters", "optimizer.warmup_steps", "train.eval_every")  # settings that a time budget may change
 
 
@@ -68,11 +70,23 @@ class Pace:
             fit: Fits the settings of COUNTS to a new `train.iters`.
             group: The processes that train together.
         """
-        iters = self.iters_in_budget(self.step_seconds, header, elapsed)
-        config = fit(header.config.replace({"train.iters": iters}))
+        config = self.fitted(self.step_seconds, header, elapsed, fit)
         counts = group.gather(*map(config.get, COUNTS))[0]
         config = header.config.replace(dict(zip(COUNTS, counts, strict=True)))
         return dataclasses.replace(header, config=config, planned=True)
+
+    def fitted(self, step_seconds: float, header: Header, elapsed: float, fit: Callable[[Config], Config]) -> Config:
+        """Returns the settings with a `train.iters` that fits the time budget, see planned().
+
+        The evaluations follow from the length, and the length from the time that they take. The first length has one
+        evaluation, at its end. Each round is nearer to a length that agrees with its evaluations.
+        """
+        config, eval_every = header.config, NEVER
+        for _ in range(FIT_ROUNDS):
+            iters = self.iters_in_budget(step_seconds, header, elapsed, eval_every)
+            config = fit(header.config.replace({"train.iters": iters}))
+            eval_every = config.train.eval_every
+        return config
 
     def plan(self, header: Header) -> Plan:
         """Returns the report of a header that planned() returned."""
@@ -86,19 +100,22 @@ class Pace:
             eval_every=train.eval_every,
         )
 
-    def iters_in_budget(self, step_seconds: float, header: Header, elapsed: float) -> int:
+    def iters_in_budget(self, step_seconds: float, header: Header, elapsed: float, eval_every: int) -> int:
         """Computes the total number of updates that fit into `train.minutes`, at most `train.iters`.
 
-        The time of evaluations is subtracted: one at the end, and one every `train.eval_every` steps.
+        The time of evaluations is subtracted: one every `eval_every` steps, and one at the end.
 
         Args:
             step_seconds: Seconds of a training step.
             header: Settings and progress of the run.
             elapsed: Seconds of the budget that are already spent.
+            eval_every: Steps between evaluations.
         """
         train, eval_seconds = header.config.train, self.next_eval_seconds(step_seconds, header)
-        left = train.minutes * 60 - elapsed - eval_seconds
-        more = int(left / (step_seconds + eval_seconds / train.eval_every))
+        done = header.step % eval_every  # steps since the last evaluation
+        left = train.minutes * 60 - elapsed + done * step_seconds
+        evaluations, rest = divmod(left, eval_every * step_seconds + eval_seconds)
+        more = int(evaluations) * eval_every + max(0, int((rest - eval_seconds) / step_seconds)) - done
         return min(train.iters, header.step + max(more, 1))
 
     def is_spent(self, header: Header, elapsed: float) -> bool:

@@ -50,10 +50,9 @@ class Progress:
         kind, step, values = kind_of(report), step_of(report), curves_of(report)
         self._has_kinds |= isinstance(report.get("report"), str)
         if kind in BEGINS:
-            self.last.pop("stop", None)
-            self.last.pop("failure", None)
-        if kind == "start":  # a run that is resumed may have another length, which is in its settings
-            self.last.pop("plan", None)
+            ended = [self.last.pop(end, None) for end in ("stop", "failure")]
+            if kind == "start" or any(ended):  # a run that is resumed may have another length, which is in its settings
+                self.last.pop("plan", None)
         if kind == "step":
             self._add_speed(step, values)
         elif kind == "alert":

@@ -161,7 +161,7 @@ def test_a_planned_run_has_a_warm_up_and_evaluations_that_fit_it(tmp_path):
     start = started({"train.minutes": 1.0})
     for iters in (7, 30, 400, 10**6):
         config = start.fit(start.header.config.replace({"train.iters": iters}))
-        assert config.optimizer.warmup_steps <= config.optimizer.decay_start * iters
+        assert config.optimizer.warmup_steps == min(20, int(config.optimizer.decay_start * iters))
         assert math.ceil(iters / config.train.eval_every) <= 20
         others = {"train.iters": iters, "train.eval_every": 5, "optimizer.warmup_steps": 5}
         assert config.replace(others) == start.header.config.replace(others)
@@ -307,7 +307,7 @@ def test_a_run_that_is_beyond_the_length_that_is_asked_for_stays_as_it_is(tmp_pa
     else:
         stopped = Session(request, ignore)
         assert stopped.start.is_complete and not list(stopped)
-        assert "nothing to do; to train further, give --iters above 5 or --tokens above" in stopped.start.end()
+        assert "nothing to do; to train further, give --iters 6 or more, or --tokens " in stopped.start.end()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert not begin(Request(resume=str(folder)), ignore).is_complete
 
