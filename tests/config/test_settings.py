@@ -166,6 +166,19 @@ def test_set_is_typed_by_its_field(text, expected):
     assert parse_set(text) == expected
 
 
+def test_a_whole_number_may_be_written_as_a_float():
+    iters = resolve(overrides=dict([parse_set("train.iters=5e2")])).train.iters
+    assert iters == 500 and type(iters) is int
+
+
+def test_a_run_folder_with_the_name_of_a_preset_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = resolve("tiny")
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny/run.toml").write_text("[train]\niters = 3\n")
+    assert resolve("tiny") == expected
+
+
 @pytest.mark.parametrize(
     "overrides, words",
     [
@@ -174,6 +187,7 @@ def test_set_is_typed_by_its_field(text, expected):
         ({"modle.n_head": 4}, ["modle", "did you mean model?"]),
         ({"train.iters": 0}, ["train.iters=0", "from 1"]),
         ({"train.iters": 2.5}, ["train.iters=2.5", "whole number"]),
+        ({"train.iters": float("inf")}, ["train.iters=inf", "whole number"]),
         ({"train.iters": True}, ["train.iters=True"]),
         ({"optimizer.learning_rate": -1.0}, ["optimizer.learning_rate=-1.0", "from 0"]),
         ({"optimizer.learning_rate": float("nan")}, ["optimizer.learning_rate=nan"]),

@@ -63,6 +63,10 @@ def test_the_progress_is_that_of_the_reports(tmp_path):
     append(run.folder, {"report": "start", "step": 11, "start_loss": 1.0})  # resumed with the length in run.toml
     runs.refresh(ENOUGH)
     assert run.summary()["iters"] == 20
+    append(run.folder, {"report": "plan", "iters": 30, "step": 12}, {"report": "stop", "step": 30, "reason": "iters"})
+    append(run.folder, {"report": "eval", "step": 30, "val_loss": 3.0}, {"report": "step", "step": 31, "loss": 1.0})
+    runs.refresh(ENOUGH)
+    assert run.summary()["iters"] == 20
 
 
 def test_names_states_and_progress_are_known_before_reports_are_read(tmp_path):
